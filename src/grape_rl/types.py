@@ -1,0 +1,128 @@
+"""The records that flow through a run: sequences, rollouts, verdicts, and what an objective sees.
+
+One mask, True where the policy chose the token. One alignment: column t of every ``"b t"`` field speaks of
+``tokens[:, t]``. Missing numbers are NaN and never zero.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Finish = Literal["stop", "length"]
+"""Why a response ended: the policy wrote an end token, or it was cut off at the token limit."""
+
+Status = Literal["ok", "policy_fault", "timeout", "unparseable", "truncated", "refused", "infrastructure"]
+"""What became of one grading. ``ok`` and ``policy_fault`` carry a score; every other status is a missing verdict."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Token sequences as a model reads them: unique prompts, and the tokens that follow each.
+
+    ``prompts[group[i]]`` precedes ``tokens[i]``. ``tokens`` holds everything after the prompt, so text that the policy
+    did not write (a tool's answer, padding) fits with ``mask`` False. Rows are padded on the right.
+    """
+
+    prompts: tuple[Int[Tensor, "_"], ...]
+    tokens: Int[Tensor, "b t"]
+    mask: Bool[Tensor, "b t"]
+    group: Int[Tensor, " b"]
+
+
+@dataclass(frozen=True)
+class Rollout(Sequences):
+    """Sequences that a policy sampled, with how it sampled them.
+
+    ``behavior_logp`` is the log-probability of each token under the distribution really drawn from, with temperature,
+    top-k and top-p in it; 0 where ``mask`` is False. ``version`` counts the updates of the policy that sampled.
+    """
+
+    behavior_logp: Float[Tensor, "b t"]
+    finish: tuple[Finish, ...]
+    version: int
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a forward pass says of each token: its log-probability and the entropy (nats) of the choice it came from."""
+
+    logp: Float[Tensor, "b t"]
+    entropy: Float[Tensor, "b t"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an objective sees of a batch, beside the model's ``Outputs``."""
+
+    mask: Bool[Tensor, "b t"]
+    behavior_logp: Float[Tensor, "b t"]
+    reference_logp: Float[Tensor, "b t"]
+    advantage: Float[Tensor, "b t"]
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response as a grader sees it: text, the data row of its prompt, and how it ended.
+
+    ``text`` has no special tokens; ``tokens`` counts what the policy wrote, its end token included.
+    """
+
+    prompt: str
+    text: str
+    row: Mapping[str, Any]
+    tokens: int
+    finish: Finish
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One response graded on one item: a score in [0, 1] with the grader's confidence in it, or a typed failure.
+
+    A failed grading is *missing* (``score`` and ``confidence`` NaN), never 0. The policy's own fault (it wrote a
+    program that never ends, say) is ``policy_fault``: score 0, confidence 1.
+
+    Raises:
+        ValueError: a score or confidence outside [0, 1], or a missing status that carries a score.
+    """
+
+    item: str
+    score: float
+    confidence: float = 1.0
+    status: Status = "ok"
+    reasoning: str = ""
+    provenance: str = ""
+
+    def __post_init__(self) -> None:
+        if self.missing:
+            if not (math.isnan(self.score) and math.isnan(self.confidence)):
+                raise ValueError(f"item {self.item!r}: a verdict with status {self.status!r} carries no score")
+        elif not (0 <= self.score <= 1 and 0 <= self.confidence <= 1):
+            raise ValueError(
+                f"item {self.item!r}: score {self.score} and confidence {self.confidence} must lie in [0, 1]"
+            )
+
+    @property
+    def missing(self) -> bool:
+        """Whether the grading failed, so that there is no score."""
+        return self.status not in ("ok", "policy_fault")
+
+
+def failed(item: str, status: Status, reasoning: str, provenance: str = "") -> Verdict:
+    """The missing verdict of a grading that failed."""
+    return Verdict(item, math.nan, math.nan, status, reasoning, provenance)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The graded batch: each response's verdicts, one per item of its category, and the reward made of them.
+
+    ``reward`` is NaN where too little is known of a response to use it.
+    """
+
+    reward: Float[Tensor, " b"]
+    verdicts: tuple[tuple[Verdict, ...], ...]
+    category: tuple[str, ...]
