@@ -80,13 +80,14 @@ class Response:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One response graded on one item: a score in [0, 1] with the grader's confidence in it, or a typed failure.
+    """One response graded on one item: a score with the grader's confidence in it, or a typed failure.
 
-    A failed grading is *missing* (``score`` and ``confidence`` NaN), never 0. The policy's own fault (it wrote a
-    program that never ends, say) is ``policy_fault``: score 0, confidence 1.
+    A rubric item scores in [0, 1]; a reward function of one's own scores in any finite unit. A failed grading is
+    *missing* (``score`` and ``confidence`` NaN), never 0. The policy's own fault (it wrote a program that never ends,
+    say) is ``policy_fault``: score 0, confidence 1.
 
     Raises:
-        ValueError: a score or confidence outside [0, 1], or a missing status that carries a score.
+        ValueError: a score that is not finite, a confidence outside [0, 1], or a missing status that carries a score.
     """
 
     item: str
@@ -100,9 +101,9 @@ class Verdict:
         if self.missing:
             if not (math.isnan(self.score) and math.isnan(self.confidence)):
                 raise ValueError(f"item {self.item!r}: a verdict with status {self.status!r} carries no score")
-        elif not (0 <= self.score <= 1 and 0 <= self.confidence <= 1):
+        elif not (math.isfinite(self.score) and 0 <= self.confidence <= 1):
             raise ValueError(
-                f"item {self.item!r}: score {self.score} and confidence {self.confidence} must lie in [0, 1]"
+                f"item {self.item!r}: score {self.score} must be finite and confidence {self.confidence} in [0, 1]"
             )
 
     @property
