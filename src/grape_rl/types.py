@@ -27,7 +27,7 @@ class Sequences:
     did not write (a tool's answer, padding) fits with ``mask`` False. Rows are padded on the right.
     """
 
-    prompts: tuple[Int[Tensor, "_"], ...]
+    prompts: tuple[Int[Tensor, " _"], ...]
     tokens: Int[Tensor, "b t"]
     mask: Bool[Tensor, "b t"]
     group: Int[Tensor, " b"]

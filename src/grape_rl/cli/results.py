@@ -1,0 +1,31 @@
+"""Held-out results as a table."""
+
+from collections.abc import Mapping
+
+from grape_rl.training.display import table
+from grape_rl.training.evaluate import HeldOut
+
+
+def print_held_out(evaluations: Mapping[int, HeldOut], names: Mapping[int, str] | None = None) -> None:
+    """Each category's items before, after, and the change; the steps in between too, if there were evaluations."""
+    if not evaluations:
+        return
+    steps = sorted(evaluations)
+    first, last = evaluations[steps[0]], evaluations[steps[-1]]
+    heads = [(names or {}).get(step, f"step {step}") for step in steps]
+    several = len(steps) > 1
+    rows: list[list[str | float]] = []
+    for index, item in enumerate(last.items):
+        means = [evaluations[step].items[index].mean for step in steps]
+        rows.append([item.category, item.item, *means, *([_change(means)] if several else [])])
+    rewards = [evaluations[step].reward for step in steps]
+    lengths = [evaluations[step].length for step in steps]
+    rows.append(["all", "reward", *rewards, *([_change(rewards)] if several else [])])
+    rows.append(["all", "tokens", *[f"{length:.1f}" for length in lengths], *([""] if several else [])])
+    missing = sum(sum(item.missing.values()) for item in last.items)
+    title = f"held-out: mean scores of {first.responses} responses" + (f", {missing} missing" if missing else "")
+    table(title, ["category", "item", *heads, *(["change"] if several else [])], rows)
+
+
+def _change(means: list[float]) -> str:
+    return f"{means[-1] - means[0]:+.3f}"

@@ -1,0 +1,66 @@
+"""``grape score``: grade existing responses by a rubric, without training."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from grape_rl.cli.arguments import parsed_arguments
+
+HELP = """usage: grape score --rubric FILE --data FILE [--KEY VALUE ...]
+
+--rubric    a rubric file
+--data      rows with a response each
+--response  the column with the response (response)
+--prompt    the column with the prompt (prompt)
+--allow     the Python files and modules that the rubric may call, with commas between
+--output    also write every response's reward and verdicts there, as JSON lines
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print each item's mean score over the responses."""
+    if not arguments or "--help" in arguments or "-h" in arguments:
+        print(HELP)
+        return
+    words, own, _ = parsed_arguments(arguments, known=["rubric", "data", "response", "prompt", "allow", "output"])
+    if words or not {"rubric", "data"} <= own.keys():
+        raise ValueError("grape score needs --rubric FILE and --data FILE, and no other words")
+    import torch
+
+    from grape_rl.algorithms import unweighted
+    from grape_rl.data.rows import require, rows
+    from grape_rl.reward.rubric import check_rows, load_rubric
+    from grape_rl.reward.scores import item_table, rubric_scorer
+    from grape_rl.training.display import table
+    from grape_rl.training.source import records
+    from grape_rl.types import Response
+
+    response, prompt = str(own.get("response", "response")), str(own.get("prompt", "prompt"))
+    found = rows(str(own["data"]))
+    require(found, [response, prompt], str(own["data"]))
+    rubric = load_rubric(str(own["rubric"]), [name for name in str(own.get("allow", "")).split(",") if name])
+    check_rows(rubric, found)
+    # Without a tokenizer, words stand for the tokens that a length check counts.
+    answers = [Response(str(r[prompt]), str(r[response]), r, len(str(r[response]).split()), "stop") for r in found]
+    scores = rubric_scorer(rubric, unweighted)(answers, torch.arange(len(answers)))
+    lines = [
+        [
+            item.category,
+            item.item,
+            item.graded,
+            item.mean,
+            ", ".join(f"{k} {v}" for k, v in item.missing.items()) or "-",
+        ]
+        for item in item_table(scores)
+    ]
+    table(f"{len(answers)} responses of {own['data']}", ["category", "item", "graded", "mean", "missing"], lines)
+    print(f"mean reward {float(scores.reward.nanmean()):.3f}")
+    if "output" in own:
+        out = Path(str(own["output"]))
+        told = records(answers, scores, torch.full_like(scores.reward, torch.nan))
+        out.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in told), encoding="utf-8")
+        print(f"written: {out}")
+
+
+def _counts(missing: Mapping[str, int]) -> str:
+    return ", ".join(f"{status} {count}" for status, count in missing.items()) or "-"

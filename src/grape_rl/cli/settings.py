@@ -1,0 +1,58 @@
+"""Settings as text: every one with its default and meaning, and what follows from those chosen."""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from grape_rl.algorithms import ALGORITHMS, Responses, chosen_options
+from grape_rl.config import Config
+
+
+def settings_help() -> str:
+    """Every setting by its dotted name, with its default and what it is for."""
+    return "settings:\n" + "\n".join(_lines(Config, ""))
+
+
+def _lines(model: type[BaseModel], prefix: str) -> list[str]:
+    out: list[str] = []
+    for name, field in model.model_fields.items():
+        part = _section(field.annotation)
+        if part:
+            out += _lines(part, f"{prefix}{name}.")
+        else:
+            default = "" if field.is_required() else f" ({_short(field.get_default(call_default_factory=True))})"
+            meaning = " ".join((field.description or "").replace("``", "").split())
+            out.append(f"  --{prefix}{name}{default}" + (f"  {meaning}" if meaning else ""))
+    return out
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    for kind in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
+def _short(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def derived(config: Config) -> str:
+    """What follows from the settings: responses and tokens a step, optimizer steps, the device."""
+    from grape_rl.parts import device
+
+    row = ALGORITHMS[config.method]
+    options = chosen_options(row, config.options)
+    updates = options.get("epochs", 1) * options.get("minibatches", 1)
+    if isinstance(row.source, Responses):
+        count = config.prompts_per_step * config.group_size
+        batch = (
+            f"{config.prompts_per_step} prompts x {config.group_size} responses = {count} responses a step, up to "
+            f"{count * config.sampling.max_tokens} tokens"
+        )
+    else:
+        batch = f"{config.prompts_per_step} demonstrations a step"
+    return (
+        f"{config.method}: {config.steps} steps, {batch}; {updates} optimizer step{'s' * (updates > 1)} each, in "
+        f"micro-batches of up to {config.tokens_per_microbatch} positions; {device(config.device)}, {config.precision}"
+    )

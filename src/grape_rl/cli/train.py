@@ -1,0 +1,64 @@
+"""``grape train METHOD``: one run."""
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from grape_rl.cli.arguments import parsed_arguments
+
+HELP = """usage: grape train METHOD [--config FILE] [--KEY VALUE ...] [--resume] [--dry-run]
+
+METHOD    a row of the table: see grape algorithms
+--config  a YAML file; "demo" is the built-in one of the method, on the built-in tasks
+--KEY     any setting, by its dotted name, over the file: --steps 50 --sampling.temperature 0.7 --options.kl 0.01
+--resume  go on from the last checkpoint of the run in the output folder
+--dry-run print the settings, and what follows from them, and stop
+
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train, print the held-out results, and say where the run lies."""
+    if not arguments or "--help" in arguments or "-h" in arguments:
+        from grape_rl.cli.settings import settings_help
+
+        print(HELP + settings_help())
+        return
+    words, own, given = parsed_arguments(arguments, ["resume", "dry_run"], settings=True, known=["config"])
+    if len(words) != 1:
+        raise ValueError(f"name one method to train by, not {words or 'none'}: see grape algorithms")
+    from grape_rl.cli.results import print_held_out
+    from grape_rl.cli.settings import derived
+    from grape_rl.config import dumped
+    from grape_rl.run import train
+
+    config = resolved(words[0], str(own["config"]) if "config" in own else None, given)
+    if own.get("dry_run"):
+        print(dumped(config) + "\n" + derived(config))
+        return
+    print(derived(config), flush=True)
+    run = train(config, resume=bool(own.get("resume")))
+    print_held_out(run.evaluations)
+    print(f"run: {run.folder}\nmodel: {run.model}")
+
+
+def resolved(method: str, file: str | None, given: dict[str, Any]) -> Any:
+    """The configuration of a method: the file's settings, with those of the command line over them.
+
+    Raises:
+        ValueError: an unknown method, or anything wrong in the file or the settings.
+    """
+    from grape_rl.algorithms import ALGORITHMS
+    from grape_rl.config import from_file, laid_over, loaded
+    from grape_rl.reward.strict import nearest
+
+    if method not in ALGORITHMS:
+        raise ValueError(f"unknown method {method!r}{nearest(method, ALGORITHMS)}")
+    data = from_file(demo_config(method) if file == "demo" else Path(file), method) if file else {"method": method}
+    return loaded(laid_over(data, given), file or "settings")
+
+
+def demo_config(method: str) -> Path:
+    """The built-in configuration file of a method on the built-in tasks."""
+    return Path(str(files("grape_rl") / "configs" / "demo" / f"{method}.yaml"))

@@ -1,0 +1,249 @@
+"""What a user may set, checked: unknown keys are refused with the nearest name, and every complaint is one line."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from grape_rl.algorithms import ALGORITHMS, Responses, chosen_options
+from grape_rl.reward.strict import Strict, nearest, parsed, validated
+
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(Strict):
+    """A part of the configuration, each setting explained by the text below it."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Scratch(Section):
+    """A small model with random weights and a tokenizer made from the data: no download."""
+
+    tokenizer: Literal["characters", "bpe"] = "characters"
+    """One token a character, or byte-level BPE."""
+    vocabulary: PositiveInt = 8192
+    """Tokens of a BPE tokenizer."""
+    hidden: PositiveInt = 128
+    layers: PositiveInt = 4
+    heads: PositiveInt = 4
+    context: PositiveInt = 512
+    """The longest sequence, in tokens."""
+
+
+class Model(Section):
+    """Which model to train."""
+
+    name: str = "Qwen/Qwen2.5-0.5B-Instruct"
+    """A folder in Hugging Face layout, or a model of the Hub."""
+    scratch: Scratch | None = None
+    """Instead of ``name``: a new small model."""
+
+
+class Teacher(Section):
+    """Writes demonstrations for tasks that have only answers: imperfectly, so that there is something to improve."""
+
+    wrong: Share = 0.0
+    """The share of demonstrations that give the answer of another question of the same task."""
+    styles: dict[str, PositiveFloat] = Field({"{answer}": 1.0})
+    """How a completion is written → how often; ``{answer}`` stands for the answer."""
+
+
+class Data(Section):
+    """The prompts, and for SFT the completions."""
+
+    source: str | None = None
+    """A .jsonl, .json, .parquet or .csv file, or a data set of the Hub ("openai/gsm8k:main")."""
+    split: str = "train"
+    """The split of a Hub data set."""
+    tasks: dict[str, dict[str, Any]] = Field({})
+    """Instead of ``source``: tasks of reasoning-gym, each with its options."""
+    teacher: Teacher = Field(Teacher.model_validate({}))
+    """Who demonstrates the tasks, for SFT."""
+    prompt: str = "prompt"
+    """The column with the prompt: text, or messages."""
+    completion: str = "completion"
+    """The column with the completion that SFT learns."""
+    system: str | None = None
+    """A system message before each prompt."""
+    rows: PositiveInt | None = None
+    """How many rows to use: all of a file's, or 2000 of tasks."""
+    max_length: PositiveInt = 1024
+    """The longest demonstration in tokens, prompt included; what is longer loses its end."""
+    held_out: str | None = None
+    """The file or data set with held-out rows. Without one they are taken off the start of ``source``."""
+    held_out_split: str = "train"
+    held_out_rows: Count = 0
+    """How many held-out rows to evaluate on; 0 for no evaluation."""
+
+
+class Reward(Section):
+    """How responses are scored: exactly one of ``rubric`` and ``function``."""
+
+    rubric: str | None = None
+    """A rubric file."""
+    function: str | None = None
+    """A reward function of one's own, "file.py:name" or "package.module:name": f(prompts, completions, **columns)."""
+    allow: tuple[str, ...] = ()
+    """The Python files and modules that a rubric file may call."""
+    failure_limit: Share = 0.1
+    """The share of missing verdicts in a step at which the run stops."""
+
+
+class Sampling(Section):
+    """How responses are drawn."""
+
+    max_tokens: PositiveInt = 256
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    top_k: Count = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class Optimizer(Section):
+    """AdamW, and its learning rate over the steps."""
+
+    learning_rate: PositiveFloat = 1e-6
+    warmup: Count = 0
+    """Steps over which the rate rises."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    max_grad_norm: PositiveFloat = 1.0
+
+
+class Evaluation(Section):
+    """How the held-out rows are sampled: like the policy itself unless told otherwise."""
+
+    every: Count = 0
+    """Steps between evaluations; 0 for only before and after."""
+    samples: PositiveInt = 1
+    """Responses a prompt."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+
+
+class Config(Section):
+    """One run."""
+
+    method: str
+    """A row of the table: see ``grape algorithms``."""
+    model: Model = Model()
+    data: Data = Field(Data.model_validate({}))
+    reward: Reward = Reward()
+    sampling: Sampling = Sampling()
+    optimizer: Optimizer = Optimizer()
+    evaluation: Evaluation = Evaluation()
+    options: dict[str, Any] = Field({})
+    """The method's own options: see ``grape explain METHOD``."""
+    steps: PositiveInt = 100
+    prompts_per_step: PositiveInt = 8
+    """Prompts a step (for SFT, demonstrations)."""
+    group_size: PositiveInt = 8
+    """Responses a prompt."""
+    tokens_per_microbatch: PositiveInt = 8192
+    """The most positions that one forward pass of the update holds: memory for time, never another result."""
+    seed: Count = 0
+    output: str = "runs/{method}"
+    """The run's folder."""
+    device: str = "auto"
+    """"cpu", "cuda", or "auto" for CUDA where there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """What forward passes compute in; the weights stay fp32."""
+    measure_kl: bool = True
+    """Whether to log the KL to the model at the start, at the price of one more forward pass a step."""
+    checkpoint_every: Count = 0
+    """Steps between checkpoints; 0 for only the last."""
+    keep_checkpoints: PositiveInt = 2
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        row = ALGORITHMS.get(self.method)
+        if row is None:
+            raise ValueError(f"unknown method {self.method!r}{nearest(self.method, ALGORITHMS)}")
+        chosen_options(row, self.options)
+        if bool(self.data.source) == bool(self.data.tasks):
+            raise ValueError("data: name exactly one of source (a file or a data set) and tasks")
+        if not isinstance(row.source, Responses):
+            return self
+        if bool(self.reward.rubric) == bool(self.reward.function):
+            raise ValueError(f"reward: {self.method} scores responses: name exactly one of rubric and function")
+        if self.method == "grape" and not self.reward.rubric:
+            raise ValueError("reward: grape weights the items of a rubric: name reward.rubric, or use grpo")
+        if self.group_size < row.source.smallest_group:
+            raise ValueError(
+                f"group_size is {self.group_size}: {self.method} compares the responses to a prompt, so it needs at "
+                f"least {row.source.smallest_group}"
+            )
+        if not row.source.any_sampler:
+            if self.sampling.top_k or self.sampling.top_p < 1:
+                raise ValueError(
+                    f"sampling: {self.method} needs tokens from the whole distribution of the policy, and top_k or "
+                    "top_p cut it: the ratio would no longer be between two policies; leave them out, or use "
+                    "rejection_sampling, which may cut"
+                )
+            if self.sampling.temperature == 0:
+                raise ValueError(f"sampling: temperature 0 makes all responses alike: {self.method} learns nothing")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.output.format(method=self.method, seed=self.seed))
+
+
+def loaded(data: dict[str, Any], source: str = "config") -> Config:
+    """The configuration that plain data says.
+
+    Raises:
+        ValueError: one line with every fault and its place.
+    """
+    return validated(Config, data, source, {})
+
+
+def from_file(path: Path, method: str) -> dict[str, Any]:
+    """The plain data of a YAML or JSON file, ``extends`` resolved, paths of the rubric and the like made absolute.
+
+    ``extends: other.yaml`` lays this file's keys over the other's. ``reward.rubric`` and ``reward.function`` are looked
+    for beside the file that names them.
+
+    Raises:
+        ValueError: the file is not there, does not parse, or is for another method.
+    """
+    data = _extended(path)
+    if data.setdefault("method", method) != method:
+        raise ValueError(f"{path}: is for the method {data['method']!r}, and {method!r} was asked for")
+    return data
+
+
+def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Two layers of settings as one: where both have keys below a key, those are merged, else the upper one holds.
+
+    >>> laid_over({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
+    {'a': {'b': 1, 'c': 3}}
+    """
+    out = dict(below)
+    for key, value in above.items():
+        old = out.get(key)
+        # Tasks, styles and options are values in themselves, not settings to merge; but merging them is harmless.
+        out[key] = laid_over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return out
+
+
+def dumped(config: Config) -> str:
+    """The configuration as YAML, every default spelled out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _extended(path: Path) -> dict[str, Any]:
+    data = parsed(path)
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: should be keys with values")
+    reward = data.get("reward")
+    if isinstance(reward, dict):
+        for key in ("rubric", "function"):
+            value = reward.get(key)
+            if isinstance(value, str) and (path.parent / value.split(":")[0]).is_file():
+                reward[key] = str(path.parent / value)
+    base = data.pop("extends", None)
+    return laid_over(_extended(path.parent / base), data) if base else data

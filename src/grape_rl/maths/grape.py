@@ -1,0 +1,83 @@
+"""GRAPE's reward: a response's scores on the items of a rubric, each item weighted by how sure its critic is of it."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from grape_rl.maths.advantage import group_count, group_mean
+
+
+def confidence_weighted(
+    score: Float[Tensor, "b k"],
+    confidence: Float[Tensor, "b k"],
+    weight: Float[Tensor, " k"],
+    group: Int[Tensor, " b"],
+    scope: Literal["group", "batch"] = "group",
+) -> Float[Tensor, " b"]:
+    """Reward of each response: ``Σ_k weight_k c_k score_k / Σ_k |weight_k| c_k``, c_k the mean confidence in item k.
+
+    The responses are all graded on the same K items (one category of prompt); a negative weight marks a pitfall.
+
+    The paper's (arXiv 2509.04501): item scores become one reward, each item weighted by the critic's average confidence
+    in it across all samples. Ours:
+
+    - "All samples" (``scope``) are those of the prompt's group, or of the batch. Either way ``c_k`` is the same for
+      all responses of a group: with each response's own confidence, the policy could gain by making its critic unsure.
+    - The result is divided by Σ|w|c, so it stays in the range of the scores (mirrored for a pitfall), and only the
+      confidences' proportions matter. A group with Σ|w|c = 0 has nothing to go by: NaN.
+    - A verdict with a NaN score or confidence is missing, never 0. The mean confidence is over valid verdicts. A
+      missing score is read as the item's mean in the group; an item with under half of its verdicts in a group is left
+      out for that group, above and below the bar; a response without verdicts on over half of the weight (Σ|w| over
+      all items) has the reward NaN.
+
+    Raises:
+        ValueError: an infinite score, a negative or infinite confidence, a weight that is not finite, or an unknown
+            ``scope``.
+
+    >>> score, confidence = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.9, 0.2], [0.9, 0.4]])
+    >>> confidence_weighted(score, confidence, torch.tensor([1.0, 1.0]), torch.tensor([0, 0]))
+    tensor([0.7500, 0.2500])
+    """
+    _refuse_bad(score, confidence, weight)
+    valid = ~(score.isnan() | confidence.isnan())
+    score, confidence = score.masked_fill(~valid, torch.nan), confidence.masked_fill(~valid, torch.nan)
+    match scope:
+        case "group":
+            certainty = group_mean(confidence, group)
+        case "batch":
+            certainty = group_mean(confidence, torch.zeros_like(group))
+        case _:
+            raise ValueError(f"scope is {scope!r}; it must be 'group' or 'batch'")
+    used = 2 * group_count(score, group) >= group_count(torch.zeros_like(score), group)
+    certainty = certainty.masked_fill(~used, 0)
+
+    # Divided before it meets the scores: a single item's share is then x/x, exactly 1 (or −1), and its reward the
+    # score to the last bit. 0/0 is the NaN of a group with nothing to go by.
+    share = weight * certainty / (weight.abs() * certainty).sum(1, keepdim=True)
+    filled = torch.where(valid, score, group_mean(score, group)).masked_fill(~used, 0)
+    reward = (share * filled).sum(1)
+
+    missing = (weight.abs() * ~valid).sum(1)
+    # The margin keeps rounding from deciding: of weights 0.1, 0.2 and 0.3 the first two are exactly half.
+    return reward.masked_fill(missing > (0.5 + 1e-6) * weight.abs().sum(), torch.nan)
+
+
+def mean_score(
+    score: Float[Tensor, "b k"], weight: Float[Tensor, " k"], group: Int[Tensor, " b"]
+) -> Float[Tensor, " b"]:
+    """Reward of each response without confidence: ``Σ_k weight_k score_k / Σ_k |weight_k|``.
+
+    ``confidence_weighted`` with every confidence 1: the same rules for missing verdicts, and the same errors.
+    """
+    return confidence_weighted(score, torch.where(score.isnan(), score, 1), weight, group)
+
+
+def _refuse_bad(score: Tensor, confidence: Tensor, weight: Tensor) -> None:
+    if score.isinf().any():
+        raise ValueError("score has an infinite entry; a score must be finite, or NaN where missing")
+    if ((confidence < 0) | confidence.isinf()).any():
+        raise ValueError("confidence has an entry below 0 or infinite; it must be 0 or more, or NaN where missing")
+    if not weight.isfinite().all():
+        raise ValueError(f"weight is {weight}; every item's weight must be finite")

@@ -1,0 +1,35 @@
+"""Terms that hold a policy back or keep it open: the KL to a reference, and the entropy bonus. Losses, per token."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from grape_rl.maths.divergence import k1, k2, k3
+
+Estimator = Literal["k1", "k2", "k3"]
+_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+
+
+def reference_kl(
+    logp: Float[Tensor, "b t"],
+    behavior_logp: Float[Tensor, "b t"],
+    reference_logp: Float[Tensor, "b t"],
+    kl_estimator: Estimator = "k3",
+) -> Float[Tensor, "b t"]:
+    """KL of the policy to the reference, estimated from tokens that the behavior policy chose.
+
+    ρ · k(logp, reference_logp), ρ = exp(logp − behavior_logp).
+
+    The weight ρ turns an average over the behavior policy's tokens into one over the policy's own (at each prefix), and
+    gradients flow through it. So with k1 or k3, whose averages are KL(π_θ‖π_ref), the average gradient is that of
+    KL(π_θ‖π_ref) too; without ρ it would be 0 for k1 and that of KL(π_ref‖π_θ) for k3. GRPO as published has k3
+    without the weight. Nats.
+    """
+    return (logp - behavior_logp).exp() * _ESTIMATORS[kl_estimator](logp, reference_logp)
+
+
+def entropy_bonus(entropy: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
+    """−entropy: minimised where the policy keeps its choices open. Nats."""
+    return -entropy

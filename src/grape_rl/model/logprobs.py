@@ -1,0 +1,131 @@
+"""One forward pass: the log-probability of every token of some sequences under a model.
+
+A prompt that several rows share is encoded once: its key-value cache is expanded over the rows, and gradients flow
+back through it. Only tokens that the policy chose reach the head.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from grape_rl.model.head import logits_of, token_logprobs
+from grape_rl.types import Outputs, Sequences
+
+
+def logprobs(model: nn.Module, sequences: Sequences, temperature: float = 1.0) -> Outputs:
+    """Log-probability and entropy of each masked token, at the sampling temperature.
+
+    logp[i, t] = log π(tokens[i, t] | prompts[group[i]], tokens[i, :t]), with the logits divided by ``temperature``.
+    Both fields are "b t", in nats, and 0 where ``mask`` is False.
+    """
+    sequences = on_device(sequences, next(model.parameters()).device)
+    mask = sequences.mask
+    hidden = (_joined if len(sequences.prompts) == len(sequences.tokens) else _shared)(model, sequences)
+    logp, entropy = token_logprobs(logits_of(model), hidden[mask], sequences.tokens[mask], temperature)
+    zeros = torch.zeros(mask.shape, dtype=logp.dtype, device=mask.device)
+    return Outputs(zeros.masked_scatter(mask, logp), zeros.masked_scatter(mask, entropy))
+
+
+def _joined(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t d"]:
+    """Hidden states before each token, each row's prompt and tokens read as one sequence.
+
+    Padding stands on the right only, where a causal model can't see it: no attention mask is needed.
+    """
+    b, t = sequences.tokens.shape
+    prompts = [sequences.prompts[g] for g in sequences.group.tolist()]
+    lengths = torch.tensor([len(p) for p in prompts], device=sequences.tokens.device)
+    rows = [torch.cat([p, y[:-1]]) for p, y in zip(prompts, sequences.tokens, strict=True)]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # pyright: ignore[reportCallIssue]
+    before = lengths[:, None] - 1 + torch.arange(t, device=ids.device)
+    return hidden[torch.arange(b, device=ids.device)[:, None], before]
+
+
+def _shared(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t d"]:
+    """The same, each unique prompt encoded once and its cache expanded over the rows of its group."""
+    tokens, group = sequences.tokens, sequences.group
+    ids, valid = left_padded(sequences.prompts)
+    trunk = model.base_model
+    prompt = trunk(  # pyright: ignore[reportCallIssue]
+        input_ids=ids, attention_mask=valid, position_ids=positions(valid), use_cache=True
+    )
+    last = prompt.last_hidden_state[:, -1:][group]
+    if tokens.shape[1] == 1:
+        return last
+    cache = prompt.past_key_values
+    cache.batch_select_indices(group)
+    seen = valid[group]
+    t = tokens.shape[1] - 1
+    rest = trunk(  # pyright: ignore[reportCallIssue]
+        input_ids=tokens[:, :-1],
+        attention_mask=torch.cat([seen, seen.new_ones(len(tokens), t)], dim=1),
+        position_ids=seen.sum(dim=1, keepdim=True) + torch.arange(t, device=tokens.device),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return torch.cat([last, rest.last_hidden_state], dim=1)
+
+
+def left_padded(prompts: tuple[Int[Tensor, " _"], ...]) -> tuple[Int[Tensor, "p w"], Int[Tensor, "p w"]]:
+    """Prompts as one matrix padded on the left with 0, and 1 where a token is real."""
+    width = max(len(p) for p in prompts)
+    pad = [width - len(p) for p in prompts]
+    ids = torch.stack([nn.functional.pad(p, (n, 0)) for p, n in zip(prompts, pad, strict=True)])
+    columns = torch.arange(width, device=ids.device)
+    return ids, (columns >= torch.tensor(pad, device=ids.device)[:, None]).long()
+
+
+def positions(valid: Int[Tensor, "p w"]) -> Int[Tensor, "p w"]:
+    """The position of each real token in its own row, counted from 0; padding gets 0."""
+    return (valid.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def on_device(sequences: Sequences, device: torch.device) -> Sequences:
+    """The same sequences with their tensors on ``device``."""
+    return Sequences(
+        tuple(p.to(device) for p in sequences.prompts),
+        sequences.tokens.to(device),
+        sequences.mask.to(device),
+        sequences.group.to(device),
+    )
+
+
+def selected(sequences: Sequences, rows: Int[Tensor, " n"]) -> Sequences:
+    """Some rows of the sequences, with only their prompts, trimmed to the longest of them."""
+    tokens, mask = sequences.tokens[rows], sequences.mask[rows]
+    width = max(1, int(lengths(mask).max()))
+    used, group = sequences.group[rows].unique(return_inverse=True)
+    return Sequences(tuple(sequences.prompts[g] for g in used.tolist()), tokens[:, :width], mask[:, :width], group)
+
+
+def lengths(mask: Bool[Tensor, "b t"]) -> Int[Tensor, " b"]:
+    """How many columns of each row matter: up to its last masked token, since later ones can't change a loss."""
+    columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return (mask * columns).amax(dim=1)
+
+
+def microbatches(sequences: Sequences, tokens_per_microbatch: int) -> Iterator[Int[Tensor, " n"]]:
+    """Rows to run together: within the budget of padded positions, similar lengths and whole groups together.
+
+    A micro-batch costs (prompts x longest prompt) + (rows x longest response) positions. Rows of a group stand
+    together so that its prompt is encoded once; a group over the budget is split, and a single row over it runs alone.
+    """
+    width, group = lengths(sequences.mask).tolist(), sequences.group.tolist()
+    longest: dict[int, int] = {}
+    for g, w in zip(group, width, strict=True):
+        longest[g] = max(longest.get(g, 0), w)
+    order = sorted(range(len(group)), key=lambda i: (longest[group[i]], group[i], width[i]))
+    taken: list[int] = []
+    for row in order:
+        candidate = [*taken, row]
+        prompts = {group[i] for i in candidate}
+        cost = len(prompts) * max(len(sequences.prompts[g]) for g in prompts)
+        cost += len(candidate) * max(width[i] for i in candidate)
+        if taken and cost > tokens_per_microbatch:
+            yield torch.tensor(taken)
+            candidate = [row]
+        taken = candidate
+    if taken:
+        yield torch.tensor(taken)

@@ -1,0 +1,156 @@
+"""From a configuration to the parts of a run: rows, model, prompts, scorer. Each complains before any training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from grape_rl.algorithms import Algorithm, Demonstrations, Responses, keywords, unweighted
+from grape_rl.config import Config, Data, Scratch
+from grape_rl.data.chat import Example, end_tokens, examples, fitting, prompt_tokens
+from grape_rl.data.rows import require, rows, with_prompts
+from grape_rl.data.tasks import task_split
+from grape_rl.data.teacher import demonstrated
+from grape_rl.model.load import load, readied
+from grape_rl.model.scratch import bpe_tokenizer, character_tokenizer, scratch, shared_passages
+from grape_rl.reward.callables import python_callable
+from grape_rl.reward.rubric import check_rows, load_rubric
+from grape_rl.reward.scores import Scorer, function_scorer, rubric_scorer
+from grape_rl.training.source import Prompt
+
+Row = dict[str, Any]
+TASK_ROWS = 2000
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The model that is trained, its tokenizer, the tokens that end a response, and its longest sequence in tokens."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    end: tuple[int, ...]
+    context: int
+
+
+def device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is CUDA where there is one.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r}: not here ({str(error).splitlines()[0]})") from error
+
+
+def data_rows(config: Config, demonstrate: bool) -> tuple[list[Row], list[Row]]:
+    """Training rows and held-out rows, each with a ``prompt``, and with a ``completion`` if ``demonstrate``."""
+    data = config.data
+    if data.tasks:
+        train, test = task_split(data.tasks, data.rows or TASK_ROWS, data.held_out_rows, config.seed)
+        if demonstrate:
+            train = demonstrated(train, data.teacher.wrong, data.teacher.styles, config.seed)
+        columns = ("prompt", "completion" if demonstrate else None)
+        return _prompted(data, train, *columns, "tasks"), _prompted(data, test, "prompt", None, "tasks")
+    assert data.source is not None
+    columns = (data.prompt, data.completion if demonstrate else None)
+    wanted = data.held_out_rows
+    if data.held_out and wanted:
+        train = rows(data.source, data.split, data.rows)
+        test = rows(data.held_out, data.held_out_split, wanted)
+    else:
+        both = rows(data.source, data.split, data.rows and data.rows + wanted)
+        train, test = both[wanted:], both[:wanted]
+        if not train:
+            raise ValueError(f"{data.source}: its {len(both)} rows are all held out; none are left to train on")
+    return (
+        _prompted(data, train, *columns, data.source),
+        _prompted(data, test, data.prompt, None, data.held_out or data.source) if test else [],
+    )
+
+
+def _prompted(data: Data, found: list[Row], prompt: str, completion: str | None, source: str) -> list[Row]:
+    require(found, [prompt, *([completion] if completion else [])], source)
+    return with_prompts(found, prompt, completion, data.system, source)
+
+
+def start_policy(config: Config, train: Sequence[Row]) -> Policy:
+    """The policy that the run starts from: built from scratch, or loaded."""
+    where = device(config.device)
+    if config.model.scratch:
+        shape = config.model.scratch
+        tokenizer = _scratch_tokenizer(shape, config.data, train)
+        built = scratch(tokenizer, shape.hidden, shape.layers, shape.heads, shape.context, config.seed)
+        return policy(readied(built, where), tokenizer)
+    return policy(*load(config.model.name, where))
+
+
+def policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Policy:
+    """The policy of a loaded model: its end tokens, and how long a sequence it takes."""
+    text_config = model.config.get_text_config()
+    context = getattr(text_config, "max_position_embeddings", None) or 2**30
+    return Policy(model, tokenizer, end_tokens(tokenizer, model.generation_config), context)
+
+
+def _scratch_tokenizer(shape: Scratch, data: Data, train: Sequence[Row]) -> Any:
+    texts = [text for row in train for text in (_plain(row["prompt"]), _plain(row.get("completion", "")))]
+    if shape.tokenizer == "bpe":
+        return bpe_tokenizer(texts, shape.vocabulary)
+    by_task: dict[Any, list[str]] = {}
+    for row in train:
+        by_task.setdefault(row.get("task"), []).append(_plain(row["prompt"]))
+    passages = [passage for prompts in by_task.values() for passage in shared_passages(prompts)]
+    if data.tasks:
+        fixed = [part for style in data.teacher.styles for part in style.split("{answer}")]
+        passages += [part for part in fixed if len(part) >= 4]
+    return character_tokenizer(texts, list(dict.fromkeys(passages)))
+
+
+def _plain(content: Any) -> str:
+    """Text, or a conversation's messages as text."""
+    return content if isinstance(content, str) else "\n".join(str(m["content"]) for m in content)
+
+
+def sampling_prompts(found: Sequence[Row], at: Policy, max_tokens: int, where: str) -> list[Prompt]:
+    """The rows' prompts in tokens, each short enough that ``max_tokens`` more fit into the context."""
+    tokens = [prompt_tokens(at.tokenizer, row["prompt"], f"{where}, row {i}") for i, row in enumerate(found)]
+    if max_tokens >= at.context:
+        raise ValueError(f"sampling.max_tokens is {max_tokens}, and the model's whole context is {at.context} tokens")
+    fitting(tokens, at.context - max_tokens, where)
+    return [Prompt(t, _plain(row["prompt"]), row) for t, row in zip(tokens, found, strict=True)]
+
+
+def demonstration_examples(found: Sequence[Row], at: Policy, max_length: int) -> tuple[list[Example], list[str]]:
+    """The rows as examples, and what there is to warn of: rows that lost their end, or were left out."""
+    out, lengths = examples(found, at.tokenizer, at.end, min(max_length, at.context))
+    warnings: list[str] = []
+    if lengths.truncated:
+        warnings.append(f"{lengths.truncated} of {lengths.rows} completions are cut at {max_length} tokens")
+    if lengths.dropped:
+        warnings.append(f"{lengths.dropped} of {lengths.rows} prompts fill {max_length} tokens alone: left out")
+    return out, warnings
+
+
+def scorer(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Sequence[Row]) -> Scorer:
+    """The scorer that the configuration names, checked against the rows that it will grade."""
+    if config.reward.rubric:
+        rubric = load_rubric(config.reward.rubric, config.reward.allow)
+        check_rows(rubric, graded)
+        aggregate = row.source.aggregate if isinstance(row.source, Responses) else unweighted
+        return rubric_scorer(rubric, partial(aggregate, **keywords(aggregate, chosen)))
+    assert config.reward.function is not None
+    place, _, name = config.reward.function.rpartition(":")
+    folder, place = (Path(place).parent, Path(place).name) if place.endswith(".py") else (Path(), place)
+    return function_scorer(python_callable(f"{place}:{name}", folder, allow=[place]), name)
+
+
+def needs_demonstrations(row: Algorithm) -> bool:
+    """Whether the method reads completions from the data."""
+    return isinstance(row.source, Demonstrations)

@@ -1,0 +1,47 @@
+"""Functions that a rubric file names. The file may come from a stranger, so the caller says which are allowed."""
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def python_callable(call: str, folder: Path, allow: Collection[str]) -> Callable[..., Any]:
+    """The function that ``"file.py:name"`` (a file in ``folder``) or ``"package.module:name"`` names.
+
+    Nothing is imported before the file or module is found in ``allow``, by exactly that name.
+
+    Raises:
+        ValueError: it is not allowed, not there, fails as it is imported, or is no function.
+    """
+    match = re.fullmatch(r"(?P<place>\w+\.py|[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)", call)
+    if match is None:
+        raise ValueError(
+            f"{call!r} names no function: write 'file.py:name' (beside the rubric) or 'package.module:name'"
+        )
+    place, name = match["place"], match["name"]
+    if place not in allow:
+        raise ValueError(f"{call!r} runs code that is not allowed: if you trust it, add {place!r} to reward.allow")
+    try:
+        module = _file_module(folder / place) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:
+        raise ValueError(f"{call!r} cannot be loaded: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"{call!r}: {place} has no function {name!r}")
+    return function
+
+
+def _file_module(path: Path) -> ModuleType:
+    name = f"grape_rubric_{path.stem}_{abs(hash(path.resolve()))}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # a dataclass in the file looks its own module up there
+    spec.loader.exec_module(module)
+    return module

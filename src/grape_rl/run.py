@@ -1,0 +1,209 @@
+"""One run: configuration → parts → fit. Everything that can be wrong is found before the first step."""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grape_rl.algorithms import ALGORITHMS, Algorithm, Responses, chosen_options, keywords, objective
+from grape_rl.config import Config, dumped, loaded
+from grape_rl.model.load import frozen, load
+from grape_rl.model.sampler import Sampling, sample
+from grape_rl.parts import (
+    Policy,
+    data_rows,
+    demonstration_examples,
+    needs_demonstrations,
+    policy,
+    sampling_prompts,
+    scorer,
+    start_policy,
+)
+from grape_rl.training.checkpoint import checkpoints, restored_step, save_checkpoint
+from grape_rl.training.evaluate import HeldOut, held_out
+from grape_rl.training.fit import fit
+from grape_rl.training.log import Log, read_metrics
+from grape_rl.training.optimizer import adamw, learning_rate, set_learning_rate
+from grape_rl.training.source import Experience, Source, demonstrations, reference_logprobs, responses, step_seed
+from grape_rl.training.update import Limits
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that ended: where it lies, and its held-out results by the step that they were taken at."""
+
+    folder: Path
+    config: Config
+    evaluations: Mapping[int, HeldOut]
+
+    @property
+    def model(self) -> Path:
+        """The trained model, in Hugging Face layout."""
+        return self.folder / "checkpoints" / "last"
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One dict a step."""
+        return read_metrics(self.folder)
+
+
+def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
+    """Train as ``config`` says, into its own folder.
+
+    With ``resume``, a run of the same configuration goes on from its last checkpoint; on one CPU machine to the same
+    bits as if it had never stopped.
+
+    Raises:
+        ValueError: anything wrong with the configuration, the data, the model or the rubric, before any training.
+        RuntimeError: too many verdicts of a step are missing.
+    """
+    config = config if isinstance(config, Config) else loaded(dict(config))
+    row = ALGORITHMS[config.method]
+    chosen = chosen_options(row, config.options)
+    checkpoint = _claimable(config, resume)
+    train_rows, test_rows = data_rows(config, needs_demonstrations(row))
+    start = start_policy(config, train_rows)
+    grader = None
+    if isinstance(row.source, Responses) or (test_rows and (config.reward.rubric or config.reward.function)):
+        grader = scorer(config, row, chosen, [*train_rows, *test_rows])
+    warnings: list[str] = []
+    now = policy(*load(str(checkpoint), start.model.device)) if checkpoint else start
+    source = _source(config, row, chosen, start, now, grader, train_rows, warnings)
+    test_prompts = sampling_prompts(test_rows, now, config.sampling.max_tokens, "held-out data") if grader else []
+    optimizer = adamw(now.model, config.optimizer.weight_decay, config.optimizer.betas)
+    done = restored_step(checkpoint, optimizer) if checkpoint else 0
+    if done >= config.steps:
+        raise ValueError(f"{config.folder}: its {done} steps are done already; ask for more with steps")
+
+    folder = config.folder
+    (folder / "rollouts").mkdir(parents=True, exist_ok=True)
+    _write(folder / "config.yaml", dumped(config))
+    evaluations: dict[int, HeldOut] = {}
+
+    def evaluate(step: int) -> None:
+        if not test_prompts or grader is None:
+            return
+        sampling = Sampling(config.sampling.max_tokens, config.evaluation.temperature)
+        seed = step_seed(config.seed, 0, "evaluate")
+        evaluations[step] = held_out(
+            test_prompts, _sampler(now, sampling), grader, now.tokenizer, config.evaluation.samples, seed, step
+        )
+        told = {str(s): e.as_json() for s, e in evaluations.items()}
+        _write(folder / "held_out.json", json.dumps(told, indent=1))
+
+    def update(experience: Experience, step: int) -> dict[str, float]:
+        rate = learning_rate(
+            step, config.steps, config.optimizer.learning_rate, config.optimizer.warmup, config.optimizer.schedule
+        )
+        set_learning_rate(optimizer, rate)
+        changed = row.update(now.model, optimizer, experience, goal, limits, step=step, **keywords(row.update, chosen))
+        return changed | {"learning_rate": rate}
+
+    def ended(step: int, experience: Experience) -> None:
+        if experience.records:
+            lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in experience.records)
+            _write(folder / "rollouts" / f"step-{step:06d}.jsonl", lines)
+        if step == config.steps or (config.evaluation.every and step % config.evaluation.every == 0):
+            evaluate(step)
+        if step == config.steps or (config.checkpoint_every and step % config.checkpoint_every == 0):
+            save_checkpoint(folder / "checkpoints", step, now.model, now.tokenizer, optimizer, config.keep_checkpoints)
+
+    goal = objective(row, chosen)
+    limits = Limits(
+        _training_temperature(config, row), _longest(config, row), config.tokens_per_microbatch,
+        config.optimizer.max_grad_norm, config.seed,
+    )  # fmt: skip
+    with Log(folder, config.method, config.steps, done) as log, _precision(config, now):
+        for warning in warnings:
+            log.warn("data", warning)
+        if not done:
+            evaluate(0)
+        fit(source, update, log, done, config.steps, ended)
+    return Run(folder, config, evaluations)
+
+
+def _claimable(config: Config, resume: bool) -> Path | None:
+    """The checkpoint to go on from, if any; refuses a folder that holds another run."""
+    folder = config.folder
+    saved = folder / "config.yaml"
+    if not resume:
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder}: holds another run; name a new folder with --output, or --resume that run")
+        return None
+    if not saved.is_file():
+        raise ValueError(f"{folder}: holds no run to resume")
+    from grape_rl.reward.strict import parsed
+
+    before, after = loaded(parsed(saved), str(saved)).model_dump(), config.model_dump()
+    if changed := [key for key in after if before[key] != after[key] and key not in ("steps", "output")]:
+        raise ValueError(f"{folder}: was run with another {', '.join(changed)}; resume it with the same configuration")
+    found = checkpoints(folder / "checkpoints")
+    return found[-1] if found else None
+
+
+def _source(
+    config: Config,
+    row: Algorithm,
+    chosen: dict[str, Any],
+    start: Policy,
+    now: Policy,
+    grader: Any,
+    rows: list[dict[str, Any]],
+    warnings: list[str],
+) -> Source:
+    if not isinstance(row.source, Responses):
+        found, told = demonstration_examples(rows, now, config.data.max_length)
+        warnings += told
+        return demonstrations(found, config.prompts_per_step, config.seed)
+    chosen_sampling = Sampling(**config.sampling.model_dump())
+    uncut = not config.sampling.top_k and config.sampling.top_p == 1 and config.sampling.temperature > 0
+    needs_reference = any("reference_logp" in term.parameters for term in objective(row, chosen).terms)
+    reference = None
+    if needs_reference or (config.measure_kl and uncut):
+        reference = reference_logprobs(frozen(start.model), config.sampling.temperature, config.tokens_per_microbatch)
+    return responses(
+        sampling_prompts(rows, now, config.sampling.max_tokens, "data"),
+        _sampler(now, chosen_sampling),
+        grader,
+        partial(row.source.advantage, **keywords(row.source.advantage, chosen)),
+        now.tokenizer,
+        reference,
+        config.prompts_per_step,
+        config.group_size,
+        config.seed,
+        config.reward.failure_limit,
+    )
+
+
+def _sampler(at: Policy, sampling: Sampling) -> Any:
+    def sampler(prompts: Any, n: int, seed: int, version: int) -> Any:
+        return sample(at.model, prompts, n, sampling, at.end, seed, version)
+
+    return sampler
+
+
+def _training_temperature(config: Config, row: Algorithm) -> float:
+    """A policy gradient is of the distribution that was sampled; imitation is of the model as it is used, at 1."""
+    own = isinstance(row.source, Responses) and not row.source.any_sampler
+    return config.sampling.temperature if own else 1.0
+
+
+def _longest(config: Config, row: Algorithm) -> int:
+    return config.sampling.max_tokens if isinstance(row.source, Responses) else config.data.max_length
+
+
+def _precision(config: Config, now: Policy) -> AbstractContextManager[Any]:
+    return torch.autocast(now.model.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)

@@ -1,0 +1,64 @@
+"""An objective: some terms, each a function of ``grape_rl.maths``, summed over tokens with one weight a token."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from grape_rl.maths.reduction import Reduction
+from grape_rl.types import Batch, Outputs
+
+TermFunction = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term: a loss per token, how much it counts, and the options it was given.
+
+    The function's parameters name what it reads: a field of ``Outputs`` or ``Batch`` by the field's own name.
+    """
+
+    function: TermFunction
+    coefficient: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of the fields that the function reads."""
+        return tuple(p for p in inspect.signature(self.function).parameters if p in FIELDS)
+
+
+FIELDS = ("logp", "entropy", "mask", "behavior_logp", "reference_logp", "advantage")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What an update minimises: Σ_terms coefficient · Σ_tokens weight · term."""
+
+    terms: tuple[Term, ...]
+    reduction: Reduction
+
+    @property
+    def sees_only_advantage(self) -> bool:
+        """Whether a row whose advantages are all 0 adds nothing to the gradient, so that it need not be run."""
+        return all("advantage" in term.parameters for term in self.terms)
+
+
+def loss(
+    objective: Objective, outputs: Outputs, batch: Batch, weight: Float[Tensor, "b t"]
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """The objective over some rows, whose ``weight`` comes from the whole batch, and each term's share of it."""
+    fields = {name: getattr(outputs if hasattr(outputs, name) else batch, name) for name in FIELDS}
+    total = torch.zeros((), dtype=outputs.logp.dtype, device=outputs.logp.device)
+    shares: dict[str, Tensor] = {}
+    for term in objective.terms:
+        value = term.function(**{name: fields[name] for name in term.parameters}, **term.options)
+        # A masked-out field may hold anything (inf − inf at padding, say), and 0 · NaN would be NaN.
+        share = term.coefficient * (weight * value.masked_fill(~batch.mask, 0.0)).sum()
+        total = total + share
+        shares[term.function.__name__] = share.detach()
+    return total, shares

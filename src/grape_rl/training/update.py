@@ -1,0 +1,108 @@
+"""Updates: how an experience changes the policy's parameters."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from grape_rl.maths.divergence import k3
+from grape_rl.maths.reduction import token_weight
+from grape_rl.model.logprobs import logprobs, microbatches, selected
+from grape_rl.training.objective import Objective, loss
+from grape_rl.training.source import Experience, step_seed
+from grape_rl.types import Batch, Outputs
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an update needs to know beside the method: the sampling temperature, lengths, memory and the seed."""
+
+    temperature: float
+    max_tokens: int
+    tokens_per_microbatch: int
+    max_grad_norm: float
+    seed: int
+
+
+def gradient(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    experience: Experience,
+    objective: Objective,
+    limits: Limits,
+    step: int,
+    epochs: int = 1,
+    minibatches: int = 1,
+) -> dict[str, float]:
+    """``epochs`` passes over the experience, each in ``minibatches`` random parts, one optimizer step a part.
+
+    The gradient of a part is the same however it is cut into micro-batches: each token's weight is taken over the whole
+    part. Rows that can't change the gradient (advantage 0, where the objective sees only that) are not run. A part
+    with no such row left changes nothing: even a zero gradient would let the optimizer's momentum move the weights.
+    """
+    told: list[dict[str, float]] = []
+    generator = torch.Generator().manual_seed(step_seed(limits.seed, step, "minibatch"))
+    for _ in range(epochs):
+        for rows in torch.randperm(len(experience.batch.mask), generator=generator).chunk(minibatches):
+            told += _stepped(model, optimizer, experience, objective, limits, rows.sort().values)
+    names = dict.fromkeys(name for part in told for name in part)
+    return {name: sum(part[name] for part in told) / len(told) for name in names}
+
+
+def _stepped(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    experience: Experience,
+    objective: Objective,
+    limits: Limits,
+    rows: Int[Tensor, " n"],
+) -> Iterator[dict[str, float]]:
+    batch = experience.batch
+    weight = torch.zeros(batch.mask.shape)
+    weight[rows] = token_weight(batch.mask[rows], objective.reduction, limits.max_tokens)
+    matter = batch.mask[rows].any(dim=1)
+    if objective.sees_only_advantage:
+        matter &= (batch.advantage[rows] * batch.mask[rows] != 0).any(dim=1)
+    rows = rows[matter]
+    if not len(rows):
+        return
+    optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, Tensor] = {}
+    sequences = selected(experience.sequences, rows)
+    for part in microbatches(sequences, limits.tokens_per_microbatch):
+        outputs = logprobs(model, selected(sequences, part), limits.temperature)
+        seen = _rows(batch, rows[part], outputs)
+        share, terms = loss(objective, outputs, seen, _cut(weight, rows[part], outputs))
+        share.backward()
+        told = {"loss": share.detach(), **(terms if len(terms) > 1 else {}), **_sums(outputs, seen)}
+        sums = {name: sums.get(name, torch.zeros(())) + value.cpu() for name, value in told.items()}
+    norm = nn.utils.clip_grad_norm_(model.parameters(), limits.max_grad_norm)
+    optimizer.step()
+    tokens = float(sums.pop("count"))
+    means = {"entropy": float(sums.pop("entropy")) / tokens, "step_kl": float(sums.pop("step_kl")) / tokens}
+    yield {name: float(value) for name, value in sums.items()} | means | {"grad_norm": float(norm)}
+
+
+def _sums(outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
+    """Over the tokens run: how many, their entropy, and the KL (k3, nats) from the policy that sampled them."""
+    mask = batch.mask
+    with torch.no_grad():
+        moved = k3(batch.behavior_logp, outputs.logp)[mask] if bool(batch.behavior_logp.any()) else outputs.logp[:0]
+        return {"count": mask.sum(), "entropy": outputs.entropy[mask].sum(), "step_kl": moved.sum()}
+
+
+def _rows(batch: Batch, rows: Int[Tensor, " n"], outputs: Outputs) -> Batch:
+    mask: Bool[Tensor, "n t"] = _cut(batch.mask, rows, outputs)
+    return Batch(
+        mask,
+        _cut(batch.behavior_logp, rows, outputs),
+        _cut(batch.reference_logp, rows, outputs),
+        _cut(batch.advantage, rows, outputs),
+    )
+
+
+def _cut(field: Tensor, rows: Int[Tensor, " n"], outputs: Outputs) -> Float[Tensor, "n t"] | Bool[Tensor, "n t"]:
+    """The rows of a field, as wide as the outputs and on their device."""
+    return field[rows, : outputs.logp.shape[1]].to(outputs.logp.device)

@@ -1,0 +1,267 @@
+"""Advantages against plain loops over their definitions, and the invariances that they must have."""
+
+import math
+import statistics
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grape_rl.maths.advantage import (
+    EPSILON,
+    baselined,
+    best_of_group,
+    gae,
+    group_count,
+    group_mean,
+    group_relative,
+    leave_one_out,
+)
+
+NAN = math.nan
+unhurried = settings(deadline=None)  # the first call loads things
+
+# Thousandths: two different rewards differ by enough for a deviation to keep its digits.
+numbers = st.one_of(st.integers(-5000, 5000).map(lambda i: i / 1000), st.sampled_from([0.1, 0.7]))
+ids = st.sampled_from([-3, 0, 8, 100])
+batches = st.lists(st.tuples(st.one_of(st.just(NAN), numbers), ids), min_size=1, max_size=12)
+
+
+def tensors(batch):
+    return torch.tensor([r for r, _ in batch], dtype=torch.float64), torch.tensor([g for _, g in batch])
+
+
+def close(found, expected):
+    """Equal up to float64 rounding of numbers up to some 1e4 (a deviation of 1e-3 divides 10), NaN for NaN."""
+    torch.testing.assert_close(found.tolist(), expected, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+def others(batch, i):
+    """The valid rewards of i's group, i's own included."""
+    return [r for r, g in batch if g == batch[i][1] and not math.isnan(r)]
+
+
+def stdev(values):
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+@unhurried
+@given(batches, st.sampled_from(["group", "batch", "none"]))
+def test_group_relative_against_a_loop(batch, scale):
+    everyone = [r for r, _ in batch if not math.isnan(r)]
+    expected = []
+    for i, (r, _) in enumerate(batch):
+        mine = others(batch, i)
+        if math.isnan(r):
+            expected.append(NAN)
+        elif len(set(mine)) == 1:
+            expected.append(0.0)
+        else:
+            divisor = {"group": stdev(mine) + EPSILON, "batch": stdev(everyone) + EPSILON, "none": 1.0}[scale]
+            expected.append((r - statistics.fmean(mine)) / divisor)
+    close(group_relative(*tensors(batch), scale), expected)
+
+
+@unhurried
+@given(batches)
+def test_leave_one_out_against_a_loop(batch):
+    expected = []
+    for i, (r, _) in enumerate(batch):
+        mine = others(batch, i)
+        alone = math.isnan(r) or len(mine) < 2
+        expected.append(NAN if alone else r - (math.fsum(mine) - r) / (len(mine) - 1))
+    close(leave_one_out(*tensors(batch)), expected)
+
+
+@unhurried
+@given(batches)
+def test_baselined_against_loops(batch):
+    everyone = [r for r, _ in batch if not math.isnan(r)]
+    mean = statistics.fmean(everyone) if everyone else NAN
+    close(baselined(*tensors(batch), "none"), [r for r, _ in batch])
+    close(baselined(*tensors(batch), "batch"), [r - mean for r, _ in batch])
+    close(baselined(*tensors(batch), "leave_one_out"), leave_one_out(*tensors(batch)).tolist())
+    close(baselined(*tensors(batch)), [r - mean for r, _ in batch])
+
+
+@unhurried
+@given(batches, st.integers(1, 3), st.one_of(st.just(-math.inf), numbers))
+def test_best_of_group_against_a_loop(batch, keep, threshold):
+    expected = [NAN] * len(batch)
+    for g in {g for _, g in batch}:
+        mine = [i for i, (r, other) in enumerate(batch) if other == g and not math.isnan(r)]
+        mine.sort(key=lambda i: (-batch[i][0], i))
+        for i in mine[:keep]:
+            if batch[i][0] >= threshold:
+                expected[i] = 1.0
+    close(best_of_group(*tensors(batch), keep, threshold), expected)
+
+
+def test_best_of_group_keeps_the_first_where_all_are_equal():
+    """Enough of them that a sort which is not stable would show."""
+    group = torch.arange(1000) % 3
+    found = best_of_group(torch.full((1000,), 0.1), group, keep=2)
+    assert (~found.isnan()).nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@unhurried
+@given(st.floats(-1e6, 1e6), st.integers(1, 40), st.sampled_from([torch.float32, torch.float64]))
+def test_equal_rewards_give_exactly_zero(reward, size, dtype):
+    """To the bit, and with a missing one among them: a residue over a deviation of 1e-17 would not be small."""
+    rewards = torch.full((size + 1,), reward, dtype=dtype)
+    rewards[size] = NAN
+    group = torch.zeros(size + 1, dtype=torch.int64)
+    for found in (
+        *(group_relative(rewards, group, scale) for scale in ("group", "batch", "none")),
+        baselined(rewards, group, "batch"),
+        *([leave_one_out(rewards, group)] if size > 1 else []),
+    ):
+        assert not found[:size].any()
+        assert found[size].isnan()
+        assert found.dtype == dtype
+
+
+def test_equal_rewards_give_exactly_zero_beside_a_group_that_varies():
+    reward = torch.tensor([0.1, 5.0, 0.1, -2.0, 0.1], dtype=torch.float64)
+    found = group_relative(reward, torch.tensor([0, 1, 0, 1, 0]), "batch")
+    assert found[[0, 2, 4]].tolist() == [0.0, 0.0, 0.0]
+    assert (found[[1, 3]] != 0).all()
+
+
+@unhurried
+@given(batches, st.floats(-1000, 1000))
+def test_a_constant_added_to_all_rewards_changes_nothing(batch, constant):
+    reward, group = tensors(batch)
+    for function in (
+        lambda r: group_relative(r, group, "group"),
+        lambda r: group_relative(r, group, "batch"),
+        lambda r: group_relative(r, group, "none"),
+        lambda r: leave_one_out(r, group),
+        lambda r: baselined(r, group, "batch"),
+    ):
+        # 1000 is held to 1e-13, and the smallest deviation to divide by is near 1e-3.
+        torch.testing.assert_close(function(reward + constant), function(reward), rtol=0, atol=1e-8, equal_nan=True)
+    close(baselined(reward + constant, group, "none"), [r + constant for r, _ in batch])
+
+
+@unhurried
+@given(batches, st.floats(-1000, 1000))
+def test_a_constant_added_changes_no_more_than_float32_holds_of_it(batch, constant):
+    """1000 is held to 6e-5; a few such roundings, and leave-one-out doubles them."""
+    reward, group = tensors(batch)
+    reward = reward.float()
+    for function in (lambda r: group_relative(r, group, "none"), lambda r: leave_one_out(r, group)):
+        torch.testing.assert_close(function(reward + constant), function(reward), rtol=0, atol=1e-3, equal_nan=True)
+
+
+@unhurried
+@given(batches)
+def test_advantages_of_a_group_sum_to_zero(batch):
+    reward, group = tensors(batch)
+    for found in (*(group_relative(reward, group, s) for s in ("group", "none")), group_relative(reward, group)):
+        for g in set(group.tolist()):
+            assert math.isclose(found[group == g].nansum().item(), 0, abs_tol=1e-9)
+
+
+@unhurried
+@given(batches, st.randoms(use_true_random=False))
+def test_responses_may_come_in_any_order(batch, random):
+    order = list(range(len(batch)))
+    random.shuffle(order)
+    reward, group = tensors(batch)
+    for function in (
+        group_relative,
+        leave_one_out,
+        baselined,
+        lambda r, g: group_relative(r, g, "batch"),
+        group_mean,
+        group_count,
+    ):
+        close(function(reward[order], group[order]), function(reward, group)[order].tolist())
+
+
+def test_leave_one_out_is_the_group_mean_times_a_factor():
+    reward, group = torch.tensor([1.0, 2.0, 6.0, 0.5], dtype=torch.float64), torch.zeros(4, dtype=torch.int64)
+    close(leave_one_out(reward, group), (group_relative(reward, group, "none") * 4 / 3).tolist())
+
+
+def test_group_mean_and_count_go_column_by_column():
+    value = torch.tensor([[0.1, NAN], [0.1, 2.0], [0.1, NAN], [7.0, NAN]], dtype=torch.float64)
+    group = torch.tensor([4, 4, 4, 2])
+    found = group_mean(value, group).tolist()
+    assert found[:3] == [[0.1, 2.0]] * 3  # exactly: the mean of equal numbers is that number
+    assert found[3][0] == 7.0 and math.isnan(found[3][1])
+    assert group_count(value, group).tolist() == [[3, 1], [3, 1], [3, 1], [1, 0]]
+
+
+def test_an_empty_batch_has_no_advantages():
+    reward, group = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+    for function in (group_relative, leave_one_out, baselined, best_of_group):
+        assert function(reward, group).shape == (0,)
+
+
+@pytest.mark.parametrize("function", [group_relative, leave_one_out, baselined, best_of_group])
+@pytest.mark.parametrize("bad", [math.inf, -math.inf])
+def test_an_infinite_reward_is_refused(function, bad):
+    with pytest.raises(ValueError, match=r"reward\[1\] is -?inf"):
+        function(torch.tensor([0.0, bad]), torch.tensor([0, 0]))
+
+
+def test_best_of_group_refuses_what_would_keep_nothing():
+    reward, group = torch.zeros(2), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="keep is 0"):
+        best_of_group(reward, group, keep=0)
+    with pytest.raises(ValueError, match="threshold is NaN"):
+        best_of_group(reward, group, threshold=NAN)
+
+
+# Generalised advantage estimation
+
+
+def ragged(seed):
+    generator = torch.Generator().manual_seed(seed)
+    reward, value = (torch.randn(5, 7, generator=generator, dtype=torch.float64) for _ in range(2))
+    mask = torch.rand(5, 7, generator=generator) < 0.6
+    mask[0], mask[1] = True, False
+    return reward, value, mask
+
+
+def deltas(reward, value, gamma):
+    return [r + gamma * v_next - v for r, v, v_next in zip(reward, value, [*value, 0.0][1:], strict=True)]
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9, 0.0])
+@pytest.mark.parametrize("lam", [1.0, 0.95, 0.3, 0.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_gae_is_the_discounted_sum_of_errors_over_the_policys_tokens(seed, lam, gamma):
+    reward, value, mask = ragged(seed)
+    expected = torch.zeros_like(value)
+    for i in range(len(mask)):
+        columns = mask[i].nonzero()[:, 0].tolist()
+        delta = deltas(reward[i, columns].tolist(), value[i, columns].tolist(), gamma)
+        for k, t in enumerate(columns):
+            expected[i, t] = math.fsum((gamma * lam) ** l * d for l, d in enumerate(delta[k:]))  # noqa: E741
+    torch.testing.assert_close(gae(reward, value, mask, gamma, lam), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_gae_at_its_limits():
+    """lam = 1 is the reward still to come less the value, lam = 0 the error of one step."""
+    reward, value, mask = ragged(0)
+    mask[:] = True
+    to_come = reward.flip(1).cumsum(1).flip(1)
+    torch.testing.assert_close(gae(reward, value, mask, lam=1.0), to_come - value, rtol=1e-12, atol=1e-12)
+    one_step = [deltas(r, v, 0.9) for r, v in zip(reward.tolist(), value.tolist(), strict=True)]
+    torch.testing.assert_close(gae(reward, value, mask, 0.9, 0.0).tolist(), one_step, rtol=1e-12, atol=1e-12)
+
+
+def test_gae_does_not_read_what_is_not_the_policys():
+    reward, value, mask = ragged(3)
+    expected = gae(reward, value, mask)
+    found = gae(reward.masked_fill(~mask, NAN), value.masked_fill(~mask, NAN), mask)
+    assert torch.equal(found, expected)
+    assert not found[~mask].any()
+
+
+def test_gae_of_no_tokens_is_empty():
+    assert gae(torch.zeros(3, 0), torch.zeros(3, 0), torch.zeros(3, 0, dtype=torch.bool)).shape == (3, 0)
