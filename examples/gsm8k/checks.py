@@ -8,6 +8,7 @@ from grape_rl.types import Response
 
 _LONGEST = 200  # characters of a mark; a longer one is no calculation that a person would write
 _PERCENT = re.compile(r"(\d+\.?\d*|\.\d+)%")
+_RESULT = re.compile(r"-?[$]?(\d+\.?\d*|\.\d+)(/\d+)?")  # 1e999999999 would be a number too, if never one to compute
 _OPERATION = re.compile(r"[\d.)%][ ]*[-+*/]")
 
 
@@ -23,12 +24,12 @@ def calculator_marks(response: Response) -> float:
 def _right(mark: str) -> bool:
     """Whether ``work = result`` holds. A result with decimals may be rounded to them; a whole one has to be exact."""
     sides = [side.strip() for side in mark.replace(",", "").split("=")]
-    if len(mark) > _LONGEST or len(sides) != 2:
+    if len(mark) > _LONGEST or len(sides) != 2 or not _RESULT.fullmatch(sides[1]):
         return False
-    work, result = sides
+    work, result = sides[0], sides[1].replace("$", "")
     try:
         value = _value(ast.parse(_PERCENT.sub(r"(\1/100)", work), mode="eval").body)
-        off = abs(value - Fraction(result.lstrip("$")))
+        off = abs(value - Fraction(result))
     except (ValueError, SyntaxError, ZeroDivisionError):
         return False
     decimals = len(result.partition(".")[2])
@@ -39,8 +40,8 @@ def _right(mark: str) -> bool:
 
 def _value(node: ast.expr) -> Fraction:
     match node:
-        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
-            return Fraction(str(number))
+        case ast.Constant(value=int() | float() as number):
+            return Fraction(str(number))  # of True or inf a ValueError
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -_value(operand)
         case ast.UnaryOp(op=ast.UAdd(), operand=operand):

@@ -79,7 +79,7 @@ def options(row: Algorithm) -> dict[str, tuple[Any, Any]]:
     """What a user may set of a method: name → (type, default), from its functions' own keyword arguments."""
     found: dict[str, tuple[Any, Any]] = {}
     for function in row.functions:
-        hints = get_type_hints(function)
+        hints = get_type_hints(function, include_extras=True)
         for parameter in inspect.signature(function).parameters.values():
             if parameter.default is not parameter.empty and parameter.name not in FIELDS:
                 found[parameter.name] = (hints[parameter.name], parameter.default)
@@ -98,8 +98,8 @@ def chosen_options(row: Algorithm, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def keywords(function: Callable[..., Any], chosen: dict[str, Any]) -> dict[str, Any]:
-    """Those of the chosen options that are the function's."""
-    return {name: chosen[name] for name in inspect.signature(function).parameters if name in chosen}
+    """Those of the chosen options that are the function's: its field ``entropy`` is not the option of that name."""
+    return {name: chosen[name] for name in inspect.signature(function).parameters if name in chosen.keys() - set(FIELDS)}
 
 
 def objective(row: Algorithm, chosen: dict[str, Any]) -> Objective:

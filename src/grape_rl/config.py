@@ -55,9 +55,7 @@ class Data(Section):
     """The prompts, and for SFT the completions."""
 
     source: str | None = None
-    """A .jsonl, .json, .parquet or .csv file, or a data set of the Hub ("openai/gsm8k:main")."""
-    split: str = "train"
-    """The split of a Hub data set."""
+    """A .jsonl, .json, .parquet or .csv file, or a data set of the Hub, NAME[:CONFIGURATION[:SPLIT]]."""
     tasks: dict[str, dict[str, Any]] = Field({})
     """Instead of ``source``: tasks of reasoning-gym, each with its options."""
     teacher: Teacher = Field(Teacher.model_validate({}))
@@ -74,7 +72,6 @@ class Data(Section):
     """The longest demonstration in tokens, prompt included; what is longer loses its end."""
     held_out: str | None = None
     """The file or data set with held-out rows. Without one they are taken off the start of ``source``."""
-    held_out_split: str = "train"
     held_out_rows: Count = 0
     """How many held-out rows to evaluate on; 0 for no evaluation."""
 
@@ -164,9 +161,20 @@ class Config(Section):
         chosen_options(row, self.options)
         if bool(self.data.source) == bool(self.data.tasks):
             raise ValueError("data: name exactly one of source (a file or a data set) and tasks")
+        if self.data.held_out and not self.data.held_out_rows:
+            raise ValueError("data: held_out names held-out rows, and held_out_rows is 0: say how many to evaluate on")
+        if self.reward.rubric and self.reward.function:
+            raise ValueError("reward: name exactly one of rubric and function")
+        graded = bool(self.reward.rubric or self.reward.function)
+        if self.data.held_out_rows and not graded:
+            raise ValueError("data: held_out_rows asks for an evaluation: name reward.rubric or reward.function for it")
+        try:
+            _ = self.folder
+        except (LookupError, ValueError, AttributeError):
+            raise ValueError(f"output: {self.output!r}: only {{method}} and {{seed}} may stand in braces") from None
         if not isinstance(row.source, Responses):
             return self
-        if bool(self.reward.rubric) == bool(self.reward.function):
+        if not graded:
             raise ValueError(f"reward: {self.method} scores responses: name exactly one of rubric and function")
         if self.method == "grape" and not self.reward.rubric:
             raise ValueError("reward: grape weights the items of a rubric: name reward.rubric, or use grpo")
@@ -235,7 +243,9 @@ def dumped(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _extended(path: Path) -> dict[str, Any]:
+def _extended(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.resolve() in above:
+        raise ValueError(f"{path}: extends itself")
     data = parsed(path)
     if not isinstance(data, dict):
         raise ValueError(f"{path}: should be keys with values")
@@ -246,4 +256,4 @@ def _extended(path: Path) -> dict[str, Any]:
             if isinstance(value, str) and (path.parent / value.split(":")[0]).is_file():
                 reward[key] = str(path.parent / value)
     base = data.pop("extends", None)
-    return laid_over(_extended(path.parent / base), data) if base else data
+    return laid_over(_extended(path.parent / str(base), (*above, path.resolve())), data) if base else data

@@ -63,10 +63,9 @@ def data_rows(config: Config, demonstrate: bool) -> tuple[list[Row], list[Row]]:
     columns = (data.prompt, data.completion if demonstrate else None)
     wanted = data.held_out_rows
     if data.held_out and wanted:
-        train = rows(data.source, data.split, data.rows)
-        test = rows(data.held_out, data.held_out_split, wanted)
+        train, test = _read(data.source, data.rows), _read(data.held_out, wanted)
     else:
-        both = rows(data.source, data.split, data.rows and data.rows + wanted)
+        both = _read(data.source, data.rows and data.rows + wanted)
         train, test = both[wanted:], both[:wanted]
         if not train:
             raise ValueError(f"{data.source}: its {len(both)} rows are all held out; none are left to train on")
@@ -74,6 +73,14 @@ def data_rows(config: Config, demonstrate: bool) -> tuple[list[Row], list[Row]]:
         _prompted(data, train, *columns, data.source),
         _prompted(data, test, data.prompt, None, data.held_out or data.source) if test else [],
     )
+
+
+def _read(source: str, limit: int | None) -> list[Row]:
+    """The rows of a file, or of NAME[:CONFIGURATION[:SPLIT]] of the Hub."""
+    name, _, split = source.rpartition(":")
+    if ":" in name and not Path(source).exists():
+        return rows(name.rstrip(":"), split, limit)
+    return rows(source, limit=limit)
 
 
 def _prompted(data: Data, found: list[Row], prompt: str, completion: str | None, source: str) -> list[Row]:
@@ -127,14 +134,18 @@ def sampling_prompts(found: Sequence[Row], at: Policy, max_tokens: int, where: s
     return [Prompt(t, _plain(row["prompt"]), row) for t, row in zip(tokens, found, strict=True)]
 
 
-def demonstration_examples(found: Sequence[Row], at: Policy, max_length: int) -> tuple[list[Example], list[str]]:
+def demonstration_examples(
+    found: Sequence[Row], at: Policy, max_length: int
+) -> tuple[list[Example], list[tuple[str, str]]]:
     """The rows as examples, and what there is to warn of: rows that lost their end, or were left out."""
     out, lengths = examples(found, at.tokenizer, at.end, min(max_length, at.context))
-    warnings: list[str] = []
+    warnings: list[tuple[str, str]] = []
     if lengths.truncated:
-        warnings.append(f"{lengths.truncated} of {lengths.rows} completions are cut at {max_length} tokens")
+        warnings.append(("cut", f"{lengths.truncated} of {lengths.rows} completions are cut at {max_length} tokens"))
     if lengths.dropped:
-        warnings.append(f"{lengths.dropped} of {lengths.rows} prompts fill {max_length} tokens alone: left out")
+        warnings.append(
+            ("left_out", f"{lengths.dropped} of {lengths.rows} prompts fill {max_length} tokens alone: left out")
+        )
     return out, warnings
 
 

@@ -25,8 +25,9 @@ from grape_rl.parts import (
     scorer,
     start_policy,
 )
+from grape_rl.reward.strict import parsed
 from grape_rl.training.checkpoint import checkpoints, restored_step, save_checkpoint
-from grape_rl.training.evaluate import HeldOut, held_out
+from grape_rl.training.evaluate import HeldOut, held_out, read_held_out
 from grape_rl.training.fit import fit
 from grape_rl.training.log import Log, read_metrics
 from grape_rl.training.optimizer import adamw, learning_rate, set_learning_rate
@@ -72,7 +73,7 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     grader = None
     if isinstance(row.source, Responses) or (test_rows and (config.reward.rubric or config.reward.function)):
         grader = scorer(config, row, chosen, [*train_rows, *test_rows])
-    warnings: list[str] = []
+    warnings: list[tuple[str, str]] = []
     now = policy(*load(str(checkpoint), start.model.device)) if checkpoint else start
     source = _source(config, row, chosen, start, now, grader, train_rows, warnings)
     test_prompts = sampling_prompts(test_rows, now, config.sampling.max_tokens, "held-out data") if grader else []
@@ -84,7 +85,8 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     folder = config.folder
     (folder / "rollouts").mkdir(parents=True, exist_ok=True)
     _write(folder / "config.yaml", dumped(config))
-    evaluations: dict[int, HeldOut] = {}
+    earlier = read_held_out(folder / "held_out.json")
+    evaluations = {step: found for step, found in earlier.items() if done and step <= done}
 
     def evaluate(step: int) -> None:
         if not test_prompts or grader is None:
@@ -120,9 +122,9 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
         config.optimizer.max_grad_norm, config.seed,
     )  # fmt: skip
     with Log(folder, config.method, config.steps, done) as log, _precision(config, now):
-        for warning in warnings:
-            log.warn("data", warning)
         if not done:
+            for key, message in warnings:
+                log.warn(key, message)
             evaluate(0)
         fit(source, update, log, done, config.steps, ended)
     return Run(folder, config, evaluations)
@@ -132,19 +134,28 @@ def _claimable(config: Config, resume: bool) -> Path | None:
     """The checkpoint to go on from, if any; refuses a folder that holds another run."""
     folder = config.folder
     saved = folder / "config.yaml"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is a file; name a folder with --output")
     if not resume:
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder}: holds another run; name a new folder with --output, or --resume that run")
         return None
     if not saved.is_file():
         raise ValueError(f"{folder}: holds no run to resume")
-    from grape_rl.reward.strict import parsed
-
-    before, after = loaded(parsed(saved), str(saved)).model_dump(), config.model_dump()
-    if changed := [key for key in after if before[key] != after[key] and key not in ("steps", "output")]:
+    before, after = _flat(loaded(parsed(saved), str(saved)).model_dump()), _flat(config.model_dump())
+    both = dict.fromkeys([*after, *before])
+    if changed := [key for key in both if before.get(key) != after.get(key) and key not in ("steps", "output")]:
         raise ValueError(f"{folder}: was run with another {', '.join(changed)}; resume it with the same configuration")
     found = checkpoints(folder / "checkpoints")
     return found[-1] if found else None
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    out: dict[str, Any] = {}
+    for key, value in data.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
 
 
 def _source(
@@ -155,7 +166,7 @@ def _source(
     now: Policy,
     grader: Any,
     rows: list[dict[str, Any]],
-    warnings: list[str],
+    warnings: list[tuple[str, str]],
 ) -> Source:
     if not isinstance(row.source, Responses):
         found, told = demonstration_examples(rows, now, config.data.max_length)

@@ -155,3 +155,18 @@ def test_without_reasoning_gym_the_error_says_what_to_install(monkeypatch):
 def test_importing_tasks_loads_no_heavy_library():
     code = "import sys, grape_rl.data.tasks; print({'reasoning_gym', 'torch', 'numpy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_a_task_of_a_given_size_repeats_its_questions_in_turn_and_none_of_them_is_held_out() -> None:
+    train, test = task_split({"chain_sum": {**SUM, "size": 5}, "spell_backward": SPELL}, 40, 12, seed=3)
+    sums = [row["prompt"] for row in train if row["task"] == "chain_sum"]
+    assert len(sums) == 20 and len(set(sums)) == 5 and sums == sums[:5] * 4
+    assert len({row["prompt"] for row in train if row["task"] == "spell_backward"}) == 20
+    assert not {row["prompt"] for row in test} & {row["prompt"] for row in train}
+    assert [row["task"] for row in test].count("chain_sum") == 6
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, "many"])
+def test_a_size_that_is_no_count_is_refused(size: object) -> None:
+    with pytest.raises(ValueError, match="'chain_sum': size is .*; it must be a whole number of questions"):
+        task_split({"chain_sum": {**SUM, "size": size}}, 10, 2, seed=0)

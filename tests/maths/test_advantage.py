@@ -181,6 +181,11 @@ def test_responses_may_come_in_any_order(batch, random):
         close(function(reward[order], group[order]), function(reward, group)[order].tolist())
 
 
+def test_the_default_is_grpos():
+    reward, group = torch.tensor([0.0, 1.0, 1.0, 7.0]), torch.tensor([0, 0, 0, 1])
+    close(group_relative(reward.double(), group), group_relative(reward.double(), group, "group").tolist())
+
+
 def test_leave_one_out_is_the_group_mean_times_a_factor():
     reward, group = torch.tensor([1.0, 2.0, 6.0, 0.5], dtype=torch.float64), torch.zeros(4, dtype=torch.int64)
     close(leave_one_out(reward, group), (group_relative(reward, group, "none") * 4 / 3).tolist())
@@ -260,6 +265,7 @@ def test_gae_does_not_read_what_is_not_the_policys():
     expected = gae(reward, value, mask)
     found = gae(reward.masked_fill(~mask, NAN), value.masked_fill(~mask, NAN), mask)
     assert torch.equal(found, expected)
+    assert torch.equal(found, gae(reward, value, mask, gamma=1.0, lam=0.95))
     assert not found[~mask].any()
 
 

@@ -140,6 +140,8 @@ def test_scope_says_whose_confidence_counts():
     score, confidence = [[1.0, 0.0], [1.0, 0.0]], [[0.2, 0.6], [1.0, 0.2]]
     close(reward_of(score, confidence, group=[0, 1]), [0.25, 1 / 1.2])
     close(reward_of(score, confidence, group=[0, 1], scope="batch"), [0.6, 0.6])
+    default = confidence_weighted(torch.tensor(score), torch.tensor(confidence), torch.ones(2), torch.tensor([0, 1]))
+    close(default.tolist(), [0.25, 1 / 1.2], tolerance=1e-6)
 
 
 def test_own_confidence_does_not_pay():

@@ -22,14 +22,14 @@ def pairs(seed=0, size=8):
     return tuple((-20 * torch.rand(size, generator=generator, dtype=torch.float64)).requires_grad_() for _ in range(4))
 
 
-@pytest.mark.parametrize("beta", [0.1, 2.0])
-def test_against_a_loop(beta):
-    fields = pairs()
+@pytest.mark.parametrize("chosen_beta", [{}, {"beta": 2.0}])
+def test_against_a_loop(chosen_beta):
+    fields, beta = pairs(), chosen_beta.get("beta", 0.1)
     expected = [
         math.log(1 + math.exp(-beta * (math.log(math.exp(w - ref_w)) - (l - ref_l))))
         for w, l, ref_w, ref_l in zip(*(field.tolist() for field in fields), strict=True)  # noqa: E741
     ]
-    torch.testing.assert_close(dpo(*fields, beta=beta).tolist(), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(dpo(*fields, **chosen_beta).tolist(), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_at_the_reference_the_loss_is_log_2_and_pulls_the_two_apart():

@@ -7,7 +7,7 @@ MARKER = "from pathlib import Path\nPath(__file__).with_suffix('.ran').touch()\n
 
 def test_a_file_beside_the_rubric_and_a_module(tmp_path):
     (tmp_path / "mine.py").write_text(
-        "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\ndef f(r): return A(r).x\n"
+        "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int'\ndef f(r): return A(r).x\n"
     )
     assert python_callable("mine.py:f", tmp_path, ["mine.py"])(3) == 3
     assert python_callable("os.path:join", tmp_path, ["os.path"])("a", "b") == "a/b"

@@ -130,7 +130,12 @@ def test_a_wrong_answer_loses_the_items_it_should():
         ("(" * 150 + "=1", False),
         ("-" * 150 + "1+0=1", True),
         ("1e9+1=1000000001", True),
-        ("1+1=2e0", True),
+        ("1+1=2e0", False),
+        ("1+1=1e999999999", False),  # at once
+        ("5-8=-$3", True),
+        ("1-1/4=3/4", True),
+        ("1-1/4=3/0", False),
+        ("-" * 100_000 + "1+0=1", False),  # no parser has to go so deep
         ("1e400+1=1", False),
         ("1+1=" + "1" * 5000, False),
         ("True+1=2", False),

@@ -30,7 +30,9 @@ def test_a_look_up_that_is_none_is_refused(text):
         lookups(text)
 
 
-@pytest.mark.parametrize("text", ["${row.color}", "${row.meta.size}", "${row.answer.real}", "${row.meta.scale.low.x}"])
+@pytest.mark.parametrize(
+    "text", ["${row.color}", "${row.meta.size}", "${row.answer.real}", "${row.unit.k}", "${row.meta.scale.low.x}"]
+)
 def test_what_the_row_lacks_is_an_error_that_names_its_columns(text):
     with pytest.raises(ValueError, match="in the row, which has answer, unit, meta, sly, none"):
         looked_up(text, ROW)

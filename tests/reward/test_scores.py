@@ -110,9 +110,9 @@ def test_gates_against_the_definition(tmp_path, gates):
 def test_a_closed_gate_settles_what_is_missing_and_a_missing_gate_closes_nothing(tmp_path):
     rubric = rubric_of(tmp_path, sums={"a": "weight: 1, gate: true", "b": "weight: 1"})
     reward = rubric_scorer(rubric, confidence_weighted)
-    says = {"x": {"a": 0, "b": None}, "y": {"a": 1, "b": (1, 0.5)}, "z": {"a": 1, "b": (1, 0.5)}}
+    says = {"x": {"a": 0, "b": None}, "y": {"a": 1, "b": (1, 0.5)}, "z": {"a": 0.5, "b": (1, 0.5)}}
     # b's missing verdict would be read as its mean, which is not 0; and c̄ of b stays 1/2
-    assert reward(responses_of(says), groups(0, 0, 0)).reward.tolist() == [0, 1, 1]
+    assert reward(responses_of(says), groups(0, 0, 0)).reward.tolist() == pytest.approx([0, 1, 2 / 3], abs=1e-15)
     says = {"x": {"a": None, "b": 1}, "y": {"a": 1, "b": 0}, "z": {"a": 0.5, "b": 0}}
     # a is read as its mean 3/4, and x keeps its b
     assert reward(responses_of(says), groups(0, 0, 0)).reward.tolist() == pytest.approx(
@@ -286,3 +286,6 @@ def test_too_many_missing_verdicts_stop_the_run():
     assert str(caught.value) == (
         "3 of 8 verdicts (38%) are missing, over the limit of 10%; 2 of them of item 'a', mostly timeout: no answer"
     )
+    rows = [(failed("a", "timeout", reason),) for reason in "rrst"] + [(failed("b", "refused", "q"),)] * 3
+    with pytest.raises(RuntimeError, match=r"4 of them of item 'a', mostly timeout: r$"):  # a's own reason
+        checked(scores(*rows))

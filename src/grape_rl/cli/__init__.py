@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         import_module(f"grape_rl.cli.{COMMANDS[name][0]}").main(rest)
-    except (ValueError, RuntimeError) as error:
+    except BrokenPipeError:
+        return 1
+    except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("GRAPE_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -44,8 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 1
     return 0
 
 

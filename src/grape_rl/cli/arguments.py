@@ -46,7 +46,7 @@ def parsed_arguments(
 
 def _next(rest: Iterator[str], flag: str) -> str:
     value = next(rest, None)
-    if value is None:
+    if value is None or value.startswith("--"):
         raise ValueError(f"{flag} needs a value behind it")
     return value
 

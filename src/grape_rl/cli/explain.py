@@ -45,5 +45,6 @@ def command(method: str) -> str:
 
 
 def _kind(kind: object) -> str:
+    kind = getattr(kind, "__origin__", kind) if hasattr(kind, "__metadata__") else kind
     choices = getattr(kind, "__args__", None)
     return " | ".join(map(str, choices)) if choices else getattr(kind, "__name__", str(kind))

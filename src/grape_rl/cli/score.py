@@ -43,16 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     # Without a tokenizer, words stand for the tokens that a length check counts.
     answers = [Response(str(r[prompt]), str(r[response]), r, len(str(r[response]).split()), "stop") for r in found]
     scores = rubric_scorer(rubric, unweighted)(answers, torch.arange(len(answers)))
-    lines = [
-        [
-            item.category,
-            item.item,
-            item.graded,
-            item.mean,
-            ", ".join(f"{k} {v}" for k, v in item.missing.items()) or "-",
-        ]
-        for item in item_table(scores)
-    ]
+    lines = [[item.category, item.item, item.graded, item.mean, _counts(item.missing)] for item in item_table(scores)]
     table(f"{len(answers)} responses of {own['data']}", ["category", "item", "graded", "mean", "missing"], lines)
     print(f"mean reward {float(scores.reward.nanmean()):.3f}")
     if "output" in own:

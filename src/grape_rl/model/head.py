@@ -84,6 +84,8 @@ class _Chosen(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
+        if torch.is_grad_enabled():  # p is no function of the logits to autograd: the result would be wrong in silence
+            raise RuntimeError("log-probabilities can be differentiated once only (create_graph=True was asked for)")
         p, tokens, entropy = ctx.saved_tensors
         grad_logp, grad_entropy = grads
         grad = torch.zeros_like(p)

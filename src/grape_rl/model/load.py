@@ -2,43 +2,75 @@
 
 import copy
 from pathlib import Path
+from textwrap import shorten
+from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from grape_rl.model.head import logits_of
+from grape_rl.model.logprobs import logprobs
+from grape_rl.model.sampler import Sampling, sample
+from grape_rl.types import Sequences
 
 
 def load(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer at ``name`` (a folder, or a repository of the Hugging Face Hub), weights in float32.
 
     Raises:
-        ValueError: nothing loadable is there, or the model's logits can't be computed from its hidden states.
+        ValueError: nothing loadable is there, a part of it is missing, or the model fails the probe of ``readied``.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        model, found = loaded
+    except Exception as error:  # a file can be broken in as many ways as there are libraries that read it
         where = "folder" if Path(name).exists() else "folder here, nor a model that the Hub gave"
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model {name!r}: no loadable {where} ({reason})") from error
+        raise ValueError(f"model {name!r}: no loadable {where} ({shorten(str(error), 300)})") from error
+    if found["missing_keys"]:  # transformers fills them with random numbers
+        missing = sorted(found["missing_keys"])
+        raise ValueError(f"model {name!r}: its files lack {len(missing)} of its parameters, {missing[0]} among them")
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes where there is none
+        raise ValueError(f"model {name!r}: its tokenizer has only special tokens; are the tokenizer's files there?")
     return readied(model, device), tokenizer
 
 
 def readied(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """The model on ``device``, dropout off for good, its head checked against its own forward pass.
+    """The model on ``device``, dropout off for good, proved on a probe to say the same by every road.
+
+    Two prompts of different length are answered twice each: what the sampler recorded, and what ``logprobs`` finds
+    over the shared prompts, must be what the model's own forward pass says of each sequence alone. Models whose cache
+    can't be expanded (recurrent ones), or whose logits are more than a known head, fail that.
 
     Dropout stays off in training too: with it, the ratio of a policy to itself would not be 1.
+
+    Raises:
+        ValueError: the model fails the probe.
     """
     model = model.to(device).eval()  # pyright: ignore[reportCallIssue, reportArgumentType]
-    ids = torch.arange(4, device=device)[None]
-    with torch.no_grad():
-        expected = model(input_ids=ids).logits
-        found = logits_of(model)(model.base_model(input_ids=ids).last_hidden_state[0])[None]
-    if not torch.allclose(found, expected.to(found.dtype), rtol=1e-3, atol=1e-3):
-        raise ValueError(f"{type(model).__name__}: its logits are more than its head applied to its hidden states")
+    try:
+        rollout = sample(model, [torch.arange(1), torch.arange(3)], 2, Sampling(max_tokens=3), end=(), seed=0)
+        with torch.no_grad():
+            found = logprobs(model, rollout).logp.cpu()
+            expected = torch.stack([_alone(model, rollout, row) for row in range(len(rollout.tokens))]).cpu()
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{type(model).__name__}: not a model whose prompts can be shared ({error})") from error
+    gap = torch.maximum((found - expected).abs(), (rollout.behavior_logp - expected).abs()).max().item()
+    if not gap < 1e-3:  # NaN is a failure too
+        raise ValueError(
+            f"{type(model).__name__}: log-probabilities from its hidden states over a shared prompt are {gap:.2g} nats "
+            "off its own forward pass"
+        )
     return model
+
+
+def _alone(model: PreTrainedModel, sequences: Sequences, row: int) -> Float[Tensor, " t"]:
+    """The log-probability of each token of one row, by the model's own forward pass over that row alone."""
+    prompt, tokens = sequences.prompts[int(sequences.group[row])], sequences.tokens[row]
+    ids = torch.cat([prompt, tokens]).to(model.device)
+    logp = model(input_ids=ids[None]).logits[0, len(prompt) - 1 : -1].float().log_softmax(dim=-1)
+    return logp.gather(1, ids[len(prompt) :, None]).squeeze(1)
 
 
 def frozen(model: PreTrainedModel) -> PreTrainedModel:

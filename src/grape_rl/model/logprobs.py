@@ -19,7 +19,11 @@ def logprobs(model: nn.Module, sequences: Sequences, temperature: float = 1.0) -
 
     logp[i, t] = log π(tokens[i, t] | prompts[group[i]], tokens[i, :t]), with the logits divided by ``temperature``.
     Both fields are "b t", in nats, and 0 where ``mask`` is False.
+
+    Raises:
+        ValueError: a prompt has no tokens, so that nothing stands before the first one after it.
     """
+    nonempty(sequences.prompts)
     sequences = on_device(sequences, next(model.parameters()).device)
     mask = sequences.mask
     hidden = (_joined if len(sequences.prompts) == len(sequences.tokens) else _shared)(model, sequences)
@@ -68,6 +72,18 @@ def _shared(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t d"]:
     return torch.cat([last, rest.last_hidden_state], dim=1)
 
 
+def nonempty(prompts: tuple[Int[Tensor, " _"], ...]) -> tuple[Int[Tensor, " _"], ...]:
+    """The prompts, each of at least one token.
+
+    Raises:
+        ValueError: a prompt has no tokens.
+    """
+    for i, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise ValueError(f"prompt {i} of {len(prompts)} has no tokens; a model needs at least one to go on from")
+    return prompts
+
+
 def left_padded(prompts: tuple[Int[Tensor, " _"], ...]) -> tuple[Int[Tensor, "p w"], Int[Tensor, "p w"]]:
     """Prompts as one matrix padded on the left with 0, and 1 where a token is real."""
     width = max(len(p) for p in prompts)
@@ -113,19 +129,20 @@ def microbatches(sequences: Sequences, tokens_per_microbatch: int) -> Iterator[I
     together so that its prompt is encoded once; a group over the budget is split, and a single row over it runs alone.
     """
     width, group = lengths(sequences.mask).tolist(), sequences.group.tolist()
-    longest: dict[int, int] = {}
-    for g, w in zip(group, width, strict=True):
-        longest[g] = max(longest.get(g, 0), w)
-    order = sorted(range(len(group)), key=lambda i: (longest[group[i]], group[i], width[i]))
+
+    def cost(rows: list[int]) -> int:
+        prompts = {group[i] for i in rows}
+        return len(prompts) * max(len(sequences.prompts[g]) for g in prompts) + len(rows) * max(width[i] for i in rows)
+
+    groups: dict[int, list[int]] = {}
+    for row in sorted(range(len(group)), key=lambda i: width[i]):
+        groups.setdefault(group[row], []).append(row)
     taken: list[int] = []
-    for row in order:
-        candidate = [*taken, row]
-        prompts = {group[i] for i in candidate}
-        cost = len(prompts) * max(len(sequences.prompts[g]) for g in prompts)
-        cost += len(candidate) * max(width[i] for i in candidate)
-        if taken and cost > tokens_per_microbatch:
-            yield torch.tensor(taken)
-            candidate = [row]
-        taken = candidate
+    for rows in sorted(groups.values(), key=lambda rows: width[rows[-1]]):
+        for block in [rows] if cost(rows) <= tokens_per_microbatch else [[row] for row in rows]:
+            if taken and cost(taken + block) > tokens_per_microbatch:
+                yield torch.tensor(taken)
+                taken = []
+            taken = taken + block
     if taken:
         yield torch.tensor(taken)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grape_rl.model.head import logits_of
-from grape_rl.model.logprobs import left_padded, positions
+from grape_rl.model.logprobs import left_padded, nonempty, positions
 from grape_rl.types import Rollout
 
 
@@ -75,7 +75,11 @@ def sample(
     Rows ``n·i … n·i + n − 1`` answer prompt i. Each prompt is encoded once, and a row that has finished leaves the
     batch. One uniform number, drawn from ``seed``, decides each token, so that the same seed gives the same rollout
     however many rows run at once.
+
+    Raises:
+        ValueError: a prompt has no tokens.
     """
+    prompts = nonempty(tuple(prompts))
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(len(prompts) * n, sampling.max_tokens, generator=generator, dtype=torch.float64).to(device)
@@ -86,7 +90,7 @@ def sample(
             tuple(p.to(device) for p in prompts[i : i + per_chunk]),
             uniform[i * n : (i + per_chunk) * n],
             sampling,
-            torch.tensor(list(end), device=device),
+            torch.tensor(list(end), dtype=torch.long, device=device),
         )
         for i in range(0, len(prompts), per_chunk)
     ]
@@ -97,7 +101,7 @@ def sample(
         torch.cat([c[2] for c in chunks]).cpu(),
     )
     last = tokens.gather(1, length[:, None] - 1).squeeze(1)
-    stopped = torch.isin(last, torch.tensor(list(end)))
+    stopped = torch.isin(last, torch.tensor(list(end), dtype=torch.long))
     return Rollout(
         prompts=tuple(p.cpu() for p in prompts),
         tokens=tokens,

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 TokenizerKind = Literal["characters", "bpe"]
@@ -14,21 +14,25 @@ TokenizerKind = Literal["characters", "bpe"]
 
 def scratch(
     tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, heads: int, context: int, seed: int
-) -> Qwen2ForCausalLM:
-    """A Qwen2 model of the given shape with random weights: half as many key-value heads, a 3x feed-forward layer.
+) -> LlamaForCausalLM:
+    """A Llama model of the given shape with random weights: half as many key-value heads, a 3x feed-forward layer.
+
+    Llama, because transformers reads a saved tokenizer beside it as it is; beside a Qwen2 it takes Qwen's own instead,
+    which drops spaces and passages.
 
     Raises:
         ValueError: ``hidden`` is no multiple of ``heads``, or ``heads`` is odd.
     """
     if hidden % heads or heads % 2:
         raise ValueError(f"a model of hidden size {hidden} with {heads} heads: heads must be even and divide hidden")
-    config = Qwen2Config(
+    config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=3 * hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=heads // 2,
+        head_dim=hidden // heads,
         max_position_embeddings=context,
         tie_word_embeddings=True,
         pad_token_id=SPECIAL.index("<pad>"),
@@ -37,7 +41,7 @@ def scratch(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen2ForCausalLM(config)
+        return LlamaForCausalLM(config)
 
 
 def character_tokenizer(texts: Iterable[str], passages: Sequence[str] = ()) -> PreTrainedTokenizerFast:

@@ -152,16 +152,16 @@ def _matrix(values: list[list[float]]) -> Float[Tensor, "b k"]:
 def _gated(
     score: Float[Tensor, "b k"], confidence: Float[Tensor, "b k"], items: Sequence[Item]
 ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
-    """The scores, 0 for the items of positive weight where another item is a gate that scored 0.
+    """The scores, 0 for the items of positive weight where a gate scored 0.
 
     That 0 holds whatever the item's own verdict would have been, so a missing one is known here. It takes the item's
     mean confidence, which leaves the weight of the item where it was.
     """
+    positive: Bool[Tensor, " k"] = torch.tensor([item.weight > 0 for item in items])
     closed = torch.zeros_like(score, dtype=torch.bool)
     for k, item in enumerate(items):
         if item.gate:
-            others: Bool[Tensor, " k"] = torch.tensor([j != k and other.weight > 0 for j, other in enumerate(items)])
-            closed |= (score[:, k] == 0)[:, None] & others
+            closed |= (score[:, k] == 0)[:, None] & positive
     filled = torch.where(closed & confidence.isnan(), confidence.nanmean(0), confidence)
     return score.masked_fill(closed, 0), filled
 

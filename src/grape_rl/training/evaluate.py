@@ -1,8 +1,10 @@
 """Held-out results: responses to prompts that training never saw, graded item by item."""
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from grape_rl.reward.scores import ItemSummary, Scorer, item_table
@@ -26,8 +28,19 @@ class HeldOut:
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain data, null for what is missing."""
-        plain = asdict(self) | {"items": [asdict(i) | {"mean": _null(i.mean)} for i in self.items]}
-        return plain | {"reward": _null(self.reward)}
+        # Not by asdict: of a Counter it makes one that counts the pairs.
+        items = [vars(item) | {"mean": _null(item.mean), "missing": dict(item.missing)} for item in self.items]
+        return vars(self) | {"reward": _null(self.reward), "items": items}
+
+
+def read_held_out(path: Path) -> dict[int, HeldOut]:
+    """The results by step of a file that maps each step to its ``as_json``; none if there is no such file."""
+    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found: dict[int, HeldOut] = {}
+    for step, each in told.items():
+        items = tuple(ItemSummary(**item | {"mean": _number(item["mean"])}) for item in each["items"])
+        found[int(step)] = HeldOut(**each | {"reward": _number(each["reward"]), "items": items})
+    return found
 
 
 def held_out(
@@ -42,3 +55,7 @@ def held_out(
 
 def _null(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

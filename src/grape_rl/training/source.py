@@ -204,6 +204,7 @@ def _warnings(
 
 
 def records(answers: Sequence[Response], scores: Scores, advantage: Float[Tensor, " b"]) -> tuple[dict[str, Any], ...]:
+    """Each response as plain data: what was asked and answered, its verdicts, reward and advantage."""
     return tuple(
         {
             "prompt": answer.prompt,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from grape_rl.maths.divergence import k3
@@ -33,14 +34,17 @@ def gradient(
     objective: Objective,
     limits: Limits,
     step: int,
-    epochs: int = 1,
-    minibatches: int = 1,
+    epochs: PositiveInt = 1,
+    minibatches: PositiveInt = 1,
 ) -> dict[str, float]:
     """``epochs`` passes over the experience, each in ``minibatches`` random parts, one optimizer step a part.
 
     The gradient of a part is the same however it is cut into micro-batches: each token's weight is taken over the whole
     part. Rows that can't change the gradient (advantage 0, where the objective sees only that) are not run. A part
     with no such row left changes nothing: even a zero gradient would let the optimizer's momentum move the weights.
+
+    Raises:
+        RuntimeError: a gradient that is not finite, before it moves the weights.
     """
     told: list[dict[str, float]] = []
     generator = torch.Generator().manual_seed(step_seed(limits.seed, step, "minibatch"))
@@ -79,6 +83,8 @@ def _stepped(
         told = {"loss": share.detach(), **(terms if len(terms) > 1 else {}), **_sums(outputs, seen)}
         sums = {name: sums.get(name, torch.zeros(())) + value.cpu() for name, value in told.items()}
     norm = nn.utils.clip_grad_norm_(model.parameters(), limits.max_grad_norm)
+    if not bool(norm.isfinite()):
+        raise RuntimeError(f"the gradient's norm is {float(norm)}: try a lower learning rate")
     optimizer.step()
     tokens = float(sums.pop("count"))
     means = {"entropy": float(sums.pop("entropy")) / tokens, "step_kl": float(sums.pop("step_kl")) / tokens}

@@ -1,0 +1,228 @@
+"""The sampler against plain loops: it says what it draws, draws what it says, and batching is no matter."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import MODELS, SHAPE, VOCABULARY, exactness, sharp
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from grape_rl.model.logprobs import logprobs
+from grape_rl.model.sampler import Sampling, _decoded, drawn, drawn_from, sample
+
+PROMPTS = [torch.tensor(ids) for ids in ([5, 9, 3, 17], [4], [8, 8, 21, 3, 6, 12, 7], [11, 2])]
+END = (3, 7, 11)
+CUTS = [
+    Sampling(6),
+    Sampling(6, temperature=0.7),
+    Sampling(6, top_k=5),
+    Sampling(6, top_p=0.8),
+    Sampling(6, temperature=1.5, top_k=5, top_p=0.8),
+]
+
+
+def chances(logits, sampling):
+    """The probability of each token by sorting in Python: {token: probability} of the tokens that are kept."""
+    z = [value / sampling.temperature for value in logits]
+    kept = sorted(range(len(z)), key=lambda v: -z[v])[: sampling.top_k or None]
+
+    def normal(tokens):
+        weights = {v: math.exp(z[v] - max(z)) for v in tokens}
+        return {v: w / math.fsum(weights.values()) for v, w in weights.items()}
+
+    if sampling.top_p < 1:
+        share, held, nucleus = normal(kept), 0.0, []
+        for v in kept:
+            nucleus.append(v)
+            held += share[v]
+            if held >= sampling.top_p:
+                break
+        kept = nucleus
+    return normal(kept)
+
+
+def said(model, prompt, tokens):
+    """The model's own logits before each token, from one unpadded pass over the whole row."""
+    with torch.no_grad():
+        return model(input_ids=torch.cat([prompt, tokens])[None]).logits[0, len(prompt) - 1 : -1].tolist()
+
+
+def rows(rollout):
+    """Each row's prompt, tokens and behavior log-probabilities, without padding."""
+    for i, group in enumerate(rollout.group.tolist()):
+        n = int(rollout.mask[i].sum())
+        yield rollout.prompts[group], rollout.tokens[i, :n], rollout.behavior_logp[i, :n].tolist()
+
+
+@pytest.mark.parametrize("sampling", CUTS, ids=str)
+@pytest.mark.parametrize("name", ["qwen2", "mistral, window 4", "gemma3", "gemma2, soft caps", "gpt2, absolute"])
+def test_behavior_logp_is_what_a_plain_loop_says_and_every_token_was_kept(name, sampling):
+    model = sharp(MODELS[name], exactness(name)[0])
+    cut = 0
+    for prompt, tokens, found in rows(sample(model, PROMPTS, 6, sampling, END, seed=1)):
+        for token, logits, logp in zip(tokens.tolist(), said(model, prompt, tokens), found, strict=True):
+            kept = chances(logits, sampling)
+            assert token in kept
+            assert logp == pytest.approx(math.log(kept[token]), abs=2e-5)  # the sampler's choices are in float32
+            cut += VOCABULARY - len(kept)
+    assert (cut > 0) == (sampling.top_k > 0 or sampling.top_p < 1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_training_pass_finds_the_behavior_logp(temperature):
+    model = sharp(MODELS["qwen2"], torch.float32)
+    rollout = sample(model, PROMPTS, 6, Sampling(6, temperature), END, seed=1)
+    with torch.no_grad():
+        found = logprobs(model, rollout, temperature).logp
+    torch.testing.assert_close(found, rollout.behavior_logp, rtol=0, atol=2e-5)  # float32, two orders of summation
+
+
+def test_temperature_0_takes_the_likeliest_token_and_is_sure_of_it():
+    model = sharp(MODELS["qwen2"])
+    rollout = sample(model, PROMPTS, 2, Sampling(6, temperature=0.0), END, seed=1)
+    assert torch.equal(rollout.behavior_logp, torch.zeros_like(rollout.behavior_logp))
+    for prompt, tokens, _ in rows(rollout):
+        assert tokens.tolist() == [max(range(VOCABULARY), key=z.__getitem__) for z in said(model, prompt, tokens)]
+
+
+# Exactly the distribution that it claims ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", [s for s in CUTS if s.top_k or s.top_p < 1], ids=str)
+def test_the_cut_distribution_by_sorting_in_python(sampling):
+    logits = 2.0 * torch.randn(40, 17, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for row, found in zip(logits.tolist(), drawn_from(logits, sampling).exp().tolist(), strict=True):
+        kept = chances(row, sampling)
+        assert found == pytest.approx([kept.get(v, 0.0) for v in range(17)], abs=1e-12)
+        assert [p > 0 for p in found] == [v in kept for v in range(17)]
+
+
+def test_the_nucleus_always_holds_a_token_and_a_wide_top_k_all_of_them():
+    logits = torch.tensor([[0.0, 3.0, 1.0]])
+    assert drawn_from(logits, Sampling(1, top_p=1e-9)).exp().tolist() == [[0.0, 1.0, 0.0]]
+    assert torch.equal(drawn_from(logits, Sampling(1, top_k=9)), logits.log_softmax(-1))
+
+
+def test_a_fine_grid_of_quantiles_draws_each_token_in_its_share():
+    shares = [0.0, 0.1, 0.25, 0.0, 0.0, 0.0004, 0.6496, 0.0]
+    points = 100_000
+    grid = (torch.arange(points, dtype=torch.float64) + 0.5) / points
+    logp = torch.tensor(shares, dtype=torch.float64).log().expand(points, -1)
+    counts = drawn(logp, grid).bincount(minlength=8).tolist()
+    for share, count in zip(shares, counts, strict=True):
+        assert abs(count - share * points) <= 1 and (count > 0) == (share > 0)
+
+
+def test_the_ends_of_the_unit_interval_draw_no_impossible_token():
+    logp = torch.tensor([0.0, 0.3, 0.0, 0.7, 0.0], dtype=torch.float64).log().expand(2, -1)
+    assert drawn(logp, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(3), Sampling(3, temperature=0.7, top_k=4, top_p=0.9)], ids=str)
+def test_all_sequences_come_in_their_exact_proportion(sampling):
+    """A vocabulary of 5 and 3 tokens at most: 85 sequences, and a grid of 32³ uniform numbers that stands for chance.
+
+    Grid points that draw a sequence fill a box whose sides, one for each token, are its probabilities. An interval of
+    length p covers 32 p points, give or take one, so the share found is between Π(p − 1/32) and Π(p + 1/32).
+    """
+    size, end, points = 5, 4, 32
+    shape = SHAPE | dict(vocab_size=size, hidden_size=8)
+    model, prompt = sharp(lambda: Qwen2ForCausalLM(Qwen2Config(**shape)), torch.float32), torch.tensor([1, 3])
+    marks = (torch.arange(points, dtype=torch.float64) + 0.5) / points
+    tokens, logp, length = _decoded(
+        model, (prompt,), torch.cartesian_prod(marks, marks, marks), sampling, torch.tensor([end])
+    )
+    drawn_rows = [tuple(row[:n]) for row, n in zip(tokens.tolist(), length.tolist(), strict=True)]
+    counts = {row: 0 for row in drawn_rows}
+    for row in drawn_rows:
+        counts[row] += 1
+
+    total, seen = 0.0, 0
+    for row in itertools.chain.from_iterable(itertools.product(range(size), repeat=n) for n in (1, 2, 3)):
+        if end in row[:-1] or (len(row) < 3 and row[-1] != end):
+            continue
+        steps = said(model, prompt, torch.tensor(row))
+        each = [chances(logits, sampling).get(token, 0.0) for token, logits in zip(row, steps, strict=True)]
+        share = counts.pop(row, 0) / points**3
+        assert math.prod(max(0.0, p - 1 / points) for p in each) <= share + 1e-12
+        assert share <= (math.prod(p + 1 / points for p in each) + 1e-12 if min(each) > 0 else 0)
+        total, seen = total + math.prod(each), seen + 1
+    assert seen == 85 and total == pytest.approx(1.0, abs=1e-5)
+    assert not counts, "something was drawn that is no sequence"
+    expected = torch.tensor([sum(row) for row in logp.tolist()]).exp().unique()
+    assert len(expected) > 20, "sequences so alike that a mistake would not show"
+
+
+# Ends, masks and batches ----------------------------------------------------------------------------------------------
+
+
+def rollout_of(model, prompts=PROMPTS, n=16, seed=1, **changes):
+    return sample(model, prompts, n, replace(Sampling(4), **changes), END, seed)
+
+
+def test_a_row_ends_at_any_end_token_and_says_how():
+    rollout = rollout_of(sharp(MODELS["qwen2"]))
+    met = set()
+    for i, finish in enumerate(rollout.finish):
+        tokens, mask = rollout.tokens[i].tolist(), rollout.mask[i].tolist()
+        at = next((t + 1 for t, token in enumerate(tokens) if token in END and mask[t]), 4)
+        assert mask == [t < at for t in range(4)]
+        assert finish == ("stop" if tokens[at - 1] in END else "length")
+        assert tokens[at:] == [0] * (4 - at)
+        assert rollout.behavior_logp[i, at:].tolist() == [0.0] * (4 - at)
+        met |= {(at, finish), tokens[at - 1]}
+    assert met > {*END, (1, "stop"), (2, "stop"), (4, "stop"), (4, "length")}, "the seed leaves a case untried"
+
+
+def test_the_rollout_is_as_wide_as_its_longest_row_and_speaks_of_its_prompts():
+    model = sharp(MODELS["qwen2"])
+    rollout = sample(model, PROMPTS, 3, Sampling(5), tuple(range(VOCABULARY)), seed=0, version=7)
+    assert rollout.tokens.shape == (12, 1) and set(rollout.finish) == {"stop"}
+    assert rollout.group.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert rollout.version == 7
+    assert all(torch.equal(a, b) for a, b in zip(rollout.prompts, PROMPTS, strict=True))
+
+
+def test_without_end_tokens_every_row_runs_to_the_limit():
+    rollout = sample(sharp(MODELS["qwen2"]), PROMPTS, 3, Sampling(5), (), seed=0)
+    assert rollout.mask.all() and rollout.mask.shape == (12, 5) and set(rollout.finish) == {"length"}
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 16, 35, 512])
+def test_the_seed_decides_whatever_runs_beside(rows_at_once):
+    """In float64, where batching moves a logit by 1e-15: the few hundred uniform numbers of this seed would have to lie
+    that near to a boundary between tokens for one to change. The recorded float32 may round the other way."""
+    model = sharp(MODELS["qwen2"])
+    whole, limit = rollout_of(model, max_tokens=8), Sampling(8)
+    other = sample(model, PROMPTS, 16, limit, END, seed=1, rows_at_once=rows_at_once)
+    fewer = sample(model, PROMPTS[:2], 16, limit, END, seed=1, rows_at_once=rows_at_once)
+    for found in (other, fewer):
+        n, width = found.tokens.shape
+        assert torch.equal(found.tokens, whole.tokens[:n, :width])
+        assert torch.equal(found.mask, whole.mask[:n, :width]) and not whole.mask[:n, width:].any()
+        assert found.finish == whole.finish[:n]
+        torch.testing.assert_close(found.behavior_logp, whole.behavior_logp[:n, :width], rtol=0, atol=1e-6)
+
+
+def test_another_seed_gives_another_rollout_and_the_global_generator_is_left_alone():
+    model = sharp(MODELS["qwen2"])
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first, again, other = (rollout_of(model, seed=seed).tokens for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"max_tokens": 0}, {"temperature": -0.1}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}]
+)
+def test_sampling_that_means_nothing_is_refused(changes):
+    with pytest.raises(ValueError, match="needs max_tokens ≥ 1, temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1"):
+        replace(Sampling(4), **changes)
+
+
+def test_a_prompt_without_tokens_is_refused():
+    with pytest.raises(ValueError, match="prompt 1 of 2 has no tokens"):
+        sample(sharp(MODELS["qwen2"]), [PROMPTS[0], PROMPTS[0][:0]], 2, Sampling(4), END, seed=0)

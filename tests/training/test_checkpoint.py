@@ -1,0 +1,83 @@
+"""Checkpoints: whole or not there, found in order, and enough to go on as if nothing had happened."""
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from grape_rl.training.checkpoint import TRAINER, checkpoints, restored_step, save_checkpoint
+from grape_rl.training.optimizer import adamw, set_learning_rate
+
+
+def stepped(model, optimizer, times):
+    """The model after some steps towards a fixed sentence."""
+    ids = torch.arange(4, 16)[None]
+    set_learning_rate(optimizer, 1e-2)
+    for _ in range(times):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+
+
+def test_training_goes_on_to_the_same_bits(model, tokenizer, tmp_path):
+    optimizer = adamw(model, 0.1, (0.9, 0.95))
+    stepped(model, optimizer, 2)
+    path = save_checkpoint(tmp_path, 2, model, tokenizer, optimizer, keep=2)
+    stepped(model, optimizer, 2)
+
+    again = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    fresh = adamw(again, 0.1, (0.9, 0.95))
+    assert restored_step(path, fresh) == 2
+    stepped(again, fresh, 2)
+    for (name, a), (other, b) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+        assert name == other and torch.equal(a, b), name
+    for a, b in zip(optimizer.state.values(), fresh.state.values(), strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_transformers_loads_it(model, tokenizer, tmp_path):
+    save_checkpoint(tmp_path, 1, model, tokenizer, adamw(model, 0.0, (0.9, 0.95)), keep=1)
+    loaded, words = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "last"),
+        AutoTokenizer.from_pretrained(tmp_path / "last"),
+    )
+    ids = torch.tensor([words("1 + 1 = 2")["input_ids"]])
+    assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert words.eos_token_id == tokenizer.eos_token_id
+    assert words.decode(ids[0], skip_special_tokens=True) == "1 + 1 = 2"
+
+
+def test_the_newest_are_kept_and_last_is_the_newest(model, tokenizer, tmp_path):
+    optimizer = adamw(model, 0.0, (0.9, 0.95))
+    for step in (2, 9, 10):
+        save_checkpoint(tmp_path, step, model, tokenizer, optimizer, keep=2)
+        assert (tmp_path / "last").resolve().name == f"step-{step}"
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-9", "step-10"]
+    assert {path.name for path in tmp_path.iterdir()} == {"step-9", "step-10", "last"}
+
+
+def test_a_checkpoint_that_a_kill_broke_off_is_none(model, tokenizer, tmp_path, monkeypatch):
+    optimizer = adamw(model, 0.0, (0.9, 0.95))
+    save_checkpoint(tmp_path, 1, model, tokenizer, optimizer, keep=5)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", killed)
+        try:
+            save_checkpoint(tmp_path, 2, model, tokenizer, optimizer, keep=5)
+        except KeyboardInterrupt:
+            pass
+        assert [path.name for path in checkpoints(tmp_path)] == ["step-1"]
+        assert (tmp_path / "last").resolve().name == "step-1"
+    save_checkpoint(tmp_path, 2, model, tokenizer, optimizer, keep=5)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-1", "step-2"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_without_the_trainer_s_state_is_no_checkpoint(tmp_path):
+    for name in ("step-1", "step-10", "step-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / TRAINER).touch()
+    (tmp_path / "step-3").mkdir()
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-1", "step-2", "step-10"]
+    assert checkpoints(tmp_path / "nowhere") == []

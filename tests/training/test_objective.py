@@ -1,0 +1,77 @@
+"""The objective as a sum: coefficients, weights, what is masked, and what each term is told."""
+
+import pytest
+import torch
+
+from grape_rl.training.objective import FIELDS, Objective, Term, loss
+from grape_rl.types import Batch, Outputs
+
+MASK = torch.tensor([[True, True, False], [True, False, False]])
+
+
+def field(scale):
+    return torch.arange(1.0, 7.0).reshape(2, 3) * scale
+
+
+OUTPUTS = Outputs(logp=field(-1.0), entropy=field(10.0))
+BATCH = Batch(MASK, behavior_logp=field(-2.0), reference_logp=field(-3.0), advantage=field(0.5))
+WEIGHT = torch.tensor([[0.5, 0.25, 9.0], [0.125, 9.0, 9.0]])
+
+
+def test_terms_are_summed_with_their_coefficients_over_masked_tokens():
+    total, shares = loss(
+        Objective((Term(first, 2.0), Term(second, -1.0, {"power": 2})), "token"), OUTPUTS, BATCH, WEIGHT
+    )
+    # first: A · logp at the three tokens; second: entropy to the power of 2
+    of_first = 2 * (0.5 * (0.5 * -1) + 0.25 * (1 * -2) + 0.125 * (2 * -4))
+    of_second = -(0.5 * 10**2 + 0.25 * 20**2 + 0.125 * 40**2)
+    assert total.item() == pytest.approx(of_first + of_second, rel=1e-6)
+    assert {name: share.item() for name, share in shares.items()} == pytest.approx(
+        {"first": of_first, "second": of_second}
+    )
+
+
+def first(advantage, logp):
+    return advantage * logp
+
+
+def second(entropy, power):
+    return entropy**power
+
+
+def test_a_term_is_told_every_field_by_its_name():
+    told = {}
+
+    def curious(logp, entropy, mask, behavior_logp, reference_logp, advantage):
+        told.update(locals())
+        return logp
+
+    assert Term(curious).parameters == FIELDS
+    loss(Objective((Term(curious),), "token"), OUTPUTS, BATCH, WEIGHT)
+    assert told["logp"] is OUTPUTS.logp and told["entropy"] is OUTPUTS.entropy
+    assert all(told[name] is getattr(BATCH, name) for name in ("mask", "behavior_logp", "reference_logp", "advantage"))
+
+
+def test_what_is_masked_out_may_be_nan_and_leaves_no_gradient():
+    logp = field(-1.0).requires_grad_()
+
+    def broken(logp):
+        return (logp / MASK).exp() * 0 + logp + torch.where(MASK, 0.0, torch.nan)
+
+    total, _ = loss(Objective((Term(broken),), "token"), Outputs(logp, OUTPUTS.entropy), BATCH, WEIGHT)
+    assert total.isfinite()
+    plain = Objective((Term(lambda logp: logp),), "token")
+    total, _ = loss(plain, Outputs(logp, OUTPUTS.entropy), BATCH, WEIGHT)
+    total.backward()
+    assert torch.equal(logp.grad, WEIGHT * MASK)
+
+
+def test_no_terms_are_no_loss():
+    total, shares = loss(Objective((), "token"), OUTPUTS, BATCH, WEIGHT)
+    assert total.item() == 0 and shares == {}
+
+
+def test_an_objective_sees_only_advantage_where_every_term_does():
+    one, other = Term(first), Term(second)
+    assert Objective((one,), "token").sees_only_advantage
+    assert not Objective((one, other), "token").sees_only_advantage

@@ -1,0 +1,64 @@
+"""The optimizer's groups, its step against AdamW written out, and the learning rate over the steps."""
+
+import math
+
+import pytest
+import torch
+
+from grape_rl.training.optimizer import adamw, learning_rate, set_learning_rate
+
+
+def test_matrices_decay_and_nothing_else_does():
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 3), torch.nn.LayerNorm(3), torch.nn.Linear(3, 2))
+    frozen = model[2].weight.requires_grad_(False)
+    optimizer = adamw(model, 0.1, (0.9, 0.95))
+    decay = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert frozen not in decay
+    assert decay == {model[0].weight: 0.1, model[1].weight: 0.0, model[1].bias: 0.0, model[2].bias: 0.0}
+    assert all(group["betas"] == (0.9, 0.95) for group in optimizer.param_groups)
+
+
+def test_a_model_of_matrices_alone_has_one_group():
+    assert len(adamw(torch.nn.Linear(2, 2, bias=False), 0.0, (0.9, 0.95)).param_groups) == 1
+
+
+def test_two_steps_are_adamw_as_published():
+    """Loshchilov & Hutter, algorithm 2, for a single number in Python's floats."""
+    rate, decay, betas = 0.1, 0.2, (0.8, 0.9)
+    model = torch.nn.Linear(1, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+    optimizer = adamw(model, decay, betas)
+    weight, m, v = 3.0, 0.0, 0.0
+    for step, slope in enumerate((2.0, -0.5), start=1):
+        set_learning_rate(optimizer, rate)
+        model.weight.grad = torch.tensor([[slope]], dtype=torch.float64)
+        optimizer.step()
+        m, v = betas[0] * m + (1 - betas[0]) * slope, betas[1] * v + (1 - betas[1]) * slope**2
+        weight -= rate * decay * weight
+        weight -= rate * (m / (1 - betas[0] ** step)) / (math.sqrt(v / (1 - betas[1] ** step)) + 1e-8)
+        assert model.weight.item() == pytest.approx(weight, rel=1e-12)
+
+
+def test_the_rate_rises_and_falls():
+    rates = [learning_rate(step, 10, 2.0, 4, "constant") for step in range(10)]
+    assert rates == pytest.approx([0.5, 1.0, 1.5, 2.0] + 6 * [2.0])
+    linear = [learning_rate(step, 10, 2.0, 4, "linear") for step in range(10)]
+    assert linear == pytest.approx([0.5, 1.0, 1.5, 2.0] + [2 * k / 6 for k in (6, 5, 4, 3, 2, 1)])
+    assert all(learning_rate(step, 10, 2.0, 4, "linear") > 0 for step in range(10)), "no step is wasted"
+
+
+def test_a_cosine_falls_from_the_peak_to_almost_nothing_and_is_halfway_in_the_middle():
+    """It should rise over the warm-up to the peak, and go down to 0, slowly at both ends."""
+    rates = [learning_rate(step, 24, 1.0, 4, "cosine") for step in range(24)]
+    assert rates[3] == rates[4] == 1.0
+    assert rates[14] == pytest.approx(0.5)
+    falls = [a - b for a, b in zip(rates[4:], rates[5:], strict=False)]
+    assert all(fall > 0 for fall in falls)
+    assert falls[0] < falls[9] > falls[-1]
+    assert 0 < rates[-1] < 0.01
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_a_run_that_is_all_warm_up(schedule):
+    assert [learning_rate(step, 2, 1.0, 4, schedule) for step in range(2)] == [0.25, 0.5]

@@ -1,0 +1,330 @@
+"""Every method's loss and gradient against a loop over single tokens, and what may not change them.
+
+In float64, but for the weights of tokens, which the loop rounds to float32 as the update does. So all that is compared
+differs in the order of its sums alone, and agrees to 1e-10.
+"""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from grape_rl import ALGORITHMS
+from grape_rl.algorithms import chosen_options, objective, options
+from grape_rl.training import update
+from grape_rl.training.objective import Objective, Term
+from grape_rl.training.source import Experience
+from grape_rl.training.update import Limits, gradient
+from grape_rl.types import Batch, Sequences
+
+LIMITS = Limits(temperature=0.7, max_tokens=9, tokens_per_microbatch=50, max_grad_norm=1e9, seed=3)
+REDUCTIONS = ("token", "sequence", "fixed_length")
+REORDERED = {"rtol": 1e-10, "atol": 1e-12}
+
+
+@pytest.fixture
+def model(model):
+    """In float64 throughout: transformers' own norm goes by way of float32, whatever the weights are."""
+    for name, module in list(model.named_modules()):
+        if "RMSNorm" in type(module).__name__:
+            norm = torch.nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon)
+            norm.weight = module.weight
+            model.set_submodule(name, norm)
+    return model.double()
+
+
+def experience():
+    """Seven responses to three prompts of different length, off-policy, with two advantages of 0 and a gap."""
+    generator = torch.Generator().manual_seed(5)
+    lengths = [4, 1, 6, 3, 2, 5, 6]
+    group = torch.tensor([0, 0, 1, 1, 1, 2, 2])
+    mask = torch.arange(6) < torch.tensor(lengths)[:, None]
+    mask[2, 1:3] = False  # a tool's answer
+    draw = lambda: torch.rand(7, 6, generator=generator, dtype=torch.float64)  # noqa: E731
+    advantage = torch.tensor([1.0, -0.5, 0.0, 2.0, -1.5, 0.0, 0.7], dtype=torch.float64)
+    batch = Batch(
+        mask,
+        (-3.5 * draw() - 0.5).masked_fill(~mask, 0),
+        (-3.5 * draw() - 0.5).masked_fill(~mask, 0),
+        advantage[:, None].expand(7, 6),
+    )
+    prompts = tuple(torch.randint(4, 40, (n,), generator=generator) for n in (5, 2, 8))
+    tokens = torch.randint(4, 40, (7, 6), generator=generator)
+    return Experience(Sequences(prompts, tokens, mask, group), batch, {})
+
+
+def goal_of(name, reduction, **given):
+    """A row's objective with every penalty that it has switched on, unless told otherwise."""
+    row = ALGORITHMS[name]
+    penalties = {"kl": 0.3, "entropy": 0.05} if not given else given
+    on = {key: value for key, value in penalties.items() if key in options(row)}
+    return objective(row, chosen_options(row, {**on, "reduction": reduction}))
+
+
+def step_by(model, goal, what, limits=LIMITS, **more):
+    """The gradient (by plain descent with rate 1: what the weights lost), and what the update told."""
+    before = [p.detach().clone() for p in model.parameters()]
+    told = gradient(model, torch.optim.SGD(model.parameters(), lr=1.0), what, goal, limits, step=0, **more)
+    lost = [b - p.detach() for b, p in zip(before, model.parameters(), strict=True)]
+    with torch.no_grad():
+        for p, b in zip(model.parameters(), before, strict=True):
+            p.copy_(b)
+    return lost, told
+
+
+def compare(found, expected, **tolerance):
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, **tolerance)
+
+
+# Each term once more, for one token and in Python's words. A new row's new terms have to be added here.
+ONE_TOKEN = {
+    "policy_gradient": lambda s: -s["a"] * s["logp"],
+    "clipped": lambda s: -min(s["rho"] * s["a"], max(min(s["rho"], 1.2), 0.8) * s["a"]),
+    "reference_kl": lambda s: s["rho"] * ((s["ref"] - s["logp"]).exp() - 1 - (s["ref"] - s["logp"])),
+    "entropy_bonus": lambda s: -s["entropy"],
+}
+
+
+def looped(model, goal, what):
+    """The loss and its gradient from each row run alone through the model's own head, token by token."""
+    rows = [i for i in range(len(what.batch.mask)) if what.batch.mask[i].any()]
+    counts = {i: int(what.batch.mask[i].sum()) for i in rows}
+    total = torch.zeros((), dtype=torch.float64)
+    for i in rows:
+        prompt = what.sequences.prompts[int(what.sequences.group[i])]
+        ids = torch.cat([prompt, what.sequences.tokens[i]])
+        logits = model(input_ids=ids[None]).logits[0] / LIMITS.temperature
+        for t in range(len(what.sequences.tokens[i])):
+            if not what.batch.mask[i, t]:
+                continue
+            choices = logits[len(prompt) + t - 1].log_softmax(-1)
+            logp = choices[what.sequences.tokens[i, t]]
+            said = {
+                "a": what.batch.advantage[i, t],
+                "logp": logp,
+                "rho": (logp - what.batch.behavior_logp[i, t]).exp(),
+                "ref": what.batch.reference_logp[i, t],
+                "entropy": -(choices.exp() * choices).sum(),
+            }
+            weight = {
+                "token": 1 / sum(counts.values()),
+                "sequence": 1 / (len(rows) * counts[i]),
+                "fixed_length": 1 / (len(rows) * LIMITS.max_tokens),
+            }[goal.reduction]
+            weight = torch.tensor(weight, dtype=torch.float32).item()
+            for term in goal.terms:
+                total = total + weight * term.coefficient * ONE_TOKEN[term.function.__name__](said)
+    return torch.autograd.grad(total, list(model.parameters())), float(total.detach())
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_loss_and_gradient_are_a_loop_over_tokens(model, name, reduction):
+    goal = goal_of(name, reduction)
+    found, told = step_by(model, goal, experience())
+    expected, loss = looped(model, goal, experience())
+    assert max(g.abs().max() for g in expected) > 0.01
+    compare(found, expected, **REORDERED)
+    assert told["loss"] == pytest.approx(loss, rel=1e-5)  # told in float32
+    assert told["grad_norm"] == pytest.approx(math.sqrt(sum(float(g.square().sum()) for g in expected)), rel=1e-5)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_micro_batches_change_neither_loss_nor_gradient(model, name, reduction):
+    goal = goal_of(name, reduction)
+    expected, whole = step_by(model, goal, experience(), replace(LIMITS, tokens_per_microbatch=10_000))
+    for tokens in (1, 50):
+        found, told = step_by(model, goal, experience(), replace(LIMITS, tokens_per_microbatch=tokens))
+        compare(found, expected, **REORDERED)
+        assert told == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_micro_batches_change_no_parameter_after_steps_of_adam(model, name):
+    """Adam divides by the gradient's size, so that rounding of a gradient near 0 counts: 1e-6 of a step of 1e-3."""
+    goal, start = goal_of(name, "token"), [p.detach().clone() for p in model.parameters()]
+    ends = []
+    for tokens in (1, 50, 10_000):
+        with torch.no_grad():
+            for p, s in zip(model.parameters(), start, strict=True):
+                p.copy_(s)
+        adam = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-8)
+        limits = replace(LIMITS, tokens_per_microbatch=tokens, max_grad_norm=0.5)
+        gradient(model, adam, experience(), goal, limits, step=0, epochs=2, minibatches=2)
+        ends.append([p.detach().clone() for p in model.parameters()])
+    assert max((a - b).abs().max() for a, b in zip(ends[0], start, strict=True)) > 1e-4
+    for end in ends[1:]:
+        compare(end, ends[0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_order_of_rows_changes_nothing(model, name):
+    what, order = experience(), torch.tensor([4, 6, 0, 2, 5, 1, 3])
+    fields = {key: value[order] for key, value in vars(what.batch).items()}
+    s = what.sequences
+    shuffled = Experience(Sequences(s.prompts, s.tokens[order], s.mask[order], s.group[order]), Batch(**fields), {})
+    goal = goal_of(name, "sequence")
+    compare(step_by(model, goal, shuffled)[0], step_by(model, goal, what)[0], **REORDERED)
+
+
+@pytest.fixture
+def rows_run(monkeypatch):
+    """How many rows each forward pass had."""
+    counts: list[int] = []
+    run = update.logprobs
+
+    def counted(model, sequences, temperature):
+        counts.append(len(sequences.tokens))
+        return run(model, sequences, temperature)
+
+    monkeypatch.setattr(update, "logprobs", counted)
+    return counts
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_rows_without_advantage_are_skipped_for_the_same_gradient(model, name, reduction, rows_run):
+    goal = goal_of(name, reduction, kl=0.0, entropy=0.0)
+    assert goal.sees_only_advantage
+    found, told = step_by(model, goal, experience())
+    assert sum(rows_run) == 5
+    rows_run.clear()
+    nothing = Term(lambda logp: 0 * logp)  # sees no advantage, so that every row has to be run
+    every, all_told = step_by(model, Objective((*goal.terms, nothing), reduction), experience())
+    assert sum(rows_run) == 7
+    compare(found, every, **REORDERED)
+    compare(found, looped(model, goal, experience())[0], **REORDERED)
+    assert told["loss"] == pytest.approx(all_told["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, row in ALGORITHMS.items() if {"kl", "entropy"} & options(row).keys()])
+@pytest.mark.parametrize("penalty", ["kl", "entropy"])
+def test_a_penalty_reaches_rows_without_advantage(model, name, penalty, rows_run):
+    goal = goal_of(name, "token", **{penalty: 0.1})
+    assert not goal.sees_only_advantage
+    step_by(model, goal, experience())
+    assert sum(rows_run) == 7
+
+
+def without_advantage():
+    what = experience()
+    return replace(what, batch=replace(what.batch, advantage=torch.zeros_like(what.batch.advantage)))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_equal_rewards_leave_every_bit_even_with_momentum_and_weight_decay(model, name, rows_run):
+    goal = goal_of(name, "token", kl=0.0, entropy=0.0)
+    adam = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    gradient(model, adam, experience(), goal, LIMITS, step=0)
+    rows_run.clear()
+    before = [p.detach().clone() for p in model.parameters()]
+    told = gradient(model, adam, without_advantage(), goal, LIMITS, step=1, epochs=2, minibatches=3)
+    assert told == {} and not rows_run
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_masked_rows_count_for_nothing_and_are_not_run(model, rows_run):
+    """A response whose reward is missing: neither in the gradient nor in its denominator."""
+    what, kept = experience(), torch.tensor([0, 1, 2, 4, 5, 6])
+    mask = what.batch.mask.clone()
+    mask[3] = False
+    masked = replace(what, batch=replace(what.batch, mask=mask))
+    s = what.sequences
+    fields = {key: value[kept] for key, value in vars(what.batch).items()}
+    smaller = Experience(Sequences(s.prompts, s.tokens[kept], s.mask[kept], s.group[kept]), Batch(**fields), {})
+    for reduction in REDUCTIONS:
+        goal = goal_of("grpo", reduction)
+        rows_run.clear()
+        found, _ = step_by(model, goal, masked)
+        assert sum(rows_run) == 6
+        compare(found, step_by(model, goal, smaller)[0], **REORDERED)
+
+
+def test_what_is_masked_may_hold_anything(model):
+    what = experience()
+    hidden = ~what.batch.mask
+    spoiled = {
+        key: value if key == "mask" else value.masked_fill(hidden, torch.nan) for key, value in vars(what.batch).items()
+    }
+    goal = goal_of("grpo", "token")
+    found, told = step_by(model, goal, replace(what, batch=Batch(**spoiled)))
+    compare(found, step_by(model, goal, what)[0], **REORDERED)
+    assert all(map(math.isfinite, told.values()))
+
+
+def test_minibatches_part_the_rows_anew_each_epoch_and_step_by_each(model):
+    seen: list[torch.Tensor] = []
+    steps = 0
+
+    class Counting(torch.optim.SGD):
+        def step(self, closure=None):
+            nonlocal steps
+            steps += 1
+
+    def spy(logp, behavior_logp):
+        seen.append(behavior_logp[:, 0].detach())
+        return logp
+
+    what = experience()
+    limits = replace(LIMITS, tokens_per_microbatch=10_000)
+    optimizer = Counting(model.parameters(), lr=0.0)
+    gradient(model, optimizer, what, Objective((Term(spy),), "token"), limits, step=0, epochs=2, minibatches=3)
+    every = sorted(what.batch.behavior_logp[:, 0].tolist())
+    assert steps == len(seen) == 6
+    first, second = seen[:3], seen[3:]
+    for epoch in (first, second):
+        assert sorted(torch.cat(epoch).tolist()) == every
+    assert [sorted(p.tolist()) for p in first] != [sorted(p.tolist()) for p in second]
+
+
+def test_the_gradient_is_clipped_to_its_limit_and_told_as_it_was(model):
+    goal = goal_of("grpo", "token")
+    free, told = step_by(model, goal, experience())
+    size = told["grad_norm"]
+    clipped, again = step_by(model, goal, experience(), replace(LIMITS, max_grad_norm=size / 4))
+    assert again["grad_norm"] == pytest.approx(size)
+    compare([4 * g for g in clipped], free, rtol=1e-4, atol=1e-9)  # torch adds 1e-6 to the norm
+
+
+def test_what_the_step_tells_of_itself(model):
+    """Entropy, and the KL (k3) from the policy that sampled, are means over tokens of the policy before the step."""
+    what, entropy, moved = experience(), [], []
+    for i, prompt in enumerate(what.sequences.prompts[g] for g in what.sequences.group.tolist()):
+        ids = torch.cat([prompt, what.sequences.tokens[i]])
+        choices = (model(input_ids=ids[None]).logits[0] / LIMITS.temperature).log_softmax(-1).detach()
+        for t in what.batch.mask[i].nonzero().flatten().tolist():
+            at = choices[len(prompt) + t - 1]
+            entropy.append(float(-(at.exp() * at).sum()))
+            d = float(what.batch.behavior_logp[i, t] - at[what.sequences.tokens[i, t]])
+            moved.append(math.exp(-d) - 1 + d)
+    _, told = step_by(model, goal_of("grpo", "token"), what)
+    assert told["entropy"] == pytest.approx(sum(entropy) / len(entropy), rel=1e-5)
+    assert told["step_kl"] == pytest.approx(sum(moved) / len(moved), rel=1e-5)
+    terms = [told[name] for name in ("clipped", "reference_kl", "entropy_bonus")]
+    assert told["loss"] == pytest.approx(sum(terms), rel=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_moves_a_weight(model):
+    what = experience()
+    broken = what.batch.advantage.clone()
+    broken[0] = math.inf
+    before = [p.detach().clone() for p in model.parameters()]
+    adam = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    with pytest.raises(RuntimeError, match="the gradient's norm is (nan|inf)"):
+        gradient(model, adam, replace(what, batch=replace(what.batch, advantage=broken)), goal_of("grpo", "token"), LIMITS, step=0)  # fmt: skip  # noqa: E501
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert not adam.state
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_trainable_parameter_gets_a_gradient_and_a_frozen_one_keeps_its_bits(model, name):
+    frozen = model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
+    kept = frozen.clone()
+    adam = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    gradient(model, adam, experience(), goal_of(name, "token"), LIMITS, step=0)
+    assert frozen.grad is None and torch.equal(frozen, kept)
+    silent = [key for key, p in model.named_parameters() if p is not frozen and not (p.grad != 0).any()]
+    assert not silent
