@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from small_runs import lines, settings, sums, weights, written
 
 from grape_rl import Config, train
 from grape_rl.config import laid_over, loaded
@@ -13,6 +12,7 @@ from grape_rl.model.load import load
 from grape_rl.model.logprobs import logprobs
 from grape_rl.training import log as training_log
 from grape_rl.types import Sequences
+from small_runs import lines, settings, sums, weights, written
 
 LONG = {
     "data": {"held_out_rows": 3},

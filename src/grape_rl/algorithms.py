@@ -99,7 +99,8 @@ def chosen_options(row: Algorithm, given: dict[str, Any]) -> dict[str, Any]:
 
 def keywords(function: Callable[..., Any], chosen: dict[str, Any]) -> dict[str, Any]:
     """Those of the chosen options that are the function's: its field ``entropy`` is not the option of that name."""
-    return {name: chosen[name] for name in inspect.signature(function).parameters if name in chosen.keys() - set(FIELDS)}
+    own = chosen.keys() - set(FIELDS)
+    return {name: chosen[name] for name in inspect.signature(function).parameters if name in own}
 
 
 def objective(row: Algorithm, chosen: dict[str, Any]) -> Objective:

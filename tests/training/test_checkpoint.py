@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, found in order, and enough to go on as if nothing had happened."""
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -63,10 +64,8 @@ def test_a_checkpoint_that_a_kill_broke_off_is_none(model, tokenizer, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", killed)
-        try:
+        with pytest.raises(KeyboardInterrupt):
             save_checkpoint(tmp_path, 2, model, tokenizer, optimizer, keep=5)
-        except KeyboardInterrupt:
-            pass
         assert [path.name for path in checkpoints(tmp_path)] == ["step-1"]
         assert (tmp_path / "last").resolve().name == "step-1"
     save_checkpoint(tmp_path, 2, model, tokenizer, optimizer, keep=5)

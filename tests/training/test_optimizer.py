@@ -1,5 +1,6 @@
 """The optimizer's groups, its step against AdamW written out, and the learning rate over the steps."""
 
+import itertools
 import math
 
 import pytest
@@ -53,7 +54,7 @@ def test_a_cosine_falls_from_the_peak_to_almost_nothing_and_is_halfway_in_the_mi
     rates = [learning_rate(step, 24, 1.0, 4, "cosine") for step in range(24)]
     assert rates[3] == rates[4] == 1.0
     assert rates[14] == pytest.approx(0.5)
-    falls = [a - b for a, b in zip(rates[4:], rates[5:], strict=False)]
+    falls = [a - b for a, b in itertools.pairwise(rates[4:])]
     assert all(fall > 0 for fall in falls)
     assert falls[0] < falls[9] > falls[-1]
     assert 0 < rates[-1] < 0.01

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from grape_rl.cli.arguments import parsed_arguments
 
@@ -53,5 +54,5 @@ def main(arguments: Sequence[str]) -> None:
         print(f"written: {out}")
 
 
-def _counts(missing: Mapping[str, int]) -> str:
+def _counts(missing: Mapping[Any, int]) -> str:
     return ", ".join(f"{status} {count}" for status, count in missing.items()) or "-"

@@ -74,7 +74,7 @@ def sample(
 
     Rows ``n·i … n·i + n − 1`` answer prompt i. Each prompt is encoded once, and a row that has finished leaves the
     batch. One uniform number, drawn from ``seed``, decides each token, so that the same seed gives the same rollout
-    however many rows run at once.
+    however many rows run at once (all ``n`` of a prompt always do).
 
     Raises:
         ValueError: a prompt has no tokens.
