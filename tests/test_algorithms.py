@@ -17,6 +17,7 @@ from grape_rl.cli.train import demo_config
 from grape_rl.config import Config, from_file, laid_over, loaded
 from grape_rl.maths.grape import confidence_weighted
 from grape_rl.maths.reduction import Reduction
+from grape_rl.reward.rubric import load_rubric
 from grape_rl.training.objective import FIELDS
 from small_runs import lines, weights
 
@@ -71,7 +72,8 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
         records = lines(drawn[0])
         assert len(records) == 48
         assert {"prompt", "response", "reward", "advantage", "verdicts", "finish"} <= records[0].keys()
-        assert {v["item"] for v in records[0]["verdicts"]} == {"correct", "format", "brevity"}
+        items = load_rubric(run.config.reward.rubric).categories[records[0]["category"]].items
+        assert [verdict["item"] for verdict in records[0]["verdicts"]] == [item.id for item in items]
     else:
         assert not drawn
 

@@ -51,9 +51,10 @@ def main(arguments: Sequence[str]) -> None:
 def demonstration(seed: int, folder: Path, small: bool) -> Mapping[str, Any]:
     """SFT and GRAPE of one seed, into ``folder``: the held-out accuracy of each and the seconds it took."""
     from grape_rl.cli.results import print_held_out
-    from grape_rl.cli.train import resolved
+    from grape_rl.cli.train import quieten, resolved
     from grape_rl.run import train
 
+    quieten()
     began = time.perf_counter()
     shared: dict[str, Any] = {"seed": seed}
     sft = train(resolved("sft", "demo", _over(shared, {"output": str(folder / "sft")}, SMALL["sft"] if small else {})))

@@ -33,6 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     from grape_rl.config import dumped
     from grape_rl.run import train
 
+    quieten()
     config = resolved(words[0], str(own["config"]) if "config" in own else None, given)
     if own.get("dry_run"):
         print(dumped(config) + "\n" + derived(config))
@@ -41,6 +42,13 @@ def main(arguments: Sequence[str]) -> None:
     run = train(config, resume=bool(own.get("resume")))
     print_held_out(run.evaluations)
     print(f"run: {run.folder}\nmodel: {run.model}")
+
+
+def quieten() -> None:
+    """Keep transformers' own progress bars for loading and saving out of the run's display."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def resolved(method: str, file: str | None, given: dict[str, Any]) -> Any:

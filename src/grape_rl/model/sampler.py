@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from grape_rl.model.cache import roomy
 from grape_rl.model.head import logits_of
 from grape_rl.model.logprobs import left_padded, nonempty, positions
 from grape_rl.types import Rollout
@@ -126,8 +127,11 @@ def _decoded(
     trunk, logits = model.base_model, logits_of(model)
     ids, valid = left_padded(prompts)
     out = trunk(input_ids=ids, attention_mask=valid, position_ids=positions(valid), use_cache=True)  # pyright: ignore[reportCallIssue]
-    cache, hidden, seen = out.past_key_values, out.last_hidden_state[:, -1][group], valid[group]
-    cache.batch_select_indices(group)
+    cache, hidden, seen = (
+        roomy(out.past_key_values, group, limit - 1),
+        out.last_hidden_state[:, -1][group],
+        valid[group],
+    )
     position = seen.sum(dim=1, keepdim=True)
 
     tokens = torch.zeros(b, limit, dtype=torch.long, device=ids.device)
