@@ -168,5 +168,5 @@ def test_a_task_of_a_given_size_repeats_its_questions_in_turn_and_none_of_them_i
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "many"])
 def test_a_size_that_is_no_count_is_refused(size: object) -> None:
-    with pytest.raises(ValueError, match="'chain_sum': size is .*; it must be a whole number of questions"):
+    with pytest.raises(ValueError, match=r"'chain_sum': size is .*; it must be a whole number of questions"):
         task_split({"chain_sum": {**SUM, "size": size}}, 10, 2, seed=0)

@@ -1,0 +1,45 @@
+"""The README's commands, run as they stand there, in its order, in one folder."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^```(sh|sh needs-download|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def test_the_commands_of_the_readme(tmp_path: Path) -> None:
+    blocks = BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    kinds = [kind for kind, _ in blocks]
+    assert kinds.count("sh") >= 5 and kinds.count("sh needs-download") == 2 and kinds.count("python") == 1
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    for kind, text in blocks:
+        if text == "make demo\nmake test\n":  # .ci/run calls these; here, that they are targets
+            targets = (ROOT / "Makefile").read_text()
+            assert all(f"\n{line.split()[1]}: " in targets for line in text.splitlines())
+        elif kind == "python":
+            run([sys.executable, "-c", text], tmp_path)
+        else:
+            # What needs a download is resolved in full, and stops before it starts.
+            script = dry(text) if "needs-download" in kind else text
+            run(["bash", "-euo", "pipefail", "-c", script], tmp_path)
+    for folder in ("runs/capitals", "runs/python", "runs/demo/grpo", "runs/demo/rejection_sampling"):
+        assert (tmp_path / folder / "checkpoints/last/model.safetensors").is_file(), folder
+    lines = (tmp_path / "runs/capitals/metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 5, "three steps, and two more after the resume"
+
+
+def dry(script: str) -> str:
+    joined = script.replace("\\\n", " ")
+    return "".join(f"{line} --dry-run --device cpu\n" for line in joined.splitlines())
+
+
+def run(command: list[str], folder: Path) -> None:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
