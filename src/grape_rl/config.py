@@ -227,14 +227,16 @@ def from_file(path: Path, method: str) -> dict[str, Any]:
 def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Two layers of settings as one: where both have keys below a key, those are merged, else the upper one holds.
 
+    ``tasks`` and ``styles`` are values in themselves: the upper layer's take the place of the lower one's.
+
     >>> laid_over({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
     {'a': {'b': 1, 'c': 3}}
     """
     out = dict(below)
     for key, value in above.items():
         old = out.get(key)
-        # Tasks, styles and options are values in themselves, not settings to merge; but merging them is harmless.
-        out[key] = laid_over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        merged = isinstance(old, dict) and isinstance(value, dict) and key not in ("tasks", "styles")
+        out[key] = laid_over(old, value) if merged else value
     return out
 
 
