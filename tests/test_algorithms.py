@@ -12,15 +12,26 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import grape_rl.run
 from grape_rl import ALGORITHMS
-from grape_rl.algorithms import Responses, RowTerm, chosen_options, keywords, objective, options, unweighted
+from grape_rl.algorithms import (
+    Preferences,
+    Responses,
+    RowTerm,
+    chosen_options,
+    keywords,
+    objective,
+    options,
+    unweighted,
+)
 from grape_rl.cli.train import demo_config
 from grape_rl.config import Config, from_file, laid_over, loaded
 from grape_rl.maths.grape import confidence_weighted
 from grape_rl.maths.reduction import Reduction
 from grape_rl.reward.rubric import load_rubric
-from grape_rl.training.objective import FIELDS
+from grape_rl.training.objective import FIELDS, PAIR_FIELDS
 from small_runs import lines, weights
 
+OF_PAIRS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Preferences)]
+OF_TOKENS = [name for name in ALGORITHMS if name not in OF_PAIRS]
 PENALISED = [name for name, row in ALGORITHMS.items() if {"kl", "entropy"} <= options(row).keys()]
 
 
@@ -59,11 +70,15 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
         wanted = ["loss", "entropy", "grad_norm", "learning_rate"]
         if isinstance(row.source, Responses):
             wanted += ["reward", "length", "cut_off", "equal_groups", "kl"]
+        if isinstance(row.source, Preferences):
+            wanted += ["accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_length", "rejected_length"]
         assert all(math.isfinite(told[key]) for key in wanted), told
         assert told["phase"] == name and told["grad_norm"] > 0
         assert not any(math.isinf(value) for value in told.values() if not isinstance(value, str))
     assert sorted(run.evaluations) == [0, 2]
     assert run.evaluations[2].responses == 3
+    of_pairs = [item for item in run.evaluations[2].items if item.category == "preferences"]
+    assert [item.graded for item in of_pairs] == ([3, 3, 3] if isinstance(row.source, Preferences) else [])
 
     assert yaml.safe_load((run.folder / "config.yaml").read_text()) == run.config.model_dump(mode="json")
     drawn = sorted((run.folder / "rollouts").iterdir())
@@ -101,14 +116,16 @@ def test_every_row_says_what_it_is(name):
     for function in row.functions:
         assert inspect.getdoc(inspect.unwrap(function)), function
     for term in row.terms:
-        assert set(inspect.signature(term.function).parameters) - set(FIELDS) <= options(row).keys()
+        read = set(PAIR_FIELDS if isinstance(row.source, Preferences) else FIELDS)
+        assert set(inspect.signature(term.function).parameters) - read <= options(row).keys()
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_option_has_a_type_and_a_default_of_it(name):
     row = ALGORITHMS[name]
     found = options(row)
-    assert {"reduction", "epochs", "minibatches"} <= found.keys()
+    of_tokens = {"reduction", "epochs", "minibatches"}
+    assert found.keys().isdisjoint(of_tokens) if name in OF_PAIRS else of_tokens <= found.keys()
     for option, (kind, default) in found.items():
         assert default is not inspect.Parameter.empty, option
         choices = get_args(kind)
@@ -117,10 +134,9 @@ def test_every_option_has_a_type_and_a_default_of_it(name):
         else:
             assert isinstance(default, int | float), option
     assert chosen_options(row, {}) == {option: default for option, (_, default) in found.items()}
-    assert chosen_options(row, {"reduction": "fixed_length"})["reduction"] == "fixed_length"
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", OF_TOKENS)
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -137,20 +153,28 @@ def test_every_row_refuses_options_that_are_none(name, given, message):
     assert str(told.value).startswith(f"options of {name}: ") and message in str(told.value)
 
 
+@pytest.mark.parametrize("name", OF_PAIRS)
+@pytest.mark.parametrize("option", ["reduction", "epochs"])
+def test_a_method_of_pairs_has_no_options_of_tokens(name, option):
+    with pytest.raises(ValueError, match=f"options of {name}: unknown key '{option}'"):
+        chosen_options(ALGORITHMS[name], {option: "token"})
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_what_is_set_reaches_the_functions(name):
     row = ALGORITHMS[name]
     numbers = {key: 0.125 for key, (kind, _) in options(row).items() if kind is float}
-    chosen = chosen_options(row, {**numbers, "epochs": 3, "reduction": "fixed_length"})
+    of_tokens = {} if name in OF_PAIRS else {"epochs": 3, "reduction": "fixed_length"}
+    chosen = chosen_options(row, numbers | of_tokens)
     goal = objective(row, chosen)
-    assert goal.reduction == "fixed_length"
+    assert goal.reduction == of_tokens.get("reduction")
     assert len(goal.terms) == len(row.terms), "every penalty is switched on"
     for term, of_row in zip(goal.terms, row.terms, strict=True):
         assert term.coefficient == (0.125 if of_row.option else of_row.coefficient)
         assert not term.options.keys() & set(FIELDS)
         own = {key: value for key, value in chosen.items() if key in inspect.signature(term.function).parameters}
         assert term.options == {key: value for key, value in own.items() if key not in FIELDS}
-    assert keywords(row.update, chosen) == {"epochs": 3, "minibatches": 1}
+    assert keywords(row.update, chosen) == ({} if name in OF_PAIRS else {"epochs": 3, "minibatches": 1})
 
 
 @pytest.mark.parametrize("name", PENALISED)

@@ -156,6 +156,8 @@ def test_the_table_of_methods(grape):
     for row in ALGORITHMS.values():
         assert f"{row.name}\n  {row.summary}\n  {row.equation}\n" in said and row.paper in said
     assert "needs: prompts with completions" in said
+    assert "needs: prompts, each with a chosen and a rejected response\n" in said
+    assert "needs: prompts, each with a chosen and a rejected response, each with a reward\n" in said
     assert "needs: prompts, a reward, at least 2 responses a prompt" in said
 
 
@@ -170,7 +172,8 @@ def test_explain(grape, name):
     for option, (_, default) in options(row).items():
         assert f"\n  {option} = {default}  (" in said
     assert "<class" not in said and "typing." not in said
-    assert "epochs = 1  (int)" in said and "reduction = " in said and "(token | sequence | fixed_length)" in said
+    if row.reduction:
+        assert "epochs = 1  (int)" in said and "reduction = " in said and "(token | sequence | fixed_length)" in said
     assert f"grape train {name} --config demo" in said
 
 

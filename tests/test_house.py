@@ -15,6 +15,7 @@ FLOORS = (
     {"maths", "model", "data", "report"},
     {"reward"},
     {"training"},
+    {"preference_algorithms"},
     {"algorithms"},
     {"config"},
     {"parts"},

@@ -20,6 +20,7 @@ from grape_rl.maths.grape import confidence_weighted, mean_score
 from grape_rl.maths.penalty import entropy_bonus, reference_kl
 from grape_rl.maths.reduction import Reduction
 from grape_rl.maths.surrogate import clipped, policy_gradient
+from grape_rl.preference_algorithms import PREFERENCE_METHODS, PreferenceMethod
 from grape_rl.reward.strict import Strict, validated
 from grape_rl.training.objective import FIELDS, Objective, Term, TermFunction
 from grape_rl.training.update import gradient
@@ -46,6 +47,11 @@ class Responses:
 
 
 @dataclass(frozen=True)
+class Preferences:
+    """Batches are read from data: prompts, each with a chosen and a rejected response."""
+
+
+@dataclass(frozen=True)
 class RowTerm:
     """A loss term of a row. ``option`` names the option that sets its coefficient, where it has one."""
 
@@ -62,9 +68,9 @@ class Algorithm:
     summary: str
     equation: str
     paper: str
-    source: Demonstrations | Responses
+    source: Demonstrations | Responses | Preferences
     terms: tuple[RowTerm, ...]
-    reduction: Reduction
+    reduction: Reduction | None
     update: Callable[..., dict[str, float]] = gradient
 
     @property
@@ -84,7 +90,7 @@ def options(row: Algorithm) -> dict[str, tuple[Any, Any]]:
             if parameter.default is not parameter.empty and parameter.name not in FIELDS:
                 found[parameter.name] = (hints[parameter.name], parameter.default)
     found |= {term.option: (float, term.coefficient) for term in row.terms if term.option}
-    return found | {"reduction": (Reduction, row.reduction)}
+    return found | ({"reduction": (Reduction, row.reduction)} if row.reduction else {})
 
 
 def chosen_options(row: Algorithm, given: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +115,7 @@ def objective(row: Algorithm, chosen: dict[str, Any]) -> Objective:
         Term(term.function, chosen.get(term.option, term.coefficient), keywords(term.function, chosen))
         for term in row.terms
     ]
-    return Objective(tuple(t for t in terms if t.coefficient != 0), chosen["reduction"])
+    return Objective(tuple(t for t in terms if t.coefficient != 0), chosen.get("reduction"))
 
 
 def unweighted(
@@ -121,6 +127,15 @@ def unweighted(
 
 _KL = RowTerm(reference_kl, 0.0, "kl")
 _ENTROPY = RowTerm(entropy_bonus, 0.0, "entropy")
+
+
+def _preference(method: PreferenceMethod) -> Algorithm:
+    """A method of learning from preferences as a row: all of them have the same source, and the mean over pairs."""
+    terms = (RowTerm(method.loss), *(RowTerm(function, of, name) for function, of, name in method.added))
+    return Algorithm(
+        method.name, method.summary, method.equation, method.paper, Preferences(), terms, None, method.update
+    )
+
 
 _ROWS = (
     Algorithm(
@@ -168,6 +183,7 @@ _ROWS = (
         terms=(RowTerm(clipped), _KL, _ENTROPY),
         reduction="token",
     ),
+    *map(_preference, PREFERENCE_METHODS),
 )
 
 ALGORITHMS = MappingProxyType({row.name: row for row in _ROWS})

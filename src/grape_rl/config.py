@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from grape_rl.algorithms import ALGORITHMS, Responses, chosen_options
+from grape_rl.algorithms import ALGORITHMS, Preferences, Responses, chosen_options
 from grape_rl.reward.strict import Strict, nearest, parsed, validated
 
 Count = Annotated[int, Field(ge=0)]
@@ -43,10 +43,13 @@ class Model(Section):
 
 
 class Teacher(Section):
-    """Writes demonstrations for tasks that have only answers: imperfectly, so that there is something to improve."""
+    """Writes demonstrations for tasks that have only answers: imperfectly, so that there is something to improve.
+
+    Or preferences: the right answer in the first style, over a wrong answer or another style.
+    """
 
     wrong: Share = 0.0
-    """The share of demonstrations that give the answer of another question of the same task."""
+    """The share of demonstrations (or of rejected responses) that give the answer of another question of the task."""
     styles: dict[str, PositiveFloat] = Field({"{answer}": 1.0})
     """How a completion is written → how often; ``{answer}`` stands for the answer."""
 
@@ -64,12 +67,19 @@ class Data(Section):
     """The column with the prompt: text, or messages."""
     completion: str = "completion"
     """The column with the completion that SFT learns."""
+    chosen: str = "chosen"
+    """The column with the response that was preferred, for methods that learn from pairs: text, or messages."""
+    rejected: str = "rejected"
+    """The column with the other one. With no column for the prompt, it is what both have in common at the start."""
+    chosen_reward: str = "chosen_reward"
+    """The column with the chosen response's reward, for methods that need it."""
+    rejected_reward: str = "rejected_reward"
     system: str | None = None
     """A system message before each prompt."""
     rows: PositiveInt | None = None
     """How many rows to use: all of a file's, or 2000 of tasks."""
     max_length: PositiveInt = 1024
-    """The longest demonstration in tokens, prompt included; what is longer loses its end."""
+    """The longest demonstration or response in tokens, prompt included; what is longer loses its end."""
     held_out: str | None = None
     """The file or data set with held-out rows. Without one they are taken off the start of ``source``."""
     held_out_rows: Count = 0
@@ -135,7 +145,7 @@ class Config(Section):
     """The method's own options: see ``grape explain METHOD``."""
     steps: PositiveInt = 100
     prompts_per_step: PositiveInt = 8
-    """Prompts a step (for SFT, demonstrations)."""
+    """Prompts a step (demonstrations for SFT; pairs for methods that learn from those)."""
     group_size: PositiveInt = 8
     """Responses a prompt."""
     tokens_per_microbatch: PositiveInt = 8192
@@ -166,7 +176,7 @@ class Config(Section):
         if self.reward.rubric and self.reward.function:
             raise ValueError("reward: name exactly one of rubric and function")
         graded = bool(self.reward.rubric or self.reward.function)
-        if self.data.held_out_rows and not graded:
+        if self.data.held_out_rows and not graded and not isinstance(row.source, Preferences):
             raise ValueError("data: held_out_rows asks for an evaluation: name reward.rubric or reward.function for it")
         try:
             _ = self.folder

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from grape_rl.algorithms import Algorithm, Demonstrations, Responses, keywords, unweighted
+from grape_rl.algorithms import Algorithm, Demonstrations, Preferences, Responses, keywords, objective, unweighted
 from grape_rl.config import Config, Data, Scratch
 from grape_rl.data.chat import Example, end_tokens, examples, fitting, prompt_tokens
+from grape_rl.data.preferences import Pair, contrasted, pairs, with_preferences
 from grape_rl.data.rows import require, rows, with_prompts
 from grape_rl.data.tasks import task_split
 from grape_rl.data.teacher import demonstrated
@@ -50,28 +51,54 @@ def device(name: str) -> torch.device:
         raise ValueError(f"device {name!r}: not here ({str(error).splitlines()[0]})") from error
 
 
-def data_rows(config: Config, demonstrate: bool) -> tuple[list[Row], list[Row]]:
-    """Training rows and held-out rows, each with a ``prompt``, and with a ``completion`` if ``demonstrate``."""
+def data_rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
+    """Training rows and held-out rows as the method reads them.
+
+    Each has a ``prompt``; to demonstrate, the training rows have a ``completion``; to learn from preferences, both have
+    a ``chosen`` and a ``rejected``.
+    """
     data = config.data
-    if data.tasks:
-        train, test = task_split(data.tasks, data.rows or TASK_ROWS, data.held_out_rows, config.seed)
-        if demonstrate:
-            train = demonstrated(train, data.teacher.wrong, data.teacher.styles, config.seed)
-        columns = ("prompt", "completion" if demonstrate else None)
-        return _prompted(data, train, *columns, "tasks"), _prompted(data, test, "prompt", None, "tasks")
-    assert data.source is not None
-    columns = (data.prompt, data.completion if demonstrate else None)
-    wanted = data.held_out_rows
-    if data.held_out and wanted:
-        train, test = _read(data.source, data.rows), _read(data.held_out, wanted)
-    else:
-        both = _read(data.source, data.rows and data.rows + wanted)
-        train, test = both[wanted:], both[:wanted]
-        if not train:
-            raise ValueError(f"{data.source}: its {len(both)} rows are all held out; none are left to train on")
+    train, test = _split(config)
+    prompt = "prompt" if data.tasks else data.prompt
+    source, test_source = data.source or "tasks", data.held_out or data.source or "tasks"
+    if isinstance(row.source, Preferences):
+        return _preferred(config, train, test)
+    completion = None
+    if isinstance(row.source, Demonstrations):
+        completion = "completion" if data.tasks else data.completion
+        train = demonstrated(train, data.teacher.wrong, data.teacher.styles, config.seed) if data.tasks else train
     return (
-        _prompted(data, train, *columns, data.source),
-        _prompted(data, test, data.prompt, None, data.held_out or data.source) if test else [],
+        _prompted(data, train, prompt, completion, source),
+        _prompted(data, test, prompt, None, test_source) if test else [],
+    )
+
+
+def _split(config: Config) -> tuple[list[Row], list[Row]]:
+    """Training rows and held-out rows as the data has them."""
+    data = config.data
+    wanted = data.held_out_rows
+    if data.tasks:
+        return task_split(data.tasks, data.rows or TASK_ROWS, wanted, config.seed)
+    assert data.source is not None
+    if data.held_out and wanted:
+        return _read(data.source, data.rows), _read(data.held_out, wanted)
+    both = _read(data.source, data.rows and data.rows + wanted)
+    train, test = both[wanted:], both[:wanted]
+    if not train:
+        raise ValueError(f"{data.source}: its {len(both)} rows are all held out; none are left to train on")
+    return train, test
+
+
+def _preferred(config: Config, train: list[Row], test: list[Row]) -> tuple[list[Row], list[Row]]:
+    data = config.data
+    if data.tasks:  # together, so that a wrong answer can be found for the only held-out row of a task
+        both = contrasted([*train, *test], data.teacher.wrong, list(data.teacher.styles), config.seed)
+        ready = with_preferences(both, system=data.system, source="tasks")
+        return ready[: len(train)], ready[len(train) :]
+    columns = (data.prompt, data.chosen, data.rejected, data.system)
+    return (
+        with_preferences(train, *columns, str(data.source)),
+        with_preferences(test, *columns, str(data.held_out or data.source)),
     )
 
 
@@ -107,7 +134,8 @@ def policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Policy
 
 
 def _scratch_tokenizer(shape: Scratch, data: Data, train: Sequence[Row]) -> Any:
-    texts = [text for row in train for text in (_plain(row["prompt"]), _plain(row.get("completion", "")))]
+    said = ("prompt", "completion", "chosen", "rejected")
+    texts = [_plain(row[key]) for row in train for key in said if key in row]
     if shape.tokenizer == "bpe":
         return bpe_tokenizer(texts, shape.vocabulary)
     by_task: dict[Any, list[str]] = {}
@@ -149,6 +177,39 @@ def demonstration_examples(
     return out, warnings
 
 
+def preference_pairs(
+    config: Config, found: Sequence[Row], at: Policy, row: Algorithm, chosen: dict[str, Any], source: str = "data"
+) -> tuple[list[Pair], list[tuple[str, str]]]:
+    """The rows as pairs in tokens, and what there is to warn of. A loss that reads rewards is tried on theirs.
+
+    Raises:
+        ValueError: as ``pairs``, and rewards that the method's loss refuses: before training, not at the pair's turn.
+    """
+    limit = min(config.data.max_length, at.context)
+    columns = ("chosen_reward", "rejected_reward")
+    if config.data.source:
+        columns = (config.data.chosen_reward, config.data.rejected_reward)
+    made, lengths = pairs(found, at.tokenizer, at.end, limit, columns, source)
+    told = torch.tensor([[pair.chosen_reward, pair.rejected_reward] for pair in made])
+    rewards = {"chosen_reward": told[:, 0], "rejected_reward": told[:, 1]}
+    for term in objective(row, chosen).terms:
+        if not rewards.keys() & set(term.parameters):
+            continue
+        try:
+            term.function(**{name: rewards.get(name, told[:, 0]) for name in term.parameters}, **term.options)
+        except ValueError as error:
+            raise ValueError(
+                f"{source}: {row.name}: {error} (rewards are read from the columns {columns[0]!r} and {columns[1]!r}; "
+                f"there are {', '.join(map(repr, found[0]))})"
+            ) from error
+    warnings: list[tuple[str, str]] = []
+    if lengths.truncated:
+        warnings.append(("cut", f"{lengths.truncated} of {lengths.rows} pairs have a response cut at {limit} tokens"))
+    if lengths.dropped:
+        warnings.append(("left_out", f"{lengths.dropped} of {lengths.rows} pairs do not differ in {limit} tokens"))
+    return made, warnings
+
+
 def scorer(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Sequence[Row]) -> Scorer:
     """The scorer that the configuration names, checked against the rows that it will grade."""
     if config.reward.rubric:
@@ -160,8 +221,3 @@ def scorer(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Seque
     place, _, name = config.reward.function.rpartition(":")
     folder, place = (Path(place).parent, Path(place).name) if place.endswith(".py") else (Path(), place)
     return function_scorer(python_callable(f"{place}:{name}", folder, allow=[place]), name)
-
-
-def needs_demonstrations(row: Algorithm) -> bool:
-    """Whether the method reads completions from the data."""
-    return isinstance(row.source, Demonstrations)

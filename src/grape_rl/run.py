@@ -1,17 +1,18 @@
 """One run: configuration → parts → fit. Everything that can be wrong is found before the first step."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from grape_rl.algorithms import ALGORITHMS, Algorithm, Responses, chosen_options, keywords, objective
+from grape_rl.algorithms import ALGORITHMS, Algorithm, Preferences, Responses, chosen_options, keywords, objective
 from grape_rl.config import Config, dumped, loaded
 from grape_rl.model.load import frozen, load
 from grape_rl.model.sampler import Sampling, sample
@@ -19,19 +20,20 @@ from grape_rl.parts import (
     Policy,
     data_rows,
     demonstration_examples,
-    needs_demonstrations,
     policy,
+    preference_pairs,
     sampling_prompts,
     scorer,
     start_policy,
 )
 from grape_rl.reward.strict import parsed
 from grape_rl.training.checkpoint import checkpoints, restored_step, save_checkpoint
-from grape_rl.training.evaluate import HeldOut, held_out, read_held_out
-from grape_rl.training.fit import fit
+from grape_rl.training.evaluate import HeldOut, held_out, held_out_pairs, read_held_out
+from grape_rl.training.fit import AnySource, fit
 from grape_rl.training.log import Log, read_metrics
 from grape_rl.training.optimizer import adamw, learning_rate, set_learning_rate
-from grape_rl.training.source import Experience, Source, demonstrations, reference_logprobs, responses, step_seed
+from grape_rl.training.pairs import PairExperience, Reference, pair_experience, pair_logprobs, preferences
+from grape_rl.training.source import Experience, demonstrations, reference_logprobs, responses, step_seed
 from grape_rl.training.update import Limits
 
 
@@ -68,7 +70,7 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     row = ALGORITHMS[config.method]
     chosen = chosen_options(row, config.options)
     checkpoint = _claimable(config, resume)
-    train_rows, test_rows = data_rows(config, needs_demonstrations(row))
+    train_rows, test_rows = data_rows(config, row)
     start = start_policy(config, train_rows)
     grader = None
     if isinstance(row.source, Responses) or (test_rows and (config.reward.rubric or config.reward.function)):
@@ -77,6 +79,10 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     now = policy(*load(str(checkpoint), start.model.device)) if checkpoint else start
     source = _source(config, row, chosen, start, now, grader, train_rows, warnings)
     test_prompts = sampling_prompts(test_rows, now, config.sampling.max_tokens, "held-out data") if grader else []
+    test_pairs = None
+    if test_rows and isinstance(row.source, Preferences):
+        found, _ = preference_pairs(config, test_rows, now, row, chosen, "held-out data")
+        test_pairs = pair_experience(found, _pair_reference(config, row, chosen, start))
     optimizer = adamw(now.model, config.optimizer.weight_decay, config.optimizer.betas)
     done = restored_step(checkpoint, optimizer) if checkpoint else 0
     if done >= config.steps:
@@ -89,17 +95,23 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     evaluations = {step: found for step, found in earlier.items() if done and step <= done}
 
     def evaluate(step: int) -> None:
-        if not test_prompts or grader is None:
+        found = HeldOut(0, math.nan, math.nan, math.nan, ())
+        if grader and test_prompts:
+            sampling = Sampling(config.sampling.max_tokens, config.evaluation.temperature)
+            seed = step_seed(config.seed, 0, "evaluate")
+            found = held_out(
+                test_prompts, _sampler(now, sampling), grader, now.tokenizer, config.evaluation.samples, seed, step
+            )
+        if test_pairs:
+            of_pairs = held_out_pairs(now.model, test_pairs, config.tokens_per_microbatch)
+            found = replace(found, items=(*found.items, *of_pairs))
+        if not found.items:
             return
-        sampling = Sampling(config.sampling.max_tokens, config.evaluation.temperature)
-        seed = step_seed(config.seed, 0, "evaluate")
-        evaluations[step] = held_out(
-            test_prompts, _sampler(now, sampling), grader, now.tokenizer, config.evaluation.samples, seed, step
-        )
+        evaluations[step] = found
         told = {str(s): e.as_json() for s, e in evaluations.items()}
         _write(folder / "held_out.json", json.dumps(told, indent=1))
 
-    def update(experience: Experience, step: int) -> dict[str, float]:
+    def update(experience: Experience | PairExperience, step: int) -> dict[str, float]:
         rate = learning_rate(
             step, config.steps, config.optimizer.learning_rate, config.optimizer.warmup, config.optimizer.schedule
         )
@@ -107,7 +119,7 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
         changed = row.update(now.model, optimizer, experience, goal, limits, step=step, **keywords(row.update, chosen))
         return changed | {"learning_rate": rate}
 
-    def ended(step: int, experience: Experience) -> None:
+    def ended(step: int, experience: Experience | PairExperience) -> None:
         if experience.records:
             lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in experience.records)
             _write(folder / "rollouts" / f"step-{step:06d}.jsonl", lines)
@@ -167,7 +179,11 @@ def _source(
     grader: Any,
     rows: list[dict[str, Any]],
     warnings: list[tuple[str, str]],
-) -> Source:
+) -> AnySource:
+    if isinstance(row.source, Preferences):
+        preferred, told = preference_pairs(config, rows, now, row, chosen)
+        warnings += told
+        return preferences(preferred, _pair_reference(config, row, chosen, start), config.prompts_per_step, config.seed)
     if not isinstance(row.source, Responses):
         found, told = demonstration_examples(rows, now, config.data.max_length)
         warnings += told
@@ -190,6 +206,14 @@ def _source(
         config.seed,
         config.reward.failure_limit,
     )
+
+
+def _pair_reference(config: Config, row: Algorithm, chosen: dict[str, Any], start: Policy) -> Reference | None:
+    """The start model's log-probs of pairs, for a method that compares the policy with it."""
+    read = {name for term in objective(row, chosen).terms for name in term.parameters}
+    if not any(name.startswith("reference_") for name in read):
+        return None
+    return partial(pair_logprobs, frozen(start.model), tokens_per_microbatch=config.tokens_per_microbatch)
 
 
 def _sampler(at: Policy, sampling: Sampling) -> Any:

@@ -127,3 +127,17 @@ class Scores:
     reward: Float[Tensor, " b"]
     verdicts: tuple[tuple[Verdict, ...], ...]
     category: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a preference objective sees of p pairs of responses, beside the model's ``Outputs``.
+
+    Rows 0 … p−1 are the chosen responses of the pairs, rows p … 2p−1 the rejected ones, in the same order.
+    ``reference_logp`` is 0 for a method without a reference; a reward that the data does not tell is NaN.
+    """
+
+    mask: Bool[Tensor, "b t"]
+    reference_logp: Float[Tensor, "b t"]
+    chosen_reward: Float[Tensor, " p"]
+    rejected_reward: Float[Tensor, " p"]

@@ -26,9 +26,13 @@ def main(arguments: Sequence[str]) -> None:
 
 def needs(row: object) -> str:
     """What the method needs of the user, in words."""
-    from grape_rl.algorithms import Algorithm, Responses
+    from grape_rl.algorithms import Algorithm, Preferences, Responses, chosen_options, objective
 
     assert isinstance(row, Algorithm)
+    if isinstance(row.source, Preferences):
+        read = {name for term in objective(row, chosen_options(row, {})).terms for name in term.parameters}
+        rewards = ", each with a reward" if "chosen_reward" in read else ""
+        return f"prompts, each with a chosen and a rejected response{rewards}"
     if not isinstance(row.source, Responses):
         return "prompts with completions"
     group = row.source.smallest_group

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from grape_rl.algorithms import ALGORITHMS, Responses, chosen_options
+from grape_rl.algorithms import ALGORITHMS, Preferences, Responses, chosen_options
 from grape_rl.config import Config
 
 
@@ -51,7 +51,8 @@ def derived(config: Config) -> str:
             f"{count * config.sampling.max_tokens} tokens"
         )
     else:
-        batch = f"{config.prompts_per_step} demonstrations a step"
+        kind = "pairs" if isinstance(row.source, Preferences) else "demonstrations"
+        batch = f"{config.prompts_per_step} {kind} a step"
     return (
         f"{config.method}: {config.steps} steps, {batch}; {updates} optimizer step{'s' * (updates > 1)} each, in "
         f"micro-batches of up to {config.tokens_per_microbatch} positions; {device(config.device)}, {config.precision}"

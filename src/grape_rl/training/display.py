@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-HEADLINE = {"reward": ".3f", "loss": ".3f", "kl": ".4f", "entropy": ".2f", "length": ".1f"}
+HEADLINE = {"reward": ".3f", "loss": ".3f", "accuracy": ".3f", "kl": ".4f", "entropy": ".2f", "length": ".1f"}
 """The metrics worth watching, in the order shown, each with its number format."""
 
 PLAIN_WIDTH = 100

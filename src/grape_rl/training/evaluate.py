@@ -7,13 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from grape_rl.reward.scores import ItemSummary, Scorer, item_table
+from grape_rl.training.pairs import PairExperience, pair_fields, pair_logprobs, pair_metrics
 from grape_rl.training.source import Prompt, Sampler, graded_responses, rollout_metrics
+
+NUMBERS = ("reward", "length", "cut_off")
+"""What ``HeldOut`` says of all responses together."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Results on held-out prompts: the mean reward, each item's mean, and how long responses are."""
+    """Results on held-out prompts: the mean reward, each item's mean, and how long responses are.
+
+    A run that samples no held-out responses has 0 of them, NaN in their place, and the items of its preferences.
+    """
 
     responses: int
     reward: float
@@ -30,7 +39,7 @@ class HeldOut:
         """The same as plain data, null for what is missing."""
         # Not by asdict: of a Counter it makes one that counts the pairs.
         items = [vars(item) | {"mean": _null(item.mean), "missing": dict(item.missing)} for item in self.items]
-        return vars(self) | {"reward": _null(self.reward), "items": items}
+        return vars(self) | {name: _null(getattr(self, name)) for name in NUMBERS} | {"items": items}
 
 
 def read_held_out(path: Path) -> dict[int, HeldOut]:
@@ -39,7 +48,7 @@ def read_held_out(path: Path) -> dict[int, HeldOut]:
     found: dict[int, HeldOut] = {}
     for step, each in told.items():
         items = tuple(ItemSummary(**item | {"mean": _number(item["mean"])}) for item in each["items"])
-        found[int(step)] = HeldOut(**each | {"reward": _number(each["reward"]), "items": items})
+        found[int(step)] = HeldOut(**each | {name: _number(each[name]) for name in NUMBERS} | {"items": items})
     return found
 
 
@@ -51,6 +60,22 @@ def held_out(
     scores = scorer(graded_responses(rollout, prompts, tokenizer), rollout.group)
     told = rollout_metrics(rollout, scores)
     return HeldOut(len(rollout.tokens), told["reward"], told["length"], told["cut_off"], item_table(scores))
+
+
+def held_out_pairs(model: nn.Module, experience: PairExperience, tokens_per_microbatch: int) -> tuple[ItemSummary, ...]:
+    """How the policy stands to held-out preferences, as items of a category "preferences".
+
+    ``accuracy`` and ``margin`` are those of the rewards that it implies against the reference (log π itself without
+    one); ``likelier`` is the share of pairs whose chosen response it gives the higher probability.
+    """
+    logp = pair_logprobs(model, experience.sequences, tokens_per_microbatch)
+    fields = pair_fields(logp, experience.batch)
+    told = pair_metrics(fields)
+    told["likelier"] = ((fields["chosen_logp"] - fields["rejected_logp"]).sign() + 1) / 2
+    return tuple(
+        ItemSummary("preferences", name, len(told[name]), float(told[name].mean()), {})
+        for name in ("accuracy", "likelier", "margin")
+    )
 
 
 def _null(value: float) -> float | None:

@@ -4,14 +4,23 @@ import time
 from collections.abc import Callable
 
 from grape_rl.training.log import Log
-from grape_rl.training.source import Experience, Source
+from grape_rl.training.pairs import PairExperience
+from grape_rl.training.source import Experience
 
-Update = Callable[[Experience, int], dict[str, float]]
+AnySource = Callable[[int], Experience | PairExperience]
+"""The step's number, from 0 → its experience."""
+
+Update = Callable[[Experience | PairExperience, int], dict[str, float]]
 """An experience and the step's number, from 0 → what the update says of itself. The policy has changed after it."""
 
 
 def fit(
-    source: Source, update: Update, log: Log, start: int, total: int, ended: Callable[[int, Experience], None]
+    source: AnySource,
+    update: Update,
+    log: Log,
+    start: int,
+    total: int,
+    ended: Callable[[int, Experience | PairExperience], None],
 ) -> None:
     """Steps ``start`` to ``total``: draw an experience, update the policy by it, log, and say that the step ended.
 

@@ -19,7 +19,8 @@ TermFunction = Callable[..., Tensor]
 class Term:
     """One term: a loss per token, how much it counts, and the options it was given.
 
-    The function's parameters name what it reads: a field of ``Outputs`` or ``Batch`` by the field's own name.
+    The function's parameters name what it reads: a field of ``Outputs`` or ``Batch`` by the field's own name, or, for
+    a loss per pair, one of ``PAIR_FIELDS``.
     """
 
     function: TermFunction
@@ -29,18 +30,30 @@ class Term:
     @property
     def parameters(self) -> tuple[str, ...]:
         """The names of the fields that the function reads."""
-        return tuple(p for p in inspect.signature(self.function).parameters if p in FIELDS)
+        return tuple(p for p in inspect.signature(self.function).parameters if p in (*FIELDS, *PAIR_FIELDS))
 
 
 FIELDS = ("logp", "entropy", "mask", "behavior_logp", "reference_logp", "advantage")
+PAIR_FIELDS = tuple(
+    f"{whose}{which}_{what}"
+    for what in ("logp", "head_logp", "length", "reward")
+    for whose in ("", "reference_")
+    for which in ("chosen", "rejected")
+    if not (whose and what in ("length", "reward"))
+)
+"""What a loss per pair may read: log-probs (of whole responses, and of as many first tokens as the shorter one has),
+lengths in tokens, and the data's rewards."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What an update minimises: Σ_terms coefficient · Σ_tokens weight · term."""
+    """What an update minimises: Σ_terms coefficient · Σ_tokens weight · term.
+
+    ``reduction`` says how tokens are weighted; it is None where terms are per pair, whose plain mean is taken.
+    """
 
     terms: tuple[Term, ...]
-    reduction: Reduction
+    reduction: Reduction | None
 
     @property
     def sees_only_advantage(self) -> bool:
@@ -59,6 +72,20 @@ def loss(
         value = term.function(**{name: fields[name] for name in term.parameters}, **term.options)
         # A masked-out field may hold anything (inf − inf at padding, say), and 0 · NaN would be NaN.
         share = term.coefficient * (weight * value.masked_fill(~batch.mask, 0.0)).sum()
+        total = total + share
+        shares[term.function.__name__] = share.detach()
+    return total, shares
+
+
+def pair_loss(
+    objective: Objective, fields: Mapping[str, Float[Tensor, " p"]], count: int
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """The objective over some pairs out of a batch of ``count``, and each term's share: Σ_terms coefficient · mean."""
+    total = torch.zeros_like(fields["chosen_logp"]).sum()
+    shares: dict[str, Tensor] = {}
+    for term in objective.terms:
+        value = term.function(**{name: fields[name] for name in term.parameters}, **term.options)
+        share = term.coefficient * value.sum() / count
         total = total + share
         shares[term.function.__name__] = share.detach()
     return total, shares

@@ -40,3 +40,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every parameter group the rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def clipped_step(model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
+    """One optimizer step by the gradient, scaled down to ``max_grad_norm``; returns its norm before that.
+
+    Raises:
+        RuntimeError: a gradient that is not finite, before it moves the weights.
+    """
+    norm = float(nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
+    if not math.isfinite(norm):
+        raise RuntimeError(f"the gradient's norm is {norm}: try a lower learning rate")
+    optimizer.step()
+    return norm

@@ -12,6 +12,7 @@ from grape_rl.maths.divergence import k3
 from grape_rl.maths.reduction import token_weight
 from grape_rl.model.logprobs import logprobs, microbatches, selected
 from grape_rl.training.objective import Objective, loss
+from grape_rl.training.optimizer import clipped_step
 from grape_rl.training.source import Experience, step_seed
 from grape_rl.types import Batch, Outputs
 
@@ -64,6 +65,7 @@ def _stepped(
     rows: Int[Tensor, " n"],
 ) -> Iterator[dict[str, float]]:
     batch = experience.batch
+    assert objective.reduction is not None, "the objective is one of pairs"
     weight = torch.zeros(batch.mask.shape)
     weight[rows] = token_weight(batch.mask[rows], objective.reduction, limits.max_tokens)
     matter = batch.mask[rows].any(dim=1)
@@ -82,13 +84,10 @@ def _stepped(
         share.backward()
         told = {"loss": share.detach(), **(terms if len(terms) > 1 else {}), **_sums(outputs, seen)}
         sums = {name: sums.get(name, torch.zeros(())) + value.cpu() for name, value in told.items()}
-    norm = nn.utils.clip_grad_norm_(model.parameters(), limits.max_grad_norm)
-    if not bool(norm.isfinite()):
-        raise RuntimeError(f"the gradient's norm is {float(norm)}: try a lower learning rate")
-    optimizer.step()
+    norm = clipped_step(model, optimizer, limits.max_grad_norm)
     tokens = float(sums.pop("count"))
     means = {"entropy": float(sums.pop("entropy")) / tokens, "step_kl": float(sums.pop("step_kl")) / tokens}
-    yield {name: float(value) for name, value in sums.items()} | means | {"grad_norm": float(norm)}
+    yield {name: float(value) for name, value in sums.items()} | means | {"grad_norm": norm}
 
 
 def _sums(outputs: Outputs, batch: Batch) -> dict[str, Tensor]:

@@ -1,0 +1,217 @@
+"""Learning from pairs: where they come from, what a loss reads of them, and how they change the policy.
+
+A pair is never split: its prompt is encoded once for both responses, and its loss needs both.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from grape_rl.data.preferences import Pair, stacked_pairs
+from grape_rl.model.logprobs import lengths, logprobs, selected
+from grape_rl.training.objective import Objective, pair_loss
+from grape_rl.training.optimizer import clipped_step
+from grape_rl.training.source import drawn_rows
+from grape_rl.training.update import Limits
+from grape_rl.types import Outputs, Pairs, Sequences
+
+Reference = Callable[[Sequences], Float[Tensor, "b t"]]
+"""Sequences of pairs → their log-probs under a model that is not trained."""
+
+
+@dataclass(frozen=True)
+class PairExperience:
+    """What one step learns from: pairs as sequences, what the objective sees of them, and what the log says."""
+
+    sequences: Sequences
+    batch: Pairs
+    metrics: dict[str, float]
+    warnings: tuple[tuple[str, str], ...] = ()
+    records: tuple[dict[str, object], ...] = ()
+
+
+def preferences(
+    found: Sequence[Pair], reference: Reference | None, pairs_per_step: int, seed: int
+) -> Callable[[int], PairExperience]:
+    """A source of preferences read from data. Without a ``reference``, 0 stands in for its log-probs."""
+
+    def source(step: int) -> PairExperience:
+        return pair_experience([found[i] for i in drawn_rows(len(found), pairs_per_step, step, seed)], reference)
+
+    return source
+
+
+def pair_experience(found: Sequence[Pair], reference: Reference | None) -> PairExperience:
+    """The pairs as one batch."""
+    sequences = stacked_pairs(found)
+    reference_logp = reference(sequences) if reference else torch.zeros(sequences.mask.shape)
+    rewards = torch.tensor([[pair.chosen_reward, pair.rejected_reward] for pair in found])
+    chosen, rejected = sequences.mask.sum(dim=1).float().chunk(2)
+    metrics = {
+        "chosen_length": float(chosen.mean()),
+        "rejected_length": float(rejected.mean()),
+        "tokens": float(sequences.mask.sum() + sum(len(p) for p in sequences.prompts)),
+    }
+    return PairExperience(sequences, Pairs(sequences.mask, reference_logp, rewards[:, 0], rewards[:, 1]), metrics)
+
+
+def pair_fields(logp: Float[Tensor, "b t"], pairs: Pairs) -> dict[str, Float[Tensor, " p"]]:
+    """Everything that a loss per pair may read, by its name: ``PAIR_FIELDS``."""
+    mask, reference = pairs.mask, pairs.reference_logp.to(logp)
+    count = mask.sum(dim=1)
+    shorter = torch.minimum(*count.chunk(2)).repeat(2)
+    head = mask & (mask.cumsum(dim=1) <= shorter[:, None])
+    halves = {
+        "{}_logp": _summed(logp, mask),
+        "{}_head_logp": _summed(logp, head),
+        "reference_{}_logp": _summed(reference, mask),
+        "reference_{}_head_logp": _summed(reference, head),
+        "{}_length": count.to(logp.dtype),
+    }
+    fields = {"chosen_reward": pairs.chosen_reward.to(logp), "rejected_reward": pairs.rejected_reward.to(logp)}
+    for name, both in halves.items():
+        fields[name.format("chosen")], fields[name.format("rejected")] = both.chunk(2)
+    return fields
+
+
+def pair_metrics(fields: dict[str, Float[Tensor, " p"]]) -> dict[str, Float[Tensor, " p"]]:
+    """How each pair stands: its implied rewards, their margin, and whether the chosen response has the higher one.
+
+    The reward that a policy implies is log(π/π_ref) in nats, but for the method's factor beta; log π without a
+    reference. ``accuracy`` of a tie is ½: at the reference, neither response is preferred.
+    """
+    chosen = fields["chosen_logp"] - fields["reference_chosen_logp"]
+    rejected = fields["rejected_logp"] - fields["reference_rejected_logp"]
+    margin = (chosen - rejected).detach()
+    accuracy = (margin.sign() + 1) / 2
+    return {
+        "accuracy": accuracy, "margin": margin, "chosen_reward": chosen.detach(), "rejected_reward": rejected.detach()
+    }  # fmt: skip
+
+
+def pair_batches(sequences: Sequences, tokens_per_microbatch: int) -> Iterator[Int[Tensor, " n"]]:
+    """Pairs to run together, by number: within the budget of padded positions, and of similar lengths.
+
+    A micro-batch of n pairs costs n · longest prompt + 2n · longest response positions. A single pair over the budget
+    runs alone.
+    """
+    width = torch.maximum(*lengths(sequences.mask).chunk(2)).tolist()
+    taken: list[int] = []
+    for pair in sorted(range(len(width)), key=lambda i: width[i]):
+        more = [*taken, pair]
+        cost = len(more) * (max(len(sequences.prompts[i]) for i in more) + 2 * width[pair])
+        if taken and cost > tokens_per_microbatch:
+            yield torch.tensor(taken)
+            more = [pair]
+        taken = more
+    yield torch.tensor(taken)
+
+
+def pair_logprobs(model: nn.Module, sequences: Sequences, tokens_per_microbatch: int) -> Float[Tensor, "b t"]:
+    """The log-probs of pairs without their graph, in the micro-batches that the update takes."""
+    out: Tensor | None = None
+    with torch.no_grad():
+        for pairs in pair_batches(sequences, tokens_per_microbatch):
+            logp = logprobs(model, selected(sequences, _rows(pairs, sequences))).logp.cpu()
+            out = torch.zeros(sequences.mask.shape, dtype=logp.dtype) if out is None else out
+            out[_rows(pairs, sequences), : logp.shape[1]] = logp
+    assert out is not None
+    return out
+
+
+def pair_gradient(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    experience: PairExperience,
+    objective: Objective,
+    limits: Limits,
+    step: int,
+) -> dict[str, float]:
+    """One optimizer step by the mean loss over the pairs: the same however they are cut into micro-batches.
+
+    Raises:
+        RuntimeError: a gradient that is not finite, before it moves the weights.
+    """
+    count = len(experience.sequences.prompts)
+    told: list[dict[str, float]] = []
+    optimizer.zero_grad(set_to_none=True)
+    for outputs, seen, _ in _forward(model, experience, limits):
+        fields = pair_fields(outputs.logp, seen)
+        share, terms = pair_loss(objective, fields, count)
+        share.backward()
+        told.append(_told(share, terms) | _sums_of(fields, outputs, seen))
+    return _means(told, count) | {"grad_norm": clipped_step(model, optimizer, limits.max_grad_norm)}
+
+
+def compared_pair_gradient(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    experience: PairExperience,
+    objective: Objective,
+    limits: Limits,
+    step: int,
+) -> dict[str, float]:
+    """The same for a loss that compares pairs with each other, so that it needs the log-probs of all at once.
+
+    First every log-prob without its graph, and the loss's gradient by each; then, micro-batch by micro-batch, the graph
+    again, and that gradient sent through it. One more forward pass, and the same gradient however the pairs are cut.
+
+    Raises:
+        RuntimeError: a gradient that is not finite, before it moves the weights.
+    """
+    count = len(experience.sequences.prompts)
+    told: list[dict[str, float]] = []
+    logp = pair_logprobs(model, experience.sequences, limits.tokens_per_microbatch).requires_grad_()
+    whole, terms = pair_loss(objective, pair_fields(logp, experience.batch), count)
+    (slope,) = torch.autograd.grad(whole, logp)
+    optimizer.zero_grad(set_to_none=True)
+    for outputs, seen, rows in _forward(model, experience, limits):
+        (outputs.logp * slope[rows, : outputs.logp.shape[1]].to(outputs.logp)).sum().backward()
+        told.append(_sums_of(pair_fields(outputs.logp, seen), outputs, seen))
+    told.append(_told(whole, terms))
+    return _means(told, count) | {"grad_norm": clipped_step(model, optimizer, limits.max_grad_norm)}
+
+
+def _forward(
+    model: nn.Module, experience: PairExperience, limits: Limits
+) -> Iterator[tuple[Outputs, Pairs, Int[Tensor, " n"]]]:
+    """Micro-batch by micro-batch: the model's outputs, the pairs that they are of, and their rows in the batch."""
+    batch = experience.batch
+    for pairs in pair_batches(experience.sequences, limits.tokens_per_microbatch):
+        rows = _rows(pairs, experience.sequences)
+        outputs = logprobs(model, selected(experience.sequences, rows), limits.temperature)
+        width, device = outputs.logp.shape[1], outputs.logp.device
+        mask, reference_logp = (field[rows, :width].to(device) for field in (batch.mask, batch.reference_logp))
+        yield outputs, Pairs(mask, reference_logp, batch.chosen_reward[pairs], batch.rejected_reward[pairs]), rows
+
+
+def _rows(pairs: Int[Tensor, " n"], sequences: Sequences) -> Int[Tensor, " m"]:
+    """The rows of some pairs: their chosen responses, then their rejected ones."""
+    return torch.cat([pairs, pairs + len(sequences.prompts)])
+
+
+def _summed(logp: Float[Tensor, "b t"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, " b"]:
+    return logp.masked_fill(~mask, 0).sum(dim=1)
+
+
+def _told(share: Tensor, terms: dict[str, Tensor]) -> dict[str, float]:
+    """The loss, and where it has several terms, each one's share of it."""
+    return {"loss": float(share.detach())} | ({k: float(v) for k, v in terms.items()} if len(terms) > 1 else {})
+
+
+def _sums_of(fields: dict[str, Tensor], outputs: Outputs, pairs: Pairs) -> dict[str, float]:
+    """Over some pairs: their metrics, the entropy, and how many tokens that is over."""
+    told = {name: float(value.sum()) for name, value in pair_metrics(fields).items()}
+    return told | {"entropy": float(outputs.entropy[pairs.mask].detach().sum()), "count": float(pairs.mask.sum())}
+
+
+def _means(told: Sequence[Mapping[str, float]], count: int) -> dict[str, float]:
+    """Sums over parts of a batch as means over its pairs, or its tokens for the entropy; losses are means already."""
+    sums = {name: sum(part.get(name, 0.0) for part in told) for name in dict.fromkeys(n for part in told for n in part)}
+    tokens = sums.pop("count")
+    of_pairs = ("accuracy", "margin", "chosen_reward", "rejected_reward")
+    over = dict.fromkeys(of_pairs, float(count)) | {"entropy": tokens}
+    return {name: value / over.get(name, 1.0) for name, value in sums.items()}
