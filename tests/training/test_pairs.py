@@ -129,6 +129,7 @@ def test_loss_and_gradient_are_those_of_plain_forward_passes(model, name):
     )
     expected = torch.autograd.grad(total, list(model.parameters()))
     assert max(g.abs().max() for g in expected) > 0.01
+    assert all((g != 0).any() for g in expected), "every parameter has a part in it"
     found, told = step_by(model, name, what)
     # odpo and rpo read rewards that are kept in float32
     compare(found, expected, **({"rtol": 1e-5, "atol": 1e-7} if name in ("odpo", "rpo") else REORDERED))
@@ -139,10 +140,9 @@ def test_loss_and_gradient_are_those_of_plain_forward_passes(model, name):
 @pytest.mark.parametrize("name", OF_PAIRS)
 def test_micro_batches_and_the_order_of_pairs_change_nothing(model, name):
     expected, whole = step_by(model, name, experience(), replace(LIMITS, tokens_per_microbatch=10_000))
-    for tokens in (1, 30):
-        found, told = step_by(model, name, experience(), replace(LIMITS, tokens_per_microbatch=tokens))
-        compare(found, expected, **REORDERED)
-        assert told == pytest.approx(whole, rel=1e-8)
+    found, told = step_by(model, name, experience(), replace(LIMITS, tokens_per_microbatch=1))
+    compare(found, expected, **REORDERED)
+    assert told == pytest.approx(whole, rel=1e-8)
     order = torch.tensor([3, 0, 4, 2, 1])
     rows = torch.cat([order, order + 5])
     what, found = experience(), given_pairs()
@@ -176,12 +176,6 @@ def test_pairs_that_run_together_fit_the_budget():
             cost = len(part) * (max(len(found[i].prompt) for i in part) + 2 * longest)
             assert cost <= budget or len(part) == 1
     assert len(parts) == 1
-
-
-@pytest.mark.parametrize("name", OF_PAIRS)
-def test_every_trainable_parameter_gets_a_gradient(model, name):
-    step_by(model, name, experience())
-    assert all((p.grad != 0).any() for p in model.parameters())
 
 
 def test_the_metrics_against_a_loop(model):

@@ -18,12 +18,14 @@ def print_held_out(evaluations: Mapping[int, HeldOut], names: Mapping[int, str] 
     for index, item in enumerate(last.items):
         means = [evaluations[step].items[index].mean for step in steps]
         rows.append([item.category, item.item, *means, *([_change(means)] if several else [])])
-    rewards = [evaluations[step].reward for step in steps]
-    lengths = [evaluations[step].length for step in steps]
-    rows.append(["all", "reward", *rewards, *([_change(rewards)] if several else [])])
-    rows.append(["all", "tokens", *[f"{length:.1f}" for length in lengths], *([""] if several else [])])
+    if first.responses:
+        rewards = [evaluations[step].reward for step in steps]
+        lengths = [evaluations[step].length for step in steps]
+        rows.append(["all", "reward", *rewards, *([_change(rewards)] if several else [])])
+        rows.append(["all", "tokens", *[f"{length:.1f}" for length in lengths], *([""] if several else [])])
     missing = sum(sum(item.missing.values()) for item in last.items)
-    title = f"held-out: mean scores of {first.responses} responses" + (f", {missing} missing" if missing else "")
+    graded = f"mean scores of {first.responses} responses" if first.responses else "preferences"
+    title = f"held-out: {graded}" + (f", {missing} missing" if missing else "")
     table(title, ["category", "item", *heads, *(["change"] if several else [])], rows)
 
 

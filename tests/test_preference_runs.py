@@ -1,0 +1,153 @@
+"""Runs on pairs: data of one's own, before and after, killed and resumed, and what is refused before a run begins."""
+
+import json
+
+import pytest
+import torch
+
+from grape_rl import train
+from grape_rl.cli.results import print_held_out
+from grape_rl.config import laid_over
+from grape_rl.training import pairs as training_pairs
+from grape_rl.training.log import Log
+from small_runs import lines, settings, sums, weights, written
+
+
+def preferred(count):
+    """Sums whose right result is preferred to one that is 11 too large, with rewards; prompts of two lengths."""
+    return [
+        {
+            "prompt": row["prompt"],
+            "chosen": row["completion"],
+            "rejected": str(int(row["completion"]) + 11),
+            "chosen_reward": 1.0,
+            "rejected_reward": 0.25,
+        }
+        for row in sums(count)
+    ]
+
+
+def pair_settings(folder, method, rows=None, **more):
+    """A run of ``method`` on pairs, with nothing to grade responses by."""
+    wanted = settings(folder, method)
+    written(folder / "rows.jsonl", preferred(12) if rows is None else rows)
+    return laid_over({**wanted, "reward": {}}, more)
+
+
+@pytest.mark.parametrize("method", ["dpo", "simpo", "aot"])
+def test_held_out_preferences_before_and_after(method, tmp_path, capsys):
+    """Held out are rows that it trains on: twelve sums teach nothing of others, and before and after should differ."""
+    data = {"held_out": str(tmp_path / "rows.jsonl"), "held_out_rows": 4}
+    run = train(pair_settings(tmp_path, method, data=data, steps=12, optimizer={"learning_rate": 3e-3}))
+    assert sorted(run.evaluations) == [0, 12]
+    first, last = (
+        {item.item: item for item in run.evaluations[step].items if item.category == "preferences"} for step in (0, 12)
+    )
+    assert all(item.graded == 4 for item in (first | last).values())
+    if method != "simpo":  # whose implied reward is the policy's own log-probability
+        assert (first["accuracy"].mean, first["margin"].mean) == (0.5, 0.0), "at the reference nothing is preferred"
+    assert last["margin"].mean > first["margin"].mean + 0.5 and last["accuracy"].mean > 0.7
+    assert run.evaluations[12].responses == 0
+    told = json.loads((run.folder / "held_out.json").read_text())
+    assert told["12"]["reward"] is None and told["12"]["length"] is None
+    assert [item["item"] for item in told["12"]["items"]] == ["accuracy", "likelier", "margin"]
+    losses = [line["loss"] for line in run.metrics]
+    assert losses[-1] < losses[0]
+    print_held_out(run.evaluations)
+    said = capsys.readouterr().out
+    assert "held-out: preferences" in said and "accuracy" in said and "reward" not in said
+
+
+def test_the_reference_is_the_start_and_stays_it(tmp_path):
+    """At the first step the margin is 0 to the bit; a run that goes on from a checkpoint compares with the start."""
+    run = train(pair_settings(tmp_path, "dpo", steps=3))
+    assert run.metrics[0]["margin"] == 0 and run.metrics[0]["accuracy"] == 0.5
+    assert run.metrics[0]["loss"] == pytest.approx(0.6931472, abs=1e-6)
+    assert run.metrics[2]["margin"] > 0
+
+
+@pytest.mark.parametrize("method", ["dpo", "aot"])
+def test_a_killed_run_goes_on_to_the_same_bits(method, tmp_path, monkeypatch):
+    wanted = pair_settings(tmp_path, method, steps=4, checkpoint_every=2, data={"held_out_rows": 3})
+    straight = train({**wanted, "output": str(tmp_path / "straight")})
+    whole = Log.step
+
+    def dying(self, number, metrics):
+        whole(self, number, metrics)
+        if number == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Log, "step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train(wanted)
+    monkeypatch.undo()
+    run = train(wanted, resume=True)
+    one, other = weights(run.model), weights(straight.model)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert (run.folder / "held_out.json").read_bytes() == (straight.folder / "held_out.json").read_bytes()
+    keep = lambda line: {k: v for k, v in line.items() if not k.endswith(("time", "seconds"))}  # noqa: E731
+    assert list(map(keep, run.metrics)) == list(map(keep, straight.metrics))
+
+
+def test_a_method_without_a_reference_runs_none(tmp_path, monkeypatch):
+    def none(*_, **__):
+        raise AssertionError("there is no reference to run")
+
+    monkeypatch.setattr(training_pairs, "pair_logprobs", none)
+    monkeypatch.setattr("grape_rl.run.pair_logprobs", none)
+    train(pair_settings(tmp_path, "simpo"))
+    with pytest.raises(AssertionError, match="no reference to run"):
+        train({**pair_settings(tmp_path, "dpo"), "output": str(tmp_path / "other")})
+
+
+def test_columns_of_other_names(tmp_path):
+    names = {"prompt": "q", "chosen": "good", "rejected": "bad", "chosen_reward": "a", "rejected_reward": "b"}
+    rows = [{names[key]: value for key, value in row.items()} for row in preferred(12)]
+    run = train(pair_settings(tmp_path, "odpo", rows, data=names))
+    assert len(run.metrics) == 2
+
+
+def test_pairs_that_are_cut_or_left_out_are_told(tmp_path):
+    rows = [*preferred(3), {"prompt": "1=", "chosen": "1234567", "rejected": "2"}]
+    rows.append({"prompt": "1+2+3+4=", "chosen": "1", "rejected": "2"})
+    run = train(pair_settings(tmp_path, "dpo", rows, data={"max_length": 7}))
+    assert [w["message"] for w in lines(run.folder / "warnings.jsonl")] == [
+        "1 of 5 pairs have a response cut at 7 tokens",
+        "1 of 5 pairs do not differ in 7 tokens",
+    ]
+
+
+def without(*keys):
+    return [{k: v for k, v in row.items() if k not in keys} for row in preferred(12)]
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "more", "message"),
+    [
+        ("dpo", sums(12), {}, "rows.jsonl: row 0 has no column 'chosen': a preference needs a chosen and a rejected"),
+        ("dpo", without("rejected"), {}, "row 0 has no column 'rejected': a preference needs"),
+        ("sft", preferred(12), {}, "rows.jsonl: row 0 has no column 'completion'; it has 'prompt', 'chosen'"),
+        ("rpo", without("chosen_reward"), {}, "data: rpo: pair 0 has no chosen_reward or no rejected_reward, and both "
+         "are needed (rewards are read from the columns 'chosen_reward' and 'rejected_reward'; there are 'prompt', "
+         "'chosen', 'rejected', 'rejected_reward')"),
+        ("odpo", [*preferred(11), {**preferred(1)[0], "chosen_reward": 0.25}], {},
+         "data: odpo: pair 11: chosen_reward 0.25 must be above rejected_reward 0.25"),
+        ("odpo", [{**preferred(1)[0], "chosen_reward": "good"}], {}, "'chosen_reward' must be a finite number; got 'g"),
+        ("dpo", preferred(12), {"data": {"max_length": 3}}, "none of the 12 pairs differs within the 3 tokens of max"),
+        ("dpo", preferred(12), {"data": {"held_out_rows": 12}}, "its 12 rows are all held out"),
+        ("dpo", preferred(12), {"options": {"reduction": "token"}}, "options of dpo: unknown key 'reduction'"),
+        ("f_dpo", preferred(12), {"options": {"divergence": "kl"}}, "options of f_dpo: divergence: Input should be"),
+    ],
+)  # fmt: skip
+def test_what_a_method_cannot_use_is_told_before_a_run_leaves_a_trace(method, rows, more, message, tmp_path):
+    wanted = pair_settings(tmp_path, method, rows, **more)
+    with pytest.raises(ValueError) as told:
+        train(wanted)
+    assert message in str(told.value) and "\n" not in str(told.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_tasks_whose_teacher_has_nothing_worse_to_say(tmp_path):
+    wanted = pair_settings(tmp_path, "dpo", data={"source": None, "tasks": {"chain_sum": {}}, "rows": 4})
+    with pytest.raises(ValueError, match="a right answer is rejected for its style, and styles has only one"):
+        train(wanted)
