@@ -82,7 +82,8 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     test_pairs = None
     if test_rows and isinstance(row.source, Preferences):
         found, _ = preference_pairs(config, test_rows, now, row, chosen, "held-out data")
-        test_pairs = pair_experience(found, _pair_reference(config, row, chosen, start))
+        with _precision(config, now):
+            test_pairs = pair_experience(found, _pair_reference(config, row, chosen, start))
     optimizer = adamw(now.model, config.optimizer.weight_decay, config.optimizer.betas)
     done = restored_step(checkpoint, optimizer) if checkpoint else 0
     if done >= config.steps:
