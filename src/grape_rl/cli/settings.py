@@ -16,6 +16,8 @@ def settings_help() -> str:
 def _lines(model: type[BaseModel], prefix: str) -> list[str]:
     out: list[str] = []
     for name, field in model.model_fields.items():
+        if name == "method":  # it is the word before the settings
+            continue
         part = _section(field.annotation)
         if part:
             out += _lines(part, f"{prefix}{name}.")
