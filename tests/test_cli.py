@@ -15,6 +15,7 @@ from grape_rl.algorithms import options
 from grape_rl.cli import COMMANDS, demo, main
 from grape_rl.cli.arguments import parsed_arguments
 from grape_rl.cli.results import print_held_out
+from grape_rl.cli.settings import text_settings
 from grape_rl.cli.train import demo_config
 from grape_rl.config import Config, laid_over, loaded
 from grape_rl.reward.scores import ItemSummary
@@ -91,7 +92,7 @@ def test_help_of_train_names_every_setting(grape):
     for setting in ("--steps (100)", "--optimizer.learning_rate (1e-06)", "--model.scratch.hidden (128)", "--seed (0)"):
         assert setting in said
     top = {name for name, field in Config.model_fields.items() if f"--{name}" in said}
-    assert top == Config.model_fields.keys()
+    assert top == Config.model_fields.keys() - {"method"}, "the method is the word before the settings"
 
 
 @pytest.mark.parametrize(
@@ -355,5 +356,57 @@ def test_arguments_are_words_flags_and_settings():
     words, own, found = parsed_arguments(given, ["resume"], settings=True, known=["config"])
     assert words == ["w"]
     assert own == {"resume": True, "config": "f.yaml"}
-    assert found == {"a": {"b": 1e-5}, "c": [1, "x"], "d": None, "e_f": False, "g": -3}
+    assert found == {"a": {"b": 1e-5}, "c": [1, "x"], "d": "", "e_f": "no", "g": -3}
     assert parsed_arguments(["--a", "x: ["], settings=True)[2] == {"a": "x: ["}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10),
+        ("1:30", "1:30"),
+        ("true", True),
+        ("null", None),
+        ("{a: 1}", {"a": 1}),
+        ("# no comment", "# no comment"),
+    ],
+)
+def test_a_value_is_what_it_looks_like(text, value):
+    assert parsed_arguments(["--s", text], settings=True)[2] == {"s": value}
+    assert parsed_arguments(["--s", text], settings=True, texts=["s"])[2] == {"s": text}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--resume=false"], "--resume stands alone"),
+        (["--seed", "1", "--seed", "2"], "--seed is given twice"),
+        (["--resume", "--resume"], "--resume is given twice"),
+        (["--c", "[1, "], r"\[1, "),
+    ],
+)
+def test_a_flag_that_says_nothing_clear_is_refused(arguments, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        parsed_arguments(arguments, ["resume"], settings=True)
+
+
+def test_text_settings_are_the_ones_whose_value_is_text():
+    found = text_settings()
+    assert {"data.system", "output", "model.name", "device"} <= found
+    assert not {"steps", "data.rows", "sampling.temperature", "model.scratch", "data.tasks", "measure_kl"} & found
+
+
+def test_score_refuses_what_is_not_text_and_will_not_overwrite_its_data(grape, tmp_path):
+    (tmp_path / "r.yaml").write_text(
+        "schema: grape-rubric/1\ncategories: {a: {items: [{id: x, weight: 1, check: {type: regex, pattern: None}}]}}"
+    )
+    rows = tmp_path / "d.jsonl"
+    rows.write_text('{"prompt": "p", "response": "None"}\n{"prompt": "p", "response": null}\n')
+    code, _, complaint = grape("score", "--rubric", str(tmp_path / "r.yaml"), "--data", str(rows))
+    assert code == 2 and "row 1: 'response' is None, and should be text" in complaint
+    rows.write_text('{"prompt": "p", "response": "None"}\n')
+    before = rows.read_text()
+    code, _, complaint = grape(
+        "score", "--rubric", str(tmp_path / "r.yaml"), "--data", str(rows), "--output", str(rows)
+    )
+    assert code == 2 and "is the data itself" in complaint and rows.read_text() == before

@@ -85,7 +85,15 @@ def _read(source: str, limit: int | None) -> list[Row]:
 
 def _prompted(data: Data, found: list[Row], prompt: str, completion: str | None, source: str) -> list[Row]:
     require(found, [prompt, *([completion] if completion else [])], source)
-    return with_prompts(found, prompt, completion, data.system, source)
+    if not data.chat:
+        return with_prompts(found, prompt, completion, data.system, source)
+    roles = {prompt: "user"} | ({completion: "assistant"} if completion else {})
+    chats = [row | {name: _message(row[name], role) for name, role in roles.items()} for row in found]
+    return with_prompts(chats, prompt, completion, data.system, source)
+
+
+def _message(content: Any, role: str) -> Any:
+    return [{"role": role, "content": content}] if isinstance(content, str) and content.strip() else content
 
 
 def start_policy(config: Config, train: Sequence[Row]) -> Policy:
@@ -101,6 +109,10 @@ def start_policy(config: Config, train: Sequence[Row]) -> Policy:
 
 def policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Policy:
     """The policy of a loaded model: its end tokens, and how long a sequence it takes."""
+    embeddings: Any = model.get_input_embeddings()
+    rows = len(embeddings.weight)
+    if len(tokenizer) > rows:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, and the model's embeddings only {rows}")
     text_config = model.config.get_text_config()
     context = getattr(text_config, "max_position_embeddings", None) or 2**30
     return Policy(model, tokenizer, end_tokens(tokenizer, model.generation_config), context)
@@ -122,7 +134,7 @@ def _scratch_tokenizer(shape: Scratch, data: Data, train: Sequence[Row]) -> Any:
 
 def _plain(content: Any) -> str:
     """Text, or a conversation's messages as text."""
-    return content if isinstance(content, str) else "\n".join(str(m["content"]) for m in content)
+    return content if isinstance(content, str) else "\n".join(str(m.get("content") or "") for m in content)
 
 
 def sampling_prompts(found: Sequence[Row], at: Policy, max_tokens: int, where: str) -> list[Prompt]:
@@ -138,13 +150,14 @@ def demonstration_examples(
     found: Sequence[Row], at: Policy, max_length: int
 ) -> tuple[list[Example], list[tuple[str, str]]]:
     """The rows as examples, and what there is to warn of: rows that lost their end, or were left out."""
-    out, lengths = examples(found, at.tokenizer, at.end, min(max_length, at.context))
+    limit = min(max_length, at.context)
+    out, lengths = examples(found, at.tokenizer, at.end, limit)
     warnings: list[tuple[str, str]] = []
     if lengths.truncated:
-        warnings.append(("cut", f"{lengths.truncated} of {lengths.rows} completions are cut at {max_length} tokens"))
+        warnings.append(("cut", f"{lengths.truncated} of {lengths.rows} completions are cut at {limit} tokens"))
     if lengths.dropped:
         warnings.append(
-            ("left_out", f"{lengths.dropped} of {lengths.rows} prompts fill {max_length} tokens alone: left out")
+            ("left_out", f"{lengths.dropped} of {lengths.rows} prompts fill {limit} tokens alone: left out")
         )
     return out, warnings
 

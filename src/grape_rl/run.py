@@ -2,14 +2,16 @@
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers.utils import logging
 
 from grape_rl.algorithms import ALGORITHMS, Algorithm, Responses, chosen_options, keywords, objective
 from grape_rl.config import Config, dumped, loaded
@@ -31,8 +33,23 @@ from grape_rl.training.evaluate import HeldOut, held_out, read_held_out
 from grape_rl.training.fit import fit
 from grape_rl.training.log import Log, read_metrics
 from grape_rl.training.optimizer import adamw, learning_rate, set_learning_rate
-from grape_rl.training.source import Experience, Source, demonstrations, reference_logprobs, responses, step_seed
+from grape_rl.training.source import (
+    Experience,
+    Sampler,
+    Source,
+    demonstrations,
+    reference_logprobs,
+    responses,
+    step_seed,
+)
 from grape_rl.training.update import Limits
+from grape_rl.types import Rollout
+
+FREE = (
+    "steps", "output", "device", "tokens_per_microbatch", "rows_at_once", "measure_kl", "checkpoint_every",
+    "keep_checkpoints",
+)  # fmt: skip
+"""What may change when a run is resumed: memory, place and bookkeeping, which change no result."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +108,11 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     def evaluate(step: int) -> None:
         if not test_prompts or grader is None:
             return
-        sampling = Sampling(config.sampling.max_tokens, config.evaluation.temperature)
+        own = config.evaluation.temperature
+        sampling = Sampling(config.sampling.max_tokens, config.sampling.temperature if own is None else own)
         seed = step_seed(config.seed, 0, "evaluate")
         evaluations[step] = held_out(
-            test_prompts, _sampler(now, sampling), grader, now.tokenizer, config.evaluation.samples, seed, step
+            test_prompts, _sampler(config, now, sampling), grader, now.tokenizer, config.evaluation.samples, seed, step
         )
         told = {str(s): e.as_json() for s, e in evaluations.items()}
         _write(folder / "held_out.json", json.dumps(told, indent=1))
@@ -119,9 +137,9 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     goal = objective(row, chosen)
     limits = Limits(
         _training_temperature(config, row), _longest(config, row), config.tokens_per_microbatch,
-        config.optimizer.max_grad_norm, config.seed,
+        config.optimizer.max_grad_norm, config.seed, partial(_precision, config, now),
     )  # fmt: skip
-    with Log(folder, config.method, config.steps, done) as log, _precision(config, now):
+    with Log(folder, config.method, config.steps, done) as log, _quiet():
         if not done:
             for key, message in warnings:
                 log.warn(key, message)
@@ -137,14 +155,16 @@ def _claimable(config: Config, resume: bool) -> Path | None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; name a folder with --output")
     if not resume:
-        if folder.exists() and any(folder.iterdir()):
+        # A run that failed before its first step has left no more than these, and may be tried again.
+        barren = {"config.yaml", "rollouts", "warnings.jsonl", "held_out.json"}
+        if folder.exists() and any(path.name not in barren for path in folder.iterdir()):
             raise ValueError(f"{folder}: holds another run; name a new folder with --output, or --resume that run")
         return None
     if not saved.is_file():
         raise ValueError(f"{folder}: holds no run to resume")
     before, after = _flat(loaded(parsed(saved), str(saved)).model_dump()), _flat(config.model_dump())
     both = dict.fromkeys([*after, *before])
-    if changed := [key for key in both if before.get(key) != after.get(key) and key not in ("steps", "output")]:
+    if changed := [key for key in both if before.get(key) != after.get(key) and key not in FREE]:
         raise ValueError(f"{folder}: was run with another {', '.join(changed)}; resume it with the same configuration")
     found = checkpoints(folder / "checkpoints")
     return found[-1] if found else None
@@ -168,6 +188,10 @@ def _source(
     rows: list[dict[str, Any]],
     warnings: list[tuple[str, str]],
 ) -> Source:
+    if getattr(now.tokenizer, "chat_template", None) and isinstance(rows[0]["prompt"], str):
+        warnings.append(
+            ("plain", "the model has a chat template, and the prompts are plain text: --data.chat true uses it")
+        )
     if not isinstance(row.source, Responses):
         found, told = demonstration_examples(rows, now, config.data.max_length)
         warnings += told
@@ -177,10 +201,13 @@ def _source(
     needs_reference = any("reference_logp" in term.parameters for term in objective(row, chosen).terms)
     reference = None
     if needs_reference or (config.measure_kl and uncut):
-        reference = reference_logprobs(frozen(start.model), config.sampling.temperature, config.tokens_per_microbatch)
+        reference = reference_logprobs(
+            frozen(start.model), config.sampling.temperature, config.tokens_per_microbatch,
+            partial(_precision, config, now),
+        )  # fmt: skip
     return responses(
         sampling_prompts(rows, now, config.sampling.max_tokens, "data"),
-        _sampler(now, chosen_sampling),
+        _sampler(config, now, chosen_sampling),
         grader,
         partial(row.source.advantage, **keywords(row.source.advantage, chosen)),
         now.tokenizer,
@@ -192,9 +219,10 @@ def _source(
     )
 
 
-def _sampler(at: Policy, sampling: Sampling) -> Any:
-    def sampler(prompts: Any, n: int, seed: int, version: int) -> Any:
-        return sample(at.model, prompts, n, sampling, at.end, seed, version)
+def _sampler(config: Config, at: Policy, sampling: Sampling) -> Sampler:
+    def sampler(prompts: Sequence[Tensor], n: int, seed: int, version: int) -> Rollout:
+        with _precision(config, at):
+            return sample(at.model, prompts, n, sampling, at.end, seed, version, config.rows_at_once)
 
     return sampler
 
@@ -210,7 +238,21 @@ def _longest(config: Config, row: Algorithm) -> int:
 
 
 def _precision(config: Config, now: Policy) -> AbstractContextManager[Any]:
+    """What one forward pass runs in. Never more: autocast keeps its copies of the weights until it is left, so that
+    around a whole run it would go on with those of the first step."""
     return torch.autocast(now.model.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bars in the midst of the run's."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _write(path: Path, text: str) -> None:

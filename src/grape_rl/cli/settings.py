@@ -1,5 +1,6 @@
 """Settings as text: every one with its default and meaning, and what follows from those chosen."""
 
+from types import NoneType
 from typing import Any
 
 from pydantic import BaseModel
@@ -26,6 +27,18 @@ def _lines(model: type[BaseModel], prefix: str) -> list[str]:
             meaning = " ".join((field.description or "").replace("``", "").split())
             out.append(f"  --{prefix}{name}{default}" + (f"  {meaning}" if meaning else ""))
     return out
+
+
+def text_settings(model: type[BaseModel] = Config, prefix: str = "") -> frozenset[str]:
+    """The dotted names of the settings whose value is text, so that it is taken as it stands."""
+    found: set[str] = set()
+    for name, field in model.model_fields.items():
+        part = _section(field.annotation)
+        if part:
+            found |= text_settings(part, f"{prefix}{name}.")
+        elif field.annotation is str or set(getattr(field.annotation, "__args__", ())) == {str, NoneType}:
+            found.add(prefix + name)
+    return frozenset(found)
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

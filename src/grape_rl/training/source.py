@@ -7,6 +7,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -144,7 +145,10 @@ def graded_responses(rollout: Rollout, prompts: Sequence[Prompt], tokenizer: Any
 
 
 def reference_logprobs(
-    model: nn.Module, temperature: float, tokens_per_microbatch: int
+    model: nn.Module,
+    temperature: float,
+    tokens_per_microbatch: int,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Callable[[Sequences], Float[Tensor, "b t"]]:
     """A function from sequences to their log-probabilities under a model that is not trained."""
 
@@ -152,7 +156,8 @@ def reference_logprobs(
     def reference(sequences: Sequences) -> Float[Tensor, "b t"]:
         out = torch.zeros(sequences.mask.shape)
         for rows in microbatches(sequences, tokens_per_microbatch):
-            part = logprobs(model, selected(sequences, rows), temperature).logp
+            with precision():
+                part = logprobs(model, selected(sequences, rows), temperature).logp
             out[rows, : part.shape[1]] = part.float().cpu()
         return out
 

@@ -1,6 +1,7 @@
 """Updates: how an experience changes the policy's parameters."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,13 +19,18 @@ from grape_rl.types import Batch, Outputs
 
 @dataclass(frozen=True)
 class Limits:
-    """What an update needs to know beside the method: the sampling temperature, lengths, memory and the seed."""
+    """What an update needs to know beside the method.
+
+    The temperature of the log-probabilities, the most tokens of a response, positions of a micro-batch, the gradient's
+    largest norm, the seed, and the context that forward passes run in.
+    """
 
     temperature: float
     max_tokens: int
     tokens_per_microbatch: int
     max_grad_norm: float
     seed: int
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 def gradient(
@@ -76,7 +82,8 @@ def _stepped(
     sums: dict[str, Tensor] = {}
     sequences = selected(experience.sequences, rows)
     for part in microbatches(sequences, limits.tokens_per_microbatch):
-        outputs = logprobs(model, selected(sequences, part), limits.temperature)
+        with limits.precision():
+            outputs = logprobs(model, selected(sequences, part), limits.temperature)
         seen = _rows(batch, rows[part], outputs)
         share, terms = loss(objective, outputs, seen, _cut(weight, rows[part], outputs))
         share.backward()
