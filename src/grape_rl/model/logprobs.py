@@ -122,17 +122,23 @@ def lengths(mask: Bool[Tensor, "b t"]) -> Int[Tensor, " b"]:
     return (mask * columns).amax(dim=1)
 
 
+COPY = 8
+"""How many positions of copied keys and values take the memory of one that is run in full."""
+
+
 def microbatches(sequences: Sequences, tokens_per_microbatch: int) -> Iterator[Int[Tensor, " n"]]:
     """Rows to run together: within the budget of padded positions, similar lengths and whole groups together.
 
-    A micro-batch costs (prompts x longest prompt) + (rows x longest response) positions. Rows of a group stand
-    together so that its prompt is encoded once; a group over the budget is split, and a single row over it runs alone.
+    A micro-batch costs (prompts x longest prompt) + (rows x (longest response + longest prompt / 8)) positions: each
+    row holds a copy of its prompt's keys and values. Rows of a group stand together so that its prompt is encoded once;
+    a group over the budget is split, and a single row over it runs alone.
     """
     width, group = lengths(sequences.mask).tolist(), sequences.group.tolist()
 
     def cost(rows: list[int]) -> int:
         prompts = {group[i] for i in rows}
-        return len(prompts) * max(len(sequences.prompts[g]) for g in prompts) + len(rows) * max(width[i] for i in rows)
+        longest = max(len(sequences.prompts[g]) for g in prompts)
+        return len(prompts) * longest + len(rows) * (max(width[i] for i in rows) + longest // COPY)
 
     groups: dict[int, list[int]] = {}
     for row in sorted(range(len(group)), key=lambda i: width[i]):
