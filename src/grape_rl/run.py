@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from grape_rl.algorithms import ALGORITHMS, Algorithm, Responses, chosen_options, keywords, objective
+from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config, dumped, loaded
+from grape_rl.methods import Algorithm, Responses, chosen_options, keywords, objective
 from grape_rl.model.load import frozen, load
 from grape_rl.model.sampler import Sampling, sample
 from grape_rl.parts import (
@@ -182,11 +183,13 @@ def _source(
         sampling_prompts(rows, now, config.sampling.max_tokens, "data"),
         _sampler(now, chosen_sampling),
         grader,
+        partial(row.source.draws, **keywords(row.source.draws, chosen)),
         partial(row.source.advantage, **keywords(row.source.advantage, chosen)),
         now.tokenizer,
         reference,
         config.prompts_per_step,
         config.group_size,
+        config.sampling.max_tokens,
         config.seed,
         config.reward.failure_limit,
     )

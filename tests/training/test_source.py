@@ -9,11 +9,11 @@ import torch
 from grape_rl.data.chat import Example
 from grape_rl.maths.advantage import group_relative
 from grape_rl.model.logprobs import logprobs
+from grape_rl.training.draw import equal_groups, once
 from grape_rl.training.source import (
     Prompt,
     demonstrations,
     drawn_rows,
-    equal_groups,
     graded_responses,
     reference_logprobs,
     responses,
@@ -95,8 +95,8 @@ def experience_of(tokenizer, scorer, reference=None, limit=1.0, finish=("stop", 
         return rollout(tokenizer, finish)
 
     source = responses(
-        PROMPTS, sampler, scorer, group_relative, tokenizer, reference,
-        prompts_per_step=2, group_size=2, seed=8, failure_limit=limit,
+        PROMPTS, sampler, scorer, once, group_relative, tokenizer, reference,
+        prompts_per_step=2, group_size=2, max_tokens=3, seed=8, failure_limit=limit,
     )  # fmt: skip
     return source(step), asked
 
