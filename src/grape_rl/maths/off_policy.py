@@ -128,7 +128,8 @@ def imitation(logp: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
 
 
 def _policy_gradient(logp: Tensor, advantage: Tensor, kept: Tensor, weight: Tensor) -> Tensor:
-    return (-weight * advantage * logp).masked_fill(~kept, 0)
+    # Out of the weight, not of the loss: there an infinite one times a gradient of 0 would be NaN.
+    return -weight.masked_fill(~kept, 0) * advantage * logp
 
 
 def _ratio(logp: Tensor, behavior_logp: Tensor) -> Tensor:

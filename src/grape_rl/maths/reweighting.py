@@ -29,7 +29,7 @@ def undiluted(reward: Float[Tensor, " b"], group: Int[Tensor, " b"]) -> Float[Te
     differs = (deviation.nan_to_num() != 0).to(reward.dtype)
     valid = ~reward.isnan()
     useful = group_mean(differs.masked_fill(~valid, torch.nan), group)[valid] > 0
-    return deviation * (len(useful) / useful.sum().clamp(min=1))
+    return deviation * (len(useful) / useful.sum().clamp(min=1).to(reward.dtype))
 
 
 def length_penalized(

@@ -20,7 +20,7 @@ from grape_rl.maths.divergence import k3
 from grape_rl.model.logprobs import logprobs, microbatches, selected
 from grape_rl.reward.scores import Scorer, checked, item_table
 from grape_rl.training.draw import Draw, Drawn, equal_groups
-from grape_rl.types import Batch, Response, Rollout, Scores, Sequences
+from grape_rl.types import Batch, Response, Rollout, Scores, Sequences, Verdict
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,8 @@ def responses(
     def source(step: int) -> Experience:
         rounds: list[Drawn] = []
         seconds = {"sample_seconds": 0.0, "score_seconds": 0.0}
-        missing = 0
 
         def draw(turn: int, count: int) -> Drawn:
-            nonlocal missing
             began = time.perf_counter()
             order = (step, seed) if turn == 0 else (0, step_seed(seed, step, f"order {turn}"))
             asked = [prompts[i] for i in drawn_rows(len(prompts), count, *order)]
@@ -125,7 +123,7 @@ def responses(
             sampled = time.perf_counter()
             answers = graded_responses(rollout, asked, tokenizer)
             rounds.append(Drawn(rollout, tuple(answers), scorer(answers, rollout.group)))
-            missing += checked(rounds[-1].scores, failure_limit)
+            checked(rounds[-1].scores, failure_limit)
             seconds["sample_seconds"] += sampled - began
             seconds["score_seconds"] += time.perf_counter() - sampled
             return rounds[-1]
@@ -138,7 +136,8 @@ def responses(
         field = row_advantage.nan_to_num().float()[:, None].expand_as(rollout.behavior_logp)
         reference_logp = reference(rollout) if reference else rollout.behavior_logp
         batch = Batch(rollout.mask & usable[:, None], rollout.behavior_logp, reference_logp, field)
-        metrics = rollout_metrics(rounds[0].rollout, rounds[0].scores) | {"missing": float(missing)} | seconds
+        missing = [v for each in rounds for row in each.scores.verdicts for v in row if v.missing]
+        metrics = rollout_metrics(rounds[0].rollout, rounds[0].scores) | {"missing": float(len(missing))} | seconds
         metrics["reference_seconds"] = time.perf_counter() - began
         if len(rounds) > 1:
             metrics["tokens"] = float(sum(each.rollout.mask.sum() for each in rounds))
@@ -207,7 +206,7 @@ def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, float]:
 
 
 def _warnings(
-    scores: Scores, rollout: Rollout, usable: Bool[Tensor, " b"], missing: int
+    scores: Scores, rollout: Rollout, usable: Bool[Tensor, " b"], missing: Sequence[Verdict]
 ) -> tuple[tuple[str, str], ...]:
     found: list[tuple[str, str]] = []
     known = scores.reward[~scores.reward.isnan()]
@@ -217,9 +216,8 @@ def _warnings(
         limit = rollout.tokens.shape[1]
         found.append(("all_cut_off", f"every response was cut off at {limit} tokens: raise sampling.max_tokens"))
     if missing:
-        each = next(v for row in scores.verdicts for v in row if v.missing)
-        first = f"item {each.item!r}, {each.status}: {each.reasoning}"
-        found.append(("missing", f"{missing} verdicts are missing, the first of {first}"))
+        first = f"item {missing[0].item!r}, {missing[0].status}: {missing[0].reasoning}"
+        found.append(("missing", f"{len(missing)} verdicts are missing, the first of {first}"))
     if not bool(usable.any()):
         found.append(("nothing_usable", "no response of the step has an advantage: the step changes nothing"))
     return tuple(found)
