@@ -12,16 +12,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import grape_rl.run
 from grape_rl import ALGORITHMS
-from grape_rl.algorithms import Responses, RowTerm, chosen_options, keywords, objective, options, unweighted
+from grape_rl.algorithms import FAMILIES
 from grape_rl.cli.train import demo_config
 from grape_rl.config import Config, from_file, laid_over, loaded
-from grape_rl.maths.grape import confidence_weighted
+from grape_rl.maths.grape import confidence_weighted, unweighted
 from grape_rl.maths.reduction import Reduction
+from grape_rl.methods import Responses, RowTerm, chosen_options, keywords, objective, options
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.training.objective import FIELDS
 from small_runs import lines, weights
-
-PENALISED = [name for name, row in ALGORITHMS.items() if {"kl", "entropy"} <= options(row).keys()]
 
 
 def small_demo(name, folder, **more):
@@ -96,6 +95,7 @@ def test_every_row_says_what_it_is(name):
     assert row.summary.endswith(".") and len(row.summary) < 120
     assert "=" in row.equation and "\n" not in row.equation
     assert row.paper
+    assert [family for family, rows in FAMILIES.items() if row in rows]
     assert demo_config(name).is_file()
     assert isinstance(loaded(from_file(demo_config(name), name)), Config)
     for function in row.functions:
@@ -153,12 +153,13 @@ def test_what_is_set_reaches_the_functions(name):
     assert keywords(row.update, chosen) == {"epochs": 3, "minibatches": 1}
 
 
-@pytest.mark.parametrize("name", PENALISED)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_penalty_without_a_coefficient_is_not_computed(name):
     row = ALGORITHMS[name]
-    assert [term.function.__name__ for term in objective(row, chosen_options(row, {})).terms] == [
-        row.terms[0].function.__name__
-    ]
+    own = [term.function for term in row.terms if term.coefficient]
+    assert [term.function for term in objective(row, chosen_options(row, {})).terms] == own
+    off = {term.option: 0.0 for term in row.terms if term.option}
+    assert [term.function for term in objective(row, chosen_options(row, off)).terms] == [row.terms[0].function]
 
 
 def test_an_option_named_like_a_field_is_not_given_in_the_field_s_place():
@@ -166,6 +167,36 @@ def test_an_option_named_like_a_field_is_not_given_in_the_field_s_place():
     row = ALGORITHMS["grpo"]
     (bonus,) = [t for t in objective(row, chosen_options(row, {"entropy": 0.5})).terms if t.parameters == ("entropy",)]
     assert (bonus.coefficient, dict(bonus.options)) == (0.5, {})
+
+
+def test_a_row_s_own_default_takes_the_place_of_its_function_s():
+    row = ALGORITHMS["dapo"]
+    assert inspect.signature(row.terms[0].function).parameters["clip_high"].default == 0.2
+    assert options(row)["clip_high"] == (float, 0.28)
+    assert objective(row, chosen_options(row, {})).terms[0].options == {"clip_low": 0.2, "clip_high": 0.28}
+    assert objective(row, chosen_options(row, {"clip_high": 0.5})).terms[0].options["clip_high"] == 0.5
+    assert options(ALGORITHMS["grpo"])["clip_high"] == (float, 0.2), "another row of the same function"
+
+
+def test_a_default_for_no_option_is_refused():
+    row = replace(ALGORITHMS["grpo"], defaults={"clip_hi": 0.3})
+    with pytest.raises(ValueError, match=r"grpo: has a default for \['clip_hi'\], and its options are scale, "):
+        options(row)
+
+
+@pytest.mark.parametrize("name", [name for name, row in ALGORITHMS.items() if row.defaults])
+def test_a_default_that_changes_nothing_is_not_written(name):
+    row = ALGORITHMS[name]
+    own = options(replace(row, defaults={}))
+    assert all(own[option][1] != default for option, default in row.defaults.items())
+
+
+def test_no_two_rows_are_the_same():
+    def parts(row):
+        return row.source, row.terms, row.reduction, tuple(row.defaults.items()), row.update
+
+    rows = list(ALGORITHMS.values())
+    assert all(parts(a) != parts(b) for i, a in enumerate(rows) for b in rows[:i])
 
 
 def test_a_coefficient_without_an_option_stays():

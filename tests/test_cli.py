@@ -11,13 +11,14 @@ import pytest
 import yaml
 
 from grape_rl import ALGORITHMS
-from grape_rl.algorithms import options
+from grape_rl.algorithms import FAMILIES
 from grape_rl.cli import COMMANDS, demo, main
 from grape_rl.cli.arguments import parsed_arguments
 from grape_rl.cli.results import print_held_out
 from grape_rl.cli.settings import text_settings
 from grape_rl.cli.train import demo_config
 from grape_rl.config import Config, laid_over, loaded
+from grape_rl.methods import options
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.training.evaluate import HeldOut
 from small_runs import RUBRIC, lines, settings, sums, written
@@ -101,7 +102,7 @@ def test_help_of_train_names_every_setting(grape):
         (["zzz"], "unknown command 'zzz'; there are: demo, train, algorithms, explain, lint, score"),
         (["algorithms", "grpo"], "grape algorithms takes no words, and got 'grpo'; try grape explain grpo"),
         (["algorithms", "--all"], "unknown flag '--all'; known: none"),
-        (["explain", "gpro"], "unknown method 'gpro'; did you mean 'grpo'?"),
+        (["explain", "grppo"], "unknown method 'grppo'; did you mean 'grpo'?"),
         (["explain", "grpo", "sft"], "name one method to explain, not ['grpo', 'sft']"),
         (["lint", "--dta", "x", "r.yaml"], "unknown flag '--dta'; did you mean 'data'?"),
         (["lint", "a", "b"], "name one rubric file, not ['a', 'b']"),
@@ -154,10 +155,14 @@ def test_exit_codes(grape, monkeypatch, error, code, told):
 def test_the_table_of_methods(grape):
     code, said, _ = grape("algorithms")
     assert code == 0
-    for row in ALGORITHMS.values():
-        assert f"{row.name}\n  {row.summary}\n  {row.equation}\n" in said and row.paper in said
-    assert "needs: prompts with completions" in said
-    assert "needs: prompts, a reward, at least 2 responses a prompt" in said
+    shown = [" ".join(line.split()) for line in said.splitlines()]
+    at = 0
+    for family, rows in FAMILIES.items():
+        at = shown.index(family, at)
+        for row in rows:
+            at = shown.index(f"{row.name} {row.summary}", at)
+            assert shown[at + 1] == " ".join(row.equation.split())
+    assert sum(len(rows) for rows in FAMILIES.values()) == len(ALGORITHMS)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -170,6 +175,14 @@ def test_explain(grape, name):
     assert order == sorted(order)
     for option, (_, default) in options(row).items():
         assert f"\n  {option} = {default}  (" in said
+    assert said.count("; the function's own default is ") == len(row.defaults)
+    fewest = getattr(row.source, "smallest_group", None)
+    needs = {
+        None: "prompts with completions",
+        1: "prompts, a reward",
+        2: "prompts, a reward, at least 2 responses a prompt",
+    }
+    assert f"needs: {needs[fewest]}\n" in said
     assert "<class" not in said and "typing." not in said
     assert "epochs = 1  (int)" in said and "reduction = " in said and "(token | sequence | fixed_length)" in said
     assert f"grape train {name} --config demo" in said

@@ -15,6 +15,8 @@ FLOORS = (
     {"maths", "model", "data", "report"},
     {"reward"},
     {"training"},
+    {"methods"},
+    {"table"},
     {"algorithms"},
     {"config"},
     {"parts"},

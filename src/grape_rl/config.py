@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, cast
 import yaml
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from grape_rl.algorithms import ALGORITHMS, Responses, chosen_options
+from grape_rl.algorithms import ALGORITHMS
+from grape_rl.methods import Responses, chosen_options
 from grape_rl.reward.strict import Strict, nearest, parsed, validated
 
 Count = Annotated[int, Field(ge=0)]

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from grape_rl.algorithms import Algorithm, Demonstrations, Responses, keywords, unweighted
 from grape_rl.config import Config, Data, Scratch
 from grape_rl.data.chat import Example, end_tokens, examples, fitting, prompt_tokens
 from grape_rl.data.rows import require, rows, with_prompts
 from grape_rl.data.tasks import task_split
 from grape_rl.data.teacher import demonstrated
+from grape_rl.maths.grape import unweighted
+from grape_rl.methods import Algorithm, Demonstrations, Responses, keywords
 from grape_rl.model.load import load, readied
 from grape_rl.model.scratch import bpe_tokenizer, character_tokenizer, scratch, shared_passages
 from grape_rl.reward.callables import python_callable

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from grape_rl.algorithms import ALGORITHMS, Algorithm, Responses, chosen_options, keywords, objective
+from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config, dumped, loaded
+from grape_rl.methods import Algorithm, Responses, chosen_options, keywords, objective
 from grape_rl.model.load import frozen, load
 from grape_rl.model.sampler import Sampling, sample
 from grape_rl.parts import (
@@ -209,11 +210,13 @@ def _source(
         sampling_prompts(rows, now, config.sampling.max_tokens, "data"),
         _sampler(config, now, chosen_sampling),
         grader,
+        partial(row.source.draws, **keywords(row.source.draws, chosen)),
         partial(row.source.advantage, **keywords(row.source.advantage, chosen)),
         now.tokenizer,
         reference,
         config.prompts_per_step,
         config.group_size,
+        config.sampling.max_tokens,
         config.seed,
         config.reward.failure_limit,
     )

@@ -34,8 +34,8 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError("grape score needs --rubric FILE and --data FILE, and no other words")
     import torch
 
-    from grape_rl.algorithms import unweighted
     from grape_rl.data.rows import require, rows
+    from grape_rl.maths.grape import unweighted
     from grape_rl.reward.rubric import check_rows, load_rubric
     from grape_rl.reward.scores import item_table, rubric_scorer
     from grape_rl.training.display import table

@@ -5,8 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from grape_rl.algorithms import ALGORITHMS, Responses, chosen_options
+from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config
+from grape_rl.methods import Responses, chosen_options
 
 
 def settings_help() -> str:
