@@ -19,9 +19,10 @@ from grape_rl.maths.advantage import baselined, best_of_group, group_relative
 from grape_rl.maths.grape import confidence_weighted, mean_score
 from grape_rl.maths.penalty import entropy_bonus, reference_kl
 from grape_rl.maths.reduction import Reduction
-from grape_rl.maths.surrogate import clipped, policy_gradient
+from grape_rl.maths.surrogate import clipped, policy_gradient, ratio
 from grape_rl.reward.strict import Strict, validated
 from grape_rl.training.objective import FIELDS, Objective, Term, TermFunction
+from grape_rl.training.trust_region import trust_region
 from grape_rl.training.update import gradient
 
 
@@ -149,6 +150,18 @@ _ROWS = (
         source=Responses(baselined, unweighted),
         terms=(RowTerm(policy_gradient), _KL, _ENTROPY),
         reduction="fixed_length",
+    ),
+    Algorithm(
+        name="trpo",
+        summary="The policy gradient's step measured in KL: as far as the policy may change, and not in vain.",
+        equation="maximise E[ρ_t A] subject to E[KL(π_old‖π_θ)] ≤ δ:  θ += √(2δ / gᵀF⁻¹g) F⁻¹g, shrunk until both hold",
+        paper="arXiv 2509.04501, TRPO; Schulman et al., arXiv 1502.05477",
+        source=Responses(baselined, unweighted),
+        terms=(RowTerm(ratio), _KL, _ENTROPY),
+        # A mean over the tokens, as the KL is one: the expectation over states of TRPO's eq. 14. The step does not
+        # depend on the gradient's length, so "fixed_length", REINFORCE's own, would give the same one.
+        reduction="token",
+        update=trust_region,
     ),
     Algorithm(
         name="grpo",

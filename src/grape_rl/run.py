@@ -1,5 +1,6 @@
 """One run: configuration → parts → fit. Everything that can be wrong is found before the first step."""
 
+import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ from grape_rl.parts import (
 from grape_rl.reward.strict import parsed
 from grape_rl.training.checkpoint import checkpoints, restored_step, save_checkpoint
 from grape_rl.training.evaluate import HeldOut, held_out, read_held_out
-from grape_rl.training.fit import fit
+from grape_rl.training.fit import Warn, fit
 from grape_rl.training.log import Log, read_metrics
 from grape_rl.training.optimizer import adamw, learning_rate, set_learning_rate
 from grape_rl.training.source import Experience, Source, demonstrations, reference_logprobs, responses, step_seed
@@ -99,13 +100,18 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
         told = {str(s): e.as_json() for s, e in evaluations.items()}
         _write(folder / "held_out.json", json.dumps(told, indent=1))
 
-    def update(experience: Experience, step: int) -> dict[str, float]:
+    def update(experience: Experience, step: int, warn: Warn) -> dict[str, float]:
         rate = learning_rate(
             step, config.steps, config.optimizer.learning_rate, config.optimizer.warmup, config.optimizer.schedule
         )
         set_learning_rate(optimizer, rate)
-        changed = row.update(now.model, optimizer, experience, goal, limits, step=step, **keywords(row.update, chosen))
-        return changed | {"learning_rate": rate}
+        at_hand = {
+            "model": now.model, "optimizer": optimizer, "experience": experience, "objective": goal,
+            "limits": limits, "step": step, "warn": warn,
+        }  # fmt: skip
+        needed = {name: at_hand[name] for name in inspect.signature(row.update).parameters if name in at_hand}
+        changed = row.update(**needed, **keywords(row.update, chosen))
+        return changed | ({"learning_rate": rate} if "optimizer" in needed else {})
 
     def ended(step: int, experience: Experience) -> None:
         if experience.records:
@@ -210,7 +216,9 @@ def _longest(config: Config, row: Algorithm) -> int:
 
 
 def _precision(config: Config, now: Policy) -> AbstractContextManager[Any]:
-    return torch.autocast(now.model.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    # Without the cache: it keeps the weights as they were when this context, the whole run's, first read them.
+    bf16 = config.precision == "bf16"
+    return torch.autocast(now.model.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
 
 
 def _write(path: Path, text: str) -> None:
