@@ -172,7 +172,9 @@ def test_what_is_set_reaches_the_functions(name):
         assert not term.options.keys() & set(FIELDS)
         own = {key: value for key, value in chosen.items() if key in inspect.signature(term.function).parameters}
         assert term.options == {key: value for key, value in own.items() if key not in FIELDS}
-    defaults = {p.name: p.default for p in inspect.signature(row.update).parameters.values() if p.default is not p.empty}
+    defaults = {
+        p.name: p.default for p in inspect.signature(row.update).parameters.values() if p.default is not p.empty
+    }
     assert keywords(row.update, chosen) == {**defaults, **more}
 
 
