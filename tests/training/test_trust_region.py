@@ -431,7 +431,7 @@ def test_autocast_around_the_update_changes_no_bit():
 
 
 def test_a_run_keeps_within_its_kl_and_goes_on_to_the_same_bits(tmp_path):
-    options = {"delta": 0.02, "baseline": "leave_one_out", "cg_iterations": 3}
+    options = {"delta": 0.02, "baseline": "leave_one_out", "cg_iterations": 2}
     wanted = settings(tmp_path, "trpo") | {"options": options, "group_size": 2}
     straight = grape_rl.train({**wanted, "steps": 4, "output": str(tmp_path / "straight")})
     half = grape_rl.train({**wanted, "steps": 2})
@@ -446,7 +446,7 @@ def test_a_run_keeps_within_its_kl_and_goes_on_to_the_same_bits(tmp_path):
 def test_a_run_says_which_steps_it_undid(tmp_path, monkeypatch):
     honest = update.tried
     monkeypatch.setattr(update, "tried", lambda *given: replace(honest(*given), kl=0.5))
-    wanted = settings(tmp_path, "trpo") | {"options": {"backtracks": 1}, "checkpoint_every": 1, "group_size": 2}
+    wanted = settings(tmp_path, "trpo") | {"options": {"backtracks": 1, "cg_iterations": 1}, "checkpoint_every": 1, "group_size": 2}
     run = grape_rl.train(wanted)
     assert [told["accepted"] for told in run.metrics] == [0, 0]
     told = [(w["key"], w["message"]) for w in lines(run.folder / "warnings.jsonl") if w["key"] != "all_cut_off"]
