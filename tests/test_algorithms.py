@@ -20,7 +20,11 @@ from grape_rl.maths.reduction import Reduction
 from grape_rl.methods import Responses, RowTerm, chosen_options, keywords, objective, options
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.training.objective import FIELDS
+from grape_rl.training.update import gradient
 from small_runs import lines, weights
+
+DESCENDING = [name for name, row in ALGORITHMS.items() if row.update is gradient]
+"""Methods whose update is steps of an optimizer, which has a learning rate, epochs and mini-batches."""
 
 
 def small_demo(name, folder, **more):
@@ -55,7 +59,8 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
 
     assert len(run.metrics) == 2
     for told in run.metrics:
-        wanted = ["loss", "entropy", "grad_norm", "learning_rate"]
+        wanted = ["loss", "entropy", "grad_norm", *(["learning_rate"] if name in DESCENDING else [])]
+        assert ("learning_rate" in told) == (name in DESCENDING)
         if isinstance(row.source, Responses):
             wanted += ["reward", "length", "cut_off", "equal_groups", "kl"]
         assert all(math.isfinite(told[key]) for key in wanted), told
@@ -108,7 +113,7 @@ def test_every_row_says_what_it_is(name):
 def test_every_option_has_a_type_and_a_default_of_it(name):
     row = ALGORITHMS[name]
     found = options(row)
-    assert {"reduction", "epochs", "minibatches"} <= found.keys()
+    assert {"reduction", *(["epochs", "minibatches"] if name in DESCENDING else [])} <= found.keys()
     for option, (kind, default) in found.items():
         assert default is not inspect.Parameter.empty, option
         choices = get_args(kind)
@@ -126,12 +131,29 @@ def test_every_option_has_a_type_and_a_default_of_it(name):
     [
         ({"reductoin": "token"}, "unknown key 'reductoin'; did you mean 'reduction'?"),
         ({"reduction": "tokens"}, "reduction: Input should be 'token', 'sequence' or 'fixed_length'"),
-        ({"epochs": 0}, "epochs: Input should be greater than 0"),
-        ({"minibatches": -1}, "minibatches: Input should be greater than 0"),
-        ({"epochs": 1.5}, "epochs: Input should be a valid integer"),
     ],
 )
 def test_every_row_refuses_options_that_are_none(name, given, message):
+    with pytest.raises(ValueError) as told:
+        chosen_options(ALGORITHMS[name], given)
+    assert str(told.value).startswith(f"options of {name}: ") and message in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        *[(name, {"epochs": 0}, "epochs: Input should be greater than 0") for name in DESCENDING],
+        *[(name, {"minibatches": -1}, "minibatches: Input should be greater than 0") for name in DESCENDING],
+        *[(name, {"epochs": 1.5}, "epochs: Input should be a valid integer") for name in DESCENDING],
+        ("trpo", {"epochs": 2}, "unknown key 'epochs'"),
+        ("trpo", {"delta": 0.0}, "delta: Input should be greater than 0"),
+        ("trpo", {"damping": -0.1}, "damping: Input should be greater than or equal to 0"),
+        ("trpo", {"shrink": 1.0}, "shrink: Input should be less than 1"),
+        ("trpo", {"cg_iterations": 0}, "cg_iterations: Input should be greater than 0"),
+        ("trpo", {"backtracks": -1}, "backtracks: Input should be greater than or equal to 0"),
+    ],
+)
+def test_an_update_refuses_options_that_are_none(name, given, message):
     with pytest.raises(ValueError) as told:
         chosen_options(ALGORITHMS[name], given)
     assert str(told.value).startswith(f"options of {name}: ") and message in str(told.value)
@@ -141,7 +163,8 @@ def test_every_row_refuses_options_that_are_none(name, given, message):
 def test_what_is_set_reaches_the_functions(name):
     row = ALGORITHMS[name]
     numbers = {key: 0.125 for key, (kind, _) in options(row).items() if kind is float}
-    chosen = chosen_options(row, {**numbers, "epochs": 3, "reduction": "fixed_length"})
+    more = {"epochs": 3} if name in DESCENDING else {}
+    chosen = chosen_options(row, {**numbers, **more, "reduction": "fixed_length"})
     goal = objective(row, chosen)
     assert goal.reduction == "fixed_length"
     assert len(goal.terms) == len(row.terms), "every penalty is switched on"
@@ -150,7 +173,10 @@ def test_what_is_set_reaches_the_functions(name):
         assert not term.options.keys() & set(FIELDS)
         own = {key: value for key, value in chosen.items() if key in inspect.signature(term.function).parameters}
         assert term.options == {key: value for key, value in own.items() if key not in FIELDS}
-    assert keywords(row.update, chosen) == {"epochs": 3, "minibatches": 1}
+    defaults = {
+        p.name: p.default for p in inspect.signature(row.update).parameters.values() if p.default is not p.empty
+    }
+    assert keywords(row.update, chosen) == {**defaults, **more}
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

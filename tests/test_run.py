@@ -126,6 +126,17 @@ def test_a_run_starts_from_another_s_model_and_measures_how_far_it_goes(tmp_path
     assert not torch.allclose(logprobs(start, row).logp, logprobs(now, row).logp, atol=1e-3)
 
 
+def test_in_bf16_each_step_sees_the_weights_that_the_last_one_left(tmp_path):
+    """The same rows each step: the loss falls as in float32, but for bf16's rounding of some 0.01."""
+    wanted = settings(tmp_path, "sft") | {"prompts_per_step": 12, "steps": 4}
+    fine, coarse = (
+        [told["loss"] for told in train({**wanted, "precision": kind, "output": str(tmp_path / kind)}).metrics]
+        for kind in ("fp32", "bf16")
+    )
+    assert fine[0] - fine[3] > 0.5
+    assert coarse == pytest.approx(fine, abs=0.05)
+
+
 def test_a_folder_that_holds_another_run(tmp_path):
     wanted = settings(tmp_path, "sft")
     (tmp_path / "run").mkdir()

@@ -1,5 +1,6 @@
 """One run: configuration → parts → fit. Everything that can be wrong is found before the first step."""
 
+import inspect
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from grape_rl.parts import (
 from grape_rl.reward.strict import parsed
 from grape_rl.training.checkpoint import checkpoints, restored_step, save_checkpoint
 from grape_rl.training.evaluate import HeldOut, held_out, read_held_out
-from grape_rl.training.fit import fit
+from grape_rl.training.fit import Warn, fit
 from grape_rl.training.log import Log, read_metrics
 from grape_rl.training.optimizer import adamw, learning_rate, set_learning_rate
 from grape_rl.training.source import (
@@ -118,13 +119,18 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
         told = {str(s): e.as_json() for s, e in evaluations.items()}
         _write(folder / "held_out.json", json.dumps(told, indent=1))
 
-    def update(experience: Experience, step: int) -> dict[str, float]:
+    def update(experience: Experience, step: int, warn: Warn) -> dict[str, float]:
         rate = learning_rate(
             step, config.steps, config.optimizer.learning_rate, config.optimizer.warmup, config.optimizer.schedule
         )
         set_learning_rate(optimizer, rate)
-        changed = row.update(now.model, optimizer, experience, goal, limits, step=step, **keywords(row.update, chosen))
-        return changed | {"learning_rate": rate}
+        at_hand = {
+            "model": now.model, "optimizer": optimizer, "experience": experience, "objective": goal,
+            "limits": limits, "step": step, "warn": warn,
+        }  # fmt: skip
+        needed = {name: at_hand[name] for name in inspect.signature(row.update).parameters if name in at_hand}
+        changed = row.update(**needed, **keywords(row.update, chosen))
+        return changed | ({"learning_rate": rate} if "optimizer" in needed else {})
 
     def ended(step: int, experience: Experience) -> None:
         if experience.records:

@@ -17,6 +17,7 @@ from grape_rl.training.objective import Objective, Term
 from grape_rl.training.source import Experience
 from grape_rl.training.update import Limits, gradient
 from grape_rl.types import Batch, Sequences
+from precise import doubled
 
 LIMITS = Limits(temperature=0.7, max_tokens=9, tokens_per_microbatch=50, max_grad_norm=1e9, seed=3)
 REDUCTIONS = ("token", "sequence", "fixed_length")
@@ -25,13 +26,7 @@ REORDERED = {"rtol": 1e-10, "atol": 1e-12}
 
 @pytest.fixture
 def model(model):
-    """In float64 throughout: transformers' own norm goes by way of float32, whatever the weights are."""
-    for name, module in list(model.named_modules()):
-        if "RMSNorm" in type(module).__name__:
-            norm = torch.nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon)
-            norm.weight = module.weight
-            model.set_submodule(name, norm)
-    return model.double()
+    return doubled(model)
 
 
 def experience():
@@ -102,6 +97,7 @@ def compare(found, expected, **tolerance):
 # Each term once more, for one token and in Python's words. A new row's new terms have to be added here.
 ONE_TOKEN = {
     "policy_gradient": lambda s: -s["a"] * s["logp"],
+    "ratio": lambda s: -s["rho"] * s["a"],
     "clipped": lambda s: -min(s["rho"] * s["a"], max(min(s["rho"], 1 + s["clip_high"]), 1 - s["clip_low"]) * s["a"]),
     "sequence_clipped": lambda s: -min(s["mean_rho"] * s["a"], max(min(s["mean_rho"], 1.0004), 0.9997) * s["a"]),
     "cispo": lambda s: -min(s["rho"].item(), 1.28) * s["a"] * s["logp"],

@@ -59,7 +59,10 @@ def derived(config: Config) -> str:
 
     row = ALGORITHMS[config.method]
     options = chosen_options(row, config.options)
-    updates = options.get("epochs", 1) * options.get("minibatches", 1)
+    changes = "1 update each, without the optimizer"
+    if "epochs" in options:
+        updates = options["epochs"] * options["minibatches"]
+        changes = f"{updates} optimizer step{'s' * (updates > 1)} each"
     if isinstance(row.source, Responses):
         count = config.prompts_per_step * config.group_size
         batch = (
@@ -69,6 +72,6 @@ def derived(config: Config) -> str:
     else:
         batch = f"{config.prompts_per_step} demonstrations a step"
     return (
-        f"{config.method}: {config.steps} steps, {batch}; {updates} optimizer step{'s' * (updates > 1)} each, in "
+        f"{config.method}: {config.steps} steps, {batch}; {changes}, in "
         f"micro-batches of up to {config.tokens_per_microbatch} positions; {device(config.device)}, {config.precision}"
     )

@@ -23,13 +23,30 @@ def logprobs(model: nn.Module, sequences: Sequences, temperature: float = 1.0) -
     Raises:
         ValueError: a prompt has no tokens, so that nothing stands before the first one after it.
     """
-    nonempty(sequences.prompts)
     sequences = on_device(sequences, next(model.parameters()).device)
     mask = sequences.mask
-    hidden = (_joined if len(sequences.prompts) == len(sequences.tokens) else _shared)(model, sequences)
-    logp, entropy = token_logprobs(logits_of(model), hidden[mask], sequences.tokens[mask], temperature)
+    hidden = _hidden(model, sequences)[mask]
+    logp, entropy = token_logprobs(logits_of(model), hidden, sequences.tokens[mask], temperature)
     zeros = torch.zeros(mask.shape, dtype=logp.dtype, device=mask.device)
     return Outputs(zeros.masked_scatter(mask, logp), zeros.masked_scatter(mask, entropy))
+
+
+def masked_logits(model: nn.Module, sequences: Sequences, temperature: float = 1.0) -> Float[Tensor, "n v"]:
+    """The whole choice at each of the n masked tokens, row by row: logits divided by ``temperature``.
+
+    Unlike ``logprobs`` all n x vocabulary numbers exist at once, and can be differentiated any number of times.
+
+    Raises:
+        ValueError: a prompt has no tokens, so that nothing stands before the first one after it.
+    """
+    sequences = on_device(sequences, next(model.parameters()).device)
+    return logits_of(model)(_hidden(model, sequences)[sequences.mask]) / temperature
+
+
+def _hidden(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t d"]:
+    """Hidden states before each token."""
+    nonempty(sequences.prompts)
+    return (_joined if len(sequences.prompts) == len(sequences.tokens) else _shared)(model, sequences)
 
 
 def _joined(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t d"]:

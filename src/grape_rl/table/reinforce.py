@@ -3,9 +3,10 @@
 from grape_rl.maths.advantage import baselined, leave_one_out, normalized
 from grape_rl.maths.grape import unweighted
 from grape_rl.maths.reweighting import undiluted
-from grape_rl.maths.surrogate import clipped, policy_gradient
+from grape_rl.maths.surrogate import clipped, policy_gradient, ratio
 from grape_rl.methods import Algorithm, Responses, RowTerm
 from grape_rl.table.penalties import PENALTIES
+from grape_rl.training.trust_region import trust_region
 
 REINFORCE = (
     Algorithm(
@@ -16,6 +17,18 @@ REINFORCE = (
         source=Responses(baselined, unweighted),
         terms=(RowTerm(policy_gradient), *PENALTIES),
         reduction="fixed_length",
+    ),
+    Algorithm(
+        name="trpo",
+        summary="The policy gradient's step measured in KL: as far as the policy may change, and not in vain.",
+        equation="maximise E[ρ_t A] subject to E[KL(π_old‖π_θ)] ≤ δ:  θ += √(2δ / gᵀF⁻¹g) F⁻¹g, shrunk until both hold",
+        paper="arXiv 2509.04501, TRPO; Schulman et al., arXiv 1502.05477",
+        source=Responses(baselined, unweighted),
+        terms=(RowTerm(ratio), *PENALTIES),
+        # A mean over the tokens, as the KL is one: the expectation over states of TRPO's eq. 14. The step does not
+        # depend on the gradient's length, so "fixed_length", REINFORCE's own, would give the same one.
+        reduction="token",
+        update=trust_region,
     ),
     Algorithm(
         name="rloo",

@@ -69,6 +69,23 @@ def _stepped(
     limits: Limits,
     rows: Int[Tensor, " n"],
 ) -> Iterator[dict[str, float]]:
+    told = accumulated(model, experience, objective, limits, rows)
+    if not told:
+        return
+    norm = nn.utils.clip_grad_norm_(model.parameters(), limits.max_grad_norm)
+    if not bool(norm.isfinite()):
+        raise RuntimeError(f"the gradient's norm is {float(norm)}: try a lower learning rate")
+    optimizer.step()
+    yield told | {"grad_norm": float(norm)}
+
+
+def accumulated(
+    model: nn.Module, experience: Experience, objective: Objective, limits: Limits, rows: Int[Tensor, " n"]
+) -> dict[str, float]:
+    """The objective's gradient over ``rows``, left in the parameters' ``grad``; the loss and what else was seen.
+
+    Nothing to tell ({}), and no gradient, where no row matters to it.
+    """
     batch = experience.batch
     weight = torch.zeros(batch.mask.shape)
     weight[rows] = token_weight(batch.mask[rows], objective.reduction, limits.max_tokens)
@@ -76,26 +93,22 @@ def _stepped(
     if objective.sees_only_advantage:
         matter &= (batch.advantage[rows] * batch.mask[rows] != 0).any(dim=1)
     rows = rows[matter]
+    model.zero_grad(set_to_none=True)
     if not len(rows):
-        return
-    optimizer.zero_grad(set_to_none=True)
+        return {}
     sums: dict[str, Tensor] = {}
     sequences = selected(experience.sequences, rows)
     for part in microbatches(sequences, limits.tokens_per_microbatch):
         with limits.precision():
             outputs = logprobs(model, selected(sequences, part), limits.temperature)
-        seen = _rows(batch, rows[part], outputs)
-        share, terms = loss(objective, outputs, seen, _cut(weight, rows[part], outputs))
+        seen = batch_rows(batch, rows[part], outputs)
+        share, terms = loss(objective, outputs, seen, cut(weight, rows[part], outputs))
         share.backward()
         told = {"loss": share.detach(), **(terms if len(terms) > 1 else {}), **_sums(outputs, seen)}
         sums = {name: sums.get(name, torch.zeros(())) + value.cpu() for name, value in told.items()}
-    norm = nn.utils.clip_grad_norm_(model.parameters(), limits.max_grad_norm)
-    if not bool(norm.isfinite()):
-        raise RuntimeError(f"the gradient's norm is {float(norm)}: try a lower learning rate")
-    optimizer.step()
     tokens = float(sums.pop("count"))
     means = {"entropy": float(sums.pop("entropy")) / tokens, "step_kl": float(sums.pop("step_kl")) / tokens}
-    yield {name: float(value) for name, value in sums.items()} | means | {"grad_norm": float(norm)}
+    return {name: float(value) for name, value in sums.items()} | means
 
 
 def _sums(outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
@@ -106,16 +119,17 @@ def _sums(outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         return {"count": mask.sum(), "entropy": outputs.entropy[mask].sum(), "step_kl": moved.sum()}
 
 
-def _rows(batch: Batch, rows: Int[Tensor, " n"], outputs: Outputs) -> Batch:
-    mask: Bool[Tensor, "n t"] = _cut(batch.mask, rows, outputs)
+def batch_rows(batch: Batch, rows: Int[Tensor, " n"], outputs: Outputs) -> Batch:
+    """Some rows of the batch, as wide as the outputs and on their device."""
+    mask: Bool[Tensor, "n t"] = cut(batch.mask, rows, outputs)
     return Batch(
         mask,
-        _cut(batch.behavior_logp, rows, outputs),
-        _cut(batch.reference_logp, rows, outputs),
-        _cut(batch.advantage, rows, outputs),
+        cut(batch.behavior_logp, rows, outputs),
+        cut(batch.reference_logp, rows, outputs),
+        cut(batch.advantage, rows, outputs),
     )
 
 
-def _cut(field: Tensor, rows: Int[Tensor, " n"], outputs: Outputs) -> Float[Tensor, "n t"] | Bool[Tensor, "n t"]:
+def cut(field: Tensor, rows: Int[Tensor, " n"], outputs: Outputs) -> Float[Tensor, "n t"] | Bool[Tensor, "n t"]:
     """The rows of a field, as wide as the outputs and on their device."""
     return field[rows, : outputs.logp.shape[1]].to(outputs.logp.device)
