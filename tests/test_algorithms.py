@@ -12,27 +12,23 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import grape_rl.run
 from grape_rl import ALGORITHMS
-from grape_rl.algorithms import (
-    Preferences,
-    Responses,
-    RowTerm,
-    chosen_options,
-    keywords,
-    objective,
-    options,
-    unweighted,
-)
+from grape_rl.algorithms import FAMILIES
 from grape_rl.cli.train import demo_config
 from grape_rl.config import Config, from_file, laid_over, loaded
-from grape_rl.maths.grape import confidence_weighted
+from grape_rl.maths.grape import confidence_weighted, unweighted
 from grape_rl.maths.reduction import Reduction
+from grape_rl.methods import Preferences, Responses, RowTerm, chosen_options, keywords, objective, options
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.training.objective import FIELDS, PAIR_FIELDS
+from grape_rl.training.update import gradient
 from small_runs import lines, weights
 
 OF_PAIRS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Preferences)]
 OF_TOKENS = [name for name in ALGORITHMS if name not in OF_PAIRS]
-PENALISED = [name for name, row in ALGORITHMS.items() if {"kl", "entropy"} <= options(row).keys()]
+DESCENDING = [name for name, row in ALGORITHMS.items() if row.update is gradient]
+"""Methods whose update is passes over tokens by an optimizer, which have epochs and mini-batches."""
+STEPPING = [*DESCENDING, *OF_PAIRS]
+"""Methods whose update is steps of an optimizer, which has a learning rate."""
 
 
 def small_demo(name, folder, **more):
@@ -67,7 +63,8 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
 
     assert len(run.metrics) == 2
     for told in run.metrics:
-        wanted = ["loss", "entropy", "grad_norm", "learning_rate"]
+        wanted = ["loss", "entropy", "grad_norm", *(["learning_rate"] if name in STEPPING else [])]
+        assert ("learning_rate" in told) == (name in STEPPING)
         if isinstance(row.source, Responses):
             wanted += ["reward", "length", "cut_off", "equal_groups", "kl"]
         if isinstance(row.source, Preferences):
@@ -111,6 +108,7 @@ def test_every_row_says_what_it_is(name):
     assert row.summary.endswith(".") and len(row.summary) < 120
     assert "=" in row.equation and "\n" not in row.equation
     assert row.paper
+    assert [family for family, rows in FAMILIES.items() if row in rows]
     assert demo_config(name).is_file()
     assert isinstance(loaded(from_file(demo_config(name), name)), Config)
     for function in row.functions:
@@ -125,7 +123,10 @@ def test_every_option_has_a_type_and_a_default_of_it(name):
     row = ALGORITHMS[name]
     found = options(row)
     of_tokens = {"reduction", "epochs", "minibatches"}
-    assert found.keys().isdisjoint(of_tokens) if name in OF_PAIRS else of_tokens <= found.keys()
+    if name in OF_PAIRS:
+        assert found.keys().isdisjoint(of_tokens)
+    else:
+        assert found.keys() & of_tokens == (of_tokens if name in DESCENDING else {"reduction"})
     for option, (kind, default) in found.items():
         assert default is not inspect.Parameter.empty, option
         choices = get_args(kind)
@@ -142,9 +143,6 @@ def test_every_option_has_a_type_and_a_default_of_it(name):
     [
         ({"reductoin": "token"}, "unknown key 'reductoin'; did you mean 'reduction'?"),
         ({"reduction": "tokens"}, "reduction: Input should be 'token', 'sequence' or 'fixed_length'"),
-        ({"epochs": 0}, "epochs: Input should be greater than 0"),
-        ({"minibatches": -1}, "minibatches: Input should be greater than 0"),
-        ({"epochs": 1.5}, "epochs: Input should be a valid integer"),
     ],
 )
 def test_every_row_refuses_options_that_are_none(name, given, message):
@@ -160,29 +158,54 @@ def test_a_method_of_pairs_has_no_options_of_tokens(name, option):
         chosen_options(ALGORITHMS[name], {option: "token"})
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        *[(name, {"epochs": 0}, "epochs: Input should be greater than 0") for name in DESCENDING],
+        *[(name, {"minibatches": -1}, "minibatches: Input should be greater than 0") for name in DESCENDING],
+        *[(name, {"epochs": 1.5}, "epochs: Input should be a valid integer") for name in DESCENDING],
+        ("trpo", {"epochs": 2}, "unknown key 'epochs'"),
+        ("trpo", {"delta": 0.0}, "delta: Input should be greater than 0"),
+        ("trpo", {"damping": -0.1}, "damping: Input should be greater than or equal to 0"),
+        ("trpo", {"shrink": 1.0}, "shrink: Input should be less than 1"),
+        ("trpo", {"cg_iterations": 0}, "cg_iterations: Input should be greater than 0"),
+        ("trpo", {"backtracks": -1}, "backtracks: Input should be greater than or equal to 0"),
+    ],
+)
+def test_an_update_refuses_options_that_are_none(name, given, message):
+    with pytest.raises(ValueError) as told:
+        chosen_options(ALGORITHMS[name], given)
+    assert str(told.value).startswith(f"options of {name}: ") and message in str(told.value)
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_what_is_set_reaches_the_functions(name):
     row = ALGORITHMS[name]
     numbers = {key: 0.125 for key, (kind, _) in options(row).items() if kind is float}
-    of_tokens = {} if name in OF_PAIRS else {"epochs": 3, "reduction": "fixed_length"}
-    chosen = chosen_options(row, numbers | of_tokens)
+    more = {"epochs": 3} if name in DESCENDING else {}
+    reduction = {"reduction": "fixed_length"} if name in OF_TOKENS else {}
+    chosen = chosen_options(row, {**numbers, **more, **reduction})
     goal = objective(row, chosen)
-    assert goal.reduction == of_tokens.get("reduction")
+    assert goal.reduction == reduction.get("reduction")
     assert len(goal.terms) == len(row.terms), "every penalty is switched on"
     for term, of_row in zip(goal.terms, row.terms, strict=True):
         assert term.coefficient == (0.125 if of_row.option else of_row.coefficient)
         assert not term.options.keys() & set(FIELDS)
         own = {key: value for key, value in chosen.items() if key in inspect.signature(term.function).parameters}
         assert term.options == {key: value for key, value in own.items() if key not in FIELDS}
-    assert keywords(row.update, chosen) == ({} if name in OF_PAIRS else {"epochs": 3, "minibatches": 1})
+    defaults = {
+        p.name: p.default for p in inspect.signature(row.update).parameters.values() if p.default is not p.empty
+    }
+    assert keywords(row.update, chosen) == {**defaults, **more}
 
 
-@pytest.mark.parametrize("name", PENALISED)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_penalty_without_a_coefficient_is_not_computed(name):
     row = ALGORITHMS[name]
-    assert [term.function.__name__ for term in objective(row, chosen_options(row, {})).terms] == [
-        row.terms[0].function.__name__
-    ]
+    own = [term.function for term in row.terms if term.coefficient]
+    assert [term.function for term in objective(row, chosen_options(row, {})).terms] == own
+    off = {term.option: 0.0 for term in row.terms if term.option}
+    assert [term.function for term in objective(row, chosen_options(row, off)).terms] == [row.terms[0].function]
 
 
 def test_an_option_named_like_a_field_is_not_given_in_the_field_s_place():
@@ -190,6 +213,36 @@ def test_an_option_named_like_a_field_is_not_given_in_the_field_s_place():
     row = ALGORITHMS["grpo"]
     (bonus,) = [t for t in objective(row, chosen_options(row, {"entropy": 0.5})).terms if t.parameters == ("entropy",)]
     assert (bonus.coefficient, dict(bonus.options)) == (0.5, {})
+
+
+def test_a_row_s_own_default_takes_the_place_of_its_function_s():
+    row = ALGORITHMS["dapo"]
+    assert inspect.signature(row.terms[0].function).parameters["clip_high"].default == 0.2
+    assert options(row)["clip_high"] == (float, 0.28)
+    assert objective(row, chosen_options(row, {})).terms[0].options == {"clip_low": 0.2, "clip_high": 0.28}
+    assert objective(row, chosen_options(row, {"clip_high": 0.5})).terms[0].options["clip_high"] == 0.5
+    assert options(ALGORITHMS["grpo"])["clip_high"] == (float, 0.2), "another row of the same function"
+
+
+def test_a_default_for_no_option_is_refused():
+    row = replace(ALGORITHMS["grpo"], defaults={"clip_hi": 0.3})
+    with pytest.raises(ValueError, match=r"grpo: has a default for \['clip_hi'\], and its options are scale, "):
+        options(row)
+
+
+@pytest.mark.parametrize("name", [name for name, row in ALGORITHMS.items() if row.defaults])
+def test_a_default_that_changes_nothing_is_not_written(name):
+    row = ALGORITHMS[name]
+    own = options(replace(row, defaults={}))
+    assert all(own[option][1] != default for option, default in row.defaults.items())
+
+
+def test_no_two_rows_are_the_same():
+    def parts(row):
+        return row.source, row.terms, row.reduction, tuple(row.defaults.items()), row.update
+
+    rows = list(ALGORITHMS.values())
+    assert all(parts(a) != parts(b) for i, a in enumerate(rows) for b in rows[:i])
 
 
 def test_a_coefficient_without_an_option_stays():

@@ -11,14 +11,17 @@ import pytest
 import yaml
 
 from grape_rl import ALGORITHMS
-from grape_rl.algorithms import options
+from grape_rl.algorithms import FAMILIES
 from grape_rl.cli import COMMANDS, demo, main
 from grape_rl.cli.arguments import parsed_arguments
 from grape_rl.cli.results import print_held_out
+from grape_rl.cli.settings import text_settings
 from grape_rl.cli.train import demo_config
 from grape_rl.config import Config, laid_over, loaded
+from grape_rl.methods import options
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.training.evaluate import HeldOut
+from grape_rl.training.update import gradient
 from small_runs import RUBRIC, lines, settings, sums, written
 
 DEMO_RUBRIC = str(demo_config("grape").with_name("rubric.yaml"))
@@ -91,7 +94,7 @@ def test_help_of_train_names_every_setting(grape):
     for setting in ("--steps (100)", "--optimizer.learning_rate (1e-06)", "--model.scratch.hidden (128)", "--seed (0)"):
         assert setting in said
     top = {name for name, field in Config.model_fields.items() if f"--{name}" in said}
-    assert top == Config.model_fields.keys()
+    assert top == Config.model_fields.keys() - {"method"}, "the method is the word before the settings"
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,7 @@ def test_help_of_train_names_every_setting(grape):
         (["zzz"], "unknown command 'zzz'; there are: demo, train, algorithms, explain, lint, score"),
         (["algorithms", "grpo"], "grape algorithms takes no words, and got 'grpo'; try grape explain grpo"),
         (["algorithms", "--all"], "unknown flag '--all'; known: none"),
-        (["explain", "gpro"], "unknown method 'gpro'; did you mean 'grpo'?"),
+        (["explain", "grppo"], "unknown method 'grppo'; did you mean 'grpo'?"),
         (["explain", "grpo", "sft"], "name one method to explain, not ['grpo', 'sft']"),
         (["lint", "--dta", "x", "r.yaml"], "unknown flag '--dta'; did you mean 'data'?"),
         (["lint", "a", "b"], "name one rubric file, not ['a', 'b']"),
@@ -153,12 +156,14 @@ def test_exit_codes(grape, monkeypatch, error, code, told):
 def test_the_table_of_methods(grape):
     code, said, _ = grape("algorithms")
     assert code == 0
-    for row in ALGORITHMS.values():
-        assert f"{row.name}\n  {row.summary}\n  {row.equation}\n" in said and row.paper in said
-    assert "needs: prompts with completions" in said
-    assert "needs: prompts, each with a chosen and a rejected response\n" in said
-    assert "needs: prompts, each with a chosen and a rejected response, each with a reward\n" in said
-    assert "needs: prompts, a reward, at least 2 responses a prompt" in said
+    shown = [" ".join(line.split()) for line in said.splitlines()]
+    at = 0
+    for family, rows in FAMILIES.items():
+        at = shown.index(family, at)
+        for row in rows:
+            at = shown.index(f"{row.name} {row.summary}", at)
+            assert shown[at + 1] == " ".join(row.equation.split())
+    assert sum(len(rows) for rows in FAMILIES.values()) == len(ALGORITHMS)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -171,9 +176,21 @@ def test_explain(grape, name):
     assert order == sorted(order)
     for option, (_, default) in options(row).items():
         assert f"\n  {option} = {default}  (" in said
+    assert said.count("; the function's own default is ") == len(row.defaults)
+    fewest = getattr(row.source, "smallest_group", None)
+    rewards = ", each with a reward" if name in ("odpo", "rpo") else ""
+    needs = {
+        None: "prompts with completions"
+        if row.reduction
+        else f"prompts, each with a chosen and a rejected response{rewards}",
+        1: "prompts, a reward",
+        2: "prompts, a reward, at least 2 responses a prompt",
+    }
+    assert f"needs: {needs[fewest]}\n" in said
     assert "<class" not in said and "typing." not in said
     if row.reduction:
-        assert "epochs = 1  (int)" in said and "reduction = " in said and "(token | sequence | fixed_length)" in said
+        assert "epochs = 1  (int)" in said or row.update is not gradient
+        assert "reduction = " in said and "(token | sequence | fixed_length)" in said
     assert f"grape train {name} --config demo" in said
 
 
@@ -260,6 +277,12 @@ def test_a_dry_run_prints_settings_that_are_a_config_and_leaves_nothing(grape, t
     assert derived.startswith(f"grpo: 7 steps, {config.prompts_per_step} prompts x {config.group_size} responses = ")
     assert "; 6 optimizer steps each, in micro-batches of up to" in derived
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [name for name, row in ALGORITHMS.items() if row.reduction is None])
+def test_a_dry_run_of_a_method_of_pairs_says_what_a_step_is(grape, name):
+    code, said, _ = grape("train", name, "--config", "demo", "--dry-run", "--prompts_per_step", "5")
+    assert code == 0 and " steps, 5 pairs a step; 1 optimizer step each, in micro-batches of up to" in said
 
 
 def small_yaml(folder, method, **more):
@@ -358,5 +381,57 @@ def test_arguments_are_words_flags_and_settings():
     words, own, found = parsed_arguments(given, ["resume"], settings=True, known=["config"])
     assert words == ["w"]
     assert own == {"resume": True, "config": "f.yaml"}
-    assert found == {"a": {"b": 1e-5}, "c": [1, "x"], "d": None, "e_f": False, "g": -3}
+    assert found == {"a": {"b": 1e-5}, "c": [1, "x"], "d": "", "e_f": "no", "g": -3}
     assert parsed_arguments(["--a", "x: ["], settings=True)[2] == {"a": "x: ["}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10),
+        ("1:30", "1:30"),
+        ("true", True),
+        ("null", None),
+        ("{a: 1}", {"a": 1}),
+        ("# no comment", "# no comment"),
+    ],
+)
+def test_a_value_is_what_it_looks_like(text, value):
+    assert parsed_arguments(["--s", text], settings=True)[2] == {"s": value}
+    assert parsed_arguments(["--s", text], settings=True, texts=["s"])[2] == {"s": text}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--resume=false"], "--resume stands alone"),
+        (["--seed", "1", "--seed", "2"], "--seed is given twice"),
+        (["--resume", "--resume"], "--resume is given twice"),
+        (["--c", "[1, "], r"\[1, "),
+    ],
+)
+def test_a_flag_that_says_nothing_clear_is_refused(arguments, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        parsed_arguments(arguments, ["resume"], settings=True)
+
+
+def test_text_settings_are_the_ones_whose_value_is_text():
+    found = text_settings()
+    assert {"data.system", "output", "model.name", "device"} <= found
+    assert not {"steps", "data.rows", "sampling.temperature", "model.scratch", "data.tasks", "measure_kl"} & found
+
+
+def test_score_refuses_what_is_not_text_and_will_not_overwrite_its_data(grape, tmp_path):
+    (tmp_path / "r.yaml").write_text(
+        "schema: grape-rubric/1\ncategories: {a: {items: [{id: x, weight: 1, check: {type: regex, pattern: None}}]}}"
+    )
+    rows = tmp_path / "d.jsonl"
+    rows.write_text('{"prompt": "p", "response": "None"}\n{"prompt": "p", "response": null}\n')
+    code, _, complaint = grape("score", "--rubric", str(tmp_path / "r.yaml"), "--data", str(rows))
+    assert code == 2 and "row 1: 'response' is None, and should be text" in complaint
+    rows.write_text('{"prompt": "p", "response": "None"}\n')
+    before = rows.read_text()
+    code, _, complaint = grape(
+        "score", "--rubric", str(tmp_path / "r.yaml"), "--data", str(rows), "--output", str(rows)
+    )
+    assert code == 2 and "is the data itself" in complaint and rows.read_text() == before

@@ -51,9 +51,15 @@ def test_what_is_written_down_reads_back_the_same(base):
         ({"sampling": {"top_k": 5}}, "leave them out, or use rejection_sampling, which may cut"),
         ({"sampling": {"temperature": 0}}, "temperature 0 makes all responses alike: grpo learns nothing"),
         ({"sampling": {"temperature": -1}}, "sampling.temperature: Input should be greater than or equal to 0"),
-        ({"reward": {"rubric": "r.yaml"}}, "reward: name exactly one of rubric and function"),
+        (
+            {"reward": {"rubric": "r.yaml", "function": "f.py:f"}},
+            "reward: name exactly one of rubric and function",
+        ),
         ({"reward": {"function": None}}, "reward: grpo scores responses: name exactly one of rubric and function"),
-        ({"data": {"tasks": {"chain_sum": {}}}}, "data: name exactly one of source (a file or a data set) and tasks"),
+        (
+            {"data": {"source": "x.csv", "tasks": {"chain_sum": {}}}},
+            "data: name exactly one of source (a file or a data set) and tasks",
+        ),
         ({"data": {"source": None}}, "data: name exactly one of source (a file or a data set) and tasks"),
         ({"data": {"held_out": "test.jsonl"}}, "data: held_out names held-out rows, and held_out_rows is 0"),
         ({"method": "grop"}, "unknown method 'grop'; did you mean 'grpo'?"),
@@ -152,3 +158,15 @@ def test_a_config_names_a_method_of_the_table():
     for name in ALGORITHMS:
         base = GRAPE if name == "grape" else {**GRPO, "method": name}
         assert loaded({**base, "method": name}).method == name
+
+
+def test_naming_a_model_or_data_in_an_upper_layer_takes_the_place_of_its_rival_below() -> None:
+    below = {"model": {"scratch": {"hidden": 32}}, "data": {"tasks": {"gcd": {}}}, "reward": {"rubric": "r"}}
+    above = {"model": {"name": "m"}, "data": {"source": "s"}, "reward": {"function": "f"}}
+    assert laid_over(below, above) == above
+    assert laid_over(above, below) == below
+
+
+def test_a_model_with_two_origins_in_one_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match="name exactly one of name"):
+        loaded({"method": "sft", "model": {"name": "m", "scratch": {}}, "data": {"source": "s"}})

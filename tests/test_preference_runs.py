@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from grape_rl import train
+from grape_rl import ALGORITHMS, train
 from grape_rl.cli.results import print_held_out
-from grape_rl.config import laid_over
+from grape_rl.config import laid_over, loaded
+from grape_rl.parts import data_rows
 from grape_rl.training import pairs as training_pairs
 from grape_rl.training.log import Log
 from small_runs import lines, settings, sums, weights, written
@@ -94,7 +95,7 @@ def test_a_method_without_a_reference_runs_none(tmp_path, monkeypatch):
         raise AssertionError("there is no reference to run")
 
     monkeypatch.setattr(training_pairs, "pair_logprobs", none)
-    monkeypatch.setattr("grape_rl.run.pair_logprobs", none)
+    monkeypatch.setattr("grape_rl.parts.pair_logprobs", none)
     train(pair_settings(tmp_path, "simpo"))
     with pytest.raises(AssertionError, match="no reference to run"):
         train({**pair_settings(tmp_path, "dpo"), "output": str(tmp_path / "other")})
@@ -151,3 +152,57 @@ def test_tasks_whose_teacher_has_nothing_worse_to_say(tmp_path):
     wanted = pair_settings(tmp_path, "dpo", data={"source": None, "tasks": {"chain_sum": {}}, "rows": 4})
     with pytest.raises(ValueError, match="a right answer is rejected for its style, and styles has only one"):
         train(wanted)
+
+
+@pytest.mark.parametrize("method", ["dpo", "aot"])
+def test_training_in_bf16_follows_training_in_fp32(method, tmp_path):
+    """Each forward pass has weights of its own step: copies kept from the first one would train nothing."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        more = {"precision": precision, "output": str(tmp_path / precision), "data": {"held_out_rows": 2}}
+        wanted = pair_settings(tmp_path, method, steps=15, optimizer={"learning_rate": 1e-2}, **more)
+        run = train(wanted)
+        found[precision] = [step["loss"] for step in run.metrics]
+        assert run.evaluations[0].mean("margin") == 0, "the reference runs in the same precision"
+    assert found["fp32"][-1] < 0.8 * found["fp32"][0]
+    assert found["bf16"][-1] == pytest.approx(found["fp32"][-1], rel=0.2)
+
+
+def said(role, text):
+    return [{"role": role, "content": text}]
+
+
+@pytest.mark.parametrize("kinds", [(), ("prompt",), ("chosen", "rejected"), ("prompt", "chosen", "rejected")])
+def test_plain_text_becomes_messages_where_data_chat_says_so(kinds, tmp_path):
+    """Whatever of it is messages already (``kinds``) stays, but for a plain prompt before whole conversations."""
+    (row,) = preferred(1)
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    given = {**row, **{key: said(roles[key], row[key]) for key in kinds}}
+    if kinds == ("chosen", "rejected"):
+        given |= {key: said("user", row["prompt"]) + given[key] for key in kinds}
+    wanted = pair_settings(tmp_path, "dpo", [given], data={"chat": True, "system": "Be brief."})
+    ((found,), _) = data_rows(loaded(wanted), ALGORITHMS["dpo"])
+    assert found["prompt"] == said("system", "Be brief.") + said("user", row["prompt"])
+    assert found["chosen"] == said("assistant", row["chosen"])
+    assert found["rejected"] == said("assistant", row["rejected"])
+
+
+def test_tasks_become_messages_where_data_chat_says_so(tmp_path):
+    data = {"source": None, "tasks": {"chain_sum": {}}, "rows": 4, "teacher": {"wrong": 1.0}, "chat": True}
+    found, _ = data_rows(loaded(pair_settings(tmp_path, "dpo", data=data)), ALGORITHMS["dpo"])
+    assert [found[0][key][0]["role"] for key in ("prompt", "chosen", "rejected")] == ["user", "assistant", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (without("prompt"), "data.chat makes messages of plain text, and so needs a column 'prompt'; there is none"),
+        ([{**preferred(1)[0], "prompt": " "}], "row 0: the prompt ('prompt') is empty"),
+        ([{**preferred(1)[0], "chosen": " "}], "('chosen') is empty"),
+        (without("chosen"), "row 0 has no column 'chosen': a preference needs"),
+    ],
+)
+def test_what_data_chat_cannot_make_messages_of(rows, message, tmp_path):
+    with pytest.raises(ValueError) as told:
+        train(pair_settings(tmp_path, "dpo", rows, data={"chat": True}))
+    assert message in str(told.value) and "\n" not in str(told.value)

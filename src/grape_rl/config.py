@@ -1,12 +1,13 @@
 """What a user may set, checked: unknown keys are refused with the nearest name, and every complaint is one line."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import yaml
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from grape_rl.algorithms import ALGORITHMS, Preferences, Responses, chosen_options
+from grape_rl.algorithms import ALGORITHMS
+from grape_rl.methods import Preferences, Responses, chosen_options
 from grape_rl.reward.strict import Strict, nearest, parsed, validated
 
 Count = Annotated[int, Field(ge=0)]
@@ -40,6 +41,12 @@ class Model(Section):
     """A folder in Hugging Face layout, or a model of the Hub."""
     scratch: Scratch | None = None
     """Instead of ``name``: a new small model."""
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "Model":
+        if self.scratch and self.name != Model.model_fields["name"].default:
+            raise ValueError(f"name exactly one of name ({self.name}) and scratch")
+        return self
 
 
 class Teacher(Section):
@@ -76,6 +83,8 @@ class Data(Section):
     rejected_reward: str = "rejected_reward"
     system: str | None = None
     """A system message before each prompt."""
+    chat: bool = False
+    """Whether plain prompts and completions become messages of a user and an assistant, for a chat model's template."""
     rows: PositiveInt | None = None
     """How many rows to use: all of a file's, or 2000 of tasks."""
     max_length: PositiveInt = 1024
@@ -127,7 +136,8 @@ class Evaluation(Section):
     """Steps between evaluations; 0 for only before and after."""
     samples: PositiveInt = 1
     """Responses a prompt."""
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    """Another temperature than ``sampling.temperature``."""
 
 
 class Config(Section):
@@ -159,7 +169,9 @@ class Config(Section):
     """What forward passes compute in; the weights stay fp32."""
     measure_kl: bool = True
     """Whether to log the KL to the model at the start, at the price of one more forward pass a step."""
-    checkpoint_every: Count = 0
+    rows_at_once: PositiveInt = 512
+    """The most responses that are sampled at once: memory for time, never another result."""
+    checkpoint_every: Count = 50
     """Steps between checkpoints; 0 for only the last."""
     keep_checkpoints: PositiveInt = 2
 
@@ -207,7 +219,7 @@ class Config(Section):
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return Path(self.output.format(method=self.method, seed=self.seed))
+        return Path(self.output.format(method=self.method, seed=self.seed)).expanduser()
 
 
 def loaded(data: dict[str, Any], source: str = "config") -> Config:
@@ -234,19 +246,28 @@ def from_file(path: Path, method: str) -> dict[str, Any]:
     return data
 
 
+RIVALS = (("name", "scratch"), ("source", "tasks"), ("rubric", "function"))
+"""Settings of one section of which only one can hold."""
+
+
 def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Two layers of settings as one: where both have keys below a key, those are merged, else the upper one holds.
 
-    ``tasks`` and ``styles`` are values in themselves: the upper layer's take the place of the lower one's.
+    ``tasks`` and ``styles`` are values in themselves: the upper layer's take the place of the lower one's. So it is
+    with settings of which there can be only one: where the upper layer names a model, the lower one's ``scratch`` goes.
 
     >>> laid_over({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
     {'a': {'b': 1, 'c': 3}}
     """
     out = dict(below)
+    for one, other in RIVALS:
+        for named, rival in ((one, other), (other, one)):
+            if above.get(named) and rival not in above:
+                out.pop(rival, None)
     for key, value in above.items():
         old = out.get(key)
         merged = isinstance(old, dict) and isinstance(value, dict) and key not in ("tasks", "styles")
-        out[key] = laid_over(old, value) if merged else value
+        out[key] = laid_over(cast(dict[str, Any], old), value) if merged else value
     return out
 
 

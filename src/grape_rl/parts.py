@@ -1,6 +1,7 @@
 """From a configuration to the parts of a run: rows, model, prompts, scorer. Each complains before any training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,18 +10,20 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from grape_rl.algorithms import Algorithm, Demonstrations, Preferences, Responses, keywords, objective, unweighted
 from grape_rl.config import Config, Data, Scratch
 from grape_rl.data.chat import Example, end_tokens, examples, fitting, prompt_tokens
 from grape_rl.data.preferences import Pair, contrasted, pairs, with_preferences
 from grape_rl.data.rows import require, rows, with_prompts
 from grape_rl.data.tasks import task_split
 from grape_rl.data.teacher import demonstrated
-from grape_rl.model.load import load, readied
+from grape_rl.maths.grape import unweighted
+from grape_rl.methods import Algorithm, Demonstrations, Preferences, Responses, keywords, objective
+from grape_rl.model.load import frozen, load, readied
 from grape_rl.model.scratch import bpe_tokenizer, character_tokenizer, scratch, shared_passages
 from grape_rl.reward.callables import python_callable
 from grape_rl.reward.rubric import check_rows, load_rubric
 from grape_rl.reward.scores import Scorer, function_scorer, rubric_scorer
+from grape_rl.training.pairs import Reference, pair_logprobs
 from grape_rl.training.source import Prompt
 
 Row = dict[str, Any]
@@ -93,13 +96,32 @@ def _preferred(config: Config, train: list[Row], test: list[Row]) -> tuple[list[
     data = config.data
     if data.tasks:  # together, so that a wrong answer can be found for the only held-out row of a task
         both = contrasted([*train, *test], data.teacher.wrong, list(data.teacher.styles), config.seed)
+        both = [_conversation(row, "prompt", "chosen", "rejected") for row in both] if data.chat else both
         ready = with_preferences(both, system=data.system, source="tasks")
         return ready[: len(train)], ready[len(train) :]
-    columns = (data.prompt, data.chosen, data.rejected, data.system)
+    columns = (data.prompt, data.chosen, data.rejected)
+    if data.chat:
+        train, test = ([_conversation(row, *columns) for row in part] for part in (train, test))
     return (
-        with_preferences(train, *columns, str(data.source)),
-        with_preferences(test, *columns, str(data.held_out or data.source)),
+        with_preferences(train, *columns, data.system, str(data.source)),
+        with_preferences(test, *columns, data.system, str(data.held_out or data.source)),
     )
+
+
+def _conversation(row: Row, prompt: str, chosen: str, rejected: str) -> Row:
+    """The row with its plain prompt and responses as messages; what is amiss with it is left to be told.
+
+    Raises:
+        ValueError: plain responses without a prompt: what both begin with is no user's message of its own.
+    """
+    if prompt not in row:
+        if any(isinstance(row.get(name), str) for name in (chosen, rejected)):
+            raise ValueError(f"data.chat makes messages of plain text, and so needs a column {prompt!r}; there is none")
+        return row
+    if isinstance(row[prompt], str) and (not row[prompt].strip() or isinstance(row.get(chosen), list)):
+        return row
+    roles = {prompt: "user", chosen: "assistant", rejected: "assistant"}
+    return row | {name: _message(row[name], role) for name, role in roles.items() if name in row}
 
 
 def _read(source: str, limit: int | None) -> list[Row]:
@@ -112,7 +134,15 @@ def _read(source: str, limit: int | None) -> list[Row]:
 
 def _prompted(data: Data, found: list[Row], prompt: str, completion: str | None, source: str) -> list[Row]:
     require(found, [prompt, *([completion] if completion else [])], source)
-    return with_prompts(found, prompt, completion, data.system, source)
+    if not data.chat:
+        return with_prompts(found, prompt, completion, data.system, source)
+    roles = {prompt: "user"} | ({completion: "assistant"} if completion else {})
+    chats = [row | {name: _message(row[name], role) for name, role in roles.items()} for row in found]
+    return with_prompts(chats, prompt, completion, data.system, source)
+
+
+def _message(content: Any, role: str) -> Any:
+    return [{"role": role, "content": content}] if isinstance(content, str) and content.strip() else content
 
 
 def start_policy(config: Config, train: Sequence[Row]) -> Policy:
@@ -128,6 +158,10 @@ def start_policy(config: Config, train: Sequence[Row]) -> Policy:
 
 def policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Policy:
     """The policy of a loaded model: its end tokens, and how long a sequence it takes."""
+    embeddings: Any = model.get_input_embeddings()
+    rows = len(embeddings.weight)
+    if len(tokenizer) > rows:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, and the model's embeddings only {rows}")
     text_config = model.config.get_text_config()
     context = getattr(text_config, "max_position_embeddings", None) or 2**30
     return Policy(model, tokenizer, end_tokens(tokenizer, model.generation_config), context)
@@ -150,7 +184,7 @@ def _scratch_tokenizer(shape: Scratch, data: Data, train: Sequence[Row]) -> Any:
 
 def _plain(content: Any) -> str:
     """Text, or a conversation's messages as text."""
-    return content if isinstance(content, str) else "\n".join(str(m["content"]) for m in content)
+    return content if isinstance(content, str) else "\n".join(str(m.get("content") or "") for m in content)
 
 
 def sampling_prompts(found: Sequence[Row], at: Policy, max_tokens: int, where: str) -> list[Prompt]:
@@ -166,13 +200,14 @@ def demonstration_examples(
     found: Sequence[Row], at: Policy, max_length: int
 ) -> tuple[list[Example], list[tuple[str, str]]]:
     """The rows as examples, and what there is to warn of: rows that lost their end, or were left out."""
-    out, lengths = examples(found, at.tokenizer, at.end, min(max_length, at.context))
+    limit = min(max_length, at.context)
+    out, lengths = examples(found, at.tokenizer, at.end, limit)
     warnings: list[tuple[str, str]] = []
     if lengths.truncated:
-        warnings.append(("cut", f"{lengths.truncated} of {lengths.rows} completions are cut at {max_length} tokens"))
+        warnings.append(("cut", f"{lengths.truncated} of {lengths.rows} completions are cut at {limit} tokens"))
     if lengths.dropped:
         warnings.append(
-            ("left_out", f"{lengths.dropped} of {lengths.rows} prompts fill {max_length} tokens alone: left out")
+            ("left_out", f"{lengths.dropped} of {lengths.rows} prompts fill {limit} tokens alone: left out")
         )
     return out, warnings
 
@@ -208,6 +243,21 @@ def preference_pairs(
     if lengths.dropped:
         warnings.append(("left_out", f"{lengths.dropped} of {lengths.rows} pairs do not differ in {limit} tokens"))
     return made, warnings
+
+
+def pair_reference(
+    config: Config,
+    row: Algorithm,
+    chosen: dict[str, Any],
+    start: Policy,
+    precision: Callable[[], AbstractContextManager[object]],
+) -> Reference | None:
+    """The start model's log-probs of pairs, for a method that compares the policy with it."""
+    read = {name for term in objective(row, chosen).terms for name in term.parameters}
+    if not any(name.startswith("reference_") for name in read):
+        return None
+    limit = config.tokens_per_microbatch
+    return partial(pair_logprobs, frozen(start.model), tokens_per_microbatch=limit, precision=precision)
 
 
 def scorer(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Sequence[Row]) -> Scorer:

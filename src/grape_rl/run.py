@@ -1,25 +1,30 @@
 """One run: configuration → parts → fit. Everything that can be wrong is found before the first step."""
 
+import inspect
 import json
 import math
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers.utils import logging
 
-from grape_rl.algorithms import ALGORITHMS, Algorithm, Preferences, Responses, chosen_options, keywords, objective
+from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config, dumped, loaded
+from grape_rl.methods import Algorithm, Preferences, Responses, chosen_options, keywords, objective
 from grape_rl.model.load import frozen, load
 from grape_rl.model.sampler import Sampling, sample
 from grape_rl.parts import (
     Policy,
     data_rows,
     demonstration_examples,
+    pair_reference,
     policy,
     preference_pairs,
     sampling_prompts,
@@ -29,12 +34,19 @@ from grape_rl.parts import (
 from grape_rl.reward.strict import parsed
 from grape_rl.training.checkpoint import checkpoints, restored_step, save_checkpoint
 from grape_rl.training.evaluate import HeldOut, held_out, held_out_pairs, read_held_out
-from grape_rl.training.fit import AnySource, fit
+from grape_rl.training.fit import AnySource, Warn, fit
 from grape_rl.training.log import Log, read_metrics
 from grape_rl.training.optimizer import adamw, learning_rate, set_learning_rate
-from grape_rl.training.pairs import PairExperience, Reference, pair_experience, pair_logprobs, preferences
-from grape_rl.training.source import Experience, demonstrations, reference_logprobs, responses, step_seed
+from grape_rl.training.pairs import PairExperience, pair_experience, preferences
+from grape_rl.training.source import Experience, Sampler, demonstrations, reference_logprobs, responses, step_seed
 from grape_rl.training.update import Limits
+from grape_rl.types import Rollout
+
+FREE = (
+    "steps", "output", "device", "tokens_per_microbatch", "rows_at_once", "measure_kl", "checkpoint_every",
+    "keep_checkpoints",
+)  # fmt: skip
+"""What may change when a run is resumed: memory, place and bookkeeping, which change no result."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +94,8 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     test_pairs = None
     if test_rows and isinstance(row.source, Preferences):
         found, _ = preference_pairs(config, test_rows, now, row, chosen, "held-out data")
-        with _precision(config, now):
-            test_pairs = pair_experience(found, _pair_reference(config, row, chosen, start))
+        reference = pair_reference(config, row, chosen, start, partial(_precision, config, now))
+        test_pairs = pair_experience(found, reference)
     optimizer = adamw(now.model, config.optimizer.weight_decay, config.optimizer.betas)
     done = restored_step(checkpoint, optimizer) if checkpoint else 0
     if done >= config.steps:
@@ -98,27 +110,31 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     def evaluate(step: int) -> None:
         found = HeldOut(0, math.nan, math.nan, math.nan, ())
         if grader and test_prompts:
-            sampling = Sampling(config.sampling.max_tokens, config.evaluation.temperature)
-            seed = step_seed(config.seed, 0, "evaluate")
-            found = held_out(
-                test_prompts, _sampler(now, sampling), grader, now.tokenizer, config.evaluation.samples, seed, step
-            )
+            own = config.evaluation.temperature
+            sampling = Sampling(config.sampling.max_tokens, config.sampling.temperature if own is None else own)
+            sampler, seed = _sampler(config, now, sampling), step_seed(config.seed, 0, "evaluate")
+            found = held_out(test_prompts, sampler, grader, now.tokenizer, config.evaluation.samples, seed, step)
         if test_pairs:
-            of_pairs = held_out_pairs(now.model, test_pairs, config.tokens_per_microbatch)
+            of_pairs = held_out_pairs(now.model, test_pairs, config.tokens_per_microbatch, limits.precision)
             found = replace(found, items=(*found.items, *of_pairs))
-        if not found.items:
+        if not (found.responses or found.items):
             return
         evaluations[step] = found
         told = {str(s): e.as_json() for s, e in evaluations.items()}
         _write(folder / "held_out.json", json.dumps(told, indent=1))
 
-    def update(experience: Experience | PairExperience, step: int) -> dict[str, float]:
+    def update(experience: Experience | PairExperience, step: int, warn: Warn) -> dict[str, float]:
         rate = learning_rate(
             step, config.steps, config.optimizer.learning_rate, config.optimizer.warmup, config.optimizer.schedule
         )
         set_learning_rate(optimizer, rate)
-        changed = row.update(now.model, optimizer, experience, goal, limits, step=step, **keywords(row.update, chosen))
-        return changed | {"learning_rate": rate}
+        at_hand = {
+            "model": now.model, "optimizer": optimizer, "experience": experience, "objective": goal,
+            "limits": limits, "step": step, "warn": warn,
+        }  # fmt: skip
+        needed = {name: at_hand[name] for name in inspect.signature(row.update).parameters if name in at_hand}
+        changed = row.update(**needed, **keywords(row.update, chosen))
+        return changed | ({"learning_rate": rate} if "optimizer" in needed else {})
 
     def ended(step: int, experience: Experience | PairExperience) -> None:
         if experience.records:
@@ -132,9 +148,9 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     goal = objective(row, chosen)
     limits = Limits(
         _training_temperature(config, row), _longest(config, row), config.tokens_per_microbatch,
-        config.optimizer.max_grad_norm, config.seed,
+        config.optimizer.max_grad_norm, config.seed, partial(_precision, config, now),
     )  # fmt: skip
-    with Log(folder, config.method, config.steps, done) as log, _precision(config, now):
+    with Log(folder, config.method, config.steps, done) as log, _quiet():
         if not done:
             for key, message in warnings:
                 log.warn(key, message)
@@ -150,14 +166,16 @@ def _claimable(config: Config, resume: bool) -> Path | None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: is a file; name a folder with --output")
     if not resume:
-        if folder.exists() and any(folder.iterdir()):
+        # A run that failed before its first step has left no more than these, and may be tried again.
+        barren = {"config.yaml", "rollouts", "warnings.jsonl", "held_out.json"}
+        if folder.exists() and any(path.name not in barren for path in folder.iterdir()):
             raise ValueError(f"{folder}: holds another run; name a new folder with --output, or --resume that run")
         return None
     if not saved.is_file():
         raise ValueError(f"{folder}: holds no run to resume")
     before, after = _flat(loaded(parsed(saved), str(saved)).model_dump()), _flat(config.model_dump())
     both = dict.fromkeys([*after, *before])
-    if changed := [key for key in both if before.get(key) != after.get(key) and key not in ("steps", "output")]:
+    if changed := [key for key in both if before.get(key) != after.get(key) and key not in FREE]:
         raise ValueError(f"{folder}: was run with another {', '.join(changed)}; resume it with the same configuration")
     found = checkpoints(folder / "checkpoints")
     return found[-1] if found else None
@@ -181,10 +199,15 @@ def _source(
     rows: list[dict[str, Any]],
     warnings: list[tuple[str, str]],
 ) -> AnySource:
+    if getattr(now.tokenizer, "chat_template", None) and isinstance(rows[0]["prompt"], str):
+        warnings.append(
+            ("plain", "the model has a chat template, and the prompts are plain text: --data.chat true uses it")
+        )
     if isinstance(row.source, Preferences):
         preferred, told = preference_pairs(config, rows, now, row, chosen)
         warnings += told
-        return preferences(preferred, _pair_reference(config, row, chosen, start), config.prompts_per_step, config.seed)
+        reference = pair_reference(config, row, chosen, start, partial(_precision, config, now))
+        return preferences(preferred, reference, config.prompts_per_step, config.seed)
     if not isinstance(row.source, Responses):
         found, told = demonstration_examples(rows, now, config.data.max_length)
         warnings += told
@@ -194,32 +217,30 @@ def _source(
     needs_reference = any("reference_logp" in term.parameters for term in objective(row, chosen).terms)
     reference = None
     if needs_reference or (config.measure_kl and uncut):
-        reference = reference_logprobs(frozen(start.model), config.sampling.temperature, config.tokens_per_microbatch)
+        reference = reference_logprobs(
+            frozen(start.model), config.sampling.temperature, config.tokens_per_microbatch,
+            partial(_precision, config, now),
+        )  # fmt: skip
     return responses(
         sampling_prompts(rows, now, config.sampling.max_tokens, "data"),
-        _sampler(now, chosen_sampling),
+        _sampler(config, now, chosen_sampling),
         grader,
+        partial(row.source.draws, **keywords(row.source.draws, chosen)),
         partial(row.source.advantage, **keywords(row.source.advantage, chosen)),
         now.tokenizer,
         reference,
         config.prompts_per_step,
         config.group_size,
+        config.sampling.max_tokens,
         config.seed,
         config.reward.failure_limit,
     )
 
 
-def _pair_reference(config: Config, row: Algorithm, chosen: dict[str, Any], start: Policy) -> Reference | None:
-    """The start model's log-probs of pairs, for a method that compares the policy with it."""
-    read = {name for term in objective(row, chosen).terms for name in term.parameters}
-    if not any(name.startswith("reference_") for name in read):
-        return None
-    return partial(pair_logprobs, frozen(start.model), tokens_per_microbatch=config.tokens_per_microbatch)
-
-
-def _sampler(at: Policy, sampling: Sampling) -> Any:
-    def sampler(prompts: Any, n: int, seed: int, version: int) -> Any:
-        return sample(at.model, prompts, n, sampling, at.end, seed, version)
+def _sampler(config: Config, at: Policy, sampling: Sampling) -> Sampler:
+    def sampler(prompts: Sequence[Tensor], n: int, seed: int, version: int) -> Rollout:
+        with _precision(config, at):
+            return sample(at.model, prompts, n, sampling, at.end, seed, version, config.rows_at_once)
 
     return sampler
 
@@ -235,7 +256,21 @@ def _longest(config: Config, row: Algorithm) -> int:
 
 
 def _precision(config: Config, now: Policy) -> AbstractContextManager[Any]:
+    """What one forward pass runs in. Never more: autocast keeps its copies of the weights until it is left, so that
+    around a whole run it would go on with those of the first step."""
     return torch.autocast(now.model.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bars in the midst of the run's."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _write(path: Path, text: str) -> None:

@@ -15,8 +15,10 @@ from grape_rl.maths.advantage import (
     gae,
     group_count,
     group_mean,
+    group_rank,
     group_relative,
     leave_one_out,
+    normalized,
 )
 
 NAN = math.nan
@@ -86,6 +88,49 @@ def test_baselined_against_loops(batch):
 
 
 @unhurried
+@given(batches)
+def test_normalized_against_loops(batch):
+    known = [r for r, _ in batch if not math.isnan(r)]
+    apart = [math.nan if math.isnan(r) else r - statistics.fmean(others(batch, i)) for i, (r, _) in enumerate(batch)]
+    flat = [NAN if math.isnan(r) else r - statistics.fmean(known) for r, _ in batch]
+    for center, centered in (("batch", flat), ("group", apart)):
+        divisor = stdev([d for d in centered if not math.isnan(d)]) + EPSILON
+        # Equal rewards: their mean as Python sums it may differ from them in the last place, which over 1e-6 shows.
+        expected = [d / divisor for d in centered]
+        found = normalized(*tensors(batch), center)
+        torch.testing.assert_close(found.tolist(), expected, rtol=1e-8, atol=1e-8, equal_nan=True)
+    close(normalized(*tensors(batch)), normalized(*tensors(batch), "batch").tolist())
+
+
+def test_normalized_has_deviation_one_and_the_baseline_form_mean_zero_in_each_group():
+    reward, group = torch.randn(40, generator=torch.Generator().manual_seed(0)).double(), torch.arange(40) % 5
+    for center in ("batch", "group"):
+        found = normalized(reward + 3.0 * group, group, center)
+        assert math.isclose(statistics.stdev(found.tolist()), 1, rel_tol=1e-5)  # the 1e-6 in the divisor
+        assert math.isclose(found.mean().item(), 0, abs_tol=1e-12)
+    assert group_mean(found, group).abs().max() < 1e-12
+    assert group_mean(normalized(reward + 3.0 * group, group), group).abs().max() > 0.5, "the batch's mean is not"
+
+
+def test_lite_ppos_and_reinforce_plus_plus_baselines_divide_by_different_deviations():
+    """Of groups far apart the raw rewards' deviation is large; what is centered in its group knows nothing of that."""
+    reward, group = torch.tensor([0.0, 1.0, 100.0, 101.0], dtype=torch.float64), torch.tensor([0, 0, 1, 1])
+    raw, centered = group_relative(reward, group, "batch"), normalized(reward, group, "group")
+    close(raw, [d / (statistics.stdev([0, 1, 100, 101]) + EPSILON) for d in (-0.5, 0.5, -0.5, 0.5)])
+    close(centered, [d / (statistics.stdev([-0.5, 0.5, -0.5, 0.5]) + EPSILON) for d in (-0.5, 0.5, -0.5, 0.5)])
+
+
+@unhurried
+@given(batches)
+def test_group_rank_against_a_loop(batch):
+    expected = []
+    keys = [(-math.inf if math.isnan(r) else r, -j) for j, (r, _) in enumerate(batch)]
+    for i, (_, g) in enumerate(batch):
+        expected.append(sum(keys[j] > keys[i] for j in range(len(batch)) if batch[j][1] == g))
+    assert group_rank(*tensors(batch)).tolist() == expected
+
+
+@unhurried
 @given(batches, st.integers(1, 3), st.one_of(st.just(-math.inf), numbers))
 def test_best_of_group_against_a_loop(batch, keep, threshold):
     expected = [NAN] * len(batch)
@@ -115,6 +160,7 @@ def test_equal_rewards_give_exactly_zero(reward, size, dtype):
     for found in (
         *(group_relative(rewards, group, scale) for scale in ("group", "batch", "none")),
         baselined(rewards, group, "batch"),
+        *(normalized(rewards, group, center) for center in ("batch", "group")),
         *([leave_one_out(rewards, group)] if size > 1 else []),
     ):
         assert not found[:size].any()
@@ -202,11 +248,11 @@ def test_group_mean_and_count_go_column_by_column():
 
 def test_an_empty_batch_has_no_advantages():
     reward, group = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
-    for function in (group_relative, leave_one_out, baselined, best_of_group):
+    for function in (group_relative, leave_one_out, baselined, normalized, best_of_group):
         assert function(reward, group).shape == (0,)
 
 
-@pytest.mark.parametrize("function", [group_relative, leave_one_out, baselined, best_of_group])
+@pytest.mark.parametrize("function", [group_relative, leave_one_out, baselined, normalized, best_of_group])
 @pytest.mark.parametrize("bad", [math.inf, -math.inf])
 def test_an_infinite_reward_is_refused(function, bad):
     with pytest.raises(ValueError, match=r"reward\[1\] is -?inf"):

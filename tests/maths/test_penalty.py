@@ -1,10 +1,12 @@
 """The KL term on average, by enumeration, with the tokens drawn from another policy than the one that is trained."""
 
+import math
+
 import pytest
 import torch
 
 from grape_rl.maths.exact import enumerated, expectation, logprobs, probabilities, random_table
-from grape_rl.maths.penalty import entropy_bonus, reference_kl
+from grape_rl.maths.penalty import advantage_weighted_entropy, entropy_bonus, reference_kl
 
 EXACT = {"rtol": 1e-10, "atol": 1e-12}  # float64 sums of a few dozen products
 
@@ -91,3 +93,23 @@ def test_k3_is_the_default():
 
 def test_the_entropy_bonus_is_what_to_minimise():
     assert torch.equal(entropy_bonus(torch.tensor([[0.5, 2.0]])), torch.tensor([[-0.5, -2.0]]))
+
+
+def entropies(logits):
+    choices = logits.log_softmax(-1)
+    return -(choices.exp() * choices).sum(-1)
+
+
+def test_ibro_opens_choices_where_a_response_was_good_and_closes_them_where_not():
+    logits = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    advantage = torch.tensor([[1.5], [-0.5], [0.0], [1.0]], dtype=torch.float64).expand(4, 3)
+    loss = advantage_weighted_entropy(entropies(logits), advantage)
+    for i, a in enumerate((1.5, -0.5, 0.0, 1.0)):
+        for t in range(3):
+            p = logits[i, t].detach().softmax(-1).tolist()
+            assert loss[i, t].item() == pytest.approx(a * sum(q * math.log(q) for q in p), rel=1e-12)
+    assert torch.equal(loss[3], entropy_bonus(entropies(logits))[3]), "with advantage 1 it is the entropy bonus"
+    (slope,) = torch.autograd.grad(loss.sum(), logits)
+    change = entropies(logits - 1e-3 * slope) - entropies(logits)
+    assert (change[0] > 0).all() and (change[1] < 0).all() and not change[2].any()
+    assert torch.autograd.gradcheck(lambda x: advantage_weighted_entropy(entropies(x), advantage), (logits,))

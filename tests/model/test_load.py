@@ -159,3 +159,12 @@ def test_a_frozen_copy_keeps_its_weights_when_the_original_is_trained(model):
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     assert not torch.equal(model(ids).logits, before)
     assert torch.equal(reference(ids).logits, before)
+
+
+def test_loaded_weights_are_aligned_as_a_new_model_s_are(model, tokenizer, tmp_path):
+    """Kernels round by alignment: weights left in a mapped file would resume a run to other bits."""
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded, _ = load(str(tmp_path), CPU)
+    assert {p.data_ptr() % 64 for p in loaded.parameters()} == {0}
+    assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight, "still tied"

@@ -192,6 +192,7 @@ def inf(r): return math.inf
 def over(r): return 1.01
 def under(r): return -0.01
 def raises(r): raise KeyError("no such key")
+def leaves(r): raise SystemExit(0)
 def own_type(r): return object()
 def zero_arguments(): return 1
 """
@@ -225,6 +226,7 @@ def test_python_functions(call):
         ("under", "score -0.01 is not in [0, 1]"),
         ("wild", "score 3.0 is not in [0, 1]"),
         ("raises", "KeyError: 'no such key'"),
+        ("leaves", "SystemExit: 0"),
         ("own_type", "TypeError"),
         ("zero_arguments", "TypeError"),
     ],

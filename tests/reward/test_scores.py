@@ -107,17 +107,16 @@ def test_gates_against_the_definition(tmp_path, gates):
     assert [[v.score for v in row] for row in scores.verdicts] == [list(row.values()) for row in rows]  # as graded
 
 
-def test_a_closed_gate_settles_what_is_missing_and_a_missing_gate_closes_nothing(tmp_path):
+def test_a_closed_gate_settles_what_is_missing_and_behind_a_missing_gate_the_reward_is_missing(tmp_path):
     rubric = rubric_of(tmp_path, sums={"a": "weight: 1, gate: true", "b": "weight: 1"})
     reward = rubric_scorer(rubric, confidence_weighted)
     says = {"x": {"a": 0, "b": None}, "y": {"a": 1, "b": (1, 0.5)}, "z": {"a": 0.5, "b": (1, 0.5)}}
     # b's missing verdict would be read as its mean, which is not 0; and c̄ of b stays 1/2
     assert reward(responses_of(says), groups(0, 0, 0)).reward.tolist() == pytest.approx([0, 1, 2 / 3], abs=1e-15)
     says = {"x": {"a": None, "b": 1}, "y": {"a": 1, "b": 0}, "z": {"a": 0.5, "b": 0}}
-    # a is read as its mean 3/4, and x keeps its b
-    assert reward(responses_of(says), groups(0, 0, 0)).reward.tolist() == pytest.approx(
-        [1.75 / 2, 0.5, 0.25], abs=1e-15
-    )
+    # whether x's gate is open is not known: were it read as open, a response could gain by breaking the gate's check
+    found = reward(responses_of(says), groups(0, 0, 0)).reward.tolist()
+    assert math.isnan(found[0]) and found[1:] == pytest.approx([0.5, 0.25], abs=1e-15)
     says = {"x": {"a": 0, "b": None}, "y": {"a": 0, "b": None}}
     assert reward(responses_of(says), groups(0, 0)).reward.tolist() == [0, 0]
 

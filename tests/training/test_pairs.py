@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from grape_rl import ALGORITHMS
-from grape_rl.algorithms import chosen_options, objective
 from grape_rl.data.preferences import Pair
+from grape_rl.methods import chosen_options, objective
 from grape_rl.training import pairs as training_pairs
 from grape_rl.training.objective import PAIR_FIELDS, Objective, Term, pair_loss
 from grape_rl.training.pairs import (
@@ -69,7 +69,7 @@ def step_by(model, name, what, limits=LIMITS, goal=None):
     """The gradient (by plain descent with rate 1: what the weights lost), and what the update told."""
     before = [p.detach().clone() for p in model.parameters()]
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
-    told = ALGORITHMS[name].update(model, sgd, what, goal or goal_of(name), limits, step=0)
+    told = ALGORITHMS[name].update(model, sgd, what, goal or goal_of(name), limits)
     lost = [b - p.detach() for b, p in zip(before, model.parameters(), strict=True)]
     with torch.no_grad():
         for p, b in zip(model.parameters(), before, strict=True):
@@ -240,7 +240,7 @@ def test_a_gradient_that_is_not_finite_moves_no_weight(model):
     adam = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for name in ("dpo", "aot"):
         with pytest.raises(RuntimeError, match=r"the gradient's norm is nan"):
-            ALGORITHMS[name].update(model, adam, broken, goal_of(name), LIMITS, step=0)
+            ALGORITHMS[name].update(model, adam, broken, goal_of(name), LIMITS)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 

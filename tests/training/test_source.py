@@ -9,11 +9,11 @@ import torch
 from grape_rl.data.chat import Example
 from grape_rl.maths.advantage import group_relative
 from grape_rl.model.logprobs import logprobs
+from grape_rl.training.draw import equal_groups, once, until_varied
 from grape_rl.training.source import (
     Prompt,
     demonstrations,
     drawn_rows,
-    equal_groups,
     graded_responses,
     reference_logprobs,
     responses,
@@ -87,7 +87,16 @@ def scored(*rewards):
     return scores
 
 
-def experience_of(tokenizer, scorer, reference=None, limit=1.0, finish=("stop", "length", "stop", "length"), step=0):
+def experience_of(
+    tokenizer,
+    scorer,
+    reference=None,
+    limit=1.0,
+    finish=("stop", "length", "stop", "length"),
+    step=0,
+    draws=once,
+    advantage=group_relative,
+):
     asked = []
 
     def sampler(prompts, n, seed, version):
@@ -95,8 +104,8 @@ def experience_of(tokenizer, scorer, reference=None, limit=1.0, finish=("stop", 
         return rollout(tokenizer, finish)
 
     source = responses(
-        PROMPTS, sampler, scorer, group_relative, tokenizer, reference,
-        prompts_per_step=2, group_size=2, seed=8, failure_limit=limit,
+        PROMPTS, sampler, scorer, draws, advantage, tokenizer, reference,
+        prompts_per_step=2, group_size=2, max_tokens=3, seed=8, failure_limit=limit,
     )  # fmt: skip
     return source(step), asked
 
@@ -126,6 +135,43 @@ def test_responses_are_sampled_scored_and_compared(tokenizer):
         }
     )
     assert found.warnings == ()
+
+
+def test_an_advantage_reads_what_its_parameters_name(tokenizer):
+    seen = []
+
+    def advantage(seed, length, reward, max_tokens, power=2.0):
+        seen.append((seed, length.tolist(), max_tokens, power))
+        return reward**power
+
+    found, _ = experience_of(tokenizer, scored(1.0, 0.0, 0.5, 3.0), step=5, advantage=advantage)
+    assert seen == [(step_seed(8, 5, "advantage"), [2, 3, 1, 3], 3, 2.0)]
+    assert found.batch.advantage[:, 0].tolist() == [1.0, 0.0, 0.25, 9.0]
+
+
+def test_a_step_that_draws_again_asks_for_other_prompts_with_another_seed_and_the_same_whenever_it_is_asked(tokenizer):
+    def scorer():
+        turns = iter([scored(0.5, 0.5, 1.0, 1.0), scored(0.25, 0.25, 0.0, None), scored(1.0, 0.0, 0.0, 1.0)])
+        return lambda answers, group: next(turns)(answers, group)
+
+    def found(step):
+        return experience_of(tokenizer, scorer(), step=step, draws=until_varied)
+
+    experience, asked = found(4)
+    assert [n for _, n, _, _ in asked] == [2, 2, 2] and [len(prompts) for prompts, *_ in asked] == [2, 2, 2]
+    assert [seed for *_, seed, _ in asked] == [step_seed(8, 4, p) for p in ("sample", "sample 1", "sample 2")]
+    assert all(version == 4 for *_, version in asked)
+    again, asked_again = found(4)
+    assert torch.equal(again.sequences.tokens, experience.sequences.tokens) and again.records == experience.records
+    orders = [tuple(len(p) for p in prompts) for step in range(8) for prompts, *_ in found(step)[1][1:]]
+    assert len(set(orders)) == 2, "further prompts are in an order of their own"
+    for (prompts, *told), (prompts_again, *told_again) in zip(asked, asked_again, strict=True):
+        assert told == told_again and all(map(torch.equal, prompts, prompts_again))
+    assert [r["reward"] for r in experience.records] == [1.0, 0.0, 0.0, 1.0]
+    told = experience.metrics
+    assert (told["extra_draws"], told["missing"], told["tokens"]) == (2, 1, 27)
+    assert (told["reward"], told["equal_groups"]) == (0.75, 1.0), "of the first draw: what the policy is"
+    assert "extra_draws" not in experience_of(tokenizer, scored(1.0, 0.0, 0.0, 1.0), draws=until_varied)[0].metrics
 
 
 def test_what_is_recorded_of_each_response(tokenizer):

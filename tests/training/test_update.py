@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from grape_rl import ALGORITHMS
-from grape_rl.algorithms import chosen_options, objective, options
+from grape_rl.methods import chosen_options, objective
 from grape_rl.training import update
 from grape_rl.training.objective import Objective, Term
 from grape_rl.training.source import Experience
 from grape_rl.training.update import Limits, gradient
 from grape_rl.types import Batch, Sequences
+from precise import doubled
 
 LIMITS = Limits(temperature=0.7, max_tokens=9, tokens_per_microbatch=50, max_grad_norm=1e9, seed=3)
 OF_TOKENS = [name for name, row in ALGORITHMS.items() if row.reduction]  # those of pairs: test_pairs.py
@@ -26,13 +27,7 @@ REORDERED = {"rtol": 1e-10, "atol": 1e-12}
 
 @pytest.fixture
 def model(model):
-    """In float64 throughout: transformers' own norm goes by way of float32, whatever the weights are."""
-    for name, module in list(model.named_modules()):
-        if "RMSNorm" in type(module).__name__:
-            norm = torch.nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon)
-            norm.weight = module.weight
-            model.set_submodule(name, norm)
-    return model.double()
+    return doubled(model)
 
 
 def experience():
@@ -55,12 +50,33 @@ def experience():
     return Experience(Sequences(prompts, tokens, mask, group), batch, {})
 
 
+def coefficients(name):
+    """The options that are the coefficients of a row's terms."""
+    return [term.option for term in ALGORITHMS[name].terms if term.option]
+
+
 def goal_of(name, reduction, **given):
-    """A row's objective with every penalty that it has switched on, unless told otherwise."""
+    """A row's objective with these coefficients and no other; without any, with every term that it has switched on."""
     row = ALGORITHMS[name]
-    penalties = given or {"kl": 0.3, "entropy": 0.05}
-    on = {key: value for key, value in penalties.items() if key in options(row)}
+    on = {key: given.get(key, 0.0) for key in coefficients(name)} if given else dict.fromkeys(coefficients(name), 0.3)
     return objective(row, chosen_options(row, {**on, "reduction": reduction}))
+
+
+def bare(name, reduction):
+    """A row's objective without any term that can be switched off."""
+    return goal_of(name, reduction, nothing=1.0)
+
+
+def distinct():
+    """One row for each different loss: what an update does depends on a row through its terms alone."""
+    found = {}
+    for name in OF_TOKENS:
+        terms = goal_of(name, "token").terms
+        found.setdefault(tuple((t.function, t.coefficient, tuple(t.options.items())) for t in terms), name)
+    return list(found.values())
+
+
+DISTINCT = distinct()
 
 
 def step_by(model, goal, what, limits=LIMITS, **more):
@@ -82,7 +98,20 @@ def compare(found, expected, **tolerance):
 # Each term once more, for one token and in Python's words. A new row's new terms have to be added here.
 ONE_TOKEN = {
     "policy_gradient": lambda s: -s["a"] * s["logp"],
-    "clipped": lambda s: -min(s["rho"] * s["a"], max(min(s["rho"], 1.2), 0.8) * s["a"]),
+    "ratio": lambda s: -s["rho"] * s["a"],
+    "clipped": lambda s: -min(s["rho"] * s["a"], max(min(s["rho"], 1 + s["clip_high"]), 1 - s["clip_low"]) * s["a"]),
+    "sequence_clipped": lambda s: -min(s["mean_rho"] * s["a"], max(min(s["mean_rho"], 1.0004), 0.9997) * s["a"]),
+    "cispo": lambda s: -min(s["rho"].item(), 1.28) * s["a"] * s["logp"],
+    "rec_one_side": lambda s: -s["a"] * s["logp"] * (s["rho"] <= 1.2 if s["a"] > 0 else s["rho"] >= 0.8),
+    "rec_two_side": lambda s: -s["a"] * s["logp"] * s["rho"].item() * (0.8 <= s["rho"] <= 1.2),
+    "rec_ring": lambda s: (
+        -s["a"] * s["logp"] * (0.8 <= s["rho"] <= 1.2 or (s["rho"] <= 0.4 if s["a"] > 0 else s["rho"] >= 3))
+    ),
+    "topr": lambda s: -s["a"] * s["logp"] * (1 if s["a"] > 0 else min(s["whole_rho"].item(), 1)),
+    "truncated": lambda s: -s["a"] * s["logp"] * min(s["rho"].item(), 2),
+    "behavior_pull": lambda s: s["rho"].log() ** 2,
+    "imitation": lambda s: -s["logp"],
+    "advantage_weighted_entropy": lambda s: -s["a"] * s["entropy"],
     "reference_kl": lambda s: s["rho"] * ((s["ref"] - s["logp"]).exp() - 1 - (s["ref"] - s["logp"])),
     "entropy_bonus": lambda s: -s["entropy"],
 }
@@ -97,15 +126,20 @@ def looped(model, goal, what):
         prompt = what.sequences.prompts[int(what.sequences.group[i])]
         ids = torch.cat([prompt, what.sequences.tokens[i]])
         logits = model(input_ids=ids[None]).logits[0] / LIMITS.temperature
-        for t in range(len(what.sequences.tokens[i])):
-            if not what.batch.mask[i, t]:
-                continue
+        own = [t for t in range(len(what.sequences.tokens[i])) if what.batch.mask[i, t]]
+        moved = sum(
+            logits[len(prompt) + t - 1].log_softmax(-1)[what.sequences.tokens[i, t]] - what.batch.behavior_logp[i, t]
+            for t in own
+        )
+        for t in own:
             choices = logits[len(prompt) + t - 1].log_softmax(-1)
             logp = choices[what.sequences.tokens[i, t]]
             said = {
                 "a": what.batch.advantage[i, t],
                 "logp": logp,
                 "rho": (logp - what.batch.behavior_logp[i, t]).exp(),
+                "mean_rho": (moved / len(own)).exp(),
+                "whole_rho": moved.exp(),
                 "ref": what.batch.reference_logp[i, t],
                 "entropy": -(choices.exp() * choices).sum(),
             }
@@ -116,12 +150,12 @@ def looped(model, goal, what):
             }[goal.reduction]
             weight = torch.tensor(weight, dtype=torch.float32).item()
             for term in goal.terms:
-                total = total + weight * term.coefficient * ONE_TOKEN[term.function.__name__](said)
+                total = total + weight * term.coefficient * ONE_TOKEN[term.function.__name__](said | term.options)
     return torch.autograd.grad(total, list(model.parameters())), float(total.detach())
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("name", OF_TOKENS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_loss_and_gradient_are_a_loop_over_tokens(model, name, reduction):
     goal = goal_of(name, reduction)
     found, told = step_by(model, goal, experience())
@@ -133,7 +167,7 @@ def test_loss_and_gradient_are_a_loop_over_tokens(model, name, reduction):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("name", OF_TOKENS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_micro_batches_change_neither_loss_nor_gradient(model, name, reduction):
     goal = goal_of(name, reduction)
     expected, whole = step_by(model, goal, experience(), replace(LIMITS, tokens_per_microbatch=10_000))
@@ -143,12 +177,12 @@ def test_micro_batches_change_neither_loss_nor_gradient(model, name, reduction):
         assert told == pytest.approx(whole, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", OF_TOKENS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_micro_batches_change_no_parameter_after_steps_of_adam(model, name):
     """Adam divides by the gradient's size, so that rounding of a gradient near 0 counts: 1e-6 of a step of 1e-3."""
     goal, start = goal_of(name, "token"), [p.detach().clone() for p in model.parameters()]
     ends = []
-    for tokens in (1, 50, 10_000):
+    for tokens in (20, 10_000):
         with torch.no_grad():
             for p, s in zip(model.parameters(), start, strict=True):
                 p.copy_(s)
@@ -161,7 +195,7 @@ def test_micro_batches_change_no_parameter_after_steps_of_adam(model, name):
         compare(end, ends[0], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", OF_TOKENS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_the_order_of_rows_changes_nothing(model, name):
     what, order = experience(), torch.tensor([4, 6, 0, 2, 5, 1, 3])
     fields = {key: value[order] for key, value in vars(what.batch).items()}
@@ -186,9 +220,9 @@ def rows_run(monkeypatch):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("name", OF_TOKENS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_rows_without_advantage_are_skipped_for_the_same_gradient(model, name, reduction, rows_run):
-    goal = goal_of(name, reduction, kl=0.0, entropy=0.0)
+    goal = bare(name, reduction)
     assert goal.sees_only_advantage
     found, told = step_by(model, goal, experience())
     assert sum(rows_run) == 5
@@ -201,8 +235,10 @@ def test_rows_without_advantage_are_skipped_for_the_same_gradient(model, name, r
     assert told["loss"] == pytest.approx(all_told["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name, row in ALGORITHMS.items() if {"kl", "entropy"} & options(row).keys()])
-@pytest.mark.parametrize("penalty", ["kl", "entropy"])
+@pytest.mark.parametrize(
+    ("name", "penalty"),
+    [(name, key) for name in DISTINCT for key in coefficients(name) if key != "advantage_entropy"],
+)
 def test_a_penalty_reaches_rows_without_advantage(model, name, penalty, rows_run):
     goal = goal_of(name, "token", **{penalty: 0.1})
     assert not goal.sees_only_advantage
@@ -215,9 +251,9 @@ def without_advantage():
     return replace(what, batch=replace(what.batch, advantage=torch.zeros_like(what.batch.advantage)))
 
 
-@pytest.mark.parametrize("name", OF_TOKENS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_equal_rewards_leave_every_bit_even_with_momentum_and_weight_decay(model, name, rows_run):
-    goal = goal_of(name, "token", kl=0.0, entropy=0.0)
+    goal = bare(name, "token")
     adam = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     gradient(model, adam, experience(), goal, LIMITS, step=0)
     rows_run.clear()
@@ -304,7 +340,7 @@ def test_what_the_step_tells_of_itself(model):
     _, told = step_by(model, goal_of("grpo", "token"), what)
     assert told["entropy"] == pytest.approx(sum(entropy) / len(entropy), rel=1e-5)
     assert told["step_kl"] == pytest.approx(sum(moved) / len(moved), rel=1e-5)
-    terms = [told[name] for name in ("clipped", "reference_kl", "entropy_bonus")]
+    terms = [told[name] for name in ("clipped", "reference_kl", "entropy_bonus", "advantage_weighted_entropy")]
     assert told["loss"] == pytest.approx(sum(terms), rel=1e-5)
 
 
@@ -321,7 +357,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_moves_a_weight(mo
     assert not adam.state
 
 
-@pytest.mark.parametrize("name", OF_TOKENS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_every_trainable_parameter_gets_a_gradient_and_a_frozen_one_keeps_its_bits(model, name):
     frozen = model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
     kept = frozen.clone()

@@ -8,7 +8,7 @@ from importlib import import_module
 COMMANDS = {
     "demo": ("demo", "train a small model by SFT and GRAPE on built-in tasks: no download, a few minutes"),
     "train": ("train", "train a model by any method: grape train METHOD [--config FILE] [--KEY VALUE ...]"),
-    "algorithms": ("algorithms", "the table of methods: equation, paper, what each needs"),
+    "algorithms": ("algorithms", "the table of methods"),
     "explain": ("explain", "one method: the functions that it runs, its options, a command"),
     "lint": ("lint", "check a rubric file, and the data that it is to grade"),
     "score": ("score", "grade existing responses by a rubric, without training"),

@@ -6,7 +6,7 @@ from grape_rl.cli.arguments import parsed_arguments
 
 HELP = """usage: grape algorithms
 
-Every method: its equation, its paper, and what it needs."""
+Every method, by family: what it does, and its equation."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -17,16 +17,20 @@ def main(arguments: Sequence[str]) -> None:
     words, _, _ = parsed_arguments(arguments)
     if words:
         raise ValueError(f"grape algorithms takes no words, and got {words[0]!r}; try grape explain {words[0]}")
-    from grape_rl.algorithms import ALGORITHMS
+    from grape_rl.algorithms import ALGORITHMS, FAMILIES
 
-    for row in ALGORITHMS.values():
-        print(f"{row.name}\n  {row.summary}\n  {row.equation}\n  needs: {needs(row)}\n  {row.paper}\n")
-    print("grape explain METHOD tells the functions, the options and a command.")
+    width = max(map(len, ALGORITHMS)) + 2
+    for family, rows in FAMILIES.items():
+        print(f"{family}\n")
+        for row in rows:
+            print(f"  {row.name:<{width}}{row.summary}\n  {'':<{width}}{row.equation}")
+        print()
+    print("grape explain METHOD tells its paper, what it needs, its functions, its options and a command.")
 
 
 def needs(row: object) -> str:
     """What the method needs of the user, in words."""
-    from grape_rl.algorithms import Algorithm, Preferences, Responses, chosen_options, objective
+    from grape_rl.methods import Algorithm, Preferences, Responses, chosen_options, objective
 
     assert isinstance(row, Algorithm)
     if isinstance(row.source, Preferences):

@@ -9,13 +9,18 @@ from grape_rl.reward.strict import nearest
 
 
 def parsed_arguments(
-    arguments: Sequence[str], flags: Collection[str] = (), settings: bool = False, known: Collection[str] = ()
+    arguments: Sequence[str],
+    flags: Collection[str] = (),
+    settings: bool = False,
+    known: Collection[str] = (),
+    texts: Collection[str] = (),
 ) -> tuple[list[str], dict[str, str | bool], dict[str, Any]]:
     """The plain words, the command's own flags, and the settings, as nested data.
 
     ``flags`` are names that stand alone (``--resume``), ``known`` those that take a value (``--config FILE``). With
-    ``settings``, every other ``--a.b VALUE`` or ``--a.b=VALUE`` is the setting ``{"a": {"b": VALUE}}``, its value read
-    as YAML; whether there is such a setting is for the configuration to say.
+    ``settings``, every other ``--a.b VALUE`` or ``--a.b=VALUE`` is the setting ``{"a": {"b": VALUE}}``; whether there
+    is such a setting is for the configuration to say. Its value is a number, true, false or null, or what YAML makes of
+    ``[…]`` and ``{…}``, and else the text itself; for the names in ``texts`` it is the text whatever it says.
 
     Raises:
         ValueError: an unknown flag, or one without its value.
@@ -33,12 +38,17 @@ def parsed_arguments(
             continue
         name, equals, value = argument[2:].partition("=")
         name = name.replace("-", "_")
+        if name in own or _has(given, name.split(".")):
+            raise ValueError(f"--{name} is given twice")
         if name in flags:
+            if equals:
+                raise ValueError(f"--{name} stands alone, without a value")
             own[name] = True
         elif name in known:
             own[name] = value if equals else _next(rest, argument)
         elif settings:
-            _set(given, name.split("."), _value(value if equals else _next(rest, argument)))
+            text = value if equals else _next(rest, argument)
+            _set(given, name.split("."), text if name in texts else _value(text))
         else:
             raise ValueError(f"unknown flag {argument!r}{nearest(name, [*flags, *known])}")
     return words, own, given
@@ -51,17 +61,29 @@ def _next(rest: Iterator[str], flag: str) -> str:
     return value
 
 
+WORDS = {"true": True, "false": False, "null": None}
+
+
 def _value(text: str) -> Any:
+    if text in WORDS:
+        return WORDS[text]
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
     try:
-        return float(text) if _exponent(text) else yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+        return yaml.safe_load(text) if text[:1] in ("[", "{") else text
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text}: {' '.join(str(error).split())}") from None
 
 
-def _exponent(text: str) -> bool:
-    """YAML 1.1 reads 1e-5 as text, for want of a point."""
-    head, e, tail = text.lower().partition("e")
-    return bool(e) and head.lstrip("+-").isdigit() and tail.lstrip("+-").isdigit()
+def _has(data: Any, keys: list[str]) -> bool:
+    for key in keys:
+        if not isinstance(data, dict) or key not in data:
+            return False
+        data = data[key]
+    return not isinstance(data, dict)
 
 
 def _set(data: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -41,6 +41,8 @@ def main(arguments: Sequence[str]) -> None:
         seeds = [int(seed) for seed in str(own.get("seed", "0")).split(",")]
     except ValueError:
         raise ValueError(f"--seed {own['seed']}: should be whole numbers, as in --seed 0,1,2") from None
+    if min(seeds) < 0:
+        raise ValueError(f"--seed {own['seed']}: a seed must be at least 0")
     folder = Path(str(own.get("output", time.strftime("runs/demo-%Y%m%d-%H%M%S"))))
     if folder.exists():
         raise ValueError(f"{folder}: is there already; name a new folder with --output")
@@ -51,10 +53,9 @@ def main(arguments: Sequence[str]) -> None:
 def demonstration(seed: int, folder: Path, small: bool) -> Mapping[str, Any]:
     """SFT and GRAPE of one seed, into ``folder``: the held-out accuracy of each and the seconds it took."""
     from grape_rl.cli.results import print_held_out
-    from grape_rl.cli.train import quieten, resolved
+    from grape_rl.cli.train import resolved
     from grape_rl.run import train
 
-    quieten()
     began = time.perf_counter()
     shared: dict[str, Any] = {"seed": seed}
     sft = train(resolved("sft", "demo", _over(shared, {"output": str(folder / "sft")}, SMALL["sft"] if small else {})))

@@ -2,13 +2,15 @@
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 
 from grape_rl.cli.algorithms import needs
 from grape_rl.cli.arguments import parsed_arguments
 
 HELP = """usage: grape explain METHOD
 
-The method's equation, the functions that it runs with their files, its options with defaults, and a command."""
+The method's equation, the functions that it runs with their files, its options with defaults (and, where the row's is
+another than the function's own, that one), and a command."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -17,7 +19,8 @@ def main(arguments: Sequence[str]) -> None:
         print(HELP)
         return
     words, _, _ = parsed_arguments(arguments)
-    from grape_rl.algorithms import ALGORITHMS, options
+    from grape_rl.algorithms import ALGORITHMS
+    from grape_rl.methods import options
     from grape_rl.reward.strict import nearest
 
     if len(words) != 1:
@@ -33,8 +36,10 @@ def main(arguments: Sequence[str]) -> None:
         first = (inspect.getdoc(plain) or "").split("\n\n")[0].replace("\n", " ")
         print(f"  {plain.__module__}.{plain.__name__}\n      {first}")
     print("\nOptions (--options.NAME VALUE):")
+    own = options(replace(row, defaults={}))
     for name, (kind, default) in options(row).items():
-        print(f"  {name} = {default}  ({_kind(kind)})")
+        other = f"; the function's own default is {own[name][1]}" if name in row.defaults else ""
+        print(f"  {name} = {default}  ({_kind(kind)}{other})")
     print(f"\nTry it:\n  {command(row.name)}")
 
 

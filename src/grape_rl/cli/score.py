@@ -1,7 +1,7 @@
 """``grape score``: grade existing responses by a rubric, without training."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,12 @@ HELP = """usage: grape score --rubric FILE --data FILE [--KEY VALUE ...]
 --response  the column with the response (response)
 --prompt    the column with the prompt (prompt)
 --allow     the Python files and modules that the rubric may call, with commas between
+--tokenizer a folder or model of the Hub, whose tokens the length checks count (they count words without one)
 --output    also write every response's reward and verdicts there, as JSON lines
 """
+
+
+KNOWN = ("rubric", "data", "response", "prompt", "allow", "output", "tokenizer")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -23,13 +27,15 @@ def main(arguments: Sequence[str]) -> None:
     if not arguments or "--help" in arguments or "-h" in arguments:
         print(HELP)
         return
-    words, own, _ = parsed_arguments(arguments, known=["rubric", "data", "response", "prompt", "allow", "output"])
+    words, own, _ = parsed_arguments(
+        arguments, known=["rubric", "data", "response", "prompt", "allow", "output", "tokenizer"]
+    )
     if words or not {"rubric", "data"} <= own.keys():
         raise ValueError("grape score needs --rubric FILE and --data FILE, and no other words")
     import torch
 
-    from grape_rl.algorithms import unweighted
     from grape_rl.data.rows import require, rows
+    from grape_rl.maths.grape import unweighted
     from grape_rl.reward.rubric import check_rows, load_rubric
     from grape_rl.reward.scores import item_table, rubric_scorer
     from grape_rl.training.display import table
@@ -39,14 +45,21 @@ def main(arguments: Sequence[str]) -> None:
     response, prompt = str(own.get("response", "response")), str(own.get("prompt", "prompt"))
     found = rows(str(own["data"]))
     require(found, [response, prompt], str(own["data"]))
+    counted = _counter(own.get("tokenizer"))
     rubric = load_rubric(str(own["rubric"]), [name for name in str(own.get("allow", "")).split(",") if name])
     check_rows(rubric, found)
-    # Without a tokenizer, words stand for the tokens that a length check counts.
-    answers = [Response(str(r[prompt]), str(r[response]), r, len(str(r[response]).split()), "stop") for r in found]
+    for index, row in enumerate(found):
+        for column in (response, prompt):
+            if not isinstance(row[column], str):
+                raise ValueError(f"{own['data']}, row {index}: {column!r} is {row[column]!r:.40}, and should be text")
+    if own.get("output") == own["data"]:
+        raise ValueError(f"--output {own['output']}: is the data itself; name another file")
+    answers = [Response(str(r[prompt]), str(r[response]), r, counted(str(r[response])), "stop") for r in found]
     scores = rubric_scorer(rubric, unweighted)(answers, torch.arange(len(answers)))
     lines = [[item.category, item.item, item.graded, item.mean, _counts(item.missing)] for item in item_table(scores)]
     table(f"{len(answers)} responses of {own['data']}", ["category", "item", "graded", "mean", "missing"], lines)
-    print(f"mean reward {float(scores.reward.nanmean()):.3f}")
+    graded = int((~scores.reward.isnan()).sum())
+    print(f"mean reward {float(scores.reward.nanmean()):.3f}, of {graded} responses with enough verdicts")
     if "output" in own:
         out = Path(str(own["output"]))
         told = records(answers, scores, torch.full_like(scores.reward, torch.nan))
@@ -56,3 +69,16 @@ def main(arguments: Sequence[str]) -> None:
 
 def _counts(missing: Mapping[Any, int]) -> str:
     return ", ".join(f"{status} {count}" for status, count in missing.items()) or "-"
+
+
+def _counter(tokenizer: str | bool | None) -> Callable[[str], int]:
+    """How long a response is: in a tokenizer's tokens, or in words."""
+    if not isinstance(tokenizer, str):
+        return lambda response: len(response.split())
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(tokenizer)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"tokenizer {tokenizer!r}: {str(error).splitlines()[0]}") from None
+    return lambda response: len(loaded(response, add_special_tokens=False).input_ids)

@@ -1,11 +1,14 @@
 """Settings as text: every one with its default and meaning, and what follows from those chosen."""
 
+import inspect
+from types import NoneType
 from typing import Any
 
 from pydantic import BaseModel
 
-from grape_rl.algorithms import ALGORITHMS, Preferences, Responses, chosen_options
+from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config
+from grape_rl.methods import Preferences, Responses, chosen_options
 
 
 def settings_help() -> str:
@@ -16,6 +19,8 @@ def settings_help() -> str:
 def _lines(model: type[BaseModel], prefix: str) -> list[str]:
     out: list[str] = []
     for name, field in model.model_fields.items():
+        if name == "method":  # it is the word before the settings
+            continue
         part = _section(field.annotation)
         if part:
             out += _lines(part, f"{prefix}{name}.")
@@ -24,6 +29,18 @@ def _lines(model: type[BaseModel], prefix: str) -> list[str]:
             meaning = " ".join((field.description or "").replace("``", "").split())
             out.append(f"  --{prefix}{name}{default}" + (f"  {meaning}" if meaning else ""))
     return out
+
+
+def text_settings(model: type[BaseModel] = Config, prefix: str = "") -> frozenset[str]:
+    """The dotted names of the settings whose value is text, so that it is taken as it stands."""
+    found: set[str] = set()
+    for name, field in model.model_fields.items():
+        part = _section(field.annotation)
+        if part:
+            found |= text_settings(part, f"{prefix}{name}.")
+        elif field.annotation is str or set(getattr(field.annotation, "__args__", ())) == {str, NoneType}:
+            found.add(prefix + name)
+    return frozenset(found)
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
@@ -43,7 +60,10 @@ def derived(config: Config) -> str:
 
     row = ALGORITHMS[config.method]
     options = chosen_options(row, config.options)
-    updates = options.get("epochs", 1) * options.get("minibatches", 1)
+    changes = "1 update each, without the optimizer"
+    if "optimizer" in inspect.signature(row.update).parameters:
+        updates = options.get("epochs", 1) * options.get("minibatches", 1)
+        changes = f"{updates} optimizer step{'s' * (updates > 1)} each"
     if isinstance(row.source, Responses):
         count = config.prompts_per_step * config.group_size
         batch = (
@@ -54,6 +74,6 @@ def derived(config: Config) -> str:
         kind = "pairs" if isinstance(row.source, Preferences) else "demonstrations"
         batch = f"{config.prompts_per_step} {kind} a step"
     return (
-        f"{config.method}: {config.steps} steps, {batch}; {updates} optimizer step{'s' * (updates > 1)} each, in "
+        f"{config.method}: {config.steps} steps, {batch}; {changes}, in "
         f"micro-batches of up to {config.tokens_per_microbatch} positions; {device(config.device)}, {config.precision}"
     )

@@ -25,30 +25,29 @@ def main(arguments: Sequence[str]) -> None:
 
         print(HELP + settings_help())
         return
-    words, own, given = parsed_arguments(arguments, ["resume", "dry_run"], settings=True, known=["config"])
+    from grape_rl.cli.settings import text_settings
+
+    words, own, given = parsed_arguments(
+        arguments, ["resume", "dry_run"], settings=True, known=["config"], texts=text_settings()
+    )
     if len(words) != 1:
         raise ValueError(f"name one method to train by, not {words or 'none'}: see grape algorithms")
     from grape_rl.cli.results import print_held_out
     from grape_rl.cli.settings import derived
     from grape_rl.config import dumped
     from grape_rl.run import train
+    from grape_rl.training.checkpoint import checkpoints
 
-    quieten()
     config = resolved(words[0], str(own["config"]) if "config" in own else None, given)
     if own.get("dry_run"):
         print(dumped(config) + "\n" + derived(config))
         return
     print(derived(config), flush=True)
+    if own.get("resume") and not checkpoints(config.folder / "checkpoints"):
+        print(f"{config.folder} has no checkpoint yet: starting from the first step")
     run = train(config, resume=bool(own.get("resume")))
     print_held_out(run.evaluations)
     print(f"run: {run.folder}\nmodel: {run.model}")
-
-
-def quieten() -> None:
-    """Keep transformers' own progress bars for loading and saving out of the run's display."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 def resolved(method: str, file: str | None, given: dict[str, Any]) -> Any:

@@ -189,7 +189,7 @@ def _templated(tokenizer: Tokenizer, messages: Messages, where: str, add_generat
         tokens = tokenizer.apply_chat_template(
             messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
         )
-    except TemplateError as error:
+    except (TemplateError, TypeError) as error:
         raise ValueError(f"{where}: the chat template refuses the messages: {error}") from error
     return cast(list[int], tokens)
 

@@ -14,11 +14,14 @@ from torch import Tensor
 EPSILON = 1e-6
 """Added to a standard deviation before dividing by it."""
 
+Scale = Literal["group", "batch", "none"]
+"""Whose standard deviation divides."""
+
 
 def group_relative(
     reward: Float[Tensor, " b"],
     group: Int[Tensor, " b"],
-    scale: Literal["group", "batch", "none"] = "group",
+    scale: Scale = "group",
 ) -> Float[Tensor, " b"]:
     """Reward relative to its group: ``(reward − mean) / (std + 1e-6)``, the mean over the group's valid rewards.
 
@@ -90,6 +93,33 @@ def baselined(
             raise ValueError(f"baseline is {baseline!r}; it must be 'none', 'batch' or 'leave_one_out'")
 
 
+def normalized(
+    reward: Float[Tensor, " b"], group: Int[Tensor, " b"], center: Literal["batch", "group"] = "batch"
+) -> Float[Tensor, " b"]:
+    """Reward centered, then divided by the standard deviation over the *batch* of what is left (plus 1e-6).
+
+    ``center`` is whose mean goes: the batch's (REINFORCE++, arXiv 2501.03262), or first the group's (its
+    REINFORCE++-baseline), where the deviation is that of the group-centered rewards; ``group_relative`` with
+    ``scale="batch"`` divides by that of the raw ones. Equal rewards have the advantage 0.
+
+    Raises:
+        ValueError: an infinite reward, or an unknown ``center``.
+
+    >>> normalized(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1])).round(decimals=3)
+    tensor([-1.,  0.,  1.])
+    """
+    _refuse_infinite(reward)
+    batch = torch.zeros_like(group)
+    match center:
+        case "batch":
+            deviation = reward - group_mean(reward, batch)
+        case "group":
+            deviation = reward - group_mean(reward, group)
+        case _:
+            raise ValueError(f"center is {center!r}; it must be 'batch' or 'group'")
+    return deviation / (_std(deviation, batch) + EPSILON)
+
+
 def best_of_group(
     reward: Float[Tensor, " b"],
     group: Int[Tensor, " b"],
@@ -113,15 +143,7 @@ def best_of_group(
         raise ValueError(f"keep is {keep}; at least 1 response of a group must be kept")
     if math.isnan(threshold):
         raise ValueError("threshold is NaN; it must be a number, or -inf for no threshold")
-    member, groups = _numbered(group)
-    # Sorted by reward, then by group with a stable sort: each group is one run, best first. Missing rewards go last.
-    order = reward.masked_fill(reward.isnan(), -torch.inf).argsort(descending=True, stable=True)
-    order = order[member[order].argsort(stable=True)]
-    size = torch.bincount(member, minlength=groups)
-    start = size.cumsum(0) - size
-    rank = torch.empty_like(member)
-    rank[order] = torch.arange(len(member), device=member.device) - start[member[order]]
-    kept = (rank < keep) & (reward >= threshold)
+    kept = (group_rank(reward, group) < keep) & (reward >= threshold)
     return torch.where(kept, torch.ones_like(reward), torch.nan)
 
 
@@ -181,6 +203,23 @@ def group_count(value: Float[Tensor, "b ..."], group: Int[Tensor, " b"]) -> Floa
     tensor([1., 1., 1.])
     """
     return _group_sum((~value.isnan()).to(value.dtype), group)
+
+
+def group_rank(value: Float[Tensor, " b"], group: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+    """How many of its group come before each response: larger values first, equal ones as they stand, NaN last.
+
+    >>> group_rank(torch.tensor([1.0, 3.0, 3.0, torch.nan]), torch.tensor([0, 0, 0, 5]))
+    tensor([2, 0, 1, 0])
+    """
+    member, groups = _numbered(group)
+    # Sorted by value, then by group with a stable sort: each group is one run, largest first.
+    order = value.masked_fill(value.isnan(), -torch.inf).argsort(descending=True, stable=True)
+    order = order[member[order].argsort(stable=True)]
+    size = torch.bincount(member, minlength=groups)
+    start = size.cumsum(0) - size
+    rank = torch.empty_like(member)
+    rank[order] = torch.arange(len(member), device=member.device) - start[member[order]]
+    return rank
 
 
 def _group_sum(value: Tensor, group: Tensor) -> Tensor:

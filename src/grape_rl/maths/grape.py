@@ -74,6 +74,13 @@ def mean_score(
     return confidence_weighted(score, torch.where(score.isnan(), score, 1), weight, group)
 
 
+def unweighted(
+    score: Float[Tensor, "b k"], confidence: Float[Tensor, "b k"], weight: Float[Tensor, " k"], group: Int[Tensor, " b"]
+) -> Float[Tensor, " b"]:
+    """``mean_score``: the rubric's weighted mean, whatever the confidence. A missing verdict stays missing."""
+    return mean_score(torch.where(confidence.isnan(), confidence, score), weight, group)
+
+
 def _refuse_bad(score: Tensor, confidence: Tensor, weight: Tensor) -> None:
     if score.isinf().any():
         raise ValueError("score has an infinite entry; a score must be finite, or NaN where missing")

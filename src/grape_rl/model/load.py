@@ -28,6 +28,10 @@ def load(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTo
     except Exception as error:  # a file can be broken in as many ways as there are libraries that read it
         where = "folder" if Path(name).exists() else "folder here, nor a model that the Hub gave"
         raise ValueError(f"model {name!r}: no loadable {where} ({shorten(str(error), 300)})") from error
+    for parameter in model.parameters():
+        # Weights that lie in a mapped file are aligned otherwise than a new model's, and kernels then round otherwise:
+        # a resumed run would not come to the same bits.
+        parameter.data = parameter.data.clone()
     if found["missing_keys"]:  # transformers fills them with random numbers
         missing = sorted(found["missing_keys"])
         raise ValueError(f"model {name!r}: its files lack {len(missing)} of its parameters, {missing[0]} among them")

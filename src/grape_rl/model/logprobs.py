@@ -23,13 +23,30 @@ def logprobs(model: nn.Module, sequences: Sequences, temperature: float = 1.0) -
     Raises:
         ValueError: a prompt has no tokens, so that nothing stands before the first one after it.
     """
-    nonempty(sequences.prompts)
     sequences = on_device(sequences, next(model.parameters()).device)
     mask = sequences.mask
-    hidden = (_joined if len(sequences.prompts) == len(sequences.tokens) else _shared)(model, sequences)
-    logp, entropy = token_logprobs(logits_of(model), hidden[mask], sequences.tokens[mask], temperature)
+    hidden = _hidden(model, sequences)[mask]
+    logp, entropy = token_logprobs(logits_of(model), hidden, sequences.tokens[mask], temperature)
     zeros = torch.zeros(mask.shape, dtype=logp.dtype, device=mask.device)
     return Outputs(zeros.masked_scatter(mask, logp), zeros.masked_scatter(mask, entropy))
+
+
+def masked_logits(model: nn.Module, sequences: Sequences, temperature: float = 1.0) -> Float[Tensor, "n v"]:
+    """The whole choice at each of the n masked tokens, row by row: logits divided by ``temperature``.
+
+    Unlike ``logprobs`` all n x vocabulary numbers exist at once, and can be differentiated any number of times.
+
+    Raises:
+        ValueError: a prompt has no tokens, so that nothing stands before the first one after it.
+    """
+    sequences = on_device(sequences, next(model.parameters()).device)
+    return logits_of(model)(_hidden(model, sequences)[sequences.mask]) / temperature
+
+
+def _hidden(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t d"]:
+    """Hidden states before each token."""
+    nonempty(sequences.prompts)
+    return (_joined if len(sequences.prompts) == len(sequences.tokens) else _shared)(model, sequences)
 
 
 def _joined(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t d"]:
@@ -122,17 +139,23 @@ def lengths(mask: Bool[Tensor, "b t"]) -> Int[Tensor, " b"]:
     return (mask * columns).amax(dim=1)
 
 
+COPY = 8
+"""How many positions of copied keys and values take the memory of one that is run in full."""
+
+
 def microbatches(sequences: Sequences, tokens_per_microbatch: int) -> Iterator[Int[Tensor, " n"]]:
     """Rows to run together: within the budget of padded positions, similar lengths and whole groups together.
 
-    A micro-batch costs (prompts x longest prompt) + (rows x longest response) positions. Rows of a group stand
-    together so that its prompt is encoded once; a group over the budget is split, and a single row over it runs alone.
+    A micro-batch costs (prompts x longest prompt) + (rows x (longest response + longest prompt / 8)) positions: each
+    row holds a copy of its prompt's keys and values. Rows of a group stand together so that its prompt is encoded once;
+    a group over the budget is split, and a single row over it runs alone.
     """
     width, group = lengths(sequences.mask).tolist(), sequences.group.tolist()
 
     def cost(rows: list[int]) -> int:
         prompts = {group[i] for i in rows}
-        return len(prompts) * max(len(sequences.prompts[g]) for g in prompts) + len(rows) * max(width[i] for i in rows)
+        longest = max(len(sequences.prompts[g]) for g in prompts)
+        return len(prompts) * longest + len(rows) * (max(width[i] for i in rows) + longest // COPY)
 
     groups: dict[int, list[int]] = {}
     for row in sorted(range(len(group)), key=lambda i: width[i]):

@@ -222,7 +222,7 @@ def verdict(item: str, check: Check, response: Response) -> Verdict:
         found = result if isinstance(result, Verdict) else Verdict(item, result[0], reasoning=result[1])
         if not found.missing and not 0 <= found.score <= 1:
             raise ValueError(f"score {found.score} is not in [0, 1]")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return failed(item, "infrastructure", f"{type(error).__name__}: {error}", check.type)
     return replace(found, item=item, provenance=found.provenance or check.type)
 

@@ -74,7 +74,11 @@ def rubric_scorer(rubric: Rubric, aggregate: Aggregate) -> Scorer:
             score = _matrix([[line[item.id].score for item in items] for line in found])
             confidence = _matrix([[line[item.id].confidence for item in items] for line in found])
             weight = torch.tensor([item.weight for item in items], dtype=torch.float64)
-            reward[rows] = aggregate(*_gated(score, confidence, items), weight, group[rows].cpu())
+            found_reward = aggregate(*_gated(score, confidence, items), weight, group[rows].cpu())
+            # Whether a gate that could not be graded is open is not known, and neither is the reward behind it.
+            gate = torch.tensor([item.gate for item in items])
+            unknown = (score.isnan() & gate).any(dim=1)
+            reward[rows] = found_reward.masked_fill(unknown, math.nan)
         return Scores(reward, verdicts, category)
 
     return scores
@@ -170,7 +174,7 @@ def _returned(function: Callable[..., Any], columns: Mapping[str, Any], name: st
     """The verdicts of what a reward function returns."""
     try:
         result = function(**columns)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return [failed(name, "infrastructure", f"{type(error).__name__}: {error}", "function")] * count
     try:
         values = list(result)

@@ -219,7 +219,7 @@ def table(
             raise ValueError(f"table {title!r}, row {number}: {len(row)} cells; expected {len(columns)}, one a column")
     console = console or stdout_console()
     live = console.is_terminal
-    grid = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD if live else None, pad_edge=live)
+    grid = Table(box=box.SIMPLE_HEAD if live else None, pad_edge=live)
     cells = [[Text(_cell(value)) for value in row] for row in rows]
     for index, name in enumerate(columns):
         if all(_numeric(row[index]) for row in rows):
@@ -235,5 +235,6 @@ def table(
     width = max(console.width if live else PLAIN_WIDTH, least)
     page = Console(file=StringIO(), width=width, force_terminal=live, force_jupyter=False, no_color=console.no_color)
     with page.capture() as text:
+        page.print(Text(title, style="italic"))
         page.print(grid)
     print("\n".join(line.rstrip() for line in text.get().splitlines()), file=console.file, flush=True)

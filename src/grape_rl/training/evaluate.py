@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,18 @@ def held_out(
     return HeldOut(len(rollout.tokens), told["reward"], told["length"], told["cut_off"], item_table(scores))
 
 
-def held_out_pairs(model: nn.Module, experience: PairExperience, tokens_per_microbatch: int) -> tuple[ItemSummary, ...]:
+def held_out_pairs(
+    model: nn.Module,
+    experience: PairExperience,
+    tokens_per_microbatch: int,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> tuple[ItemSummary, ...]:
     """How the policy stands to held-out preferences, as items of a category "preferences".
 
     ``accuracy`` and ``margin`` are those of the rewards that it implies against the reference (log π itself without
     one); ``likelier`` is the share of pairs whose chosen response it gives the higher probability.
     """
-    logp = pair_logprobs(model, experience.sequences, tokens_per_microbatch)
+    logp = pair_logprobs(model, experience.sequences, tokens_per_microbatch, precision)
     fields = pair_fields(logp, experience.batch)
     told = pair_metrics(fields)
     told["likelier"] = ((fields["chosen_logp"] - fields["rejected_logp"]).sign() + 1) / 2

@@ -10,7 +10,10 @@ from grape_rl.training.source import Experience
 AnySource = Callable[[int], Experience | PairExperience]
 """The step's number, from 0 → its experience."""
 
-Update = Callable[[Experience | PairExperience, int], dict[str, float]]
+Warn = Callable[[str, str], None]
+"""A warning's key and message."""
+
+Update = Callable[[Experience | PairExperience, int, Warn], dict[str, float]]
 """An experience and the step's number, from 0 → what the update says of itself. The policy has changed after it."""
 
 
@@ -32,6 +35,6 @@ def fit(
         for key, message in experience.warnings:
             log.warn(key, message)
         began = time.perf_counter()
-        changed = update(experience, step)
+        changed = update(experience, step, log.warn)
         log.step(step + 1, experience.metrics | changed | {"update_seconds": time.perf_counter() - began})
         ended(step + 1, experience)

@@ -4,6 +4,7 @@ A pair is never split: its prompt is encoded once for both responses, and its lo
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -110,12 +111,18 @@ def pair_batches(sequences: Sequences, tokens_per_microbatch: int) -> Iterator[I
     yield torch.tensor(taken)
 
 
-def pair_logprobs(model: nn.Module, sequences: Sequences, tokens_per_microbatch: int) -> Float[Tensor, "b t"]:
+def pair_logprobs(
+    model: nn.Module,
+    sequences: Sequences,
+    tokens_per_microbatch: int,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Float[Tensor, "b t"]:
     """The log-probs of pairs without their graph, in the micro-batches that the update takes."""
     out: Tensor | None = None
     with torch.no_grad():
         for pairs in pair_batches(sequences, tokens_per_microbatch):
-            logp = logprobs(model, selected(sequences, _rows(pairs, sequences))).logp.cpu()
+            with precision():
+                logp = logprobs(model, selected(sequences, _rows(pairs, sequences))).logp.cpu()
             out = torch.zeros(sequences.mask.shape, dtype=logp.dtype) if out is None else out
             out[_rows(pairs, sequences), : logp.shape[1]] = logp
     assert out is not None
@@ -128,7 +135,6 @@ def pair_gradient(
     experience: PairExperience,
     objective: Objective,
     limits: Limits,
-    step: int,
 ) -> dict[str, float]:
     """One optimizer step by the mean loss over the pairs: the same however they are cut into micro-batches.
 
@@ -152,7 +158,6 @@ def compared_pair_gradient(
     experience: PairExperience,
     objective: Objective,
     limits: Limits,
-    step: int,
 ) -> dict[str, float]:
     """The same for a loss that compares pairs with each other, so that it needs the log-probs of all at once.
 
@@ -164,7 +169,7 @@ def compared_pair_gradient(
     """
     count = len(experience.sequences.prompts)
     told: list[dict[str, float]] = []
-    logp = pair_logprobs(model, experience.sequences, limits.tokens_per_microbatch).requires_grad_()
+    logp = pair_logprobs(model, experience.sequences, limits.tokens_per_microbatch, limits.precision).requires_grad_()
     whole, terms = pair_loss(objective, pair_fields(logp, experience.batch), count)
     (slope,) = torch.autograd.grad(whole, logp)
     optimizer.zero_grad(set_to_none=True)
@@ -182,7 +187,8 @@ def _forward(
     batch = experience.batch
     for pairs in pair_batches(experience.sequences, limits.tokens_per_microbatch):
         rows = _rows(pairs, experience.sequences)
-        outputs = logprobs(model, selected(experience.sequences, rows), limits.temperature)
+        with limits.precision():
+            outputs = logprobs(model, selected(experience.sequences, rows), limits.temperature)
         width, device = outputs.logp.shape[1], outputs.logp.device
         mask, reference_logp = (field[rows, :width].to(device) for field in (batch.mask, batch.reference_logp))
         yield outputs, Pairs(mask, reference_logp, batch.chosen_reward[pairs], batch.rejected_reward[pairs]), rows

@@ -4,9 +4,11 @@ A source is a function of the step alone, so a run that stopped at any step goes
 """
 
 import hashlib
+import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +20,8 @@ from grape_rl.data.chat import Example, stacked, text
 from grape_rl.maths.divergence import k3
 from grape_rl.model.logprobs import logprobs, microbatches, selected
 from grape_rl.reward.scores import Scorer, checked, item_table
-from grape_rl.types import Batch, Response, Rollout, Scores, Sequences
+from grape_rl.training.draw import Draw, Drawn, equal_groups
+from grape_rl.types import Batch, Response, Rollout, Scores, Sequences, Verdict
 
 
 @dataclass(frozen=True)
@@ -87,49 +90,77 @@ def responses(
     prompts: Sequence[Prompt],
     sampler: Sampler,
     scorer: Scorer,
-    advantage: Callable[[Float[Tensor, " b"], Int[Tensor, " b"]], Float[Tensor, " b"]],
+    draws: Callable[[Draw, int], Drawn],
+    advantage: Callable[..., Tensor],
     tokenizer: Any,
     reference: Callable[[Sequences], Float[Tensor, "b t"]] | None,
     prompts_per_step: int,
     group_size: int,
+    max_tokens: int,
     seed: int,
     failure_limit: float,
 ) -> Source:
     """A source of the model's own responses: sample → score → advantage.
 
-    A response with no advantage (NaN: its reward is missing, or the method leaves it out) is masked out. Without a
-    ``reference`` the behavior policy stands in for it, which makes its KL 0.
+    The parameters of ``advantage`` name what it reads: ``reward`` and ``group``, ``length`` (each response's tokens),
+    ``max_tokens`` (the most that one may have), and ``seed`` (of the step). A response with no advantage (NaN: its
+    reward is missing, or the method leaves it out) is masked out. Without a ``reference`` the behavior policy stands in
+    for it, which makes its KL 0. Metrics are of the first draw: they say what the policy is, not what was kept of it.
 
     Raises (the source):
-        RuntimeError: more than ``failure_limit`` of a step's verdicts are missing.
+        RuntimeError: more than ``failure_limit`` of a draw's verdicts are missing.
     """
 
     def source(step: int) -> Experience:
+        rounds: list[Drawn] = []
+        seconds = {"sample_seconds": 0.0, "score_seconds": 0.0}
+
+        def draw(turn: int, count: int) -> Drawn:
+            began = time.perf_counter()
+            order = (step, seed) if turn == 0 else (0, step_seed(seed, step, f"order {turn}"))
+            asked = [prompts[i] for i in drawn_rows(len(prompts), count, *order)]
+            purpose = "sample" if turn == 0 else f"sample {turn}"
+            rollout = sampler([p.tokens for p in asked], group_size, step_seed(seed, step, purpose), step)
+            sampled = time.perf_counter()
+            answers = graded_responses(rollout, asked, tokenizer)
+            rounds.append(Drawn(rollout, tuple(answers), scorer(answers, rollout.group)))
+            checked(rounds[-1].scores, failure_limit)
+            seconds["sample_seconds"] += sampled - began
+            seconds["score_seconds"] += time.perf_counter() - sampled
+            return rounds[-1]
+
+        drawn = draws(draw, prompts_per_step)
         began = time.perf_counter()
-        asked = [prompts[i] for i in drawn_rows(len(prompts), prompts_per_step, step, seed)]
-        rollout = sampler([p.tokens for p in asked], group_size, step_seed(seed, step, "sample"), step)
-        sampled = time.perf_counter()
-        answers = graded_responses(rollout, asked, tokenizer)
-        scores = scorer(answers, rollout.group)
-        missing = checked(scores, failure_limit)
-        scored = time.perf_counter()
-        row_advantage = advantage(scores.reward, rollout.group)
+        rollout, scores = drawn.rollout, drawn.scores
+        row_advantage = _compared(advantage, drawn, max_tokens, step_seed(seed, step, "advantage"))
         usable = ~row_advantage.isnan()
         field = row_advantage.nan_to_num().float()[:, None].expand_as(rollout.behavior_logp)
         reference_logp = reference(rollout) if reference else rollout.behavior_logp
         batch = Batch(rollout.mask & usable[:, None], rollout.behavior_logp, reference_logp, field)
-        metrics = rollout_metrics(rollout, scores) | {
-            "missing": float(missing),
-            "sample_seconds": sampled - began,
-            "score_seconds": scored - sampled,
-            "reference_seconds": time.perf_counter() - scored,
-        }
+        missing = [v for each in rounds for row in each.scores.verdicts for v in row if v.missing]
+        metrics = rollout_metrics(rounds[0].rollout, rounds[0].scores) | {"missing": float(len(missing))} | seconds
+        metrics["reference_seconds"] = time.perf_counter() - began
+        if len(rounds) > 1:
+            metrics["tokens"] = float(sum(each.rollout.mask.sum() for each in rounds))
+            metrics["extra_draws"] = float(len(rounds) - 1)
         if reference:
             metrics["kl"] = float(k3(rollout.behavior_logp, reference_logp)[rollout.mask].mean())
         warnings = _warnings(scores, rollout, usable, missing)
-        return Experience(rollout, batch, metrics, warnings, records(answers, scores, row_advantage))
+        return Experience(rollout, batch, metrics, warnings, records(drawn.answers, scores, row_advantage))
 
     return source
+
+
+def _compared(advantage: Callable[..., Tensor], drawn: Drawn, max_tokens: int, seed: int) -> Float[Tensor, " b"]:
+    """Each response's advantage, by what the function's parameters ask for."""
+    fields = {
+        "reward": drawn.scores.reward,
+        "group": drawn.rollout.group,
+        "length": drawn.rollout.mask.sum(dim=1),
+        "max_tokens": max_tokens,
+        "seed": seed,
+    }
+    return advantage(**{name: fields[name] for name in inspect.signature(advantage).parameters if name in fields})
 
 
 def graded_responses(rollout: Rollout, prompts: Sequence[Prompt], tokenizer: Any) -> list[Response]:
@@ -144,7 +175,10 @@ def graded_responses(rollout: Rollout, prompts: Sequence[Prompt], tokenizer: Any
 
 
 def reference_logprobs(
-    model: nn.Module, temperature: float, tokens_per_microbatch: int
+    model: nn.Module,
+    temperature: float,
+    tokens_per_microbatch: int,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Callable[[Sequences], Float[Tensor, "b t"]]:
     """A function from sequences to their log-probabilities under a model that is not trained."""
 
@@ -152,7 +186,8 @@ def reference_logprobs(
     def reference(sequences: Sequences) -> Float[Tensor, "b t"]:
         out = torch.zeros(sequences.mask.shape)
         for rows in microbatches(sequences, tokens_per_microbatch):
-            part = logprobs(model, selected(sequences, rows), temperature).logp
+            with precision():
+                part = logprobs(model, selected(sequences, rows), temperature).logp
             out[rows, : part.shape[1]] = part.float().cpu()
         return out
 
@@ -175,17 +210,8 @@ def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, float]:
     return metrics
 
 
-def equal_groups(reward: Float[Tensor, " b"], group: Int[Tensor, " b"]) -> Bool[Tensor, " g"]:
-    """Which groups have no two rewards that differ, so that nothing can be learned by comparing within them."""
-    known = ~reward.isnan()
-    count = int(group.max()) + 1
-    low = torch.full((count,), math.inf, dtype=reward.dtype).scatter_reduce(0, group[known], reward[known], "amin")
-    high = torch.full((count,), -math.inf, dtype=reward.dtype).scatter_reduce(0, group[known], reward[known], "amax")
-    return ~(high > low)
-
-
 def _warnings(
-    scores: Scores, rollout: Rollout, usable: Bool[Tensor, " b"], missing: int
+    scores: Scores, rollout: Rollout, usable: Bool[Tensor, " b"], missing: Sequence[Verdict]
 ) -> tuple[tuple[str, str], ...]:
     found: list[tuple[str, str]] = []
     known = scores.reward[~scores.reward.isnan()]
@@ -195,9 +221,8 @@ def _warnings(
         limit = rollout.tokens.shape[1]
         found.append(("all_cut_off", f"every response was cut off at {limit} tokens: raise sampling.max_tokens"))
     if missing:
-        each = next(v for row in scores.verdicts for v in row if v.missing)
-        first = f"item {each.item!r}, {each.status}: {each.reasoning}"
-        found.append(("missing", f"{missing} verdicts are missing, the first of {first}"))
+        first = f"item {missing[0].item!r}, {missing[0].status}: {missing[0].reasoning}"
+        found.append(("missing", f"{len(missing)} verdicts are missing, the first of {first}"))
     if not bool(usable.any()):
         found.append(("nothing_usable", "no response of the step has an advantage: the step changes nothing"))
     return tuple(found)

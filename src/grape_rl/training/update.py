@@ -1,6 +1,7 @@
 """Updates: how an experience changes the policy's parameters."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -19,13 +20,18 @@ from grape_rl.types import Batch, Outputs
 
 @dataclass(frozen=True)
 class Limits:
-    """What an update needs to know beside the method: the sampling temperature, lengths, memory and the seed."""
+    """What an update needs to know beside the method.
+
+    The temperature of the log-probabilities, the most tokens of a response, positions of a micro-batch, the gradient's
+    largest norm, the seed, and the context that forward passes run in.
+    """
 
     temperature: float
     max_tokens: int
     tokens_per_microbatch: int
     max_grad_norm: float
     seed: int
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 def gradient(
@@ -64,6 +70,19 @@ def _stepped(
     limits: Limits,
     rows: Int[Tensor, " n"],
 ) -> Iterator[dict[str, float]]:
+    told = accumulated(model, experience, objective, limits, rows)
+    if not told:
+        return
+    yield told | {"grad_norm": clipped_step(model, optimizer, limits.max_grad_norm)}
+
+
+def accumulated(
+    model: nn.Module, experience: Experience, objective: Objective, limits: Limits, rows: Int[Tensor, " n"]
+) -> dict[str, float]:
+    """The objective's gradient over ``rows``, left in the parameters' ``grad``; the loss and what else was seen.
+
+    Nothing to tell ({}), and no gradient, where no row matters to it.
+    """
     batch = experience.batch
     assert objective.reduction is not None, "the objective is one of pairs"
     weight = torch.zeros(batch.mask.shape)
@@ -72,22 +91,22 @@ def _stepped(
     if objective.sees_only_advantage:
         matter &= (batch.advantage[rows] * batch.mask[rows] != 0).any(dim=1)
     rows = rows[matter]
+    model.zero_grad(set_to_none=True)
     if not len(rows):
-        return
-    optimizer.zero_grad(set_to_none=True)
+        return {}
     sums: dict[str, Tensor] = {}
     sequences = selected(experience.sequences, rows)
     for part in microbatches(sequences, limits.tokens_per_microbatch):
-        outputs = logprobs(model, selected(sequences, part), limits.temperature)
-        seen = _rows(batch, rows[part], outputs)
-        share, terms = loss(objective, outputs, seen, _cut(weight, rows[part], outputs))
+        with limits.precision():
+            outputs = logprobs(model, selected(sequences, part), limits.temperature)
+        seen = batch_rows(batch, rows[part], outputs)
+        share, terms = loss(objective, outputs, seen, cut(weight, rows[part], outputs))
         share.backward()
         told = {"loss": share.detach(), **(terms if len(terms) > 1 else {}), **_sums(outputs, seen)}
         sums = {name: sums.get(name, torch.zeros(())) + value.cpu() for name, value in told.items()}
-    norm = clipped_step(model, optimizer, limits.max_grad_norm)
     tokens = float(sums.pop("count"))
     means = {"entropy": float(sums.pop("entropy")) / tokens, "step_kl": float(sums.pop("step_kl")) / tokens}
-    yield {name: float(value) for name, value in sums.items()} | means | {"grad_norm": norm}
+    return {name: float(value) for name, value in sums.items()} | means
 
 
 def _sums(outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
@@ -98,16 +117,17 @@ def _sums(outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         return {"count": mask.sum(), "entropy": outputs.entropy[mask].sum(), "step_kl": moved.sum()}
 
 
-def _rows(batch: Batch, rows: Int[Tensor, " n"], outputs: Outputs) -> Batch:
-    mask: Bool[Tensor, "n t"] = _cut(batch.mask, rows, outputs)
+def batch_rows(batch: Batch, rows: Int[Tensor, " n"], outputs: Outputs) -> Batch:
+    """Some rows of the batch, as wide as the outputs and on their device."""
+    mask: Bool[Tensor, "n t"] = cut(batch.mask, rows, outputs)
     return Batch(
         mask,
-        _cut(batch.behavior_logp, rows, outputs),
-        _cut(batch.reference_logp, rows, outputs),
-        _cut(batch.advantage, rows, outputs),
+        cut(batch.behavior_logp, rows, outputs),
+        cut(batch.reference_logp, rows, outputs),
+        cut(batch.advantage, rows, outputs),
     )
 
 
-def _cut(field: Tensor, rows: Int[Tensor, " n"], outputs: Outputs) -> Float[Tensor, "n t"] | Bool[Tensor, "n t"]:
+def cut(field: Tensor, rows: Int[Tensor, " n"], outputs: Outputs) -> Float[Tensor, "n t"] | Bool[Tensor, "n t"]:
     """The rows of a field, as wide as the outputs and on their device."""
     return field[rows, : outputs.logp.shape[1]].to(outputs.logp.device)

@@ -6,7 +6,6 @@ p = log π_θ(y|x); a bar is the mean over tokens.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from grape_rl.maths.preference import (
     aot,
@@ -36,126 +35,128 @@ from grape_rl.maths.preference import (
     slic,
     sppo,
 )
+from grape_rl.methods import Algorithm, Preferences, RowTerm
 from grape_rl.training.objective import TermFunction
 from grape_rl.training.pairs import compared_pair_gradient, pair_gradient
 
-_SFT = ((chosen_nll, 0.0, "sft"),)
+_SFT = (RowTerm(chosen_nll, 0.0, "sft"),)
 """The likelihood of the chosen response, which may be added to any of the losses (option ``sft``)."""
 
 
-@dataclass(frozen=True)
-class PreferenceMethod:
-    """One method: its loss, and what may be ``added`` to it, each as (function, coefficient, option)."""
+def _row(
+    name: str,
+    summary: str,
+    equation: str,
+    paper: str,
+    loss: TermFunction,
+    added: tuple[RowTerm, ...] = _SFT,
+    update: Callable[..., dict[str, float]] = pair_gradient,
+) -> Algorithm:
+    """A method as a row: its loss and what may be ``added`` to it."""
+    terms = (RowTerm(loss), *added)
+    return Algorithm(name, summary, equation, paper, Preferences(), terms, reduction=None, update=update)
 
-    name: str
-    summary: str
-    equation: str
-    paper: str
-    loss: TermFunction
-    added: tuple[tuple[TermFunction, float, str], ...] = _SFT
-    update: Callable[..., dict[str, float]] = pair_gradient
 
-
-PREFERENCE_METHODS = (
-    PreferenceMethod(
+PREFERENCE = (
+    _row(
         "dpo", "Make the reward that the policy implies explain which response was preferred.",
         "L = D(β Δ)", "DPO, arXiv 2305.18290", dpo,
     ),
-    PreferenceMethod(
+    _row(
         "cdpo", "DPO for labels of which some are the wrong way round: the margin stays bounded.",
         "L = (1−ε) D(β Δ) + ε D(−β Δ)", "conservative DPO, Mitchell 2023", cdpo,
     ),
-    PreferenceMethod(
+    _row(
         "robust_dpo", "DPO's loss on the right labels, estimated without bias from partly wrong ones.",
         "L = [(1−ε) D(β Δ) − ε D(−β Δ)] / (1 − 2ε)", "robust DPO, arXiv 2403.00409", robust_dpo,
     ),
-    PreferenceMethod(
+    _row(
         "ipo", "Bring the margin to a fixed size, so that sure preferences do not push it without end.",
         "L = (h̄_w − h̄_l − 1/(2β))²", "IPO, arXiv 2310.12036", ipo,
     ),
-    PreferenceMethod(
+    _row(
         "hinge", "A hinge in place of DPO's logistic: no more push once the margin is large enough.",
         "L = max(0, 1 − β Δ)", "RSO, arXiv 2309.06657 (its loss)", hinge,
     ),
-    PreferenceMethod(
+    _row(
         "slic", "A hinge on the policy's own log-probs, with the likelihood of the chosen response.",
         "L = max(0, δ − p_w + p_l) − sft · p̄_w", "SLiC-HF, arXiv 2305.10425 (a reading)", slic,
-        ((chosen_nll, 1.0, "sft"),),
+        (RowTerm(chosen_nll, 1.0, "sft"),),
     ),
-    PreferenceMethod(
+    _row(
         "exo", "The KL from the policy's preference to the label: DPO's the other way round.",
         "L = q log(q/(1−ε)) + (1−q) log((1−q)/ε),  q = σ(β Δ)", "EXO, arXiv 2402.00856", exo,
     ),
-    PreferenceMethod(
+    _row(
         "nca", "Noise contrast with the reference: the chosen response may not lose likelihood.",
         "L = D(β h_w) + ½ D(−β h_w) + ½ D(−β h_l)", "NCA, arXiv 2402.05369", nca,
     ),
-    PreferenceMethod(
+    _row(
         "bco", "A classifier of good and bad whose logit is the reward that the policy implies.",
         "L = D(β h_w) + D(−β h_l)", "BCO, arXiv 2404.04656 (for pairs)", bco,
     ),
-    PreferenceMethod(
+    _row(
         "apo_zero", "The chosen response up, the rejected one down: for pairs better than the model.",
         "L = 1 − σ(β h_w) + σ(β h_l)", "APO, arXiv 2408.06266", apo_zero,
     ),
-    PreferenceMethod(
+    _row(
         "apo_down", "Both responses down, the rejected one further: for pairs worse than the model.",
         "L = σ(β h_w) + 1 − σ(β Δ)", "APO, arXiv 2408.06266", apo_down,
     ),
-    PreferenceMethod(
+    _row(
         "sppo", "Bring each response's implied reward to a place of its own (hard labels).",
         "L = (h_w − 1/(2β))² + (h_l + 1/(2β))²", "SPPO, arXiv 2405.00675", sppo,
     ),
-    PreferenceMethod(
+    _row(
         "orpo", "SFT on the chosen response and a penalty on the odds of the rejected one: no reference.",
         "L = −p̄_w + λ D(lo_w − lo_l),  lo = p̄ − log(1 − e^p̄)", "ORPO, arXiv 2403.07691", orpo, (),
     ),
-    PreferenceMethod(
+    _row(
         "simpo", "The mean log-probability is the reward, with a gap to keep: no reference.",
         "L = D(β (p̄_w − p̄_l) − γ)", "SimPO, arXiv 2405.14734", simpo,
     ),
-    PreferenceMethod(
+    _row(
         "cpo", "DPO with a uniform reference, and the likelihood of the chosen response.",
         "L = D(β (p_w − p_l)) − λ p̄_w", "CPO, arXiv 2401.08417", cpo, (),
     ),
-    PreferenceMethod(
+    _row(
         "sigmoid_norm", "DPO on means over tokens, so that length is no advantage.",
         "L = D(β (h̄_w − h̄_l))", "length-normalized DPO, Tülu 3, arXiv 2411.15124", sigmoid_norm,
     ),
-    PreferenceMethod(
+    _row(
         "cal_dpo", "DPO with the implied rewards calibrated to a scale.",
         "L = D(Δ) + ½ (h_w − 1/(2β))² + ½ (h_l + 1/(2β))²", "Cal-DPO, arXiv 2412.14516", cal_dpo,
     ),
-    PreferenceMethod(
+    _row(
         "r_dpo", "DPO that discounts a preference for the longer response.",
         "L = D(β Δ + α (|y_w| − |y_l|))", "R-DPO, arXiv 2403.19159 (a reading)", r_dpo,
     ),
-    PreferenceMethod(
+    _row(
         "ld_dpo", "DPO that counts the tokens beyond the shorter response's length for less.",
         "L = D(β (Δ_head + α Δ_tail))", "LD-DPO, arXiv 2409.06411", ld_dpo,
     ),
-    PreferenceMethod(
+    _row(
         "dpop", "DPO that may not make the chosen response less likely than it was.",
         "L = D(β (Δ − λ max(0, −h_w)))", "DPO-positive, Smaug, arXiv 2402.13228 (a reading)", dpop,
     ),
-    PreferenceMethod(
+    _row(
         "odpo", "DPO with a margin that grows with the difference of the responses' rewards.",
         "L = D(β Δ − α log(r_w − r_l))", "ODPO, arXiv 2402.10571", odpo,
     ),
-    PreferenceMethod(
+    _row(
         "f_dpo", "DPO under another divergence from the reference than the reverse KL.",
         "L = D(β (f'(π_θ/π_ref of y_w) − f'(π_θ/π_ref of y_l)))", "f-DPO, arXiv 2309.16240", f_dpo,
     ),
-    PreferenceMethod(
+    _row(
         "aot", "Preferred as a distribution: quantile against quantile over the batch, not pair by pair.",
         "L = D(β (sort(p_w − p_l) − sort(p_w^ref − p_l^ref)))", "AOT, arXiv 2406.05882", aot, _SFT,
         compared_pair_gradient,
     ),
-    PreferenceMethod(
+    _row(
         "discopop", "A blend of logistic and exponential loss that a search over programs found.",
         "L = (1−m) D(z) + m e^(−z),  z = β Δ,  m = σ(z/τ)", "DiscoPOP, arXiv 2406.08414", discopop,
     ),
-    PreferenceMethod(
+    _row(
         "rpo", "Bring the implied rewards' difference to that of the data's rewards, not only to its sign.",
         "L = dist(β Δ, η (r_w − r_l)),  dist = KL of the two coins, or the square", "RPO, arXiv 2502.00203", rpo,
     ),
