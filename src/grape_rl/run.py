@@ -68,6 +68,19 @@ class Run:
         return read_metrics(self.folder)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bars in the midst of the run's."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@_quiet()
 def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     """Train as ``config`` says, into its own folder.
 
@@ -150,7 +163,7 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
         _training_temperature(config, row), _longest(config, row), config.tokens_per_microbatch,
         config.optimizer.max_grad_norm, config.seed, partial(_precision, config, now),
     )  # fmt: skip
-    with Log(folder, config.method, config.steps, done) as log, _quiet():
+    with Log(folder, config.method, config.steps, done) as log:
         if not done:
             for key, message in warnings:
                 log.warn(key, message)
@@ -259,18 +272,6 @@ def _precision(config: Config, now: Policy) -> AbstractContextManager[Any]:
     """What one forward pass runs in. Never more: autocast keeps its copies of the weights until it is left, so that
     around a whole run it would go on with those of the first step."""
     return torch.autocast(now.model.device.type, torch.bfloat16, enabled=config.precision == "bf16")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bars in the midst of the run's."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _write(path: Path, text: str) -> None:
