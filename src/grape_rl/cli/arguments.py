@@ -54,6 +54,11 @@ def parsed_arguments(
     return words, own, given
 
 
+def listed(value: str | bool) -> list[str]:
+    """The names in a flag's value, which stand with commas between them."""
+    return [name for name in str(value).split(",") if name]
+
+
 def _next(rest: Iterator[str], flag: str) -> str:
     value = next(rest, None)
     if value is None or value.startswith("--"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from grape_rl.cli.arguments import parsed_arguments
+from grape_rl.cli.arguments import listed, parsed_arguments
 
 HELP = """usage: grape lint RUBRIC [--data FILE] [--allow NAME[,NAME]]
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     from grape_rl.reward.rubric import category_name, check_rows, load_rubric
     from grape_rl.training.display import table
 
-    rubric = load_rubric(words[0], [name for name in str(own.get("allow", "")).split(",") if name])
+    rubric = load_rubric(words[0], listed(own.get("allow", "")))
     counts = dict.fromkeys(rubric.categories, "")
     if "data" in own:
         found = rows(str(own["data"]))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grape_rl.cli.arguments import parsed_arguments
+from grape_rl.cli.arguments import listed, parsed_arguments
 
 HELP = """usage: grape score --rubric FILE --data FILE [--KEY VALUE ...]
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     found = rows(str(own["data"]))
     require(found, [response, prompt], str(own["data"]))
     counted = _counter(own.get("tokenizer"))
-    rubric = load_rubric(str(own["rubric"]), [name for name in str(own.get("allow", "")).split(",") if name])
+    rubric = load_rubric(str(own["rubric"]), listed(own.get("allow", "")))
     check_rows(rubric, found)
     for index, row in enumerate(found):
         for column in (response, prompt):

@@ -1,6 +1,5 @@
 """Files that people write by hand: unknown and repeated keys are refused, and a complaint says where, in one line."""
 
-import difflib
 import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from grape_rl.data.rows import did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -37,8 +38,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     "; did you mean 'weight'?"
     """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names) or 'none'}"
+    return did_you_mean(name, names) or f"; known: {', '.join(names) or 'none'}"
 
 
 def parsed(path: Path) -> Any:

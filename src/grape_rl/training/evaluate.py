@@ -12,7 +12,7 @@ from torch import nn
 
 from grape_rl.reward.scores import ItemSummary, Scorer, item_table
 from grape_rl.training.pairs import PairExperience, pair_fields, pair_logprobs, pair_metrics
-from grape_rl.training.source import Prompt, Sampler, graded_responses, rollout_metrics
+from grape_rl.training.source import Prompt, Sampler, graded_responses, json_number, rollout_metrics
 
 NUMBERS = ("reward", "length", "cut_off")
 """What ``HeldOut`` says of all responses together."""
@@ -39,8 +39,8 @@ class HeldOut:
     def as_json(self) -> dict[str, Any]:
         """The same as plain data, null for what is missing."""
         # Not by asdict: of a Counter it makes one that counts the pairs.
-        items = [vars(item) | {"mean": _null(item.mean), "missing": dict(item.missing)} for item in self.items]
-        return vars(self) | {name: _null(getattr(self, name)) for name in NUMBERS} | {"items": items}
+        items = [vars(item) | {"mean": json_number(item.mean), "missing": dict(item.missing)} for item in self.items]
+        return vars(self) | {name: json_number(getattr(self, name)) for name in NUMBERS} | {"items": items}
 
 
 def read_held_out(path: Path) -> dict[int, HeldOut]:
@@ -82,10 +82,6 @@ def held_out_pairs(
         ItemSummary("preferences", name, len(told[name]), float(told[name].mean()), {})
         for name in ("accuracy", "likelier", "margin")
     )
-
-
-def _null(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _number(value: float | None) -> float:

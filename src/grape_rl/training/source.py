@@ -237,9 +237,9 @@ def records(answers: Sequence[Response], scores: Scores, advantage: Float[Tensor
             "finish": answer.finish,
             "tokens": answer.tokens,
             "category": category,
-            "reward": _number(reward),
-            "advantage": _number(a),
-            "verdicts": [{k: _number(v) for k, v in asdict(verdict).items()} for verdict in verdicts],
+            "reward": json_number(reward),
+            "advantage": json_number(a),
+            "verdicts": [{k: json_number(v) for k, v in asdict(verdict).items()} for verdict in verdicts],
         }
         for answer, category, reward, a, verdicts in zip(
             answers, scores.category, scores.reward.tolist(), advantage.tolist(), scores.verdicts, strict=True
@@ -247,6 +247,6 @@ def records(answers: Sequence[Response], scores: Scores, advantage: Float[Tensor
     )
 
 
-def _number(value: Any) -> Any:
+def json_number(value: Any) -> Any:
     """JSON has no NaN: a missing number is null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
