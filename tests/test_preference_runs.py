@@ -8,7 +8,7 @@ import torch
 from grape_rl import ALGORITHMS, train
 from grape_rl.cli.results import print_held_out
 from grape_rl.config import laid_over, loaded
-from grape_rl.parts import data_rows
+from grape_rl.parts.preferences import PREFERENCES
 from grape_rl.training import pairs as training_pairs
 from grape_rl.training.log import Log
 from small_runs import lines, settings, sums, weights, written
@@ -95,7 +95,7 @@ def test_a_method_without_a_reference_runs_none(tmp_path, monkeypatch):
         raise AssertionError("there is no reference to run")
 
     monkeypatch.setattr(training_pairs, "pair_logprobs", none)
-    monkeypatch.setattr("grape_rl.parts.pair_logprobs", none)
+    monkeypatch.setattr("grape_rl.parts.preferences.pair_logprobs", none)
     train(pair_settings(tmp_path, "simpo"))
     with pytest.raises(AssertionError, match="no reference to run"):
         train({**pair_settings(tmp_path, "dpo"), "output": str(tmp_path / "other")})
@@ -181,7 +181,7 @@ def test_plain_text_becomes_messages_where_data_chat_says_so(kinds, tmp_path):
     if kinds == ("chosen", "rejected"):
         given |= {key: said("user", row["prompt"]) + given[key] for key in kinds}
     wanted = pair_settings(tmp_path, "dpo", [given], data={"chat": True, "system": "Be brief."})
-    ((found,), _) = data_rows(loaded(wanted), ALGORITHMS["dpo"])
+    ((found,), _) = PREFERENCES.rows(loaded(wanted), ALGORITHMS["dpo"])
     assert found["prompt"] == said("system", "Be brief.") + said("user", row["prompt"])
     assert found["chosen"] == said("assistant", row["chosen"])
     assert found["rejected"] == said("assistant", row["rejected"])
@@ -189,7 +189,7 @@ def test_plain_text_becomes_messages_where_data_chat_says_so(kinds, tmp_path):
 
 def test_tasks_become_messages_where_data_chat_says_so(tmp_path):
     data = {"source": None, "tasks": {"chain_sum": {}}, "rows": 4, "teacher": {"wrong": 1.0}, "chat": True}
-    found, _ = data_rows(loaded(pair_settings(tmp_path, "dpo", data=data)), ALGORITHMS["dpo"])
+    found, _ = PREFERENCES.rows(loaded(pair_settings(tmp_path, "dpo", data=data)), ALGORITHMS["dpo"])
     assert [found[0][key][0]["role"] for key in ("prompt", "chosen", "rejected")] == ["user", "assistant", "assistant"]
 
 

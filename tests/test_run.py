@@ -10,7 +10,7 @@ from grape_rl import ALGORITHMS, Config, train
 from grape_rl.config import laid_over, loaded
 from grape_rl.model.load import load
 from grape_rl.model.logprobs import logprobs
-from grape_rl.parts import data_rows
+from grape_rl.parts.kinds import kind_of
 from grape_rl.training import log as training_log
 from grape_rl.types import Sequences
 from small_runs import lines, settings, sums, weights, written
@@ -313,7 +313,7 @@ def test_training_in_bf16_follows_training_in_fp32(tmp_path):
 def test_a_plain_prompt_becomes_a_user_s_message_where_data_chat_says_so(tmp_path):
     wanted = settings(tmp_path, "sft")
     config = loaded(laid_over(wanted, {"data": {"chat": True, "system": "Be brief."}}))
-    train_rows, _ = data_rows(config, ALGORITHMS["sft"])
+    train_rows, _ = kind_of(ALGORITHMS["sft"]).rows(config, ALGORITHMS["sft"])
     assert train_rows[0]["prompt"] == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": sums(1)[0]["prompt"]},

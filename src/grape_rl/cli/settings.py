@@ -56,7 +56,7 @@ def _short(value: Any) -> str:
 
 def derived(config: Config) -> str:
     """What follows from the settings: responses and tokens a step, optimizer steps, the device."""
-    from grape_rl.parts import device
+    from grape_rl.parts.policy import device
 
     row = ALGORITHMS[config.method]
     options = chosen_options(row, config.options)

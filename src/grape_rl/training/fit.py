@@ -7,13 +7,15 @@ from grape_rl.training.log import Log
 from grape_rl.training.pairs import PairExperience
 from grape_rl.training.source import Experience
 
-AnySource = Callable[[int], Experience | PairExperience]
+AnyExperience = Experience | PairExperience
+
+AnySource = Callable[[int], AnyExperience]
 """The step's number, from 0 → its experience."""
 
 Warn = Callable[[str, str], None]
 """A warning's key and message."""
 
-Update = Callable[[Experience | PairExperience, int, Warn], dict[str, float]]
+Update = Callable[[AnyExperience, int, Warn], dict[str, float]]
 """An experience and the step's number, from 0 → what the update says of itself. The policy has changed after it."""
 
 
@@ -23,7 +25,7 @@ def fit(
     log: Log,
     start: int,
     total: int,
-    ended: Callable[[int, Experience | PairExperience], None],
+    ended: Callable[[int, AnyExperience], None],
 ) -> None:
     """Steps ``start`` to ``total``: draw an experience, update the policy by it, log, and say that the step ended.
 

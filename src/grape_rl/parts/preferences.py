@@ -1,0 +1,106 @@
+"""Runs on pairs of responses that the data prefers one of."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from grape_rl.config import Config
+from grape_rl.data.preferences import Pair, contrasted, pairs, with_preferences
+from grape_rl.methods import Algorithm, objective
+from grape_rl.model.load import frozen
+from grape_rl.parts.rows import Row, message, split
+from grape_rl.parts.setup import Kind, Setup, Told
+from grape_rl.reward.scores import ItemSummary
+from grape_rl.training.evaluate import held_out_pairs
+from grape_rl.training.fit import AnySource
+from grape_rl.training.pairs import Reference, pair_experience, pair_logprobs, preferences
+
+
+def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
+    """Training rows and held-out rows, each with a ``prompt``, a ``chosen`` and a ``rejected``."""
+    data = config.data
+    train, test = split(config)
+    if data.tasks:  # together, so that a wrong answer can be found for the only held-out row of a task
+        both = contrasted([*train, *test], data.teacher.wrong, list(data.teacher.styles), config.seed)
+        both = [_conversation(row, "prompt", "chosen", "rejected") for row in both] if data.chat else both
+        ready = with_preferences(both, system=data.system, source="tasks")
+        return ready[: len(train)], ready[len(train) :]
+    columns = (data.prompt, data.chosen, data.rejected)
+    if data.chat:
+        train, test = ([_conversation(row, *columns) for row in part] for part in (train, test))
+    return (
+        with_preferences(train, *columns, data.system, str(data.source)),
+        with_preferences(test, *columns, data.system, str(data.held_out or data.source)),
+    )
+
+
+def _conversation(row: Row, prompt: str, chosen: str, rejected: str) -> Row:
+    """The row with its plain prompt and responses as messages; what is amiss with it is left to be told.
+
+    Raises:
+        ValueError: plain responses without a prompt: what both begin with is no user's message of its own.
+    """
+    if prompt not in row:
+        if any(isinstance(row.get(name), str) for name in (chosen, rejected)):
+            raise ValueError(f"data.chat makes messages of plain text, and so needs a column {prompt!r}; there is none")
+        return row
+    if isinstance(row[prompt], str) and (not row[prompt].strip() or isinstance(row.get(chosen), list)):
+        return row
+    roles = {prompt: "user", chosen: "assistant", rejected: "assistant"}
+    return row | {name: message(row[name], role) for name, role in roles.items() if name in row}
+
+
+def _source(setup: Setup) -> tuple[AnySource, Told]:
+    found, told = _pairs(setup, setup.train, "data")
+    return preferences(found, _reference(setup), setup.config.prompts_per_step, setup.config.seed), told
+
+
+def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
+    found, _ = _pairs(setup, setup.test, "held-out data")
+    test = pair_experience(found, _reference(setup))
+    return lambda: held_out_pairs(setup.now.model, test, setup.config.tokens_per_microbatch, setup.precision)
+
+
+def _pairs(setup: Setup, found: Sequence[Row], source: str) -> tuple[list[Pair], Told]:
+    """The rows as pairs in tokens, and what there is to warn of. A loss that reads rewards is tried on theirs.
+
+    Raises:
+        ValueError: as ``pairs``, and rewards that the method's loss refuses: before training, not at the pair's turn.
+    """
+    config, row, at = setup.config, setup.row, setup.now
+    limit = min(config.data.max_length, at.context)
+    columns = ("chosen_reward", "rejected_reward")
+    if config.data.source:
+        columns = (config.data.chosen_reward, config.data.rejected_reward)
+    made, lengths = pairs(found, at.tokenizer, at.end, limit, columns, source)
+    told = torch.tensor([[pair.chosen_reward, pair.rejected_reward] for pair in made])
+    rewards = {"chosen_reward": told[:, 0], "rejected_reward": told[:, 1]}
+    for term in objective(row, setup.chosen).terms:
+        if not rewards.keys() & set(term.parameters):
+            continue
+        try:
+            term.function(**{name: rewards.get(name, told[:, 0]) for name in term.parameters}, **term.options)
+        except ValueError as error:
+            raise ValueError(
+                f"{source}: {row.name}: {error} (rewards are read from the columns {columns[0]!r} and {columns[1]!r}; "
+                f"there are {', '.join(map(repr, found[0]))})"
+            ) from error
+    warnings: Told = []
+    if lengths.truncated:
+        warnings.append(("cut", f"{lengths.truncated} of {lengths.rows} pairs have a response cut at {limit} tokens"))
+    if lengths.dropped:
+        warnings.append(("left_out", f"{lengths.dropped} of {lengths.rows} pairs do not differ in {limit} tokens"))
+    return made, warnings
+
+
+def _reference(setup: Setup) -> Reference | None:
+    """The start model's log-probs of pairs, for a method that compares the policy with it."""
+    read = {name for term in objective(setup.row, setup.chosen).terms for name in term.parameters}
+    if not any(name.startswith("reference_") for name in read):
+        return None
+    limit = setup.config.tokens_per_microbatch
+    return partial(pair_logprobs, frozen(setup.start.model), tokens_per_microbatch=limit, precision=setup.precision)
+
+
+PREFERENCES = Kind(_rows, _source, _held_out)

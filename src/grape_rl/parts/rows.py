@@ -1,0 +1,65 @@
+"""The rows of a run's data as every kind of method reads them."""
+
+from pathlib import Path
+from typing import Any
+
+from grape_rl.config import Config, Data
+from grape_rl.data.rows import require, rows, with_prompts
+from grape_rl.data.tasks import task_split
+
+Row = dict[str, Any]
+TASK_ROWS = 2000
+
+
+def split(config: Config) -> tuple[list[Row], list[Row]]:
+    """Training rows and held-out rows as the data has them."""
+    data = config.data
+    wanted = data.held_out_rows
+    if data.tasks:
+        return task_split(data.tasks, data.rows or TASK_ROWS, wanted, config.seed)
+    assert data.source is not None
+    if data.held_out and wanted:
+        return _read(data.source, data.rows), _read(data.held_out, wanted)
+    both = _read(data.source, data.rows and data.rows + wanted)
+    train, test = both[wanted:], both[:wanted]
+    if not train:
+        raise ValueError(f"{data.source}: its {len(both)} rows are all held out; none are left to train on")
+    return train, test
+
+
+def sources(data: Data) -> tuple[str, str]:
+    """Where the training rows and the held-out rows come from, for complaints."""
+    source = data.source or "tasks"
+    return source, data.held_out or source
+
+
+def prompted(data: Data, found: list[Row], prompt: str, completion: str | None, source: str) -> list[Row]:
+    """The rows with their ``prompt``, and where there is a column for it their ``completion``, as text or messages.
+
+    Raises:
+        ValueError: a column is not there, or a cell holds neither.
+    """
+    require(found, [prompt, *([completion] if completion else [])], source)
+    if not data.chat:
+        return with_prompts(found, prompt, completion, data.system, source)
+    roles = {prompt: "user"} | ({completion: "assistant"} if completion else {})
+    chats = [row | {name: message(row[name], role) for name, role in roles.items()} for row in found]
+    return with_prompts(chats, prompt, completion, data.system, source)
+
+
+def message(content: Any, role: str) -> Any:
+    """Plain text as one message; anything else as it is."""
+    return [{"role": role, "content": content}] if isinstance(content, str) and content.strip() else content
+
+
+def _read(source: str, limit: int | None) -> list[Row]:
+    """The rows of a file, or of NAME[:CONFIGURATION[:SPLIT]] of the Hub."""
+    name, _, split = source.rpartition(":")
+    if ":" in name and not Path(source).exists():
+        return rows(name.rstrip(":"), split, limit)
+    return rows(source, limit=limit)
+
+
+def plain(content: Any) -> str:
+    """Text, or a conversation's messages as text."""
+    return content if isinstance(content, str) else "\n".join(str(m.get("content") or "") for m in content)

@@ -1,0 +1,57 @@
+"""What a run is set up with, and what each kind of method makes of it."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from grape_rl.config import Config
+from grape_rl.methods import Algorithm
+from grape_rl.parts.policy import Policy
+from grape_rl.parts.rows import Row
+from grape_rl.reward.scores import ItemSummary, Scorer
+from grape_rl.training.fit import AnySource
+
+Told = list[tuple[str, str]]
+"""What there is to warn of before the first step: keys and messages."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One run: its method with the options chosen, its rows, the policy it starts from and the policy as it is now.
+
+    The two differ where a run goes on from a checkpoint. ``scorer`` is None where nothing is graded.
+    """
+
+    config: Config
+    row: Algorithm
+    chosen: dict[str, Any]
+    train: list[Row]
+    test: list[Row]
+    start: Policy
+    now: Policy
+    scorer: Scorer | None
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """What one forward pass runs in.
+
+        Never more: autocast keeps its copies of the weights until it is left, so that around a whole run it would go
+        on with those of the first step.
+        """
+        return torch.autocast(self.now.model.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the methods of one kind of source have in common.
+
+    ``rows`` reads the training and the held-out rows. ``source`` makes the source of batches, with what there is to
+    warn of. ``held_out`` makes the function that says how the policy, as it is when called, stands to the held-out rows
+    (beside the grading of responses to them, which every kind can have); None where there is nothing to say.
+    """
+
+    rows: Callable[[Config, Algorithm], tuple[list[Row], list[Row]]]
+    source: Callable[[Setup], tuple[AnySource, Told]]
+    held_out: Callable[[Setup], Callable[[], tuple[ItemSummary, ...]]] | None = None
