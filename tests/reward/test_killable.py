@@ -85,13 +85,15 @@ def test_a_file_that_is_gone_is_a_missing_verdict(check, tmp_path):
 def test_the_process_lives_on_and_is_started_again(check):
     worker = Worker()
     job = ("item", check("length"), response("12"))
-    assert worker.verdict(job, 10.0).score == 0.2
+    assert worker.verdicts([job])[0].score == 0.2
     first = worker.process.pid
-    assert worker.verdict(job, 10.0).score == 0.2 and worker.process.pid == first
-    assert worker.verdict(("item", check("loops"), response("")), 0.2).status == "timeout"
+    assert worker.verdicts([job])[0].score == 0.2 and worker.process.pid == first
+    assert worker.verdicts([("item", check("loops"), response(""))])[0].status == "timeout"
     assert worker.process is None
-    assert worker.verdict(job, 10.0).score == 0.2 and worker.process.pid != first
-    assert worker.end() == 0, "it ends by itself when nothing more is asked"
+    assert worker.verdicts([job])[0].score == 0.2 and worker.process.pid != first
+    again = worker.process
+    worker.end()
+    assert again.poll() is not None and worker.process is None
 
 
 @pytest.mark.skipif(bool(unusable()), reason="no bubblewrap")

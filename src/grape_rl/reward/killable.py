@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from grape_rl.reward.checks import Check, verdict
+from grape_rl.reward.checks import Check, Length, verdict
 from grape_rl.reward.unit_tests import UnitTests
 from grape_rl.types import Response, Verdict, failed
 
@@ -30,53 +30,60 @@ LOADING_S = 300.0
 
 def graded(jobs: Sequence[Job]) -> list[Verdict]:
     """The verdicts of the jobs, in their order. One that takes longer than its check's ``timeout_s`` is missing."""
-    programs = [isinstance(check, UnitTests) for _, check, _ in jobs]
+    found: dict[int, Verdict] = {}
+    programs = [i for i, job in enumerate(jobs) if isinstance(job[1], UnitTests)]
+    hanging = [i for i, job in enumerate(jobs) if not isinstance(job[1], UnitTests | Length)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # programs are in processes of their own already
-        waiting = [pool.submit(verdict, *job) if own else None for job, own in zip(jobs, programs, strict=True)]
-        others = [None if own else _verdict(job) for job, own in zip(jobs, programs, strict=True)]
-        return [one.result() if one else other for one, other in zip(waiting, others, strict=True)]  # pyright: ignore[reportReturnType]
-
-
-def _verdict(job: Job) -> Verdict:
-    limit = getattr(job[1], "timeout_s", None)
-    return verdict(*job) if limit is None else _WORKER.verdict(job, limit)
+        waiting = pool.map(lambda i: verdict(*jobs[i]), programs)
+        found |= zip(hanging, _WORKER.verdicts([jobs[i] for i in hanging]), strict=True)
+        found |= zip(programs, waiting, strict=True)
+    return [found[i] if i in found else verdict(*job) for i, job in enumerate(jobs)]
 
 
 class Worker:
-    """A process that grades, one job at a time. It starts with the first job."""
+    """A process that grades, one job after the other. It starts with the first batch."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
 
-    def verdict(self, job: Job, seconds: float) -> Verdict:
-        """The verdict of a job, or a missing one if it takes longer than ``seconds`` or ends the process."""
-        item, check, _ = job
+    def verdicts(self, jobs: Sequence[Job]) -> list[Verdict]:
+        """The verdicts of the jobs; a missing one where a job takes too long, or ends the process."""
+        found: list[Verdict] = []
+        while len(found) < len(jobs):
+            found += self._verdicts(jobs[len(found) :])
+        return found
+
+    def _verdicts(self, jobs: Sequence[Job]) -> Iterator[Verdict]:
+        """The same, up to the first job for which the process has to be started again."""
+        done = 0
         try:
-            _write(self._running().stdin, pickle.dumps(job))
-            self._heard(LOADING_S)
-            found: Verdict = self._heard(seconds)
-            return replace(found, item=item, provenance=found.provenance or check.type)
+            _write(self._running().stdin, pickle.dumps(list(jobs)))
+            fault: str = self._heard(LOADING_S)
+            for item, check, _ in jobs:
+                assert not isinstance(check, Length), "it needs no process of its own"
+                found = failed(item, "infrastructure", fault) if fault else self._heard(check.timeout_s)
+                yield replace(found, provenance=found.provenance or check.type)
+                done += 1
         except TimeoutError as error:
             self.end()
-            return failed(item, "timeout", str(error), check.type)
+            yield failed(jobs[done][0], "timeout", str(error), jobs[done][1].type)
         except (EOFError, OSError):
-            return failed(item, "infrastructure", f"the check ended its process (status {self.end()})", check.type)
+            reason = f"the check ended its process (status {self.end(5.0)})"
+            yield failed(jobs[done][0], "infrastructure", reason, jobs[done][1].type)
 
-    def end(self) -> int | None:
-        """Kill the process, if there is one, and say by which status it had ended."""
+    def end(self, patience: float = 0.0) -> int | None:
+        """Kill the process, if there is one that does not end within ``patience`` seconds; by which status it ended."""
         process, self.process = self.process, None
         if process is None:
             return None
-        if process.stdin:
-            with suppress(OSError):
-                process.stdin.close()  # upon which it ends by itself, if it still can
         try:
-            code = process.wait(0.5)
+            code = process.wait(patience)
         except subprocess.TimeoutExpired:
             process.kill()
             code = process.wait()
-        if process.stdout:
-            process.stdout.close()
+        for stream in (process.stdin, process.stdout):
+            with suppress(OSError):
+                stream.close()  # pyright: ignore[reportOptionalMemberAccess]
         return code
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -121,12 +128,13 @@ def serve() -> None:
     os.dup2(2, 1)
     for content in _messages(jobs):
         try:
-            job: Job | None = pickle.loads(content)
-            fault = ""
-        except Exception as error:  # the check's own module does not load here
-            job, fault = None, f"{type(error).__name__}: {error}"
-        _write(verdicts, pickle.dumps("loaded"))
-        _write(verdicts, pickle.dumps(verdict(*job) if job else failed("", "infrastructure", fault)))
+            loaded: list[Job] = pickle.loads(content)
+        except Exception as error:  # a check's own module does not load here
+            _write(verdicts, pickle.dumps(f"{type(error).__name__}: {error}"))
+            continue
+        _write(verdicts, pickle.dumps(""))
+        for job in loaded:
+            _write(verdicts, pickle.dumps(verdict(*job)))
 
 
 def _messages(stream: Any) -> Iterator[bytes]:
