@@ -7,56 +7,22 @@ that is no number, a function that raised) is a missing verdict and never a scor
 import functools
 import importlib.util
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from grape_rl.reward.callables import python_callable
 from grape_rl.reward.extract import extracted, gold_number, numbers
+from grape_rl.reward.fields import PATTERNS, Count, Gold, Pattern, Seconds, Text, Tolerance
+from grape_rl.reward.formal import JsonSchema, MathVerify
 from grape_rl.reward.lookup import filled, lookups
 from grape_rl.reward.strict import Strict
+from grape_rl.reward.unit_tests import UnitTests
 from grape_rl.types import Response, Verdict, failed
-
-
-def _text(text: str) -> str:
-    lookups(text)
-    return text
-
-
-def _pattern(text: str) -> str:
-    lookups(text)
-    try:
-        re.compile(filled(text, _Anything(), quoted=lambda _: "x"))
-    except re.error as error:
-        raise ValueError(f"bad pattern {text!r}: {error}") from None
-    return text
-
-
-class _Anything(dict[str, Any]):
-    """A row with every column, each a row like itself: stands for the data when a pattern is tried out at load."""
-
-    def __contains__(self, key: object) -> bool:
-        return True
-
-    def __getitem__(self, key: str) -> "_Anything":
-        return self
-
-
-def _constant(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ValueError(f"should be text or a number but is {value!r}; put text such as yes and no in quotes")
-    return _text(value) if isinstance(value, str) else value
-
-
-Text = Annotated[str, AfterValidator(_text)]
-Pattern = Annotated[str, AfterValidator(_pattern)]
-Gold = Annotated[str | int | float, BeforeValidator(_constant)]
-Tolerance = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0, strict=True)]
-_PATTERNS = ("extract", "gold_extract", "pattern")  # the fields that are a Pattern
 
 
 class Exact(Strict):
@@ -67,6 +33,7 @@ class Exact(Strict):
     extract: Pattern | None = None
     gold_extract: Pattern | None = None
     ignore_case: bool = False
+    timeout_s: Seconds = 10.0
 
     def score(self, response: Response) -> tuple[float, str]:
         """The score, and what it rests on."""
@@ -100,6 +67,7 @@ class Numeric(Strict):
     gold_extract: Pattern | None = None
     abs_tol: Tolerance = 0.0
     rel_tol: Tolerance = 0.0
+    timeout_s: Seconds = 10.0
 
     def score(self, response: Response) -> tuple[float, str]:
         """The score, and what it rests on."""
@@ -121,6 +89,7 @@ class Regex(Strict):
     type: Literal["regex"]
     pattern: Pattern
     multiline: bool = False
+    timeout_s: Seconds = 10.0
 
     def score(self, response: Response) -> tuple[float, str]:
         """The score, and what it rests on."""
@@ -166,6 +135,7 @@ class ReasoningGym(Strict):
     entry: Text = "${row.entry}"
     extract: Pattern | None = None
     partial: bool = False
+    timeout_s: Seconds = 60.0
 
     @model_validator(mode="after")
     def _installed(self) -> "ReasoningGym":
@@ -198,13 +168,20 @@ class Python(Strict):
 
     type: Literal["python"]
     call: str
+    timeout_s: Seconds = 60.0
 
     _function: Callable[[Response], Any] = PrivateAttr()
+    _found: tuple[Path, Collection[str]] = PrivateAttr()
 
     @model_validator(mode="after")
     def _loaded(self, info: Any) -> "Python":  # a pydantic.ValidationInfo, which beartype cannot check
-        self._function = python_callable(self.call, info.context["folder"], info.context["allow"])
+        self._found = (info.context["folder"], info.context["allow"])
+        self._function = python_callable(self.call, *self._found)
         return self
+
+    def __reduce__(self) -> Any:
+        """Another process loads the function anew: it can't be sent."""
+        return _python, (self.model_dump(), *self._found)
 
     def score(self, response: Response) -> tuple[float, str] | Verdict:
         """What the function returns."""
@@ -212,7 +189,14 @@ class Python(Strict):
         return result if isinstance(result, Verdict) else (real(result), "")
 
 
-Check = Annotated[Exact | Numeric | Regex | Length | ReasoningGym | Python, Field(discriminator="type")]
+def _python(fields: dict[str, Any], folder: Path, allow: Collection[str]) -> Python:
+    return Python.model_validate(fields, context={"folder": folder, "allow": allow})
+
+
+Check = Annotated[
+    Exact | Numeric | Regex | Length | JsonSchema | MathVerify | ReasoningGym | UnitTests | Python,
+    Field(discriminator="type"),
+]
 
 
 def verdict(item: str, check: Check, response: Response) -> Verdict:
@@ -222,6 +206,8 @@ def verdict(item: str, check: Check, response: Response) -> Verdict:
         found = result if isinstance(result, Verdict) else Verdict(item, result[0], reasoning=result[1])
         if not found.missing and not 0 <= found.score <= 1:
             raise ValueError(f"score {found.score} is not in [0, 1]")
+    except TimeoutError as error:
+        return failed(item, "timeout", str(error), check.type)
     except (Exception, SystemExit) as error:
         return failed(item, "infrastructure", f"{type(error).__name__}: {error}", check.type)
     return replace(found, item=item, provenance=found.provenance or check.type)
@@ -251,7 +237,7 @@ def _texts(check: Check) -> dict[str, str]:
 def _filled(check: Check, row: Mapping[str, Any]) -> Check:
     """The check with its look-ups filled in. In a pattern, what the row says is matched literally."""
     found = {
-        name: filled(text, row, re.escape if name in _PATTERNS else None)
+        name: filled(text, row, re.escape if name in PATTERNS else None)
         for name, text in _texts(check).items()
         if lookups(text)
     }

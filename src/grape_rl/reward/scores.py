@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from grape_rl.reward.checks import real, verdict
+from grape_rl.reward.checks import real
+from grape_rl.reward.killable import graded
 from grape_rl.reward.rubric import Item, Rubric, category_name
 from grape_rl.types import Response, Scores, Status, Verdict, failed
 
@@ -46,11 +47,16 @@ def grade(rubric: Rubric, responses: Sequence[Response]) -> tuple[tuple[str, ...
         ValueError: a row that belongs to no category, or to more than one.
     """
     categories = tuple(category_name(rubric, response.row) for response in responses)
-    verdicts = tuple(
-        tuple(verdict(item.id, item.check, response) for item in rubric.categories[category].items)
-        for category, response in zip(categories, responses, strict=True)
+    found = iter(
+        graded(
+            [
+                (item.id, item.check, response)
+                for category, response in zip(categories, responses, strict=True)
+                for item in rubric.categories[category].items
+            ]
+        )
     )
-    return categories, verdicts
+    return categories, tuple(tuple(next(found) for _ in rubric.categories[name].items) for name in categories)
 
 
 def rubric_scorer(rubric: Rubric, aggregate: Aggregate) -> Scorer:

@@ -1,0 +1,134 @@
+"""Checks that hang, end their process or cannot be loaded: each a missing verdict, and the next one is graded."""
+
+import os
+import time
+
+import pytest
+from pydantic import TypeAdapter
+
+from grape_rl.reward.checks import Check
+from grape_rl.reward.killable import Worker, graded
+from grape_rl.reward.sandbox import unusable
+from grape_rl.types import Response
+
+FUNCTIONS = """
+import os, sys, time
+def process(response): return os.getpid() != int(response.row["pid"])
+def loops(response):
+    while True: pass
+def ends(response): os._exit(7)
+def leaves(response): sys.exit(0)
+def prints(response):
+    print("loud"); os.write(1, b"louder")
+    return True
+def raises(response): raise KeyError("no")
+def length(response): return len(response.text) / 10
+"""
+
+
+@pytest.fixture
+def check(tmp_path):
+    (tmp_path / "functions.py").write_text(FUNCTIONS)
+    context = {"folder": tmp_path, "allow": frozenset(["functions.py"])}
+
+    def made(spec):
+        spec = {"type": "python", "call": f"functions.py:{spec}"} if isinstance(spec, str) else spec
+        return TypeAdapter(Check).validate_python({"timeout_s": 1} | spec, context=context)
+
+    return made
+
+
+def response(text, row=None):
+    return Response("the prompt", text, row or {}, 10, "stop")
+
+
+def test_a_function_runs_in_another_process(check):
+    (found,) = graded([("item", check("process"), response("", {"pid": os.getpid()}))])
+    assert (found.item, found.score, found.provenance) == ("item", 1, "python")
+
+
+def test_what_hangs_or_ends_is_missing_and_the_rest_is_graded(check):
+    hangs = check({"type": "regex", "pattern": "(a+)+$"})
+    jobs = [
+        ("first", check("length"), response("12345")),
+        ("hangs", hangs, response("a" * 40 + "b")),
+        ("loops", check("loops"), response("")),
+        ("ends", check("ends"), response("")),
+        ("leaves", check("leaves"), response("")),
+        ("prints", check("prints"), response("")),
+        ("raises", check("raises"), response("")),
+        ("short", hangs, response("aaa")),
+        ("last", check("length"), response("123")),
+    ]
+    began = time.monotonic()
+    found = {verdict.item: verdict for verdict in graded(jobs)}
+    assert time.monotonic() - began < 60
+    assert list(found) == [name for name, _, _ in jobs]
+    assert (found["first"].score, found["short"].score, found["last"].score) == (0.5, 1, 0.3)
+    assert found["prints"].score == 1
+    for name in ("hangs", "loops"):
+        assert (found[name].status, found[name].reasoning) == ("timeout", "no verdict within 1 seconds")
+    assert found["ends"].status == "infrastructure"
+    assert found["ends"].reasoning == "the check ended its process (status 7)"
+    assert "SystemExit" in found["leaves"].reasoning and found["leaves"].missing
+    assert "KeyError" in found["raises"].reasoning and found["raises"].missing
+    assert [found[name].provenance for name in ("hangs", "ends", "prints")] == ["regex", "python", "python"]
+
+
+def test_a_file_that_is_gone_is_a_missing_verdict(check, tmp_path):
+    job = ("item", check("length"), response("12"))
+    (tmp_path / "functions.py").unlink()
+    (found,) = graded([job])
+    assert found.missing and "cannot be loaded" in found.reasoning and found.item == "item"
+
+
+def test_the_process_lives_on_and_is_started_again(check):
+    worker = Worker()
+    job = ("item", check("length"), response("12"))
+    assert worker.verdicts([job])[0].score == 0.2
+    first = worker.process.pid
+    assert worker.verdicts([job])[0].score == 0.2 and worker.process.pid == first
+    assert worker.verdicts([("item", check("loops"), response(""))])[0].status == "timeout"
+    assert worker.process is None
+    assert worker.verdicts([job])[0].score == 0.2 and worker.process.pid != first
+    again = worker.process
+    worker.end()
+    assert again.poll() is not None and worker.process is None
+
+
+@pytest.mark.skipif(bool(unusable()), reason="no bubblewrap")
+def test_programs_are_graded_side_by_side_and_in_order(check):
+    spec = {"type": "unit_tests", "tests": "import time\ntime.sleep(0.5)\nassert f(1) == 1\nassert f(2) == 4"}
+    jobs = [(f"{n}", check(spec | {"timeout_s": 5}), response(f"def f(x):\n    return x ** {n}")) for n in range(3)]
+    found = graded([*jobs, ("length", check("length"), response("12"))])
+    assert [verdict.item for verdict in found] == ["0", "1", "2", "length"]
+    assert [verdict.score for verdict in found] == [0.5, 0.5, 1, 0.2]
+    assert found[0].reasoning == "1 of 2; assert f(2) == 4: AssertionError"
+
+
+@pytest.mark.skipif(bool(unusable()), reason="no bubblewrap")
+@pytest.mark.parametrize(
+    ("text", "more", "score", "status"),
+    [
+        ("```python\ndef f(x):\n    return x\n```\nand\n```python\ndef f(x):\n    return x * x\n```", {}, 1, "ok"),
+        ("def f(x):\n    return x", {}, 0.5, "ok"),
+        ("def f(x):\n    return x", {"score": "all"}, 0, "ok"),
+        ("<code>def f(x): return x * x</code>", {"extract": "<code>(.*)</code>"}, 1, "ok"),
+        ("no code", {"extract": "<code>(.*)</code>"}, 0, "ok"),
+        ("def f(x): syntax", {}, 0, "ok"),
+        ("def f(x): return x", {"tests": "x = 1"}, None, "infrastructure"),
+        ("def f(x):\n    while True: pass", {"timeout_s": 0.5}, 0, "ok"),
+    ],
+)
+def test_unit_tests(check, text, more, score, status):
+    spec = {"type": "unit_tests", "tests": "assert f(1) == 1\nassert f(2) == 4", "timeout_s": 5} | more
+    (found,) = graded([("item", check(spec), response(text))])
+    assert found.status == status, found
+    assert found.missing if score is None else found.score == score
+
+
+def test_unit_tests_are_refused_where_there_is_no_isolation(check, monkeypatch):
+    monkeypatch.setattr("grape_rl.reward.unit_tests.unusable", lambda: "no bwrap here")
+    with pytest.raises(ValueError, match="no bwrap here"):
+        check({"type": "unit_tests", "tests": "assert f(1)"})
+    assert check({"type": "unit_tests", "tests": "assert f(1)", "isolation": "none"})
