@@ -1,0 +1,66 @@
+"""The ``judge`` of a rubric's item: what a critic is asked, which answers it may give, and how sure of them it is."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from grape_rl.reward.fields import Text
+from grape_rl.reward.strict import Strict
+
+Show = Literal["prompt", "response", "reference"]
+
+
+def _labels(value: Any) -> Any:
+    if isinstance(value, dict):
+        for name in value:
+            if not isinstance(name, str):
+                raise ValueError(f"the label {name!r} is no text; put it in quotes (YAML reads no and yes as booleans)")
+    return value
+
+
+class Confidence(Strict):
+    """How the critic's confidence is found, and what becomes of it.
+
+    ``verbalized``: it names it, from 0 to 20. ``logprob``: the probability of its label among the labels, when it
+    answers by a label alone. ``agreement``: ``k`` calls, and how many of them agree. ``raw`` takes it as it is, as the
+    paper does; ``chance_corrected`` takes off what a guess would have.
+    """
+
+    mode: Literal["verbalized", "logprob", "agreement"] = "verbalized"
+    k: Annotated[int, Field(ge=1)] = 1
+    transform: Literal["raw", "chance_corrected"] = "raw"
+
+    @model_validator(mode="after")
+    def _several(self) -> "Confidence":
+        if self.mode == "agreement" and self.k < 2:
+            raise ValueError("agreement needs k of at least 2: a single call agrees with itself")
+        if self.mode != "agreement" and self.k != 1:
+            raise ValueError(f"k is the number of calls of mode agreement; mode {self.mode} makes one")
+        return self
+
+
+class Judge(Strict):
+    """A criterion that a critic judges by one of several ``labels``, each with its score in [0, 1]."""
+
+    criterion: Text
+    labels: Annotated[dict[str, Annotated[float, Field(ge=0, le=1)]], BeforeValidator(_labels)] = Field(
+        default_factory=lambda: {"no": 0.0, "yes": 1.0}
+    )
+    show: tuple[Show, ...] = ("prompt", "response")
+    reference: Text | None = None
+    confidence: Confidence = Confidence()
+    critic: str = "default"
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "Judge":
+        if not self.criterion.strip():
+            raise ValueError("the criterion is empty")
+        if len(self.labels) < 2 or len(set(self.labels.values())) < 2:
+            raise ValueError("labels needs at least two labels, with different scores")
+        if "response" not in self.show:
+            raise ValueError("show has no response: there would be nothing to judge")
+        if ("reference" in self.show) != (self.reference is not None):
+            raise ValueError(
+                "a reference is shown where there is one: name both 'show: [.., reference]' and 'reference'"
+            )
+        return self
