@@ -16,6 +16,7 @@ from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config, dumped, loaded
 from grape_rl.methods import Responses, chosen_options, keywords, objective
 from grape_rl.model.load import load
+from grape_rl.model.reward_model import load_scalar
 from grape_rl.model.sampler import Sampling
 from grape_rl.parts.folder import resumable, write
 from grape_rl.parts.kinds import kind_of
@@ -119,11 +120,15 @@ def _setup(config: Config, checkpoint: Path | None) -> Setup:
     """What the run is set up with; its policy as in the checkpoint, if there is one."""
     row = ALGORITHMS[config.method]
     chosen = chosen_options(row, config.options)
-    train_rows, test_rows = kind_of(row).rows(config, row)
-    start = start_policy(config, train_rows)
-    graded = isinstance(row.source, Responses) or (test_rows and (config.reward.rubric or config.reward.function))
+    kind, named = kind_of(row), config.reward
+    train_rows, test_rows = kind.rows(config, row)
+    start = start_policy(config, train_rows, kind.scalar)
+    graded = isinstance(row.source, Responses) or (
+        test_rows and not kind.scalar and (named.rubric or named.function or named.model)
+    )
     grader = scorer(config, row, chosen, [*train_rows, *test_rows]) if graded else None
-    now = policy(*load(str(checkpoint), start.model.device)) if checkpoint else start
+    again = load_scalar if kind.scalar else load
+    now = policy(*again(str(checkpoint), start.model.device)) if checkpoint else start
     return Setup(config, row, chosen, train_rows, test_rows, start, now, grader)
 
 

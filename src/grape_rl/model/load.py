@@ -35,6 +35,8 @@ def load(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTo
     if found["missing_keys"]:  # transformers fills them with random numbers
         missing = sorted(found["missing_keys"])
         raise ValueError(f"model {name!r}: its files lack {len(missing)} of its parameters, {missing[0]} among them")
+    if head := [key for key in found["unexpected_keys"] if key.startswith("score.")]:
+        raise ValueError(f"model {name!r}: has the head {head[0]} of a reward model, and a language model is needed")
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes where there is none
         raise ValueError(f"model {name!r}: its tokenizer has only special tokens; are the tokenizer's files there?")
     return readied(model, device), tokenizer
