@@ -196,16 +196,11 @@ class Config(Section):
             raise ValueError("data: name exactly one of source (a file or a data set) and tasks")
         if self.data.held_out and not self.data.held_out_rows:
             raise ValueError("data: held_out names held-out rows, and held_out_rows is 0: say how many to evaluate on")
-        scorers = [self.reward.rubric, self.reward.function, self.reward.model]
-        if sum(map(bool, scorers)) > 1:
+        graded = sum(map(bool, (self.reward.rubric, self.reward.function, self.reward.model)))
+        if graded > 1:
             raise ValueError("reward: name exactly one of rubric, function and model")
-        if self.reward.aggregate and not self.reward.model:
-            raise ValueError("reward: aggregate is for the steps of a process reward model: name reward.model")
-        graded = any(scorers)
         if self.data.held_out_rows and not graded and isinstance(row.source, Demonstrations | Responses):
-            raise ValueError(
-                "data: held_out_rows asks for an evaluation: name reward.rubric, reward.function or reward.model for it"
-            )
+            raise ValueError("data: held_out_rows asks for an evaluation: name reward.rubric, function or model for it")
         try:
             _ = self.folder
         except (LookupError, ValueError, AttributeError):
@@ -250,8 +245,8 @@ def loaded(data: dict[str, Any], source: str = "config") -> Config:
 def from_file(path: Path, method: str) -> dict[str, Any]:
     """The plain data of a YAML or JSON file, ``extends`` resolved, paths of the rubric and the like made absolute.
 
-    ``extends: other.yaml`` lays this file's keys over the other's. ``reward.rubric``, ``reward.function`` and
-    ``reward.model`` are looked for beside the file that names them.
+    ``extends: other.yaml`` lays this file's keys over the other's. ``reward``'s ``rubric``, ``function`` and ``model``
+    are looked for beside the file that names them.
 
     Raises:
         ValueError: the file is not there, does not parse, or is for another method.
@@ -262,7 +257,7 @@ def from_file(path: Path, method: str) -> dict[str, Any]:
     return data
 
 
-RIVALS = (("name", "scratch"), ("source", "tasks"), ("rubric", "function"), ("rubric", "model"), ("function", "model"))
+RIVALS = (("name", "scratch"), ("source", "tasks"), ("rubric", "function", "model"))
 """Settings of one section of which only one can hold."""
 
 
@@ -275,11 +270,8 @@ def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     >>> laid_over({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
     {'a': {'b': 1, 'c': 3}}
     """
-    out = dict(below)
-    for one, other in RIVALS:
-        for named, rival in ((one, other), (other, one)):
-            if above.get(named) and rival not in above:
-                out.pop(rival, None)
+    gone = {rival for rivals in RIVALS if any(map(above.get, rivals)) for rival in rivals} - above.keys()
+    out = {key: value for key, value in below.items() if key not in gone}
     for key, value in above.items():
         old = out.get(key)
         merged = isinstance(old, dict) and isinstance(value, dict) and key not in ("tasks", "styles")

@@ -16,8 +16,8 @@ from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config, dumped, loaded
 from grape_rl.methods import Responses, chosen_options, keywords, objective
 from grape_rl.model.load import load
-from grape_rl.model.reward_model import load_scalar
 from grape_rl.model.sampler import Sampling
+from grape_rl.model.scalar import load_scalar
 from grape_rl.parts.folder import resumable, write
 from grape_rl.parts.kinds import kind_of
 from grape_rl.parts.policy import policy, start_policy

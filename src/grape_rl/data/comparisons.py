@@ -18,7 +18,7 @@ class Comparison:
 
 
 def comparisons(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[dict[str, Any]],
     tokenizer: Tokenizer,
     end: tuple[int, ...],
     max_length: int,
@@ -28,9 +28,9 @@ def comparisons(
 ) -> tuple[list[Comparison], Lengths]:
     """The rows as pairs in tokens, each with its margin. ``columns``: of the margin, and of the two rewards.
 
-    margin_from: "column": what the margin's column says, and 0 where no row has it; "rewards": the chosen response's reward
-    less the other's; "none": 0. A pair of which either response is over ``max_length`` with its prompt is left out and
-    not cut: a response without its end is another response.
+    margin_from: "column": what the margin's column says, and 0 where no row has it; "rewards": the chosen response's
+    reward less the other's; "none": 0. A pair of which either response is over ``max_length`` with its prompt is left
+    out and not cut: a response without its end is another response.
 
     Raises:
         ValueError: as ``pairs``; a margin that is missing or no number; no pair that is short enough.
@@ -66,8 +66,8 @@ def _margin(row: Mapping[str, Any], pair: Pair, columns: tuple[str, str, str], m
         difference = pair.chosen_reward - pair.rejected_reward
         if math.isnan(difference):
             raise ValueError(
-                f"{where}: options.margin_from is rewards, which needs the columns {columns[1]!r} and {columns[2]!r}; it "
-                f"has {', '.join(map(repr, row))}"
+                f"{where}: options.margin_from is rewards, which needs the columns {columns[1]!r} and {columns[2]!r}; "
+                f"it has {', '.join(map(repr, row))}"
             )
         return difference
     value = row.get(columns[0])

@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 
 from grape_rl.data.comparisons import Comparison
 from grape_rl.methods import Comparisons, keywords
-from grape_rl.model.reward_model import with_separator
+from grape_rl.model.scalar import with_separator
 from grape_rl.parts.preferences import PREFERENCES
 from grape_rl.parts.rows import Row
 from grape_rl.parts.setup import Kind, Setup, Told
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.training.fit import AnySource
-from grape_rl.training.reward_model import compared, comparing, held_out_comparisons
+from grape_rl.training.scoring import compared, comparing, held_out_comparisons
 
 
 def _source(setup: Setup) -> tuple[AnySource, Told]:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from grape_rl.config import Config, Data, Scratch
 from grape_rl.data.chat import end_tokens
 from grape_rl.model.load import load, readied
-from grape_rl.model.reward_model import is_scalar, load_scalar, scalar_model
+from grape_rl.model.scalar import is_scalar, load_scalar, scalar_model
 from grape_rl.model.scratch import bpe_tokenizer, character_tokenizer, scratch, shared_passages
 from grape_rl.parts.rows import Row, plain
 

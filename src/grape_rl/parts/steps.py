@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from grape_rl.config import Config
 from grape_rl.data.steps import Labelled, stepped, with_steps
 from grape_rl.methods import Algorithm, Steps, chosen_options, keywords
-from grape_rl.model.reward_model import with_separator
+from grape_rl.model.scalar import with_separator
 from grape_rl.parts.rows import Row, prompted, sources, split
 from grape_rl.parts.setup import Kind, Setup, Told
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.training.fit import AnySource
-from grape_rl.training.reward_model import held_out_steps, judged, judging
+from grape_rl.training.scoring import held_out_steps, judged, judging
 
 
 def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:

@@ -2,7 +2,7 @@
 
 from grape_rl.maths.reward_model import bradley_terry, centered, step_cross_entropy
 from grape_rl.methods import Algorithm, Comparisons, RowTerm, Steps
-from grape_rl.training.reward_model import comparison_gradient, step_gradient
+from grape_rl.training.scoring import comparison_gradient, step_gradient
 
 REWARD_MODEL = (
     Algorithm(
@@ -20,7 +20,7 @@ REWARD_MODEL = (
     Algorithm(
         name="process_reward_model",
         summary="Learn which steps of a solution are right, from a label for each step.",
-        equation="L = −mean_steps [z log σ(s_θ(x, y_≤step)) + (1−z) log σ(−s_θ(x, y_≤step))]",
+        equation="L = −mean_i [z_i log σ(s_i) + (1−z_i) log σ(−s_i)],  s_i = s_θ(x, y_≤i) at the end of step i",
         paper="process supervision, arXiv 2211.14275; arXiv 2305.20050",
         source=Steps(),
         terms=(RowTerm(step_cross_entropy),),

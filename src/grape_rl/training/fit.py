@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from grape_rl.training.log import Log
 from grape_rl.training.pairs import PairExperience
-from grape_rl.training.reward_model import Compared, Judged
+from grape_rl.training.scoring import Compared, Judged
 from grape_rl.training.source import Experience
 
 AnyExperience = Experience | PairExperience | Compared | Judged

@@ -12,7 +12,7 @@ from grape_rl.data.comparisons import Comparison
 from grape_rl.data.preferences import stacked_pairs
 from grape_rl.data.steps import Labelled, stacked_steps
 from grape_rl.model.logprobs import microbatches, selected
-from grape_rl.model.reward_model import scores, token_scores
+from grape_rl.model.scalar import scores, token_scores
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.training.objective import Objective, pair_loss
 from grape_rl.training.optimizer import clipped_step
