@@ -4,18 +4,16 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config, dumped, loaded
 from grape_rl.methods import Responses, chosen_options, keywords, objective
-from grape_rl.model.load import load
+from grape_rl.model.load import load, quiet
 from grape_rl.model.sampler import Sampling
 from grape_rl.model.scalar import load_scalar
 from grape_rl.parts.folder import resumable, write
@@ -52,19 +50,7 @@ class Run:
         return read_metrics(self.folder)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bars in the midst of the run's."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-@_quiet()
+@quiet()
 def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     """Train as ``config`` says, into its own folder.
 

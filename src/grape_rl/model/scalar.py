@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from grape_rl.model.load import quiet
 from grape_rl.model.logprobs import hidden_after, lengths
 from grape_rl.types import Sequences
 
@@ -100,6 +101,7 @@ def is_scalar(name: str) -> bool:
     return any(each.endswith("ForSequenceClassification") for each in architectures)
 
 
+@quiet()
 def load_scalar(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The reward model and tokenizer at ``name`` (a folder, or a repository of the Hub), weights in float32.
 

@@ -21,7 +21,7 @@ from grape_rl.model.scalar import load_scalar, scores, separator_of, token_score
 from grape_rl.reward.model_item import RewardModelItem
 from grape_rl.types import Response, Sequences, Verdict, failed
 
-Read = tuple[Int[Tensor, " p"], Int[Tensor, " t"], list[int]]
+Read = tuple[Int[Tensor, " _"], Int[Tensor, " _"], list[int]]
 """A response as the model reads it: the prompt's tokens, its own, and behind how many of these each step ends."""
 
 
