@@ -37,7 +37,7 @@ def complaint(wanted, tmp_path, kind=ValueError):
         (
             "grpo",
             {"reward": {"rubric": "r", "function": "f.py:f"}},
-            "reward: name exactly one of rubric, function and model",
+            "reward: name exactly one of rubric, function",
         ),
         ("grpo", {"reward": {"rubric": None}}, "reward: grpo scores responses: name exactly one of"),
         ("grape", {"reward": {"rubric": None, "function": "f.py:f"}}, "reward: grape weights the items of a rubric"),

@@ -57,7 +57,7 @@ def test_what_is_written_down_reads_back_the_same(base):
         ),
         (
             {"reward": {"function": None}},
-            "reward: grpo scores responses: name exactly one of rubric, function and model",
+            "reward: grpo scores responses: name exactly one of rubric, function and",
         ),
         (
             {"data": {"source": "x.csv", "tasks": {"chain_sum": {}}}},

@@ -73,9 +73,7 @@ def test_messages_go_through_the_reward_models_own_template(tmp_path):
     with_completion = completion_tokens(grader.tokenizer, asked, [{"role": "assistant", "content": "2"}], grader.end)
     assert torch.equal(torch.cat([prompt_tokens(grader.tokenizer, asked), with_completion]), ids)
     plain = reward_model(saved(tmp_path / "plain"), CPU, 1000)
-    with pytest.raises(
-        ValueError, match="row 0: the prompt is made of messages, and the tokenizer has no chat template"
-    ):
+    with pytest.raises(ValueError, match="row 0: the prompt is made of messages, and the tokenizer has no chat"):
         readable(plain, [{"prompt": asked}])
     (missing,) = rewards(plain, [Response("1+1=", "2", {"prompt": asked}, 2, "stop")], "r")
     assert missing.status == "infrastructure" and "no chat template" in missing.reasoning
@@ -102,12 +100,8 @@ def test_a_process_reward_models_reward_is_made_of_its_steps(how, tmp_path):
         for step in [s for s in response.text.split("\n") if s] or [""]:
             text += step + "\n"
             chances.append(1 / (1 + math.exp(-own(grader, torch.tensor(grader.tokenizer(text)["input_ids"])))))
-        wanted = {
-            "min": min(chances),
-            "product": math.prod(chances),
-            "last": chances[-1],
-            "mean": sum(chances) / len(chances),
-        }
+        mean = sum(chances) / len(chances)
+        wanted = {"min": min(chances), "product": math.prod(chances), "last": chances[-1], "mean": mean}
         assert verdict.score == pytest.approx(wanted[how or "min"], abs=1e-5)
 
 
@@ -173,7 +167,7 @@ def test_a_process_reward_models_item_is_a_probability_as_it_is(tmp_path):
         ("model: rm, confidence: sure", "reward_model.confidence: Input should be 'full' or 'certainty'"),
         (
             "model: rm}, check: {type: length, max_tokens: 1",
-            "items[liked]: needs exactly one of check and reward_model",
+            "needs exactly one of check and reward_model",
         ),
     ],
 )
@@ -192,8 +186,7 @@ def test_lint_and_score_take_such_a_rubric(tmp_path, capsys):
     main(["score", "--rubric", str(good), "--data", str(data)])
     assert "liked" in capsys.readouterr().out
     for command in (["lint"], ["score", "--data", str(data), "--rubric"]):
-        with pytest.raises(SystemExit):
-            main([*command, str(rubric(tmp_path, "model: gone"))])
+        assert main([*command, str(rubric(tmp_path, "model: gone"))]) == 2
         told = capsys.readouterr().err
         assert "item 'liked' of category 'sums': reward model 'gone': no loadable folder" in told
         assert len(told.splitlines()) == 1

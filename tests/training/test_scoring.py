@@ -85,7 +85,7 @@ def test_the_loss_of_pairs_and_its_gradient_by_hand(scorer, tokenizer):
         won.append(float(w > l))
         rewards += [w.item(), l.item()]
     loss.backward()
-    assert told["loss"] == pytest.approx(float(loss), rel=1e-9)
+    assert told["loss"] == pytest.approx(loss.item(), rel=1e-9)
     assert told["accuracy"] == pytest.approx(sum(won) / 3) and told["reward"] == pytest.approx(sum(rewards) / 6)
     assert told["bradley_terry"] + told["centered"] == pytest.approx(told["loss"])
     for a, b in zip(found, gradients(scorer), strict=True):
@@ -104,9 +104,9 @@ def test_the_loss_of_steps_and_its_gradient_by_hand(scorer, tokenizer):
             text += step + "\n"
             chance = torch.sigmoid(said(scorer, tokenizer, row["prompt"], text))
             loss = loss - torch.log(chance if label else 1 - chance) / 5
-            right.append(float((chance > 0.5) == label))
+            right.append(float((chance > 0.5).item() == label))
     loss.backward()
-    assert told["loss"] == pytest.approx(float(loss), rel=1e-9)
+    assert told["loss"] == pytest.approx(loss.item(), rel=1e-9)
     assert told["accuracy"] == pytest.approx(sum(right) / 5)
     for a, b in zip(mine, gradients(scorer), strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
@@ -140,7 +140,7 @@ def trained(model, update, source, objective, steps, rate):
 
 
 def test_it_learns_pairs_and_centering_brings_the_mean_score_to_zero(model, tokenizer):
-    """Even beats odd. The head starts with a mean score of 3: without the pull it stays about there, with it goes to 0."""
+    """Even beats odd. The head starts with a mean score of 3: its level is left to chance, or pulled to 0."""
     rows = [{"prompt": f"{i}=", "chosen": str(2 * i), "rejected": str(2 * i + 1)} for i in range(8)]
     found = pairs_of(tokenizer, rows)
     model = scalar_model(model, tokenizer, seed=0)
@@ -157,7 +157,7 @@ def test_it_learns_pairs_and_centering_brings_the_mean_score_to_zero(model, toke
         accuracy, margin, reward = held_out_comparisons(model, batch, 10**6)
         assert accuracy.mean > 0.9 and margin.mean > 1 and told[-1]["bradley_terry" if centering else "loss"] < 0.2
         last[centering] = abs(reward.mean)
-    assert last[0.1] < 0.3 and last[0.0] > 1
+    assert last[0.1] < 0.1 and last[0.0] > 0.3
 
 
 def test_it_learns_steps(model, tokenizer):
