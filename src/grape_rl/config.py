@@ -166,7 +166,7 @@ class Config(Section):
     """The method's own options: see ``grape explain METHOD``."""
     steps: PositiveInt = 100
     prompts_per_step: PositiveInt = 8
-    """Prompts a step (demonstrations for SFT; pairs for methods that learn from those)."""
+    """Prompts a step (demonstrations for SFT; pairs or solutions for methods that learn from those)."""
     group_size: PositiveInt = 8
     """Responses a prompt."""
     tokens_per_microbatch: PositiveInt = 8192
