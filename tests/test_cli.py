@@ -175,14 +175,16 @@ def test_explain(grape, name):
     order = [said.index(f"{f.__module__}.{f.__name__}\n") for f in row.functions]
     assert order == sorted(order)
     for option, (_, default) in options(row).items():
-        assert f"\n  {option} = {default}  (" in said
+        told = "'\\n'" if default == "\n" else default
+        assert f"\n  {option} = {told}  (" in said
     assert said.count("; the function's own default is ") == len(row.defaults)
     fewest = getattr(row.source, "smallest_group", None)
     rewards = ", each with a reward" if name in ("odpo", "rpo") else ""
+    read = f"prompts, each with a chosen and a rejected response{rewards}"
+    if name == "process_reward_model":
+        read = "prompts, each with the steps of a solution and a label (right or wrong) for every step"
     needs = {
-        None: "prompts with completions"
-        if row.reduction
-        else f"prompts, each with a chosen and a rejected response{rewards}",
+        None: "prompts with completions" if row.reduction else read,
         1: "prompts, a reward",
         2: "prompts, a reward, at least 2 responses a prompt",
     }

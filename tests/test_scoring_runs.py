@@ -82,7 +82,7 @@ def test_pairs_over_the_limit_are_told(tmp_path):
     rows = [*preferred(3), {"prompt": "1=", "chosen": "1234567", "rejected": "2"}]
     run = train(scoring(tmp_path, "reward_model", rows, data={"max_length": 7}))
     assert [w["message"] for w in lines(run.folder / "warnings.jsonl")] == [
-        "1 of 4 pairs have a response over 7 tokens: left out"
+        "1 of 4 pairs do not fit into 7 tokens, or do not differ: left out"
     ]
 
 

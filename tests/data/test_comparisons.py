@@ -39,10 +39,11 @@ def test_the_margin_comes_from_where_it_should(tokenizer, rows, options, margins
     assert [each.margin for each in found(tokenizer, rows, **options)[0]] == margins
 
 
-def test_a_pair_that_is_too_long_is_left_out_and_not_cut(tokenizer):
-    made, lengths = found(tokenizer, [{**ROWS[0], "rejected": "12345"}, *ROWS], limit=7)
+def test_a_pair_that_is_too_long_or_the_same_twice_is_left_out(tokenizer):
+    twice = {**ROWS[0], "chosen": "2", "rejected": "2<eos>"}
+    made, lengths = found(tokenizer, [{**ROWS[0], "rejected": "12345"}, twice, *ROWS], limit=7)
     assert [tokenizer.decode(each.pair.rejected) for each in made] == ["13<eos>", "4<eos>"]
-    assert (lengths.rows, lengths.dropped) == (3, 1) and [each.margin for each in made] == [0.5, -1.0]
+    assert (lengths.rows, lengths.dropped) == (4, 2) and [each.margin for each in made] == [0.5, -1.0]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_a_pair_that_is_too_long_is_left_out_and_not_cut(tokenizer):
         ([{**ROWS[0], "margin": True}], {}, "data: row 0: 'margin' must be a finite number; got True"),
         (without("chosen_reward"), {"margin_from": "rewards"}, "row 0: options.margin_from is rewards, which needs the "
          "columns 'chosen_reward' and 'rejected_reward'; it has 'prompt', 'chosen', 'rejected', 'margin', 'rejected_r"),
-        (ROWS, {"limit": 3}, "data: none of the 2 pairs fits into the 3 tokens of max_length"),
+        (ROWS, {"limit": 3}, "data: none of the 2 pairs differs and fits into the 3 tokens of max_len"),
         ([{**ROWS[0], "chosen": "2", "rejected": "2<eos>"}], {}, "data: none of the 1 pairs differs"),
     ],
 )  # fmt: skip

@@ -36,7 +36,7 @@ def _comparisons(setup: Setup, rows: Sequence[Row], source: str) -> tuple[list[C
     found, lengths = kind.encoded(
         rows, at.tokenizer, at.end, limit, columns, source, **keywords(kind.encoded, setup.chosen)
     )
-    message = f"{lengths.dropped} of {lengths.rows} pairs have a response over {limit} tokens: left out"
+    message = f"{lengths.dropped} of {lengths.rows} pairs do not fit into {limit} tokens, or do not differ: left out"
     return found, [("left_out", message)] if lengths.dropped else []
 
 
