@@ -284,7 +284,8 @@ def test_a_dry_run_prints_settings_that_are_a_config_and_leaves_nothing(grape, t
 @pytest.mark.parametrize("name", [name for name, row in ALGORITHMS.items() if row.reduction is None])
 def test_a_dry_run_of_a_method_of_pairs_says_what_a_step_is(grape, name):
     code, said, _ = grape("train", name, "--config", "demo", "--dry-run", "--prompts_per_step", "5")
-    assert code == 0 and " steps, 5 pairs a step; 1 optimizer step each, in micro-batches of up to" in said
+    kind = "solutions" if name == "process_reward_model" else "pairs"
+    assert code == 0 and f" steps, 5 {kind} a step; 1 optimizer step each, in micro-batches of up to" in said
 
 
 def small_yaml(folder, method, **more):

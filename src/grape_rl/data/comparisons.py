@@ -35,7 +35,7 @@ def comparisons(
     out and not cut: a response without its end is another response. So is one whose two responses have the same tokens.
 
     Raises:
-        ValueError: as ``prompt_tokens`` and ``completion_tokens``; a missing margin, or one that is no number; no pair left.
+        ValueError: as ``prompt_tokens`` and ``completion_tokens``; a margin that is missing or no number; no pair left.
     """
     margins = [_margin(row, columns, margin_from, f"{source}: row {i}") for i, row in enumerate(rows)]
     told = [not math.isnan(margin) for margin in margins]
