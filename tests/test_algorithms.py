@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import grape_rl.run
 from grape_rl import ALGORITHMS
@@ -17,17 +17,29 @@ from grape_rl.cli.train import demo_config
 from grape_rl.config import Config, from_file, laid_over, loaded
 from grape_rl.maths.grape import confidence_weighted, unweighted
 from grape_rl.maths.reduction import Reduction
-from grape_rl.methods import Preferences, Responses, RowTerm, chosen_options, keywords, objective, options
+from grape_rl.methods import (
+    Comparisons,
+    Preferences,
+    Responses,
+    RowTerm,
+    Steps,
+    chosen_options,
+    keywords,
+    objective,
+    options,
+)
 from grape_rl.reward.rubric import load_rubric
-from grape_rl.training.objective import FIELDS, PAIR_FIELDS
+from grape_rl.training.objective import FIELDS, PAIR_FIELDS, SCORE_FIELDS
 from grape_rl.training.update import gradient
 from small_runs import lines, weights
 
 OF_PAIRS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Preferences)]
-OF_TOKENS = [name for name in ALGORITHMS if name not in OF_PAIRS]
+OF_SCORES = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Comparisons | Steps)]
+"""Methods that train a model to score, and not to write."""
+OF_TOKENS = [name for name in ALGORITHMS if name not in (*OF_PAIRS, *OF_SCORES)]
 DESCENDING = [name for name, row in ALGORITHMS.items() if row.update is gradient]
 """Methods whose update is passes over tokens by an optimizer, which have epochs and mini-batches."""
-STEPPING = [*DESCENDING, *OF_PAIRS]
+STEPPING = [*DESCENDING, *OF_PAIRS, *OF_SCORES]
 """Methods whose update is steps of an optimizer, which has a learning rate."""
 
 
@@ -52,8 +64,8 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
     row, start = ALGORITHMS[name], {}
     begin = grape_rl.run.start_policy
 
-    def watched(config, rows):
-        policy = begin(config, rows)
+    def watched(*given):
+        policy = begin(*given)
         policy.model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
         start.update({key: p.detach().clone() for key, p in policy.model.named_parameters()})
         return policy
@@ -63,19 +75,31 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
 
     assert len(run.metrics) == 2
     for told in run.metrics:
-        wanted = ["loss", "entropy", "grad_norm", *(["learning_rate"] if name in STEPPING else [])]
+        wanted = [
+            "loss",
+            "accuracy" if name in OF_SCORES else "entropy",
+            "grad_norm",
+            *(["learning_rate"] if name in STEPPING else []),
+        ]
         assert ("learning_rate" in told) == (name in STEPPING)
         if isinstance(row.source, Responses):
             wanted += ["reward", "length", "cut_off", "equal_groups", "kl"]
         if isinstance(row.source, Preferences):
             wanted += ["accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_length", "rejected_length"]
+        if isinstance(row.source, Comparisons):
+            wanted += ["margin", "reward", "chosen_reward", "rejected_reward", "chosen_length", "rejected_length"]
+        if isinstance(row.source, Steps):
+            wanted += ["probability", "steps", "length"]
         assert all(math.isfinite(told[key]) for key in wanted), told
         assert told["phase"] == name and told["grad_norm"] > 0
         assert not any(math.isinf(value) for value in told.values() if not isinstance(value, str))
     assert sorted(run.evaluations) == [0, 2]
-    assert run.evaluations[2].responses == 3
+    assert run.evaluations[2].responses == (0 if name in OF_SCORES else 3), "a model that scores writes nothing"
     of_pairs = [item for item in run.evaluations[2].items if item.category == "preferences"]
-    assert [item.graded for item in of_pairs] == ([3, 3, 3] if isinstance(row.source, Preferences) else [])
+    compared = isinstance(row.source, Preferences | Comparisons)
+    assert [item.graded for item in of_pairs] == ([3, 3, 3] if compared else [])
+    of_steps = [item.item for item in run.evaluations[2].items if item.category == "steps"]
+    assert len(of_steps) == (3 if isinstance(row.source, Steps) else 0)
 
     assert yaml.safe_load((run.folder / "config.yaml").read_text()) == run.config.model_dump(mode="json")
     drawn = sorted((run.folder / "rollouts").iterdir())
@@ -93,7 +117,8 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
     fixed = [key for key in start if torch.equal(end[key], start[key])]
     assert fixed == ["model.layers.0.mlp.up_proj.weight"], "the frozen parameter keeps its bits, and no other does"
 
-    model = AutoModelForCausalLM.from_pretrained(run.model)
+    kind = AutoModelForSequenceClassification if name in OF_SCORES else AutoModelForCausalLM
+    model = kind.from_pretrained(run.model)
     tokenizer = AutoTokenizer.from_pretrained(run.model)
     assert all(torch.equal(value, end[key]) for key, value in model.state_dict().items() if key in end)
     assert tokenizer.eos_token_id is not None
@@ -114,7 +139,7 @@ def test_every_row_says_what_it_is(name):
     for function in row.functions:
         assert inspect.getdoc(inspect.unwrap(function)), function
     for term in row.terms:
-        read = set(PAIR_FIELDS if isinstance(row.source, Preferences) else FIELDS)
+        read = set(PAIR_FIELDS if name in OF_PAIRS else SCORE_FIELDS if name in OF_SCORES else FIELDS)
         assert set(inspect.signature(term.function).parameters) - read <= options(row).keys()
 
 
@@ -123,7 +148,7 @@ def test_every_option_has_a_type_and_a_default_of_it(name):
     row = ALGORITHMS[name]
     found = options(row)
     of_tokens = {"reduction", "epochs", "minibatches"}
-    if name in OF_PAIRS:
+    if name in (*OF_PAIRS, *OF_SCORES):
         assert found.keys().isdisjoint(of_tokens)
     else:
         assert found.keys() & of_tokens == (of_tokens if name in DESCENDING else {"reduction"})
@@ -133,7 +158,7 @@ def test_every_option_has_a_type_and_a_default_of_it(name):
         if choices and all(isinstance(choice, str) for choice in choices):
             assert default in choices, option
         else:
-            assert isinstance(default, int | float), option
+            assert isinstance(default, int | float | str), option
     assert chosen_options(row, {}) == {option: default for option, (_, default) in found.items()}
 
 
@@ -151,9 +176,9 @@ def test_every_row_refuses_options_that_are_none(name, given, message):
     assert str(told.value).startswith(f"options of {name}: ") and message in str(told.value)
 
 
-@pytest.mark.parametrize("name", OF_PAIRS)
+@pytest.mark.parametrize("name", [*OF_PAIRS, *OF_SCORES])
 @pytest.mark.parametrize("option", ["reduction", "epochs"])
-def test_a_method_of_pairs_has_no_options_of_tokens(name, option):
+def test_a_method_without_tokens_has_no_options_of_tokens(name, option):
     with pytest.raises(ValueError, match=f"options of {name}: unknown key '{option}'"):
         chosen_options(ALGORITHMS[name], {option: "token"})
 

@@ -34,7 +34,11 @@ def complaint(wanted, tmp_path, kind=ValueError):
         ("grape", {"group_size": 1}, "group_size is 1: grape compares the responses to a prompt"),
         ("grpo", {"sampling": {"top_p": 0.9}}, "sampling: grpo needs tokens from the whole distribution"),
         ("reinforce", {"sampling": {"temperature": 0}}, "temperature 0 makes all responses alike"),
-        ("grpo", {"reward": {"rubric": "r", "function": "f.py:f"}}, "reward: name exactly one of rubric and function"),
+        (
+            "grpo",
+            {"reward": {"rubric": "r", "function": "f.py:f"}},
+            "reward: name exactly one of rubric, function",
+        ),
         ("grpo", {"reward": {"rubric": None}}, "reward: grpo scores responses: name exactly one of"),
         ("grape", {"reward": {"rubric": None, "function": "f.py:f"}}, "reward: grape weights the items of a rubric"),
         ("sft", {"device": "tpu9"}, "device 'tpu9': not here ("),

@@ -175,14 +175,16 @@ def test_explain(grape, name):
     order = [said.index(f"{f.__module__}.{f.__name__}\n") for f in row.functions]
     assert order == sorted(order)
     for option, (_, default) in options(row).items():
-        assert f"\n  {option} = {default}  (" in said
+        told = "'\\n'" if default == "\n" else default
+        assert f"\n  {option} = {told}  (" in said
     assert said.count("; the function's own default is ") == len(row.defaults)
     fewest = getattr(row.source, "smallest_group", None)
     rewards = ", each with a reward" if name in ("odpo", "rpo") else ""
+    read = f"prompts, each with a chosen and a rejected response{rewards}"
+    if name == "process_reward_model":
+        read = "prompts, each with the steps of a solution and a label (right or wrong) for every step"
     needs = {
-        None: "prompts with completions"
-        if row.reduction
-        else f"prompts, each with a chosen and a rejected response{rewards}",
+        None: "prompts with completions" if row.reduction else read,
         1: "prompts, a reward",
         2: "prompts, a reward, at least 2 responses a prompt",
     }
@@ -282,7 +284,8 @@ def test_a_dry_run_prints_settings_that_are_a_config_and_leaves_nothing(grape, t
 @pytest.mark.parametrize("name", [name for name, row in ALGORITHMS.items() if row.reduction is None])
 def test_a_dry_run_of_a_method_of_pairs_says_what_a_step_is(grape, name):
     code, said, _ = grape("train", name, "--config", "demo", "--dry-run", "--prompts_per_step", "5")
-    assert code == 0 and " steps, 5 pairs a step; 1 optimizer step each, in micro-batches of up to" in said
+    kind = "solutions" if name == "process_reward_model" else "pairs"
+    assert code == 0 and f" steps, 5 {kind} a step; 1 optimizer step each, in micro-batches of up to" in said
 
 
 def small_yaml(folder, method, **more):

@@ -53,9 +53,12 @@ def test_what_is_written_down_reads_back_the_same(base):
         ({"sampling": {"temperature": -1}}, "sampling.temperature: Input should be greater than or equal to 0"),
         (
             {"reward": {"rubric": "r.yaml", "function": "f.py:f"}},
-            "reward: name exactly one of rubric and function",
+            "reward: name exactly one of rubric, function and model",
         ),
-        ({"reward": {"function": None}}, "reward: grpo scores responses: name exactly one of rubric and function"),
+        (
+            {"reward": {"function": None}},
+            "reward: grpo scores responses: name exactly one of rubric, function and",
+        ),
         (
             {"data": {"source": "x.csv", "tasks": {"chain_sum": {}}}},
             "data: name exactly one of source (a file or a data set) and tasks",
@@ -75,8 +78,8 @@ def test_bad_settings_of_grpo(change, message):
     [
         (GRAPE, {"group_size": 1}, "grape compares the responses to a prompt, so it needs at least 2"),
         (GRAPE, {"sampling": {"top_p": 0.5}}, "sampling: grape needs tokens from the whole distribution"),
-        (SFT, {"data": {"held_out_rows": 3}}, "data: held_out_rows asks for an evaluation: name reward.rubric or"),
-        (SFT, {"reward": {"rubric": "a", "function": "b"}}, "reward: name exactly one of rubric and function"),
+        (SFT, {"data": {"held_out_rows": 3}}, "data: held_out_rows asks for an evaluation: name reward.rubric, f"),
+        (SFT, {"reward": {"rubric": "a", "function": "b"}}, "reward: name exactly one of rubric, function and model"),
         (SFT, {"options": {"clip_low": 0.1}}, "options of sft: unknown key 'clip_low'"),
     ],
 )

@@ -7,6 +7,7 @@ from grape_rl.table.imitation import IMITATION
 from grape_rl.table.off_policy import OFF_POLICY
 from grape_rl.table.preference import PREFERENCE
 from grape_rl.table.reinforce import REINFORCE
+from grape_rl.table.reward_model import REWARD_MODEL
 
 FAMILIES = MappingProxyType(
     {
@@ -15,6 +16,7 @@ FAMILIES = MappingProxyType(
         "Relative to the group, with a bound on the ratio": GROUP_RELATIVE,
         "REINFORCE on an older policy's responses": OFF_POLICY,
         "Preferences between two responses": PREFERENCE,
+        "Models that score": REWARD_MODEL,
     }
 )
 """The rows by what they have in common."""

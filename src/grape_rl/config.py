@@ -7,7 +7,8 @@ import yaml
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from grape_rl.algorithms import ALGORITHMS
-from grape_rl.methods import Preferences, Responses, chosen_options
+from grape_rl.maths.reward_model import StepReward
+from grape_rl.methods import Demonstrations, Responses, chosen_options
 from grape_rl.reward.strict import Strict, nearest, parsed, validated
 
 Count = Annotated[int, Field(ge=0)]
@@ -81,6 +82,12 @@ class Data(Section):
     chosen_reward: str = "chosen_reward"
     """The column with the chosen response's reward, for methods that need it."""
     rejected_reward: str = "rejected_reward"
+    margin: str = "margin"
+    """The column with how much higher the chosen response should score, for ``reward_model``; no such column is 0."""
+    completions: str = "completions"
+    """The column with the steps of a solution, a list of texts, for ``process_reward_model``."""
+    labels: str = "labels"
+    """The column with what each step is, a list of true and false."""
     system: str | None = None
     """A system message before each prompt."""
     chat: bool = False
@@ -96,12 +103,16 @@ class Data(Section):
 
 
 class Reward(Section):
-    """How responses are scored: exactly one of ``rubric`` and ``function``."""
+    """How responses are scored: exactly one of ``rubric``, ``function`` and ``model``."""
 
     rubric: str | None = None
     """A rubric file."""
     function: str | None = None
     """A reward function of one's own, "file.py:name" or "package.module:name": f(prompts, completions, **columns)."""
+    model: str | None = None
+    """A reward model, a folder or a model of the Hub: its score of prompt and response is the reward."""
+    aggregate: StepReward | None = None
+    """How the probabilities of the steps become the reward, for a process reward model: ``min`` unless told."""
     allow: tuple[str, ...] = ()
     """The Python files and modules that a rubric file may call."""
     failure_limit: Share = 0.1
@@ -155,7 +166,7 @@ class Config(Section):
     """The method's own options: see ``grape explain METHOD``."""
     steps: PositiveInt = 100
     prompts_per_step: PositiveInt = 8
-    """Prompts a step (demonstrations for SFT; pairs for methods that learn from those)."""
+    """Prompts a step (demonstrations for SFT; pairs or solutions for methods that learn from those)."""
     group_size: PositiveInt = 8
     """Responses a prompt."""
     tokens_per_microbatch: PositiveInt = 8192
@@ -185,11 +196,11 @@ class Config(Section):
             raise ValueError("data: name exactly one of source (a file or a data set) and tasks")
         if self.data.held_out and not self.data.held_out_rows:
             raise ValueError("data: held_out names held-out rows, and held_out_rows is 0: say how many to evaluate on")
-        if self.reward.rubric and self.reward.function:
-            raise ValueError("reward: name exactly one of rubric and function")
-        graded = bool(self.reward.rubric or self.reward.function)
-        if self.data.held_out_rows and not graded and not isinstance(row.source, Preferences):
-            raise ValueError("data: held_out_rows asks for an evaluation: name reward.rubric or reward.function for it")
+        graded = sum(map(bool, (self.reward.rubric, self.reward.function, self.reward.model)))
+        if graded > 1:
+            raise ValueError("reward: name exactly one of rubric, function and model")
+        if self.data.held_out_rows and not graded and isinstance(row.source, Demonstrations | Responses):
+            raise ValueError("data: held_out_rows asks for an evaluation: name reward.rubric, function or model for it")
         try:
             _ = self.folder
         except (LookupError, ValueError, AttributeError):
@@ -197,7 +208,7 @@ class Config(Section):
         if not isinstance(row.source, Responses):
             return self
         if not graded:
-            raise ValueError(f"reward: {self.method} scores responses: name exactly one of rubric and function")
+            raise ValueError(f"reward: {self.method} scores responses: name exactly one of rubric, function and model")
         if self.method == "grape" and not self.reward.rubric:
             raise ValueError("reward: grape weights the items of a rubric: name reward.rubric, or use grpo")
         if self.group_size < row.source.smallest_group:
@@ -234,8 +245,8 @@ def loaded(data: dict[str, Any], source: str = "config") -> Config:
 def from_file(path: Path, method: str) -> dict[str, Any]:
     """The plain data of a YAML or JSON file, ``extends`` resolved, paths of the rubric and the like made absolute.
 
-    ``extends: other.yaml`` lays this file's keys over the other's. ``reward.rubric`` and ``reward.function`` are looked
-    for beside the file that names them.
+    ``extends: other.yaml`` lays this file's keys over the other's. ``reward``'s ``rubric``, ``function`` and ``model``
+    are looked for beside the file that names them.
 
     Raises:
         ValueError: the file is not there, does not parse, or is for another method.
@@ -246,7 +257,7 @@ def from_file(path: Path, method: str) -> dict[str, Any]:
     return data
 
 
-RIVALS = (("name", "scratch"), ("source", "tasks"), ("rubric", "function"))
+RIVALS = (("name", "scratch"), ("source", "tasks"), ("rubric", "function", "model"))
 """Settings of one section of which only one can hold."""
 
 
@@ -259,11 +270,8 @@ def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     >>> laid_over({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
     {'a': {'b': 1, 'c': 3}}
     """
-    out = dict(below)
-    for one, other in RIVALS:
-        for named, rival in ((one, other), (other, one)):
-            if above.get(named) and rival not in above:
-                out.pop(rival, None)
+    gone = {rival for rivals in RIVALS if any(map(above.get, rivals)) for rival in rivals} - above.keys()
+    out = {key: value for key, value in below.items() if key not in gone}
     for key, value in above.items():
         old = out.get(key)
         merged = isinstance(old, dict) and isinstance(value, dict) and key not in ("tasks", "styles")
@@ -284,9 +292,9 @@ def _extended(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"{path}: should be keys with values")
     reward = data.get("reward")
     if isinstance(reward, dict):
-        for key in ("rubric", "function"):
+        for key in ("rubric", "function", "model"):
             value = reward.get(key)
-            if isinstance(value, str) and (path.parent / value.split(":")[0]).is_file():
+            if isinstance(value, str) and (path.parent / value.split(":")[0]).exists():
                 reward[key] = str(path.parent / value)
     base = data.pop("extends", None)
     return laid_over(_extended(path.parent / str(base), (*above, path.resolve())), data) if base else data

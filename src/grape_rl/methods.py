@@ -12,6 +12,8 @@ from typing import Any, get_type_hints
 from pydantic import create_model
 from torch import Tensor
 
+from grape_rl.data.comparisons import comparisons
+from grape_rl.data.steps import labelled
 from grape_rl.maths.reduction import Reduction
 from grape_rl.reward.strict import Strict, validated
 from grape_rl.training.draw import Drawn, once
@@ -47,6 +49,23 @@ class Preferences:
 
 
 @dataclass(frozen=True)
+class Comparisons:
+    """As ``Preferences``, for a model that scores responses in place of writing them. ``encoded`` makes the tokens."""
+
+    encoded: Callable[..., Any] = comparisons
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Batches are read from data: solutions whose every step is labelled right or wrong, for a model that scores.
+
+    ``encoded`` makes the tokens of them.
+    """
+
+    encoded: Callable[..., Any] = labelled
+
+
+@dataclass(frozen=True)
 class RowTerm:
     """A loss term of a row. ``option`` names the option that sets its coefficient, where it has one."""
 
@@ -59,7 +78,7 @@ class RowTerm:
 class Algorithm:
     """One row of the table.
 
-    ``reduction`` is None where the terms are per pair, whose plain mean is taken.
+    ``reduction`` is None where the terms are per pair or per step, whose plain mean is taken.
     ``defaults`` are the row's own for options of its functions. Two rows may differ in nothing else: Dr. GRPO is GRPO
     with other defaults.
     """
@@ -68,7 +87,7 @@ class Algorithm:
     summary: str
     equation: str
     paper: str
-    source: Demonstrations | Responses | Preferences
+    source: Demonstrations | Responses | Preferences | Comparisons | Steps
     terms: tuple[RowTerm, ...]
     reduction: Reduction | None
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -79,6 +98,7 @@ class Algorithm:
         """The functions that the row is composed of, in the order in which they run."""
         source = self.source
         parts = (source.draws, source.aggregate, source.advantage) if isinstance(source, Responses) else ()
+        parts = (source.encoded,) if isinstance(source, Comparisons | Steps) else parts
         return (*parts, *(term.function for term in self.terms), self.update)
 
 

@@ -4,19 +4,18 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config, dumped, loaded
 from grape_rl.methods import Responses, chosen_options, keywords, objective
-from grape_rl.model.load import load
+from grape_rl.model.load import load, quiet
 from grape_rl.model.sampler import Sampling
+from grape_rl.model.scalar import load_scalar
 from grape_rl.parts.folder import resumable, write
 from grape_rl.parts.kinds import kind_of
 from grape_rl.parts.policy import policy, start_policy
@@ -51,19 +50,7 @@ class Run:
         return read_metrics(self.folder)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bars in the midst of the run's."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-@_quiet()
+@quiet()
 def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     """Train as ``config`` says, into its own folder.
 
@@ -119,11 +106,15 @@ def _setup(config: Config, checkpoint: Path | None) -> Setup:
     """What the run is set up with; its policy as in the checkpoint, if there is one."""
     row = ALGORITHMS[config.method]
     chosen = chosen_options(row, config.options)
-    train_rows, test_rows = kind_of(row).rows(config, row)
-    start = start_policy(config, train_rows)
-    graded = isinstance(row.source, Responses) or (test_rows and (config.reward.rubric or config.reward.function))
+    kind, named = kind_of(row), config.reward
+    train_rows, test_rows = kind.rows(config, row)
+    start = start_policy(config, train_rows, kind.scalar)
+    graded = isinstance(row.source, Responses) or (
+        test_rows and not kind.scalar and (named.rubric or named.function or named.model)
+    )
     grader = scorer(config, row, chosen, [*train_rows, *test_rows]) if graded else None
-    now = policy(*load(str(checkpoint), start.model.device)) if checkpoint else start
+    again = load_scalar if kind.scalar else load
+    now = policy(*again(str(checkpoint), start.model.device)) if checkpoint else start
     return Setup(config, row, chosen, train_rows, test_rows, start, now, grader)
 
 

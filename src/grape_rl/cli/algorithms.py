@@ -30,13 +30,17 @@ def main(arguments: Sequence[str]) -> None:
 
 def needs(row: object) -> str:
     """What the method needs of the user, in words."""
-    from grape_rl.methods import Algorithm, Preferences, Responses, chosen_options, objective
+    from grape_rl.methods import Algorithm, Comparisons, Preferences, Responses, Steps, chosen_options, objective
 
     assert isinstance(row, Algorithm)
     if isinstance(row.source, Preferences):
         read = {name for term in objective(row, chosen_options(row, {})).terms for name in term.parameters}
         rewards = ", each with a reward" if "chosen_reward" in read else ""
         return f"prompts, each with a chosen and a rejected response{rewards}"
+    if isinstance(row.source, Comparisons):
+        return "prompts, each with a chosen and a rejected response"
+    if isinstance(row.source, Steps):
+        return "prompts, each with the steps of a solution and a label (right or wrong) for every step"
     if not isinstance(row.source, Responses):
         return "prompts with completions"
     group = row.source.smallest_group

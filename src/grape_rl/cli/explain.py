@@ -39,7 +39,8 @@ def main(arguments: Sequence[str]) -> None:
     own = options(replace(row, defaults={}))
     for name, (kind, default) in options(row).items():
         other = f"; the function's own default is {own[name][1]}" if name in row.defaults else ""
-        print(f"  {name} = {default}  ({_kind(kind)}{other})")
+        told = default if str(default).isprintable() else repr(default)
+        print(f"  {name} = {told}  ({_kind(kind)}{other})")
     print(f"\nTry it:\n  {command(row.name)}")
 
 

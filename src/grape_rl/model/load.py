@@ -1,6 +1,8 @@
 """Loading a causal language model and its tokenizer, from a folder or the Hub, and the frozen copy of it."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -9,10 +11,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from grape_rl.model.logprobs import logprobs
 from grape_rl.model.sampler import Sampling, sample
 from grape_rl.types import Sequences
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' own progress bars."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -35,6 +50,8 @@ def load(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTo
     if found["missing_keys"]:  # transformers fills them with random numbers
         missing = sorted(found["missing_keys"])
         raise ValueError(f"model {name!r}: its files lack {len(missing)} of its parameters, {missing[0]} among them")
+    if head := [key for key in found["unexpected_keys"] if key.startswith("score.")]:
+        raise ValueError(f"model {name!r}: has the head {head[0]} of a reward model, and a language model is needed")
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes where there is none
         raise ValueError(f"model {name!r}: its tokenizer has only special tokens; are the tokenizer's files there?")
     return readied(model, device), tokenizer

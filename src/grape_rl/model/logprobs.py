@@ -49,6 +49,17 @@ def _hidden(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t d"]:
     return (_joined if len(sequences.prompts) == len(sequences.tokens) else _shared)(model, sequences)
 
 
+def hidden_after(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b u d"]:
+    """Hidden states after the prompt (column 0) and after each token t (column t + 1), on the model's device.
+
+    Raises:
+        ValueError: a prompt has no tokens.
+    """
+    given = on_device(sequences, next(model.parameters()).device)
+    tokens, mask = nn.functional.pad(given.tokens, (0, 1)), nn.functional.pad(given.mask, (0, 1))
+    return _hidden(model, Sequences(given.prompts, tokens, mask, given.group))
+
+
 def _joined(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t d"]:
     """Hidden states before each token, each row's prompt and tokens read as one sequence.
 

@@ -1,12 +1,20 @@
 """Which kind of run belongs to which kind of source."""
 
-from grape_rl.methods import Algorithm, Demonstrations, Preferences, Responses
+from grape_rl.methods import Algorithm, Comparisons, Demonstrations, Preferences, Responses, Steps
+from grape_rl.parts.comparisons import COMPARISONS
 from grape_rl.parts.demonstrations import DEMONSTRATIONS
 from grape_rl.parts.preferences import PREFERENCES
 from grape_rl.parts.responses import RESPONSES
 from grape_rl.parts.setup import Kind
+from grape_rl.parts.steps import STEPS
 
-KINDS = {Demonstrations: DEMONSTRATIONS, Responses: RESPONSES, Preferences: PREFERENCES}
+KINDS = {
+    Demonstrations: DEMONSTRATIONS,
+    Responses: RESPONSES,
+    Preferences: PREFERENCES,
+    Comparisons: COMPARISONS,
+    Steps: STEPS,
+}
 
 
 def kind_of(row: Algorithm) -> Kind:

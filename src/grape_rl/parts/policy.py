@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from grape_rl.config import Config, Data, Scratch
 from grape_rl.data.chat import end_tokens
 from grape_rl.model.load import load, readied
+from grape_rl.model.scalar import is_scalar, load_scalar, scalar_model
 from grape_rl.model.scratch import bpe_tokenizer, character_tokenizer, scratch, shared_passages
 from grape_rl.parts.rows import Row, plain
 
@@ -38,15 +39,25 @@ def device(name: str) -> torch.device:
         raise ValueError(f"device {name!r}: not here ({str(error).splitlines()[0]})") from error
 
 
-def start_policy(config: Config, train: Sequence[Row]) -> Policy:
-    """The policy that the run starts from: built from scratch, or loaded."""
+def start_policy(config: Config, train: Sequence[Row], scalar: bool = False) -> Policy:
+    """The policy that the run starts from: built from scratch, or loaded. With ``scalar``, a reward model.
+
+    That is one already at ``model.name``, or a new one on the trunk of the language model there.
+    """
     where = device(config.device)
-    if config.model.scratch:
-        shape = config.model.scratch
-        tokenizer = _scratch_tokenizer(shape, config.data, train)
-        built = scratch(tokenizer, shape.hidden, shape.layers, shape.heads, shape.context, config.seed)
-        return policy(readied(built, where), tokenizer)
-    return policy(*load(config.model.name, where))
+    if scalar and not config.model.scratch and is_scalar(config.model.name):
+        return policy(*load_scalar(config.model.name, where))
+    model, tokenizer = _language_model(config, train, where)
+    return policy(scalar_model(model, tokenizer, config.seed) if scalar else model, tokenizer)
+
+
+def _language_model(config: Config, train: Sequence[Row], where: torch.device) -> tuple[PreTrainedModel, Any]:
+    shape = config.model.scratch
+    if not shape:
+        return load(config.model.name, where)
+    tokenizer = _scratch_tokenizer(shape, config.data, train)
+    built = scratch(tokenizer, shape.hidden, shape.layers, shape.heads, shape.context, config.seed)
+    return readied(built, where), tokenizer
 
 
 def policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Policy:
@@ -57,7 +68,7 @@ def policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Policy
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, and the model's embeddings only {rows}")
     text_config = model.config.get_text_config()
     context = getattr(text_config, "max_position_embeddings", None) or 2**30
-    return Policy(model, tokenizer, end_tokens(tokenizer, model.generation_config), context)
+    return Policy(model, tokenizer, end_tokens(tokenizer, getattr(model, "generation_config", None)), context)
 
 
 def _scratch_tokenizer(shape: Scratch, data: Data, train: Sequence[Row]) -> Any:

@@ -50,8 +50,10 @@ class Kind:
     ``rows`` reads the training and the held-out rows. ``source`` makes the source of batches, with what there is to
     warn of. ``held_out`` makes the function that says how the policy, as it is when called, stands to the held-out rows
     (beside the grading of responses to them, which every kind can have); None where there is nothing to say.
+    ``scalar``: what is trained is a reward model, which writes nothing that could be graded.
     """
 
     rows: Callable[[Config, Algorithm], tuple[list[Row], list[Row]]]
     source: Callable[[Setup], tuple[AnySource, Told]]
     held_out: Callable[[Setup], Callable[[], tuple[ItemSummary, ...]]] | None = None
+    scalar: bool = False

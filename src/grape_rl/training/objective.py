@@ -20,7 +20,7 @@ class Term:
     """One term: a loss per token, how much it counts, and the options it was given.
 
     The function's parameters name what it reads: a field of ``Outputs`` or ``Batch`` by the field's own name, or, for
-    a loss per pair, one of ``PAIR_FIELDS``.
+    a loss per pair, one of ``PAIR_FIELDS``; for a loss of scores, one of ``SCORE_FIELDS``.
     """
 
     function: TermFunction
@@ -30,7 +30,7 @@ class Term:
     @property
     def parameters(self) -> tuple[str, ...]:
         """The names of the fields that the function reads."""
-        return tuple(p for p in inspect.signature(self.function).parameters if p in (*FIELDS, *PAIR_FIELDS))
+        return tuple(p for p in inspect.signature(self.function).parameters if p in READABLE)
 
 
 FIELDS = ("logp", "entropy", "mask", "behavior_logp", "reference_logp", "advantage")
@@ -43,6 +43,10 @@ PAIR_FIELDS = tuple(
 )
 """What a loss per pair may read: log-probs (of whole responses, and of as many first tokens as the shorter one has),
 lengths in tokens, and the data's rewards."""
+SCORE_FIELDS = ("chosen_score", "rejected_score", "margin", "step_logit", "step_label")
+"""What a loss of a model that scores may read: of each pair the scores and the margin wanted, or of each step the logit
+that it is right, and whether it is."""
+READABLE = (*FIELDS, *PAIR_FIELDS, *SCORE_FIELDS)
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,11 @@ def loss(
 def pair_loss(
     objective: Objective, fields: Mapping[str, Float[Tensor, " p"]], count: int
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The objective over some pairs out of a batch of ``count``, and each term's share: Σ_terms coefficient · mean."""
-    total = torch.zeros_like(fields["chosen_logp"]).sum()
+    """The objective over some pairs out of a batch of ``count``, and each term's share: Σ_terms coefficient · mean.
+
+    Of a loss per step, over some steps out of ``count``.
+    """
+    total = torch.zeros_like(next(iter(fields.values()))).sum()
     shares: dict[str, Tensor] = {}
     for term in objective.terms:
         value = term.function(**{name: fields[name] for name in term.parameters}, **term.options)
