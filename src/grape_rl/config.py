@@ -140,6 +140,10 @@ class Evaluation(Section):
     """Another temperature than ``sampling.temperature``."""
 
 
+OF_ITEMS = {"grape": "weights", "gdpo": "normalizes"}
+"""Methods that mean nothing without a rubric, and what they do to its items."""
+
+
 class Config(Section):
     """One run."""
 
@@ -198,8 +202,10 @@ class Config(Section):
             return self
         if not graded:
             raise ValueError(f"reward: {self.method} scores responses: name exactly one of rubric and function")
-        if self.method == "grape" and not self.reward.rubric:
-            raise ValueError("reward: grape weights the items of a rubric: name reward.rubric, or use grpo")
+        if self.method in OF_ITEMS and not self.reward.rubric:
+            raise ValueError(
+                f"reward: {self.method} {OF_ITEMS[self.method]} the items of a rubric: name reward.rubric, or use grpo"
+            )
         if self.group_size < row.source.smallest_group:
             raise ValueError(
                 f"group_size is {self.group_size}: {self.method} compares the responses to a prompt, so it needs at "

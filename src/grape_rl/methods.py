@@ -28,6 +28,7 @@ class Demonstrations:
 class Responses:
     """Batches are sampled from the model: ``aggregate`` makes rewards of verdicts, ``advantage`` compares them.
 
+    ``compared`` is for a method whose advantage is made of the verdicts in another way than the reward that is told.
     ``draws`` says whether prompts are drawn once, or again where there is nothing to compare. ``smallest_group`` is how
     many responses a prompt needs at least. ``any_sampler``: the method may learn from responses that top-k or top-p
     cut, or that another temperature drew, since it imitates them; a policy gradient may not, for its tokens must come
@@ -39,6 +40,7 @@ class Responses:
     draws: Callable[..., Drawn] = once
     smallest_group: int = 1
     any_sampler: bool = False
+    compared: Callable[..., Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,10 @@ class Algorithm:
     def functions(self) -> tuple[Callable[..., Any], ...]:
         """The functions that the row is composed of, in the order in which they run."""
         source = self.source
-        parts = (source.draws, source.aggregate, source.advantage) if isinstance(source, Responses) else ()
+        parts = ()
+        if isinstance(source, Responses):
+            compared = (source.compared,) if source.compared else ()
+            parts = (source.draws, source.aggregate, *compared, source.advantage)
         return (*parts, *(term.function for term in self.terms), self.update)
 
 

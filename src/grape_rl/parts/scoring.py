@@ -19,8 +19,13 @@ def scorer(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Seque
     if config.reward.rubric:
         rubric = load_rubric(config.reward.rubric, config.reward.allow)
         check_rows(rubric, graded)
-        aggregate = row.source.aggregate if isinstance(row.source, Responses) else unweighted
-        return rubric_scorer(rubric, partial(aggregate, **keywords(aggregate, chosen)))
+        source = row.source if isinstance(row.source, Responses) else None
+        aggregate, compared = (source.aggregate, source.compared) if source else (unweighted, None)
+        return rubric_scorer(
+            rubric,
+            partial(aggregate, **keywords(aggregate, chosen)),
+            partial(compared, **keywords(compared, chosen)) if compared else None,
+        )
     assert config.reward.function is not None
     place, _, name = config.reward.function.rpartition(":")
     folder, place = (Path(place).parent, Path(place).name) if place.endswith(".py") else (Path(), place)
