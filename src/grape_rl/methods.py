@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 from pydantic import create_model
 from torch import Tensor
 
+from grape_rl.maths.bounds import NonNegative
 from grape_rl.maths.reduction import Reduction
 from grape_rl.reward.strict import Strict, validated
 from grape_rl.training.draw import Drawn, once
@@ -50,7 +51,7 @@ class Preferences:
 
 @dataclass(frozen=True)
 class RowTerm:
-    """A loss term of a row. ``option`` names the option that sets its coefficient, where it has one."""
+    """A loss term of a row. ``option`` names the option that sets its coefficient (0 or more), where it has one."""
 
     function: TermFunction
     coefficient: float = 1.0
@@ -99,7 +100,7 @@ def options(row: Algorithm) -> dict[str, tuple[Any, Any]]:
         for parameter in inspect.signature(function).parameters.values():
             if parameter.default is not parameter.empty and parameter.name not in FIELDS:
                 found[parameter.name] = (hints[parameter.name], parameter.default)
-    found |= {term.option: (float, term.coefficient) for term in row.terms if term.option}
+    found |= {term.option: (NonNegative, term.coefficient) for term in row.terms if term.option}
     if row.reduction:
         found["reduction"] = (Reduction, row.reduction)
     if unknown := row.defaults.keys() - found.keys():

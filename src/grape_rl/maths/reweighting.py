@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from grape_rl.maths.advantage import Scale, group_count, group_mean, group_rank, group_relative
+from grape_rl.maths.bounds import Count, Positive
 
 
 def undiluted(reward: Float[Tensor, " b"], group: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -38,7 +39,7 @@ def length_penalized(
     length: Int[Tensor, " b"],
     max_tokens: int,
     scale: Scale = "group",
-    overlong_buffer: int = 0,
+    overlong_buffer: Count = 0,
 ) -> Float[Tensor, " b"]:
     """``group_relative`` of the reward plus DAPO's soft punishment of the last ``overlong_buffer`` tokens.
 
@@ -83,7 +84,9 @@ def red_drop(
     return torch.where(dropped, 0, left)
 
 
-def red_weight(reward: Float[Tensor, " b"], group: Int[Tensor, " b"], temperature: float = 1.0) -> Float[Tensor, " b"]:
+def red_weight(
+    reward: Float[Tensor, " b"], group: Int[Tensor, " b"], temperature: Positive = 1.0
+) -> Float[Tensor, " b"]:
     """``d exp(d / temperature)`` with d = reward − the group's mean: good responses count for more than bad ones.
 
     RED-Weight of arXiv 2509.24203. For a high temperature it is d.
