@@ -17,7 +17,7 @@ FLOORS = (
     {"training"},
     {"methods"},
     {"table"},
-    {"algorithms"},
+    {"algorithms", "sections"},
     {"config"},
     {"parts"},
     {"run"},

@@ -1,17 +1,20 @@
 """The policy that a run starts from: built from scratch, or loaded; on which device."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from grape_rl.config import Config, Data, Scratch
+from grape_rl.config import Config, Data
 from grape_rl.data.chat import end_tokens
 from grape_rl.model.load import load, readied
+from grape_rl.model.lora import FOLDER, adapted, is_adapted, with_adapter
 from grape_rl.model.scratch import bpe_tokenizer, character_tokenizer, scratch, shared_passages
 from grape_rl.parts.rows import Row, plain
+from grape_rl.sections import Scratch
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,25 @@ def device(name: str) -> torch.device:
 
 
 def start_policy(config: Config, train: Sequence[Row]) -> Policy:
-    """The policy that the run starts from: built from scratch, or loaded."""
+    """The policy that the run starts from: built from scratch, or loaded; with new adapters if those are trained."""
     where = device(config.device)
     if config.model.scratch:
         shape = config.model.scratch
         tokenizer = _scratch_tokenizer(shape, config.data, train)
         built = scratch(tokenizer, shape.hidden, shape.layers, shape.heads, shape.context, config.seed)
-        return policy(readied(built, where), tokenizer)
-    return policy(*load(config.model.name, where))
+        found = policy(readied(built, where), tokenizer)
+    else:
+        found = policy(*load(config.model.name, where))
+    if lora := config.model.lora:
+        adapted(found.model, lora.rank, lora.alpha, lora.targets, config.seed)
+    return found
+
+
+def policy_at(checkpoint: Path, start: Policy) -> Policy:
+    """The policy of a run's checkpoint, which began as ``start``: its adapters on the same weights, if it has some."""
+    if is_adapted(start.model):
+        return replace(start, model=with_adapter(start.model, checkpoint / FOLDER))
+    return policy(*load(str(checkpoint), start.model.device))
 
 
 def policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Policy:
