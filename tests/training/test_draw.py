@@ -35,13 +35,17 @@ def drawn(turn, rewards, width=3):
     return Drawn(rollout, answers, scores)
 
 
+WIDTH = (3, 5, 4, 6)
+"""Of each turn's responses, in tokens."""
+
+
 def script(*turns):
-    """A draw that gives these rewards one turn after the other, wider each time, and what it was asked."""
+    """A draw that gives these rewards one turn after the other, now wider and now less, and what it was asked."""
     asked = []
 
     def draw(turn, count):
         asked.append((turn, count))
-        return drawn(turn, turns[turn], width=3 + turn)
+        return drawn(turn, turns[turn], width=WIDTH[turn])
 
     return draw, asked
 
@@ -58,7 +62,7 @@ def whole(found):
         turn, group, number = mark // 100, mark // 10 % 10, mark % 10
         assert (rollout.behavior_logp[i][own] == -mark).all()
         assert not rollout.tokens[i][~own].any() and not rollout.behavior_logp[i][~own].any()
-        assert own.sum() == 1 + (turn + group + number) % (3 + turn)
+        assert own.sum() == 1 + (turn + group + number) % WIDTH[turn]
         assert rollout.prompts[g].item() == 1000 + 10 * turn + group
         assert found.answers[i].text == f"{turn} {group} {number}" == found.scores.verdicts[i][0].item
         assert found.scores.compared is None or found.scores.compared[i] == mark

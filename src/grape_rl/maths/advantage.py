@@ -86,7 +86,7 @@ def baselined(
     _refuse_infinite(reward)
     match baseline:
         case "none":
-            return reward.clone()
+            return reward
         case "batch":
             return reward - group_mean(reward, torch.zeros_like(group))
         case "leave_one_out":

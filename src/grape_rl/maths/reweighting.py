@@ -28,8 +28,7 @@ def undiluted(reward: Float[Tensor, " b"], group: Int[Tensor, " b"]) -> Float[Te
     """
     deviation = group_relative(reward, group, "none")
     differs = (deviation.nan_to_num() != 0).to(reward.dtype)
-    valid = ~reward.isnan()
-    useful = group_mean(differs.masked_fill(~valid, torch.nan), group)[valid] > 0
+    useful = group_mean(differs, group)[~reward.isnan()] > 0
     return deviation * (len(useful) / useful.sum().clamp(min=1).to(reward.dtype))
 
 
