@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from dataclasses import replace
 from typing import get_args
 
@@ -102,13 +103,34 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
     assert tokenizer.decode(tokenizer(words)["input_ids"]).count(" ") == words.count(" "), "the same tokenizer again"
 
 
+def silent(row):
+    """What of a row does not say what it should: a sentence, an equation, and a paper's number or year."""
+    sentence = row.summary[:1].isupper() and row.summary.endswith(".") and len(row.summary.split()) > 3
+    equation = re.search(r"\w[^=]*=\s*\S*\w", row.equation) and "\n" not in row.equation
+    paper = re.search(r"arXiv \d{4}\.\d{5}|\b(19|20)\d\d\b", row.paper)
+    said = {"name": row.name.isidentifier(), "summary": sentence and len(row.summary) < 120}
+    return [key for key, right in (said | {"equation": equation, "paper": paper}).items() if not right]
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("name", ("", "a name")),
+        ("summary", ("", " ", ".", "x", "Short.", "no capital in the front.", "It has no end", "Far too long. " * 20)),
+        ("equation", ("", " ", "=", "L =", "= L", "the loss", "L = A\nlog π")),
+        ("paper", ("", " ", "a paper", "arXiv", "2402.03300")),
+    ],
+)
+def test_a_row_that_does_not_say_what_it_is_would_be_found(field, values):
+    assert not silent(ALGORITHMS["grpo"])
+    for value in values:
+        assert silent(replace(ALGORITHMS["grpo"], **{field: value})) == [field], value
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_row_says_what_it_is(name):
     row = ALGORITHMS[name]
-    assert row.name == name and name.isidentifier()
-    assert row.summary.endswith(".") and len(row.summary) < 120
-    assert "=" in row.equation and "\n" not in row.equation
-    assert row.paper
+    assert row.name == name and not silent(row)
     assert [family for family, rows in FAMILIES.items() if row in rows]
     assert demo_config(name).is_file()
     assert isinstance(loaded(from_file(demo_config(name), name)), Config)
