@@ -82,7 +82,7 @@ def cispo(
 
     With ``rho = exp(logp − behavior_logp)``. CISPO (MiniMax-M1, arXiv 2506.13585), eqs. 4 and 5. The weight is
     clipped, never the token: each keeps a gradient. The defaults are our choice: 1 is no lower bound (as in
-    the paper), 0.28 is DAPO's upper one.
+    the paper), 0.28 is DAPO's upper one. TRL's ``epsilon_high`` is the upper bound itself, ``1 + clip_high`` here.
     """
     weight = (logp - behavior_logp).exp().clamp(1 - clip_low, 1 + clip_high).detach()
     return -weight * advantage * logp
