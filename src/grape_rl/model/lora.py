@@ -50,7 +50,7 @@ def adapted(model: PreTrainedModel, rank: int, alpha: float, targets: Sequence[s
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        peft.inject_adapter_in_model(config, model.requires_grad_(False))
+        peft.inject_adapter_in_model(config, model)
     return model.eval()
 
 
