@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from dataclasses import replace
 from typing import get_args
 
@@ -15,6 +16,7 @@ from grape_rl import ALGORITHMS
 from grape_rl.algorithms import FAMILIES
 from grape_rl.cli.train import demo_config
 from grape_rl.config import Config, from_file, laid_over, loaded
+from grape_rl.maths.bounds import NonNegative
 from grape_rl.maths.grape import confidence_weighted, unweighted
 from grape_rl.maths.reduction import Reduction
 from grape_rl.methods import (
@@ -126,13 +128,34 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
     assert tokenizer.decode(tokenizer(words)["input_ids"]).count(" ") == words.count(" "), "the same tokenizer again"
 
 
+def silent(row):
+    """What of a row does not say what it should: a sentence, an equation, and a paper's number or year."""
+    sentence = row.summary[:1].isupper() and row.summary.endswith(".") and len(row.summary.split()) > 3
+    equation = re.search(r"\w[^=]*=\s*\S*\w", row.equation) and "\n" not in row.equation
+    paper = re.search(r"arXiv \d{4}\.\d{5}|\b(19|20)\d\d\b", row.paper)
+    said = {"name": row.name.isidentifier(), "summary": sentence and len(row.summary) < 120}
+    return [key for key, right in (said | {"equation": equation, "paper": paper}).items() if not right]
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("name", ("", "a name")),
+        ("summary", ("", " ", ".", "x", "Short.", "no capital in the front.", "It has no end", "Far too long. " * 20)),
+        ("equation", ("", " ", "=", "L =", "= L", "the loss", "L = A\nlog π")),
+        ("paper", ("", " ", "a paper", "arXiv", "2402.03300")),
+    ],
+)
+def test_a_row_that_does_not_say_what_it_is_would_be_found(field, values):
+    assert not silent(ALGORITHMS["grpo"])
+    for value in values:
+        assert silent(replace(ALGORITHMS["grpo"], **{field: value})) == [field], value
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_row_says_what_it_is(name):
     row = ALGORITHMS[name]
-    assert row.name == name and name.isidentifier()
-    assert row.summary.endswith(".") and len(row.summary) < 120
-    assert "=" in row.equation and "\n" not in row.equation
-    assert row.paper
+    assert row.name == name and not silent(row)
     assert [family for family, rows in FAMILIES.items() if row in rows]
     assert demo_config(name).is_file()
     assert isinstance(loaded(from_file(demo_config(name), name)), Config)
@@ -203,10 +226,79 @@ def test_an_update_refuses_options_that_are_none(name, given, message):
     assert str(told.value).startswith(f"options of {name}: ") and message in str(told.value)
 
 
+def plain(kind):
+    """A type without the bounds on it."""
+    return kind.__origin__ if hasattr(kind, "__metadata__") else kind
+
+
+def numeric(row):
+    """The types of the row's options that are numbers."""
+    return {key: kind for key, (kind, _) in options(row).items() if plain(kind) in (int, float)}
+
+
+UNBOUNDED = {"threshold": "a reward, of any scale", "alpha": "f_dpo's: every divergence but 1 has one"}
+
+OUT_OF_RANGE = {
+    **dict.fromkeys(("clip_low", "ring_low", "tail_weight"), (-0.01, 1.01)),
+    **dict.fromkeys(("clip_high", "ring_high", "odds_weight", "nll_weight", "fall_weight", "length_weight"), (-0.01,)),
+    **dict.fromkeys(("offset_weight", "reward_scale", "gamma", "damping"), (-0.01,)),
+    **dict.fromkeys(("kl", "entropy", "advantage_entropy", "pull", "sft"), (-0.01,)),
+    **dict.fromkeys(("overlong_buffer", "extra_draws", "backtracks"), (-1, 0.5)),
+    **dict.fromkeys(("keep", "epochs", "minibatches", "cg_iterations"), (0, 1.5)),
+    **dict.fromkeys(("cap", "temperature", "modulation"), (0.0, -1.0)),
+    "shrink": (0.0, 1.0),
+    "label_smoothing": (-0.01, 0.51),
+    **dict.fromkeys(("beta", "delta"), (-0.01,)),
+}
+"""Of each option what is just beyond its bounds. Where one row's are narrower: test_bounds_that_differ_by_row."""
+
+IN_RANGE = {
+    **dict.fromkeys(("clip_low", "ring_low", "tail_weight"), (0.0, 1.0)),
+    **dict.fromkeys(("clip_high", "ring_high", "kl", "entropy", "advantage_entropy", "pull", "sft"), (0.0, 9.0)),
+    **dict.fromkeys(("keep", "epochs", "minibatches"), (1, 5)),
+    "overlong_buffer": (0,),
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_number_has_bounds_and_what_is_beyond_them_is_refused(name):
+    row = ALGORITHMS[name]
+    for option in numeric(row).keys() - UNBOUNDED.keys():
+        for value in (*OUT_OF_RANGE[option], math.nan, math.inf):
+            with pytest.raises(ValueError) as told:
+                chosen_options(row, {option: value})
+            assert str(told.value).startswith(f"options of {name}: {option}: Input should be "), value
+            assert "\n" not in str(told.value)
+        for value in IN_RANGE.get(option, ()):
+            assert chosen_options(row, {option: value})[option] == value
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("cdpo", {"label_smoothing": 0.5}, {"label_smoothing": 0.6}),
+        ("robust_dpo", {"label_smoothing": 0.0}, {"label_smoothing": 0.5}),
+        ("exo", {"label_smoothing": 0.4}, {"label_smoothing": 0.0}),
+        ("exo", {"label_smoothing": 1e-6}, {"label_smoothing": 0.5}),
+        ("trpo", {"delta": 1e-6}, {"delta": 0.0}),
+        ("slic", {"delta": 0.0}, {"delta": -1.0}),
+        ("asymre", {"beta": 0.0}, {"beta": -0.1}),
+        *[(name, {"beta": 1e-6}, {"beta": 0.0}) for name in OF_PAIRS if "beta" in options(ALGORITHMS[name])],
+        ("f_dpo", {"alpha": -3.0}, {"alpha": math.inf}),
+        ("rejection_sampling", {"threshold": -3.0}, {"threshold": math.nan}),
+    ],
+)
+def test_bounds_that_differ_by_row(name, right, wrong):
+    assert chosen_options(ALGORITHMS[name], right).items() >= right.items()
+    with pytest.raises(ValueError, match=f"options of {name}: {next(iter(wrong))}: Input should be "):
+        chosen_options(ALGORITHMS[name], wrong)
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_what_is_set_reaches_the_functions(name):
     row = ALGORITHMS[name]
-    numbers = {key: 0.125 for key, (kind, _) in options(row).items() if kind is float}
+    numbers = {key: 0.125 for key, kind in numeric(row).items() if plain(kind) is float}
+    numbers = {key: value for key, value in numbers.items() if key not in inspect.signature(row.update).parameters}
     more = {"epochs": 3} if name in DESCENDING else {}
     reduction = {"reduction": "fixed_length"} if name in OF_TOKENS else {}
     chosen = chosen_options(row, {**numbers, **more, **reduction})
@@ -243,10 +335,10 @@ def test_an_option_named_like_a_field_is_not_given_in_the_field_s_place():
 def test_a_row_s_own_default_takes_the_place_of_its_function_s():
     row = ALGORITHMS["dapo"]
     assert inspect.signature(row.terms[0].function).parameters["clip_high"].default == 0.2
-    assert options(row)["clip_high"] == (float, 0.28)
+    assert options(row)["clip_high"] == (NonNegative, 0.28)
     assert objective(row, chosen_options(row, {})).terms[0].options == {"clip_low": 0.2, "clip_high": 0.28}
     assert objective(row, chosen_options(row, {"clip_high": 0.5})).terms[0].options["clip_high"] == 0.5
-    assert options(ALGORITHMS["grpo"])["clip_high"] == (float, 0.2), "another row of the same function"
+    assert options(ALGORITHMS["grpo"])["clip_high"] == (NonNegative, 0.2), "another row of the same function"
 
 
 def test_a_default_for_no_option_is_refused():

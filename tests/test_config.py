@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from grape_rl import ALGORITHMS
-from grape_rl.config import dumped, from_file, laid_over, loaded
+from grape_rl.config import OF_ITEMS, dumped, from_file, laid_over, loaded
 
 SFT = {"method": "sft", "data": {"source": "rows.jsonl"}}
 GRPO = {"method": "grpo", "data": {"source": "rows.jsonl"}, "reward": {"function": "f.py:f"}}
@@ -67,6 +67,7 @@ def test_what_is_written_down_reads_back_the_same(base):
         ({"data": {"held_out": "test.jsonl"}}, "data: held_out names held-out rows, and held_out_rows is 0"),
         ({"method": "grop"}, "unknown method 'grop'; did you mean 'grpo'?"),
         ({"method": "grape"}, "reward: grape weights the items of a rubric: name reward.rubric, or use grpo"),
+        ({"method": "gdpo"}, "reward: gdpo normalizes the items of a rubric: name reward.rubric, or use grpo"),
     ],
 )
 def test_bad_settings_of_grpo(change, message):
@@ -159,7 +160,7 @@ def test_bad_files(tmp_path, text, message):
 
 def test_a_config_names_a_method_of_the_table():
     for name in ALGORITHMS:
-        base = GRAPE if name == "grape" else {**GRPO, "method": name}
+        base = GRAPE if name in OF_ITEMS else {**GRPO, "method": name}
         assert loaded({**base, "method": name}).method == name
 
 

@@ -4,50 +4,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from grape_rl.algorithms import ALGORITHMS
+from grape_rl.maths.bounds import Count, Share
 from grape_rl.maths.reward_model import StepReward
 from grape_rl.methods import Demonstrations, Responses, chosen_options
-from grape_rl.reward.strict import Strict, nearest, parsed, validated
-
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(Strict):
-    """A part of the configuration, each setting explained by the text below it."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class Scratch(Section):
-    """A small model with random weights and a tokenizer made from the data: no download."""
-
-    tokenizer: Literal["characters", "bpe"] = "characters"
-    """One token a character, or byte-level BPE."""
-    vocabulary: PositiveInt = 8192
-    """Tokens of a BPE tokenizer."""
-    hidden: PositiveInt = 128
-    layers: PositiveInt = 4
-    heads: PositiveInt = 4
-    context: PositiveInt = 512
-    """The longest sequence, in tokens."""
-
-
-class Model(Section):
-    """Which model to train."""
-
-    name: str = "Qwen/Qwen2.5-0.5B-Instruct"
-    """A folder in Hugging Face layout, or a model of the Hub."""
-    scratch: Scratch | None = None
-    """Instead of ``name``: a new small model."""
-
-    @model_validator(mode="after")
-    def _one_of_them(self) -> "Model":
-        if self.scratch and self.name != Model.model_fields["name"].default:
-            raise ValueError(f"name exactly one of name ({self.name}) and scratch")
-        return self
+from grape_rl.reward.strict import nearest, parsed, validated
+from grape_rl.sections import Model, Section
 
 
 class Teacher(Section):
@@ -151,6 +115,10 @@ class Evaluation(Section):
     """Another temperature than ``sampling.temperature``."""
 
 
+OF_ITEMS = {"grape": "weights", "gdpo": "normalizes"}
+"""Methods that mean nothing without a rubric, and what they do to its items."""
+
+
 class Config(Section):
     """One run."""
 
@@ -209,8 +177,10 @@ class Config(Section):
             return self
         if not graded:
             raise ValueError(f"reward: {self.method} scores responses: name exactly one of rubric, function and model")
-        if self.method == "grape" and not self.reward.rubric:
-            raise ValueError("reward: grape weights the items of a rubric: name reward.rubric, or use grpo")
+        if self.method in OF_ITEMS and not self.reward.rubric:
+            raise ValueError(
+                f"reward: {self.method} {OF_ITEMS[self.method]} the items of a rubric: name reward.rubric, or use grpo"
+            )
         if self.group_size < row.source.smallest_group:
             raise ValueError(
                 f"group_size is {self.group_size}: {self.method} compares the responses to a prompt, so it needs at "

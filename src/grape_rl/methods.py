@@ -14,6 +14,7 @@ from torch import Tensor
 
 from grape_rl.data.comparisons import comparisons
 from grape_rl.data.steps import labelled
+from grape_rl.maths.bounds import NonNegative
 from grape_rl.maths.reduction import Reduction
 from grape_rl.reward.strict import Strict, validated
 from grape_rl.training.draw import Drawn, once
@@ -30,6 +31,7 @@ class Demonstrations:
 class Responses:
     """Batches are sampled from the model: ``aggregate`` makes rewards of verdicts, ``advantage`` compares them.
 
+    ``compared`` is for a method whose advantage is made of the verdicts in another way than the reward that is told.
     ``draws`` says whether prompts are drawn once, or again where there is nothing to compare. ``smallest_group`` is how
     many responses a prompt needs at least. ``any_sampler``: the method may learn from responses that top-k or top-p
     cut, or that another temperature drew, since it imitates them; a policy gradient may not, for its tokens must come
@@ -41,6 +43,7 @@ class Responses:
     draws: Callable[..., Drawn] = once
     smallest_group: int = 1
     any_sampler: bool = False
+    compared: Callable[..., Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class RowTerm:
-    """A loss term of a row. ``option`` names the option that sets its coefficient, where it has one."""
+    """A loss term of a row. ``option`` names the option that sets its coefficient (0 or more), where it has one."""
 
     function: TermFunction
     coefficient: float = 1.0
@@ -97,8 +100,10 @@ class Algorithm:
     def functions(self) -> tuple[Callable[..., Any], ...]:
         """The functions that the row is composed of, in the order in which they run."""
         source = self.source
-        parts = (source.draws, source.aggregate, source.advantage) if isinstance(source, Responses) else ()
-        parts = (source.encoded,) if isinstance(source, Comparisons | Steps) else parts
+        parts = (source.encoded,) if isinstance(source, Comparisons | Steps) else ()
+        if isinstance(source, Responses):
+            compared = (source.compared,) if source.compared else ()
+            parts = (source.draws, source.aggregate, *compared, source.advantage)
         return (*parts, *(term.function for term in self.terms), self.update)
 
 
@@ -114,7 +119,7 @@ def options(row: Algorithm) -> dict[str, tuple[Any, Any]]:
         for parameter in inspect.signature(function).parameters.values():
             if parameter.default is not parameter.empty and parameter.name not in FIELDS:
                 found[parameter.name] = (hints[parameter.name], parameter.default)
-    found |= {term.option: (float, term.coefficient) for term in row.terms if term.option}
+    found |= {term.option: (NonNegative, term.coefficient) for term in row.terms if term.option}
     if row.reduction:
         found["reduction"] = (Reduction, row.reduction)
     if unknown := row.defaults.keys() - found.keys():

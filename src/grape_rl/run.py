@@ -13,12 +13,11 @@ import torch
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config, dumped, loaded
 from grape_rl.methods import Responses, chosen_options, keywords, objective
-from grape_rl.model.load import load, quiet
+from grape_rl.model.load import quiet
 from grape_rl.model.sampler import Sampling
-from grape_rl.model.scalar import load_scalar
 from grape_rl.parts.folder import resumable, write
 from grape_rl.parts.kinds import kind_of
-from grape_rl.parts.policy import policy, start_policy
+from grape_rl.parts.policy import policy_at, start_policy
 from grape_rl.parts.responses import sampler, sampling_prompts
 from grape_rl.parts.scoring import scorer
 from grape_rl.parts.setup import Setup
@@ -113,8 +112,7 @@ def _setup(config: Config, checkpoint: Path | None) -> Setup:
         test_rows and not kind.scalar and (named.rubric or named.function or named.model)
     )
     grader = scorer(config, row, chosen, [*train_rows, *test_rows]) if graded else None
-    again = load_scalar if kind.scalar else load
-    now = policy(*again(str(checkpoint), start.model.device)) if checkpoint else start
+    now = policy_at(checkpoint, start) if checkpoint else start
     return Setup(config, row, chosen, train_rows, test_rows, start, now, grader)
 
 

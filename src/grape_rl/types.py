@@ -121,12 +121,14 @@ def failed(item: str, status: Status, reasoning: str, provenance: str = "") -> V
 class Scores:
     """The graded batch: each response's verdicts, one per item of its category, and the reward made of them.
 
-    ``reward`` is NaN where too little is known of a response to use it.
+    ``reward`` is NaN where too little is known of a response to use it. ``compared`` is what the advantage is made of
+    where a method makes it of something else than the reward.
     """
 
     reward: Float[Tensor, " b"]
     verdicts: tuple[tuple[Verdict, ...], ...]
     category: tuple[str, ...]
+    compared: Float[Tensor, " b"] | None = None
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,19 @@ def test_a_buffer_that_is_none_is_refused(buffer):
         length_penalized(torch.zeros(1), torch.tensor([0]), torch.tensor([1]), 10, overlong_buffer=buffer)
 
 
+def test_a_buffer_may_be_as_long_as_the_limit():
+    found = length_penalized(torch.zeros(2), torch.tensor([0, 0]), torch.tensor([0, 4]), 4, "none", 4)
+    assert found.tolist() == [0.5, -0.5]
+
+
+def test_a_response_at_the_mean_is_not_a_bad_one():
+    """Mean 1: two are at or above it, so of the three below one goes, and the first is never dropped."""
+    reward, group = torch.tensor([1.0, 0.0, 0.0, 0.0, 4.0]), torch.zeros(5, dtype=torch.int64)
+    for seed in range(20):
+        found = red_drop(reward, group, seed)
+        assert sorted(found.tolist()) == [-1.25, -1.25, -0.25, 0.0, 2.75] and found[0] == -0.25
+
+
 @unhurried
 @given(batches, st.integers(0, 2**62))
 def test_red_drop_keeps_the_good_and_as_many_bad_and_compares_those(batch, seed):

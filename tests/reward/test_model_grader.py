@@ -137,7 +137,7 @@ def test_an_item_squashes_the_score_and_may_be_unsure(tmp_path):
     assert found.categories["sums"].items[1].reward_model.model == name, "it lies beside the rubric"
     models = rubric_models(found, [{"prompt": "1+1="}], CPU, 100)
     answers = [answer("2"), answer("13"), answer("7" * 60)]
-    scores = rubric_scorer(found, unweighted, models)(answers, torch.tensor([0, 0, 0]))
+    scores = rubric_scorer(found, unweighted, models=models)(answers, torch.tensor([0, 0, 0]))
     raw = rewards(models[name], answers, "r")
     for i in (0, 1):
         brief, liked = scores.verdicts[i]
@@ -153,7 +153,7 @@ def test_a_process_reward_models_item_is_a_probability_as_it_is(tmp_path):
     found = load_rubric(rubric(tmp_path, "model: rm, aggregate: product"))
     models = rubric_models(found, [], CPU, 100)
     answers = [answer("1\n2")]
-    ((_, liked),) = rubric_scorer(found, unweighted, models)(answers, torch.tensor([0])).verdicts
+    ((_, liked),) = rubric_scorer(found, unweighted, models=models)(answers, torch.tensor([0])).verdicts
     (raw,) = rewards(next(iter(models.values())), answers, "r", "product")
     assert (liked.score, liked.confidence) == (raw.score, 1.0)
 

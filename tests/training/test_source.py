@@ -2,6 +2,8 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -108,6 +110,17 @@ def experience_of(
         prompts_per_step=2, group_size=2, max_tokens=3, seed=8, failure_limit=limit,
     )  # fmt: skip
     return source(step), asked
+
+
+def test_what_is_compared_takes_the_place_of_the_reward_in_the_advantage_alone(tokenizer):
+    def scores(answers, group):
+        return replace(scored(1.0, 0.0, 0.25, 0.75)(answers, group), compared=torch.tensor([5.0, 7.0, 0.0, math.nan]))
+
+    found, _ = experience_of(tokenizer, scores, advantage=partial(group_relative, scale="none"))
+    assert found.batch.advantage[:, 0].tolist() == [-1.0, 1.0, 0.0, 0.0]
+    assert found.batch.mask.any(dim=1).tolist() == [True, True, True, False]
+    assert found.metrics["reward"] == 0.5
+    assert [record["reward"] for record in found.records] == [1.0, 0.0, 0.25, 0.75]
 
 
 def test_responses_are_sampled_scored_and_compared(tokenizer):

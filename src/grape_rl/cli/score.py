@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"--output {own['output']}: is the data itself; name another file")
     answers = [Response(str(r[prompt]), str(r[response]), r, counted(str(r[response])), "stop") for r in found]
     models = rubric_models(rubric, [{"prompt": row[prompt]} for row in found], device("auto"), 8192)
-    scores = rubric_scorer(rubric, unweighted, models)(answers, torch.arange(len(answers)))
+    scores = rubric_scorer(rubric, unweighted, models=models)(answers, torch.arange(len(answers)))
     lines = [[item.category, item.item, item.graded, item.mean, _counts(item.missing)] for item in item_table(scores)]
     table(f"{len(answers)} responses of {own['data']}", ["category", "item", "graded", "mean", "missing"], lines)
     graded = int((~scores.reward.isnan()).sum())

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from grape_rl.maths.bounds import AtLeastOne, Share
+
 EPSILON = 1e-6
 """Added to a standard deviation before dividing by it."""
 
@@ -84,7 +86,7 @@ def baselined(
     _refuse_infinite(reward)
     match baseline:
         case "none":
-            return reward.clone()
+            return reward
         case "batch":
             return reward - group_mean(reward, torch.zeros_like(group))
         case "leave_one_out":
@@ -123,7 +125,7 @@ def normalized(
 def best_of_group(
     reward: Float[Tensor, " b"],
     group: Int[Tensor, " b"],
-    keep: int = 1,
+    keep: AtLeastOne = 1,
     threshold: float = -math.inf,
 ) -> Float[Tensor, " b"]:
     """Rejection sampling's advantage: 1 for the ``keep`` best of each group, NaN (leave it out) for every other.
@@ -151,8 +153,8 @@ def gae(
     reward: Float[Tensor, "b t"],
     value: Float[Tensor, "b t"],
     mask: Bool[Tensor, "b t"],
-    gamma: float = 1.0,
-    lam: float = 0.95,
+    gamma: Share = 1.0,
+    lam: Share = 0.95,
 ) -> Float[Tensor, "b t"]:
     """Generalised advantage of each token: the errors of one step from there on, discounted by ``gamma lam`` a token.
 

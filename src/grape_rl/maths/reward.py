@@ -3,13 +3,15 @@
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from grape_rl.maths.bounds import NonNegative
+
 
 def kl_penalized(
     reward: Float[Tensor, " b"],
     behavior_logp: Float[Tensor, "b t"],
     reference_logp: Float[Tensor, "b t"],
     mask: Bool[Tensor, "b t"],
-    kl_in_reward: float = 0.0,
+    kl_in_reward: NonNegative = 0.0,
 ) -> Float[Tensor, "b t"]:
     """Rewards of tokens: ``1[t is the last] reward − kl_in_reward (behavior_logp − reference_logp)``, 0 off the mask.
 

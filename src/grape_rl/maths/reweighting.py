@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from grape_rl.maths.advantage import Scale, group_count, group_mean, group_rank, group_relative
+from grape_rl.maths.bounds import Count, Positive
 
 
 def undiluted(reward: Float[Tensor, " b"], group: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -27,8 +28,7 @@ def undiluted(reward: Float[Tensor, " b"], group: Int[Tensor, " b"]) -> Float[Te
     """
     deviation = group_relative(reward, group, "none")
     differs = (deviation.nan_to_num() != 0).to(reward.dtype)
-    valid = ~reward.isnan()
-    useful = group_mean(differs.masked_fill(~valid, torch.nan), group)[valid] > 0
+    useful = group_mean(differs, group)[~reward.isnan()] > 0
     return deviation * (len(useful) / useful.sum().clamp(min=1).to(reward.dtype))
 
 
@@ -38,7 +38,7 @@ def length_penalized(
     length: Int[Tensor, " b"],
     max_tokens: int,
     scale: Scale = "group",
-    overlong_buffer: int = 0,
+    overlong_buffer: Count = 0,
 ) -> Float[Tensor, " b"]:
     """``group_relative`` of the reward plus DAPO's soft punishment of the last ``overlong_buffer`` tokens.
 
@@ -83,7 +83,9 @@ def red_drop(
     return torch.where(dropped, 0, left)
 
 
-def red_weight(reward: Float[Tensor, " b"], group: Int[Tensor, " b"], temperature: float = 1.0) -> Float[Tensor, " b"]:
+def red_weight(
+    reward: Float[Tensor, " b"], group: Int[Tensor, " b"], temperature: Positive = 1.0
+) -> Float[Tensor, " b"]:
     """``d exp(d / temperature)`` with d = reward − the group's mean: good responses count for more than bad ones.
 
     RED-Weight of arXiv 2509.24203. For a high temperature it is d.

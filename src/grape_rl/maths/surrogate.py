@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from grape_rl.maths.bounds import NonNegative, Share
+
 
 def policy_gradient(logp: Float[Tensor, "b t"], advantage: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
     """REINFORCE's loss: ``−advantage logp``. Williams (1992).
@@ -38,8 +40,8 @@ def clipped(
     logp: Float[Tensor, "b t"],
     behavior_logp: Float[Tensor, "b t"],
     advantage: Float[Tensor, "b t"],
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    clip_low: Share = 0.2,
+    clip_high: NonNegative = 0.2,
 ) -> Float[Tensor, "b t"]:
     """PPO's loss: ``−min(rho advantage, clip(rho, 1−clip_low, 1+clip_high) advantage)``.
 
@@ -55,8 +57,8 @@ def sequence_clipped(
     behavior_logp: Float[Tensor, "b t"],
     advantage: Float[Tensor, "b t"],
     mask: Bool[Tensor, "b t"],
-    clip_low: float = 3e-4,
-    clip_high: float = 4e-4,
+    clip_low: Share = 3e-4,
+    clip_high: NonNegative = 4e-4,
 ) -> Float[Tensor, "b t"]:
     """GSPO's loss: PPO's with one ratio a response, ``rho = exp(mean over mask of logp − behavior_logp)``.
 
@@ -73,14 +75,14 @@ def cispo(
     logp: Float[Tensor, "b t"],
     behavior_logp: Float[Tensor, "b t"],
     advantage: Float[Tensor, "b t"],
-    clip_low: float = 1.0,
-    clip_high: float = 0.28,
+    clip_low: Share = 1.0,
+    clip_high: NonNegative = 0.28,
 ) -> Float[Tensor, "b t"]:
     """CISPO's loss: ``−stop_gradient(clip(rho, 1−clip_low, 1+clip_high)) advantage logp``.
 
     With ``rho = exp(logp − behavior_logp)``. CISPO (MiniMax-M1, arXiv 2506.13585), eqs. 4 and 5. The weight is
     clipped, never the token: each keeps a gradient. The defaults are our choice: 1 is no lower bound (as in
-    the paper), 0.28 is DAPO's upper one.
+    the paper), 0.28 is DAPO's upper one. TRL's ``epsilon_high`` is the upper bound itself, ``1 + clip_high`` here.
     """
     weight = (logp - behavior_logp).exp().clamp(1 - clip_low, 1 + clip_high).detach()
     return -weight * advantage * logp

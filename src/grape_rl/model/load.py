@@ -95,6 +95,14 @@ def _alone(model: PreTrainedModel, sequences: Sequences, row: int) -> Float[Tens
 
 
 def frozen(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the model as it is now, whose weights never change: the reference policy."""
-    reference: nn.Module = copy.deepcopy(model)
+    """A copy of the model as it is now, whose weights never change: the reference policy.
+
+    Weights that are not trained are shared with it: of an adapted model it costs no more than the adapters.
+    """
+    reference: nn.Module = sharing(model)
     return reference.requires_grad_(False).eval()  # pyright: ignore[reportReturnType]
+
+
+def sharing(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the model with the very same tensors for the weights that are not trained."""
+    return copy.deepcopy(model, {id(weight): weight for weight in model.parameters() if not weight.requires_grad})

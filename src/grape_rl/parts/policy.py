@@ -1,18 +1,21 @@
 """The policy that a run starts from: built from scratch, or loaded; on which device."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from grape_rl.config import Config, Data, Scratch
+from grape_rl.config import Config, Data
 from grape_rl.data.chat import end_tokens
 from grape_rl.model.load import load, readied
+from grape_rl.model.lora import FOLDER, adapted, is_adapted, with_adapter
 from grape_rl.model.scalar import is_scalar, load_scalar, scalar_model
 from grape_rl.model.scratch import bpe_tokenizer, character_tokenizer, scratch, shared_passages
 from grape_rl.parts.rows import Row, plain
+from grape_rl.sections import Scratch
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,30 @@ def device(name: str) -> torch.device:
 
 
 def start_policy(config: Config, train: Sequence[Row], scalar: bool = False) -> Policy:
-    """The policy that the run starts from: built from scratch, or loaded. With ``scalar``, a reward model.
+    """The policy that the run starts from: built from scratch, or loaded; with new adapters if those are trained.
 
-    That is one already at ``model.name``, or a new one on the trunk of the language model there.
+    With ``scalar``, a reward model: that at ``model.name``, or a new one on the trunk of the language model there.
+
+    Raises:
+        ValueError: adapters are asked for in a reward model.
     """
-    where = device(config.device)
+    where, lora = device(config.device), config.model.lora
+    if scalar and lora:
+        raise ValueError(f"model.lora: {config.method} trains a whole model that scores, head and all; leave it out")
     if scalar and not config.model.scratch and is_scalar(config.model.name):
         return policy(*load_scalar(config.model.name, where))
     model, tokenizer = _language_model(config, train, where)
+    if lora:
+        adapted(model, lora.rank, lora.alpha, lora.targets, config.seed)
     return policy(scalar_model(model, tokenizer, config.seed) if scalar else model, tokenizer)
+
+
+def policy_at(checkpoint: Path, start: Policy) -> Policy:
+    """The policy of a run's checkpoint, which began as ``start``: its adapters on the same weights, if it has some."""
+    if is_adapted(start.model):
+        return replace(start, model=with_adapter(start.model, checkpoint / FOLDER))
+    again = load_scalar if is_scalar(str(checkpoint)) else load
+    return policy(*again(str(checkpoint), start.model.device))
 
 
 def _language_model(config: Config, train: Sequence[Row], where: torch.device) -> tuple[PreTrainedModel, Any]:

@@ -28,8 +28,14 @@ def scorer(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Seque
         rubric = load_rubric(config.reward.rubric, config.reward.allow)
         check_rows(rubric, graded)
         models = rubric_models(rubric, graded, where, config.tokens_per_microbatch, precision)
-        aggregate = row.source.aggregate if isinstance(row.source, Responses) else unweighted
-        return rubric_scorer(rubric, partial(aggregate, **keywords(aggregate, chosen)), models)
+        source = row.source if isinstance(row.source, Responses) else None
+        aggregate, compared = (source.aggregate, source.compared) if source else (unweighted, None)
+        return rubric_scorer(
+            rubric,
+            partial(aggregate, **keywords(aggregate, chosen)),
+            partial(compared, **keywords(compared, chosen)) if compared else None,
+            models,
+        )
     if config.reward.model:
         of = reward_model(config.reward.model, where, config.tokens_per_microbatch, precision)
         of.checked(config.reward.aggregate)

@@ -112,10 +112,13 @@ def model_scorer(of: RewardModel, aggregate: StepReward | None) -> Scorer:
     return scores
 
 
-def rubric_scorer(rubric: Rubric, aggregate: Aggregate, models: Models = MappingProxyType({})) -> Scorer:
+def rubric_scorer(
+    rubric: Rubric, aggregate: Aggregate, compared: Aggregate | None = None, models: Models = MappingProxyType({})
+) -> Scorer:
     """A scorer by a rubric: ``aggregate`` makes the reward of the rewarded items, category by category.
 
-    ``models`` are those of ``rubric_models``, for a rubric that names any.
+    ``compared`` makes of the same what the advantage is to compare, where that is not the reward. ``models`` are those
+    of ``rubric_models``, for a rubric that names any.
 
     Raises (the scorer):
         ValueError: a row that belongs to no category or to more than one, or a group that spans categories.
@@ -127,7 +130,7 @@ def rubric_scorer(rubric: Rubric, aggregate: Aggregate, models: Models = Mapping
         for number, name in zip(group.tolist(), category, strict=True):
             if home.setdefault(number, name) != name:
                 raise ValueError(f"group {number} has responses of the categories {home[number]!r} and {name!r}")
-        reward = torch.full((len(responses),), math.nan, dtype=torch.float64)
+        made = [torch.full((len(responses),), math.nan, dtype=torch.float64) for _ in (aggregate, compared)]
         for name in dict.fromkeys(category):
             rows = torch.tensor([i for i, other in enumerate(category) if other == name])
             items = rubric.categories[name].rewarded
@@ -135,12 +138,14 @@ def rubric_scorer(rubric: Rubric, aggregate: Aggregate, models: Models = Mapping
             score = _matrix([[line[item.id].score for item in items] for line in found])
             confidence = _matrix([[line[item.id].confidence for item in items] for line in found])
             weight = torch.tensor([item.weight for item in items], dtype=torch.float64)
-            found_reward = aggregate(*_gated(score, confidence, items), weight, group[rows].cpu())
             # Whether a gate that could not be graded is open is not known, and neither is the reward behind it.
             gate = torch.tensor([item.gate for item in items])
             unknown = (score.isnan() & gate).any(dim=1)
-            reward[rows] = found_reward.masked_fill(unknown, math.nan)
-        return Scores(reward, verdicts, category)
+            score, confidence = _gated(score, confidence, items)
+            for out, function in zip(made, (aggregate, compared), strict=True):
+                if function:
+                    out[rows] = function(score, confidence, weight, group[rows].cpu()).masked_fill(unknown, math.nan)
+        return Scores(made[0], verdicts, category, made[1] if compared else None)
 
     return scores
 

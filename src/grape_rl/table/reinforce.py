@@ -34,7 +34,7 @@ REINFORCE = (
         name="rloo",
         summary="REINFORCE whose baseline is the mean reward of the other responses to the same prompt: unbiased.",
         equation="A_i = R_i − mean_{j≠i} R_j;  ∇J = E[A Σ_t ∇ log π_θ(y_t | x, y_<t)]",
-        paper="Back to Basics (RLOO), arXiv 2402.14740",
+        paper="Back to Basics (RLOO), arXiv 2402.14740 (its KL is part of the reward; here kl adds one to the loss)",
         source=Responses(leave_one_out, unweighted, smallest_group=2),
         terms=(RowTerm(policy_gradient), *PENALTIES),
         reduction="fixed_length",
@@ -43,7 +43,8 @@ REINFORCE = (
         name="reinforce_plus_plus",
         summary="Rewards centered and scaled over the whole batch, not group by group, with PPO's clip.",
         equation="A_i = (R_i − mean_batch R)/(std_batch R + ε);  L as in PPO's clip + kl · KL",
-        paper="REINFORCE++, arXiv 2501.03262; center=group is its REINFORCE++-baseline",
+        paper="REINFORCE++, arXiv 2501.03262 (its KL is part of the reward; here kl adds one to the loss); "
+        "center=group is its REINFORCE++-baseline",
         source=Responses(normalized, unweighted),
         terms=(RowTerm(clipped), *PENALTIES),
         reduction="token",

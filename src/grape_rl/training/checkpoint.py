@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from grape_rl.model.lora import FOLDER as ADAPTER
+from grape_rl.model.lora import is_adapted, merged, save_adapter
+
 TRAINER = "trainer.pt"
 
 
@@ -17,12 +20,20 @@ def save_checkpoint(
 
     A source's rows and randomness are functions of the step, and so is the learning rate: the step, the weights and
     the optimizer's moments are all there is to keep.
+
+    Of an adapted model it is the merged weights, so that what lies there is a whole model for whoever loads it, with
+    or without peft, and wherever the one it started from may be by then. The adapters lie beside them, in
+    ``adapter``: a run goes on from those, since a sum does not give back its parts to the bit.
     """
     final = folder / f"step-{step}"
     aside = folder / f".step-{step}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    model.save_pretrained(aside)
+    if is_adapted(model):
+        merged(model).save_pretrained(aside)
+        save_adapter(model, aside / ADAPTER)
+    else:
+        model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     torch.save({"step": step, "optimizer": optimizer.state_dict()}, aside / TRAINER)
     shutil.rmtree(final, ignore_errors=True)

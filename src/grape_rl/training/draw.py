@@ -86,9 +86,13 @@ def _filled(old: Drawn, new: Drawn) -> Drawn:
         behavior_logp=both("behavior_logp"),
         finish=joined(old.rollout.finish, new.rollout.finish),
     )
+    compared = None
+    if old.scores.compared is not None and new.scores.compared is not None:
+        compared = torch.cat([old.scores.compared[stay], new.scores.compared[come]])
     scores = Scores(
         torch.cat([old.scores.reward[stay], new.scores.reward[come]]),
         joined(old.scores.verdicts, new.scores.verdicts),
         joined(old.scores.category, new.scores.category),
+        compared,
     )
     return Drawn(rollout, joined(old.answers, new.answers), scores)

@@ -154,7 +154,7 @@ def responses(
 def _compared(advantage: Callable[..., Tensor], drawn: Drawn, max_tokens: int, seed: int) -> Float[Tensor, " b"]:
     """Each response's advantage, by what the function's parameters ask for."""
     fields = {
-        "reward": drawn.scores.reward,
+        "reward": drawn.scores.reward if drawn.scores.compared is None else drawn.scores.compared,
         "group": drawn.rollout.group,
         "length": drawn.rollout.mask.sum(dim=1),
         "max_tokens": max_tokens,
