@@ -47,6 +47,23 @@ class Preferences:
 
 
 @dataclass(frozen=True)
+class SampledPreferences:
+    """Pairs are made of the model's own responses: ``aggregate`` makes rewards of verdicts, ``pairing`` pairs of those.
+
+    The losses compare log-probs of the pair with each other and the reference, never with the policy that sampled, so
+    that top-k and top-p may cut the sampler.
+    """
+
+    pairing: Callable[..., Tensor]
+    aggregate: Callable[..., Tensor]
+    smallest_group: int = 2
+
+
+Sampled = Responses | SampledPreferences
+"""Sources that sample from the model being trained, and have the responses scored."""
+
+
+@dataclass(frozen=True)
 class RowTerm:
     """A loss term of a row. ``option`` names the option that sets its coefficient, where it has one."""
 
@@ -61,24 +78,33 @@ class Algorithm:
 
     ``reduction`` is None where the terms are per pair, whose plain mean is taken.
     ``defaults`` are the row's own for options of its functions. Two rows may differ in nothing else: Dr. GRPO is GRPO
-    with other defaults.
+    with other defaults. ``online_of`` names the row, if any, whose loss this one takes to sampled pairs.
     """
 
     name: str
     summary: str
     equation: str
     paper: str
-    source: Demonstrations | Responses | Preferences
+    source: Demonstrations | Responses | Preferences | SampledPreferences
     terms: tuple[RowTerm, ...]
     reduction: Reduction | None
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     update: Callable[..., dict[str, float]] = gradient
+    online_of: str = ""
+
+    @property
+    def page(self) -> str:
+        """The name that its demo's configuration and its derivation are filed under: online forms share theirs."""
+        return "online" if self.online_of else self.name
 
     @property
     def functions(self) -> tuple[Callable[..., Any], ...]:
         """The functions that the row is composed of, in the order in which they run."""
-        source = self.source
-        parts = (source.draws, source.aggregate, source.advantage) if isinstance(source, Responses) else ()
+        parts: tuple[Callable[..., Any], ...] = ()
+        if isinstance(self.source, Responses):
+            parts = (self.source.draws, self.source.aggregate, self.source.advantage)
+        elif isinstance(self.source, SampledPreferences):
+            parts = (self.source.aggregate, self.source.pairing)
         return (*parts, *(term.function for term in self.terms), self.update)
 
 

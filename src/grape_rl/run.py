@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config, dumped, loaded
-from grape_rl.methods import Responses, chosen_options, keywords, objective
+from grape_rl.methods import Sampled, SampledPreferences, chosen_options, keywords, objective
 from grape_rl.model.load import load
 from grape_rl.model.sampler import Sampling
 from grape_rl.parts.folder import resumable, write
@@ -121,7 +121,7 @@ def _setup(config: Config, checkpoint: Path | None) -> Setup:
     chosen = chosen_options(row, config.options)
     train_rows, test_rows = kind_of(row).rows(config, row)
     start = start_policy(config, train_rows)
-    graded = isinstance(row.source, Responses) or (test_rows and (config.reward.rubric or config.reward.function))
+    graded = isinstance(row.source, Sampled) or (test_rows and (config.reward.rubric or config.reward.function))
     grader = scorer(config, row, chosen, [*train_rows, *test_rows]) if graded else None
     now = policy(*load(str(checkpoint), start.model.device)) if checkpoint else start
     return Setup(config, row, chosen, train_rows, test_rows, start, now, grader)
@@ -177,11 +177,16 @@ def _update(setup: Setup, optimizer: torch.optim.Optimizer) -> Update:
 
 
 def _training_temperature(setup: Setup) -> float:
-    """A policy gradient is of the distribution that was sampled; imitation is of the model as it is used, at 1."""
-    own = isinstance(setup.row.source, Responses) and not setup.row.source.any_sampler
+    """A policy gradient is of the distribution that was sampled; imitation is of the model as it is used, at 1.
+
+    So are preferences of data. Those between sampled responses are of the distribution that was sampled: what the pairs
+    say of a policy they say of the one that they are frequent under, and its squared loss is that one's gradient.
+    """
+    source = setup.row.source
+    own = isinstance(source, SampledPreferences) or (isinstance(source, Sampled) and not source.any_sampler)
     return setup.config.sampling.temperature if own else 1.0
 
 
 def _longest(setup: Setup) -> int:
     config = setup.config
-    return config.sampling.max_tokens if isinstance(setup.row.source, Responses) else config.data.max_length
+    return config.sampling.max_tokens if isinstance(setup.row.source, Sampled) else config.data.max_length

@@ -1,12 +1,18 @@
 """Which kind of run belongs to which kind of source."""
 
-from grape_rl.methods import Algorithm, Demonstrations, Preferences, Responses
+from grape_rl.methods import Algorithm, Demonstrations, Preferences, Responses, SampledPreferences
 from grape_rl.parts.demonstrations import DEMONSTRATIONS
+from grape_rl.parts.online import ONLINE
 from grape_rl.parts.preferences import PREFERENCES
 from grape_rl.parts.responses import RESPONSES
 from grape_rl.parts.setup import Kind
 
-KINDS = {Demonstrations: DEMONSTRATIONS, Responses: RESPONSES, Preferences: PREFERENCES}
+KINDS = {
+    Demonstrations: DEMONSTRATIONS,
+    Responses: RESPONSES,
+    Preferences: PREFERENCES,
+    SampledPreferences: ONLINE,
+}
 
 
 def kind_of(row: Algorithm) -> Kind:

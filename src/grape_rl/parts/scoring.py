@@ -7,7 +7,7 @@ from typing import Any
 
 from grape_rl.config import Config
 from grape_rl.maths.grape import unweighted
-from grape_rl.methods import Algorithm, Responses, keywords
+from grape_rl.methods import Algorithm, Sampled, keywords
 from grape_rl.parts.rows import Row
 from grape_rl.reward.callables import python_callable
 from grape_rl.reward.rubric import check_rows, load_rubric
@@ -19,7 +19,7 @@ def scorer(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Seque
     if config.reward.rubric:
         rubric = load_rubric(config.reward.rubric, config.reward.allow)
         check_rows(rubric, graded)
-        aggregate = row.source.aggregate if isinstance(row.source, Responses) else unweighted
+        aggregate = row.source.aggregate if isinstance(row.source, Sampled) else unweighted
         return rubric_scorer(rubric, partial(aggregate, **keywords(aggregate, chosen)))
     assert config.reward.function is not None
     place, _, name = config.reward.function.rpartition(":")
