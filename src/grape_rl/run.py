@@ -179,8 +179,8 @@ def _update(setup: Setup, optimizer: torch.optim.Optimizer) -> Update:
 def _training_temperature(setup: Setup) -> float:
     """A policy gradient is of the distribution that was sampled; imitation is of the model as it is used, at 1.
 
-    So are preferences of data. Those between sampled responses are of the distribution that was sampled: what the pairs
-    say of a policy they say of the one that they are frequent under, and its squared loss is that one's gradient.
+    So are preferences of data. Those between sampled responses are of the distribution that was sampled: a loss of
+    pairs can climb a policy's reward less its KL, as the square of rpo does, only if that policy drew them.
     """
     source = setup.row.source
     own = isinstance(source, SampledPreferences) or (isinstance(source, Sampled) and not source.any_sampler)

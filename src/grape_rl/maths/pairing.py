@@ -22,8 +22,9 @@ def ranked_pairs(
     """The chosen and the rejected response of each pair, by number: ``reward[chosen] > reward[rejected]``, one group.
 
     ``pairing``: the best against the worst of each group; each against the next in rank (adjacent); or each against
-    every worse one (all), which makes G(G−1)/2 pairs of G responses. Of equal rewards the earliest stands first, for
-    the best as for the worst: samples of one policy are alike whatever their order, so that favours none.
+    every worse one (all), which makes G(G−1)/2 pairs of G responses, and as many for the update to run. Of equal
+    rewards the earliest stands first, for the best as for the worst: samples of one policy are alike whatever their
+    order, so that favours none.
 
     No pair: equal rewards, a gap under ``min_gap`` (in units of the reward), a missing reward (NaN), or twice the same
     response (equal numbers in ``response``), whose rewards differ only if the scorer wavers. With groups of two, all
