@@ -1,7 +1,7 @@
 """The methods that learn from pairs, on pairs of the model's own responses in place of the data's.
 
-Whoever reads the responses and says which is better, a reward does here: of each prompt's responses the best is chosen
-and the worst rejected, or as the option ``pairing`` says. So each form has its offline row's loss, options and update.
+A reward takes the place of the person who prefers one: of each prompt's responses the best is chosen and the worst
+rejected, or as the option ``pairing`` says. Each form has its offline row's loss, options and update.
 """
 
 from dataclasses import replace
