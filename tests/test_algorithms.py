@@ -22,8 +22,8 @@ from grape_rl.maths.reduction import Reduction
 from grape_rl.methods import (
     Comparisons,
     Preferences,
-    Responses,
     RowTerm,
+    Sampled,
     Steps,
     chosen_options,
     keywords,
@@ -31,18 +31,23 @@ from grape_rl.methods import (
     options,
 )
 from grape_rl.reward.rubric import load_rubric
+from grape_rl.table.online import online
 from grape_rl.training.objective import FIELDS, PAIR_FIELDS, SCORE_FIELDS
 from grape_rl.training.update import gradient
 from small_runs import lines, weights
 
-OF_PAIRS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Preferences)]
 OF_SCORES = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Comparisons | Steps)]
 """Methods that train a model to score, and not to write."""
+OF_PAIRS = [name for name, row in ALGORITHMS.items() if row.reduction is None and name not in OF_SCORES]
 OF_TOKENS = [name for name in ALGORITHMS if name not in (*OF_PAIRS, *OF_SCORES)]
 DESCENDING = [name for name, row in ALGORITHMS.items() if row.update is gradient]
 """Methods whose update is passes over tokens by an optimizer, which have epochs and mini-batches."""
 STEPPING = [*DESCENDING, *OF_PAIRS, *OF_SCORES]
 """Methods whose update is steps of an optimizer, which has a learning rate."""
+ONLINE = [name for name, row in ALGORITHMS.items() if row.online_of]
+TRAINED = [n for n, row in ALGORITHMS.items() if not row.online_of or row.online_of in ("dpo", "simpo", "odpo", "aot")]
+"""All but those online forms that differ from one of these in a loss that is trained by offline: with a reference,
+without one, with rewards in the loss, and with a loss that compares pairs."""
 
 
 def small_demo(name, folder, **more):
@@ -61,7 +66,7 @@ def small_demo(name, folder, **more):
     return loaded(laid_over(laid_over(from_file(demo_config(name), name), small), more))
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
     row, start = ALGORITHMS[name], {}
     begin = grape_rl.run.start_policy
@@ -84,9 +89,11 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
             *(["learning_rate"] if name in STEPPING else []),
         ]
         assert ("learning_rate" in told) == (name in STEPPING)
-        if isinstance(row.source, Responses):
+        if isinstance(row.source, Sampled):
             wanted += ["reward", "length", "cut_off", "equal_groups", "kl"]
-        if isinstance(row.source, Preferences):
+        if name in ONLINE:
+            wanted += ["pairs", "unpaired_groups", "reward_gap"]
+        if name in OF_PAIRS:
             wanted += ["accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_length", "rejected_length"]
         if isinstance(row.source, Comparisons):
             wanted += ["margin", "reward", "chosen_reward", "rejected_reward", "chosen_length", "rejected_length"]
@@ -105,13 +112,18 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
 
     assert yaml.safe_load((run.folder / "config.yaml").read_text()) == run.config.model_dump(mode="json")
     drawn = sorted((run.folder / "rollouts").iterdir())
-    if isinstance(row.source, Responses):
+    if isinstance(row.source, Sampled):
         assert [path.name for path in drawn] == ["step-000001.jsonl", "step-000002.jsonl"]
         records = lines(drawn[0])
         assert len(records) == 48
         assert {"prompt", "response", "reward", "advantage", "verdicts", "finish"} <= records[0].keys()
         items = load_rubric(run.config.reward.rubric).categories[records[0]["category"]].items
         assert [verdict["item"] for verdict in records[0]["verdicts"]] == [item.id for item in items]
+        assert all(("role" in each) == (name in ONLINE) for each in records)
+        if name in ONLINE:
+            roles = [each["role"] for each in records]
+            assert roles.count("chosen") == roles.count("rejected") == run.metrics[0]["pairs"] > 0
+            assert run.metrics[0]["margin"] == 0 or name == "online_simpo", "the reference is the start"
     else:
         assert not drawn
 
@@ -241,8 +253,8 @@ UNBOUNDED = {"threshold": "a reward, of any scale", "alpha": "f_dpo's: every div
 OUT_OF_RANGE = {
     **dict.fromkeys(("clip_low", "ring_low", "tail_weight"), (-0.01, 1.01)),
     **dict.fromkeys(("clip_high", "ring_high", "odds_weight", "nll_weight", "fall_weight", "length_weight"), (-0.01,)),
-    **dict.fromkeys(("offset_weight", "reward_scale", "gamma", "damping"), (-0.01,)),
-    **dict.fromkeys(("kl", "entropy", "advantage_entropy", "pull", "sft"), (-0.01,)),
+    **dict.fromkeys(("offset_weight", "reward_scale", "gamma", "damping", "min_gap"), (-0.01,)),
+    **dict.fromkeys(("kl", "entropy", "advantage_entropy", "pull", "sft", "centering"), (-0.01,)),
     **dict.fromkeys(("overlong_buffer", "extra_draws", "backtracks"), (-1, 0.5)),
     **dict.fromkeys(("keep", "epochs", "minibatches", "cg_iterations"), (0, 1.5)),
     **dict.fromkeys(("cap", "temperature", "modulation"), (0.0, -1.0)),
@@ -360,6 +372,21 @@ def test_no_two_rows_are_the_same():
 
     rows = list(ALGORITHMS.values())
     assert all(parts(a) != parts(b) for i, a in enumerate(rows) for b in rows[:i])
+
+
+def test_an_online_form_differs_from_its_method_in_where_its_pairs_come_from():
+    offline = [row for row in ALGORITHMS.values() if isinstance(row.source, Preferences)]
+    assert [ALGORITHMS[name].online_of for name in ONLINE] == [row.name for row in offline]
+    for row in offline:
+        form = ALGORITHMS[f"online_{row.name}"]
+        own = {key: getattr(row, key) for key in ("name", "summary", "equation", "paper", "source", "online_of")}
+        assert replace(form, **own) == row
+        assert options(form).items() >= options(row).items()
+        assert options(form).keys() - options(row).keys() == {"pairing", "min_gap"}
+        assert row.equation in form.equation and row.paper in form.paper and f" {row.name} " in form.summary
+        assert (row.page, form.page) == (row.name, "online")
+    with pytest.raises(ValueError, match="sft does not learn from pairs of data"):
+        online(ALGORITHMS["sft"])
 
 
 def test_a_coefficient_without_an_option_stays():

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from grape_rl.table.group_relative import GROUP_RELATIVE
 from grape_rl.table.imitation import IMITATION
 from grape_rl.table.off_policy import OFF_POLICY
+from grape_rl.table.online import ONLINE
 from grape_rl.table.preference import PREFERENCE
 from grape_rl.table.reinforce import REINFORCE
 from grape_rl.table.reward_model import REWARD_MODEL
@@ -16,6 +17,7 @@ FAMILIES = MappingProxyType(
         "Relative to the group, with a bound on the ratio": GROUP_RELATIVE,
         "REINFORCE on an older policy's responses": OFF_POLICY,
         "Preferences between two responses": PREFERENCE,
+        "Preferences between two of the model's own responses": ONLINE,
         "Models that score": REWARD_MODEL,
     }
 )

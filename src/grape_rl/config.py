@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.maths.bounds import Count, Share
 from grape_rl.maths.reward_model import StepReward
-from grape_rl.methods import Demonstrations, Responses, chosen_options
+from grape_rl.methods import Demonstrations, Responses, Sampled, chosen_options
 from grape_rl.reward.strict import nearest, parsed, validated
 from grape_rl.sections import Model, Section
 
@@ -173,7 +173,7 @@ class Config(Section):
             _ = self.folder
         except (LookupError, ValueError, AttributeError):
             raise ValueError(f"output: {self.output!r}: only {{method}} and {{seed}} may stand in braces") from None
-        if not isinstance(row.source, Responses):
+        if not isinstance(row.source, Sampled):
             return self
         if not graded:
             raise ValueError(f"reward: {self.method} scores responses: name exactly one of rubric, function and model")
@@ -186,15 +186,15 @@ class Config(Section):
                 f"group_size is {self.group_size}: {self.method} compares the responses to a prompt, so it needs at "
                 f"least {row.source.smallest_group}"
             )
-        if not row.source.any_sampler:
-            if self.sampling.top_k or self.sampling.top_p < 1:
-                raise ValueError(
-                    f"sampling: {self.method} needs tokens from the whole distribution of the policy, and top_k or "
-                    "top_p cut it: the ratio would no longer be between two policies; leave them out, or use "
-                    "rejection_sampling, which may cut"
-                )
-            if self.sampling.temperature == 0:
-                raise ValueError(f"sampling: temperature 0 makes all responses alike: {self.method} learns nothing")
+        any_sampler = isinstance(row.source, Responses) and row.source.any_sampler
+        if isinstance(row.source, Responses) and not any_sampler and (self.sampling.top_k or self.sampling.top_p < 1):
+            raise ValueError(
+                f"sampling: {self.method} needs tokens from the whole distribution of the policy, and top_k or "
+                "top_p cut it: the ratio would no longer be between two policies; leave them out, or use "
+                "rejection_sampling, which may cut"
+            )
+        if not any_sampler and self.sampling.temperature == 0:
+            raise ValueError(f"sampling: temperature 0 makes all responses alike: {self.method} learns nothing")
         return self
 
     @property

@@ -7,7 +7,7 @@ equation has, and nothing is declared twice. Where a row means another default t
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 from pydantic import create_model
 from torch import Tensor
@@ -21,10 +21,14 @@ from grape_rl.training.draw import Drawn, once
 from grape_rl.training.objective import FIELDS, Objective, Term, TermFunction
 from grape_rl.training.update import gradient
 
+Functions = tuple[Callable[..., Any], ...]
+
 
 @dataclass(frozen=True)
 class Demonstrations:
     """Batches are read from data: prompts with the completions to imitate, each with advantage 1."""
+
+    functions: ClassVar[Functions] = ()
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,40 @@ class Responses:
     any_sampler: bool = False
     compared: Callable[..., Tensor] | None = None
 
+    @property
+    def functions(self) -> Functions:
+        """Those that make a batch, in the order in which they run."""
+        return tuple(f for f in (self.draws, self.aggregate, self.compared, self.advantage) if f)
+
 
 @dataclass(frozen=True)
 class Preferences:
     """Batches are read from data: prompts, each with a chosen and a rejected response."""
+
+    functions: ClassVar[Functions] = ()
+
+
+@dataclass(frozen=True)
+class SampledPreferences:
+    """Pairs are made of the model's own responses: ``aggregate`` makes rewards of verdicts, ``pairing`` pairs of those.
+
+    The losses compare log-probs of the pair with each other and the reference, never with the policy that sampled, so
+    that top-k and top-p may cut the sampler.
+    """
+
+    pairing: Callable[..., Tensor]
+    aggregate: Callable[..., Tensor]
+    smallest_group: int = 2
+    compared: ClassVar[None] = None
+
+    @property
+    def functions(self) -> Functions:
+        """Those that make a batch, in the order in which they run."""
+        return (self.aggregate, self.pairing)
+
+
+Sampled = Responses | SampledPreferences
+"""Sources that sample from the model being trained, and have the responses scored."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +90,11 @@ class Comparisons:
     """As ``Preferences``, for a model that scores responses in place of writing them. ``encoded`` makes the tokens."""
 
     encoded: Callable[..., Any] = comparisons
+
+    @property
+    def functions(self) -> Functions:
+        """What makes a batch."""
+        return (self.encoded,)
 
 
 @dataclass(frozen=True)
@@ -66,6 +105,15 @@ class Steps:
     """
 
     encoded: Callable[..., Any] = labelled
+
+    @property
+    def functions(self) -> Functions:
+        """What makes a batch."""
+        return (self.encoded,)
+
+
+Source = Demonstrations | Responses | Preferences | SampledPreferences | Comparisons | Steps
+"""Where a method's batches come from."""
 
 
 @dataclass(frozen=True)
@@ -83,28 +131,29 @@ class Algorithm:
 
     ``reduction`` is None where the terms are per pair or per step, whose plain mean is taken.
     ``defaults`` are the row's own for options of its functions. Two rows may differ in nothing else: Dr. GRPO is GRPO
-    with other defaults.
+    with other defaults. ``online_of`` names the row, if any, whose loss this one takes to sampled pairs.
     """
 
     name: str
     summary: str
     equation: str
     paper: str
-    source: Demonstrations | Responses | Preferences | Comparisons | Steps
+    source: Source
     terms: tuple[RowTerm, ...]
     reduction: Reduction | None
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     update: Callable[..., dict[str, float]] = gradient
+    online_of: str = ""
+
+    @property
+    def page(self) -> str:
+        """The name that its demo's configuration and its derivation are filed under: online forms share theirs."""
+        return "online" if self.online_of else self.name
 
     @property
     def functions(self) -> tuple[Callable[..., Any], ...]:
         """The functions that the row is composed of, in the order in which they run."""
-        source = self.source
-        parts = (source.encoded,) if isinstance(source, Comparisons | Steps) else ()
-        if isinstance(source, Responses):
-            compared = (source.compared,) if source.compared else ()
-            parts = (source.draws, source.aggregate, *compared, source.advantage)
-        return (*parts, *(term.function for term in self.terms), self.update)
+        return (*self.source.functions, *(term.function for term in self.terms), self.update)
 
 
 def options(row: Algorithm) -> dict[str, tuple[Any, Any]]:

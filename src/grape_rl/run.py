@@ -12,7 +12,7 @@ import torch
 
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config, dumped, loaded
-from grape_rl.methods import Responses, chosen_options, keywords, objective
+from grape_rl.methods import Sampled, SampledPreferences, chosen_options, keywords, objective
 from grape_rl.model.load import quiet
 from grape_rl.model.sampler import Sampling
 from grape_rl.parts.folder import resumable, write
@@ -108,7 +108,7 @@ def _setup(config: Config, checkpoint: Path | None) -> Setup:
     kind, named = kind_of(row), config.reward
     train_rows, test_rows = kind.rows(config, row)
     start = start_policy(config, train_rows, kind.scalar)
-    graded = isinstance(row.source, Responses) or (
+    graded = isinstance(row.source, Sampled) or (
         test_rows and not kind.scalar and (named.rubric or named.function or named.model)
     )
     grader = scorer(config, row, chosen, [*train_rows, *test_rows]) if graded else None
@@ -166,11 +166,16 @@ def _update(setup: Setup, optimizer: torch.optim.Optimizer) -> Update:
 
 
 def _training_temperature(setup: Setup) -> float:
-    """A policy gradient is of the distribution that was sampled; imitation is of the model as it is used, at 1."""
-    own = isinstance(setup.row.source, Responses) and not setup.row.source.any_sampler
+    """A policy gradient is of the distribution that was sampled; imitation is of the model as it is used, at 1.
+
+    So are preferences of data. Those between sampled responses are of the distribution that was sampled: a loss of
+    pairs can climb a policy's reward less its KL, as the square of rpo does, only if that policy drew them.
+    """
+    source = setup.row.source
+    own = isinstance(source, SampledPreferences) or (isinstance(source, Sampled) and not source.any_sampler)
     return setup.config.sampling.temperature if own else 1.0
 
 
 def _longest(setup: Setup) -> int:
     config = setup.config
-    return config.sampling.max_tokens if isinstance(setup.row.source, Responses) else config.data.max_length
+    return config.sampling.max_tokens if isinstance(setup.row.source, Sampled) else config.data.max_length

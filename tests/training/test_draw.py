@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grape_rl.training.draw import Drawn, equal_groups, once, until_varied
+from grape_rl.training.draw import Drawn, equal_groups, numbered, once, until_varied
 from grape_rl.types import Response, Rollout, Scores, Verdict
 
 
@@ -130,3 +130,15 @@ def test_nothing_can_be_made_of_nothing():
     draw, asked = script(*[[SAME, SAME]] * 4)
     assert whole(until_varied(draw, 2)) == [members(0, 0, SAME), members(0, 1, SAME)]
     assert len(asked) == 4, "three more by default"
+
+
+def test_the_same_tokens_to_the_same_prompt_are_the_same_response():
+    """Whatever stands in the padding; but the same tokens cut short, or not chosen by the policy, are another one."""
+    tokens = torch.tensor([[1, 2, 9], [1, 2, 0], [1, 2, 0], [1, 2, 9], [1, 2, 9], [1, 2, 9]])
+    mask = torch.tensor([[True, True, False]] * 3 + [[True, True, True], [True, False, True], [True, True, False]])
+    group = torch.tensor([0, 0, 1, 0, 0, 0])
+    zeros = torch.zeros(6, 3)
+    rollout = Rollout((torch.tensor([4]), torch.tensor([4])), tokens, mask, group, zeros, ("stop",) * 6, 0)
+    found = numbered(rollout).tolist()
+    assert found[0] == found[1] == found[5]
+    assert len({found[0], found[2], found[3], found[4]}) == 4

@@ -26,7 +26,8 @@ from grape_rl.training.pairs import (
 from grape_rl.training.update import Limits
 from grape_rl.types import Pairs
 
-OF_PAIRS = [name for name, row in ALGORITHMS.items() if row.reduction is None]
+OF_PAIRS = [name for name, row in ALGORITHMS.items() if row.reduction is None and not row.online_of]
+"""The online forms have the same terms and updates, row for row: see test_algorithms.py."""
 LIMITS = Limits(temperature=1.0, max_tokens=9, tokens_per_microbatch=30, max_grad_norm=1e9, seed=3)
 REORDERED = {"rtol": 1e-10, "atol": 1e-12}
 

@@ -145,6 +145,7 @@ def test_responses_are_sampled_scored_and_compared(tokenizer):
             "tokens": 9.0,
             "item/sums/correct": 0.5,
             "missing": 0.0,
+            "used": 4.0,
         }
     )
     assert found.warnings == ()

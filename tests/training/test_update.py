@@ -317,6 +317,20 @@ def test_minibatches_part_the_rows_anew_each_epoch_and_step_by_each(model):
     assert [sorted(p.tolist()) for p in first] != [sorted(p.tolist()) for p in second]
 
 
+def test_minibatches_part_what_was_kept_evenly(model):
+    """Of seven responses three are kept: three parts have one each, as if there had been no others."""
+    what, kept, sizes = experience(), torch.tensor([0, 4, 5]), []
+    mask = what.batch.mask & torch.isin(torch.arange(7), kept)[:, None]
+
+    def spy(logp, behavior_logp):
+        sizes.append(len(logp))
+        return logp
+
+    few = replace(what, batch=replace(what.batch, mask=mask))
+    gradient(model, torch.optim.SGD(model.parameters(), lr=0.0), few, Objective((Term(spy),), "token"), LIMITS, 0, 2, 3)
+    assert sizes == [1] * 6
+
+
 def test_the_gradient_is_clipped_to_its_limit_and_told_as_it_was(model):
     goal = goal_of("grpo", "token")
     free, told = step_by(model, goal, experience())

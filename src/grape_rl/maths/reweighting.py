@@ -3,14 +3,43 @@
 As in ``advantage``: NaN is a missing reward, and its own advantage is NaN.
 """
 
+import math
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from grape_rl.maths.advantage import Scale, group_count, group_mean, group_rank, group_relative
-from grape_rl.maths.bounds import Count, Positive
+from grape_rl.maths.advantage import Scale, best_of_group, group_count, group_mean, group_rank, group_relative
+from grape_rl.maths.bounds import AtLeastOne, Count, Positive
+
+
+def accepted(
+    reward: Float[Tensor, " b"],
+    group: Int[Tensor, " b"],
+    response: Int[Tensor, " b"],
+    keep: AtLeastOne = 1,
+    threshold: float = -math.inf,
+    deduplicate: bool = False,
+) -> Float[Tensor, " b"]:
+    """``best_of_group``, 1 for what is kept and NaN for the rest; with ``deduplicate``, each response counts once.
+
+    Of the same response to a prompt (equal numbers in ``response``) the earliest that has a reward counts, and the
+    others are left out before the best are taken. So ``keep`` is of different responses, and what the policy says often
+    is not learned as often: it stays more diverse. RAFT (arXiv 2304.06767) with ``keep`` 1; with a ``threshold`` and
+    all kept, rejection sampling fine-tuning.
+
+    Raises:
+        ValueError: as ``best_of_group``.
+
+    >>> reward, group = torch.tensor([1.0, 3.0, 3.0, 2.0]), torch.zeros(4, dtype=torch.long)
+    >>> accepted(reward, group, torch.tensor([0, 1, 1, 2]), keep=2, deduplicate=True)
+    tensor([nan, 1., nan, 1.])
+    """
+    if deduplicate:
+        known = torch.where(reward.isnan(), torch.nan, 0.0)
+        reward = reward.masked_fill(group_rank(known, response) > 0, torch.nan)
+    return best_of_group(reward, group, keep, threshold)
 
 
 def undiluted(reward: Float[Tensor, " b"], group: Int[Tensor, " b"]) -> Float[Tensor, " b"]:

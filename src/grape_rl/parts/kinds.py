@@ -1,8 +1,9 @@
 """Which kind of run belongs to which kind of source."""
 
-from grape_rl.methods import Algorithm, Comparisons, Demonstrations, Preferences, Responses, Steps
+from grape_rl.methods import Algorithm, Comparisons, Demonstrations, Preferences, Responses, SampledPreferences, Steps
 from grape_rl.parts.comparisons import COMPARISONS
 from grape_rl.parts.demonstrations import DEMONSTRATIONS
+from grape_rl.parts.online import ONLINE
 from grape_rl.parts.preferences import PREFERENCES
 from grape_rl.parts.responses import RESPONSES
 from grape_rl.parts.setup import Kind
@@ -12,6 +13,7 @@ KINDS = {
     Demonstrations: DEMONSTRATIONS,
     Responses: RESPONSES,
     Preferences: PREFERENCES,
+    SampledPreferences: ONLINE,
     Comparisons: COMPARISONS,
     Steps: STEPS,
 }

@@ -53,12 +53,12 @@ def _conversation(row: Row, prompt: str, chosen: str, rejected: str) -> Row:
 
 def _source(setup: Setup) -> tuple[AnySource, Told]:
     found, told = _pairs(setup, setup.train, "data")
-    return preferences(found, _reference(setup), setup.config.prompts_per_step, setup.config.seed), told
+    return preferences(found, reference_of_pairs(setup), setup.config.prompts_per_step, setup.config.seed), told
 
 
 def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
     found, _ = _pairs(setup, setup.test, "held-out data")
-    test = pair_experience(found, _reference(setup))
+    test = pair_experience(found, reference_of_pairs(setup))
     return lambda: held_out_pairs(setup.now.model, test, setup.config.tokens_per_microbatch, setup.precision)
 
 
@@ -94,13 +94,19 @@ def _pairs(setup: Setup, found: Sequence[Row], source: str) -> tuple[list[Pair],
     return made, warnings
 
 
-def _reference(setup: Setup) -> Reference | None:
+def reference_of_pairs(setup: Setup, temperature: float = 1.0) -> Reference | None:
     """The start model's log-probs of pairs, for a method that compares the policy with it."""
     read = {name for term in objective(setup.row, setup.chosen).terms for name in term.parameters}
     if not any(name.startswith("reference_") for name in read):
         return None
     limit = setup.config.tokens_per_microbatch
-    return partial(pair_logprobs, frozen(setup.start.model), tokens_per_microbatch=limit, precision=setup.precision)
+    return partial(
+        pair_logprobs,
+        frozen(setup.start.model),
+        tokens_per_microbatch=limit,
+        precision=setup.precision,
+        temperature=temperature,
+    )
 
 
 PREFERENCES = Kind(_rows, _source, _held_out)

@@ -9,7 +9,7 @@ import torch
 
 from grape_rl.config import Config
 from grape_rl.maths.grape import unweighted
-from grape_rl.methods import Algorithm, Responses, keywords
+from grape_rl.methods import Algorithm, Sampled, keywords
 from grape_rl.parts.policy import device
 from grape_rl.parts.rows import Row
 from grape_rl.reward.callables import python_callable
@@ -28,7 +28,7 @@ def scorer(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Seque
         rubric = load_rubric(config.reward.rubric, config.reward.allow)
         check_rows(rubric, graded)
         models = rubric_models(rubric, graded, where, config.tokens_per_microbatch, precision)
-        source = row.source if isinstance(row.source, Responses) else None
+        source = row.source if isinstance(row.source, Sampled) else None
         aggregate, compared = (source.aggregate, source.compared) if source else (unweighted, None)
         return rubric_scorer(
             rubric,

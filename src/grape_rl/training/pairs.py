@@ -47,9 +47,13 @@ def preferences(
 
 def pair_experience(found: Sequence[Pair], reference: Reference | None) -> PairExperience:
     """The pairs as one batch."""
-    sequences = stacked_pairs(found)
-    reference_logp = reference(sequences) if reference else torch.zeros(sequences.mask.shape)
     rewards = torch.tensor([[pair.chosen_reward, pair.rejected_reward] for pair in found])
+    return paired(stacked_pairs(found), rewards, reference)
+
+
+def paired(sequences: Sequences, rewards: Float[Tensor, "p 2"], reference: Reference | None) -> PairExperience:
+    """Stacked pairs with their responses' rewards as one batch."""
+    reference_logp = reference(sequences) if reference else torch.zeros(sequences.mask.shape)
     chosen, rejected = sequences.mask.sum(dim=1).float().chunk(2)
     metrics = {
         "chosen_length": float(chosen.mean()),
@@ -116,13 +120,14 @@ def pair_logprobs(
     sequences: Sequences,
     tokens_per_microbatch: int,
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    temperature: float = 1.0,
 ) -> Float[Tensor, "b t"]:
     """The log-probs of pairs without their graph, in the micro-batches that the update takes."""
     out: Tensor | None = None
     with torch.no_grad():
         for pairs in pair_batches(sequences, tokens_per_microbatch):
             with precision():
-                logp = logprobs(model, selected(sequences, _rows(pairs, sequences))).logp.cpu()
+                logp = logprobs(model, selected(sequences, _rows(pairs, sequences)), temperature).logp.cpu()
             out = torch.zeros(sequences.mask.shape, dtype=logp.dtype) if out is None else out
             out[_rows(pairs, sequences), : logp.shape[1]] = logp
     assert out is not None
@@ -138,10 +143,14 @@ def pair_gradient(
 ) -> dict[str, float]:
     """One optimizer step by the mean loss over the pairs: the same however they are cut into micro-batches.
 
+    Without any pair nothing changes: even a zero gradient would let the optimizer's momentum move the weights.
+
     Raises:
         RuntimeError: a gradient that is not finite, before it moves the weights.
     """
     count = len(experience.sequences.prompts)
+    if not count:
+        return {}
     told: list[dict[str, float]] = []
     optimizer.zero_grad(set_to_none=True)
     for outputs, seen, _ in _forward(model, experience, limits):
@@ -168,8 +177,12 @@ def compared_pair_gradient(
         RuntimeError: a gradient that is not finite, before it moves the weights.
     """
     count = len(experience.sequences.prompts)
+    if not count:
+        return {}
     told: list[dict[str, float]] = []
-    logp = pair_logprobs(model, experience.sequences, limits.tokens_per_microbatch, limits.precision).requires_grad_()
+    logp = pair_logprobs(
+        model, experience.sequences, limits.tokens_per_microbatch, limits.precision, limits.temperature
+    ).requires_grad_()
     whole, terms = pair_loss(objective, pair_fields(logp, experience.batch), count)
     (slope,) = torch.autograd.grad(whole, logp)
     optimizer.zero_grad(set_to_none=True)

@@ -55,9 +55,10 @@ def gradient(
     """
     told: list[dict[str, float]] = []
     generator = torch.Generator().manual_seed(step_seed(limits.seed, step, "minibatch"))
+    kept = experience.batch.mask.any(dim=1).nonzero().flatten()  # parts of equal size, whatever was left out
     for _ in range(epochs):
-        for rows in torch.randperm(len(experience.batch.mask), generator=generator).chunk(minibatches):
-            told += _stepped(model, optimizer, experience, objective, limits, rows.sort().values)
+        for part in torch.randperm(len(kept), generator=generator).chunk(minibatches):
+            told += _stepped(model, optimizer, experience, objective, limits, kept[part.sort().values])
     names = dict.fromkeys(name for part in told for name in part)
     return {name: sum(part[name] for part in told) / len(told) for name in names}
 
