@@ -7,7 +7,7 @@ equation has, and nothing is declared twice. Where a row means another default t
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 from pydantic import create_model
 from torch import Tensor
@@ -23,6 +23,9 @@ from grape_rl.training.update import gradient
 class Demonstrations:
     """Batches are read from data: prompts with the completions to imitate, each with advantage 1."""
 
+    data: ClassVar[str] = "demonstrations (prompt, completion)"
+    """What a user brings, in a few words: every kind of source says it."""
+
 
 @dataclass(frozen=True)
 class Responses:
@@ -34,6 +37,8 @@ class Responses:
     from the policy itself.
     """
 
+    data: ClassVar[str] = "prompts, a reward"
+
     advantage: Callable[..., Tensor]
     aggregate: Callable[..., Tensor]
     draws: Callable[..., Drawn] = once
@@ -44,6 +49,8 @@ class Responses:
 @dataclass(frozen=True)
 class Preferences:
     """Batches are read from data: prompts, each with a chosen and a rejected response."""
+
+    data: ClassVar[str] = "pairs (prompt, chosen, rejected)"
 
 
 @dataclass(frozen=True)
