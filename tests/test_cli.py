@@ -99,7 +99,8 @@ def test_help_of_train_names_every_setting(grape):
     [
         (["zzz"], "unknown command 'zzz'; there are: demo, train, algorithms, explain, lint, score"),
         (["algorithms", "grpo"], "grape algorithms takes no words, and got 'grpo'; try grape explain grpo"),
-        (["algorithms", "--all"], "unknown flag '--all'; known: none"),
+        (["algorithms", "--all"], "unknown flag '--all'; known: markdown"),
+        (["explain", "grpo", "--all"], "unknown flag '--all'; known: none"),
         (["explain", "grppo"], "unknown method 'grppo'; did you mean 'grpo'?"),
         (["explain", "grpo", "sft"], "name one method to explain, not ['grpo', 'sft']"),
         (["lint", "--dta", "x", "r.yaml"], "unknown flag '--dta'; did you mean 'data'?"),
