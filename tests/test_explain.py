@@ -11,7 +11,7 @@ from grape_rl import ALGORITHMS
 from grape_rl.algorithms import FAMILIES
 from grape_rl.cli import main
 from grape_rl.cli.algorithms import HELP
-from grape_rl.cli.described import WIDTH, command, derivation, equation, kind_words, names, needs, parts, symbols
+from grape_rl.cli.described import WIDTH, command, derivation, equation, kind_words, names, needs, parts, plain, symbols
 from grape_rl.maths.preference import dpo
 from grape_rl.methods import Preferences, Responses, RowTerm, options
 
@@ -86,7 +86,7 @@ def test_explain_says_all_of_a_row(capsys, name):
             listed[option] = section
     assert listed.keys() == options(row).keys()
     for option, (kind, default) in options(row).items():
-        assert f"\n      {option} = {default}  ({kind_words(kind)}" in listed[option]
+        assert f"\n      {option} = {plain(default)}  ({kind_words(kind)}" in listed[option]
     assert text.count("; the function's own default is ") == len(row.defaults)
     for option in row.defaults:
         was = options(replace(row, defaults={}))[option][1]

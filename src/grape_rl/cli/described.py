@@ -120,8 +120,17 @@ def option_lines(row: Algorithm, function: Callable[..., Any]) -> list[tuple[lis
         words += "; how much it counts in the loss" if name in coefficients else ""
         words += f"; the function's own default is {own[name][1]}" if name in row.defaults else ""
         said = "" if name in coefficients else meaning(function, name)
-        told.setdefault(said, []).append(f"{name} = {default}  ({words})")
+        told.setdefault(said, []).append(f"{name} = {plain(default)}  ({words})")
     return [(lines, said) for said, lines in told.items()]
+
+
+def plain(default: Any) -> str:
+    """A default as it is shown.
+
+    >>> plain("token"), plain("\\n"), plain(0.1)
+    ('token', "'\\\\n'", '0.1')
+    """
+    return str(default) if str(default).isprintable() else repr(default)
 
 
 def meaning(function: Callable[..., Any], option: str) -> str:
