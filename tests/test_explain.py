@@ -116,15 +116,14 @@ def test_every_option_is_spoken_of_where_it_belongs():
 
 def test_what_an_option_means_stands_below_it(capsys):
     text = said(capsys, "explain", "rejection_sampling")
-    threshold = "      threshold = -inf  (float)\n          A response must also have reward ≥ threshold.\n"
-    assert threshold in text
+    assert "      threshold = -inf  (float)\n          A response must also have reward ≥ threshold.\n" in text
     text = flat(said(capsys, "explain", "grpo"))
     assert "scale = group (group | batch | none) scale is whose standard deviation divides" in text
     assert "or none's (Dr. GRPO, arXiv 2503.20783)." in text, "Dr. ends no sentence"
-    assert "kl = 0.0 (float; how much it counts in the loss) kl_estimator = k3 (k1 | k2 | k3) ρ · k(" in text
+    assert re.search(r"kl = 0.0 \(float[^;]*; how much it counts in the loss\) kl_estimator = k3 \(k1 .*?\) ρ · k\(", text)
     assert "shrink = 0.8 (0 < float < 1) The step is multiplied by shrink" in flat(said(capsys, "explain", "trpo"))
-    ring = flat(said(capsys, "explain", "rec_ring"))
-    assert "clip_high = 0.2 (float) ring_low = 0.6 (float) ring_high = 2.0 (float) M = 1 where" in ring, "said once"
+    once = r"clip_high = 0.2 \([^)]*\) ring_low = 0.6 \([^)]*\) ring_high = 2.0 \([^)]*\) M = 1 where"
+    assert re.search(once, flat(said(capsys, "explain", "rec_ring"))), "once for the four of them"
 
 
 def test_what_is_needed_is_what_the_functions_read():
