@@ -28,7 +28,10 @@ Functions = tuple[Callable[..., Any], ...]
 class Demonstrations:
     """Batches are read from data: prompts with the completions to imitate, each with advantage 1."""
 
+    data: ClassVar[str] = "demonstrations (prompt, completion)"
+    """What a user brings, in a few words: every kind of source says it."""
     functions: ClassVar[Functions] = ()
+    """Those that make a batch, in the order in which they run: every kind of source has them."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Responses:
     cut, or that another temperature drew, since it imitates them; a policy gradient may not, for its tokens must come
     from the policy itself.
     """
+
+    data: ClassVar[str] = "prompts, a reward"
 
     advantage: Callable[..., Tensor]
     aggregate: Callable[..., Tensor]
@@ -59,6 +64,7 @@ class Responses:
 class Preferences:
     """Batches are read from data: prompts, each with a chosen and a rejected response."""
 
+    data: ClassVar[str] = "pairs (prompt, chosen, rejected)"
     functions: ClassVar[Functions] = ()
 
 
@@ -70,6 +76,7 @@ class SampledPreferences:
     that top-k and top-p may cut the sampler.
     """
 
+    data: ClassVar[str] = "prompts; a reward"
     pairing: Callable[..., Tensor]
     aggregate: Callable[..., Tensor]
     smallest_group: int = 2
@@ -89,6 +96,7 @@ Sampled = Responses | SampledPreferences
 class Comparisons:
     """As ``Preferences``, for a model that scores responses in place of writing them. ``encoded`` makes the tokens."""
 
+    data: ClassVar[str] = "pairs (prompt, chosen, rejected)"
     encoded: Callable[..., Any] = comparisons
 
     @property
@@ -104,6 +112,7 @@ class Steps:
     ``encoded`` makes the tokens of them.
     """
 
+    data: ClassVar[str] = "solutions in steps (prompt, completions, labels)"
     encoded: Callable[..., Any] = labelled
 
     @property

@@ -68,8 +68,9 @@ def rec_ring(
 ) -> Float[Tensor, "b t"]:
     """REC-Ring: as REC-TwoSide, and again M = 1 for what moved very far the wrong way.
 
-    Also where rho ≤ 1−ring_low (advantage ≥ 0) or rho ≥ 1+ring_high (advantage ≤ 0); w = 1 or, with
-    ``importance="token"``, rho. arXiv 2509.24203. Between the two bounds nothing pulls.
+    M = 1 where 1−clip_low ≤ rho ≤ 1+clip_high, and where rho ≤ 1−ring_low (advantage ≥ 0) or rho ≥ 1+ring_high
+    (advantage ≤ 0). Between the two bounds nothing pulls. As weight, w = 1 or, with ``importance="token"``, rho. arXiv
+    2509.24203.
     """
     rho = _ratio(logp, behavior_logp)
     far = torch.where(advantage >= 0, rho <= 1 - ring_low, rho >= 1 + ring_high)

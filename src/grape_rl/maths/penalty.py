@@ -20,7 +20,7 @@ def reference_kl(
 ) -> Float[Tensor, "b t"]:
     """KL of the policy to the reference, estimated from tokens that the behavior policy chose.
 
-    ρ · k(logp, reference_logp), ρ = exp(logp − behavior_logp).
+    ρ · k(logp, reference_logp), ρ = exp(logp − behavior_logp), and k the estimator that ``kl_estimator`` names.
 
     The weight ρ turns an average over the behavior policy's tokens into one over the policy's own (at each prefix), and
     gradients flow through it. So with k1 or k3, whose averages are KL(π_θ‖π_ref), the average gradient is that of

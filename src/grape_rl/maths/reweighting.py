@@ -26,8 +26,9 @@ def accepted(
 
     Of the same response to a prompt (equal numbers in ``response``) the earliest that has a reward counts, and the
     others are left out before the best are taken. So ``keep`` is of different responses, and what the policy says often
-    is not learned as often: it stays more diverse. RAFT (arXiv 2304.06767) with ``keep`` 1; with a ``threshold`` and
-    all kept, rejection sampling fine-tuning.
+    is not learned as often: it stays more diverse. The best have reward ≥ ``threshold``, and there may be none.
+
+    RAFT (arXiv 2304.06767) with ``keep`` 1; with some threshold and all kept, rejection sampling fine-tuning.
 
     Raises:
         ValueError: as ``best_of_group``.
@@ -73,7 +74,7 @@ def length_penalized(
 
     reward + min(0, (max_tokens − overlong_buffer − length) / overlong_buffer): nothing up to the buffer, then down to
     −1 at ``max_tokens``. DAPO (arXiv 2503.14476), eq. 13, in the units of the reward (DAPO's are ±1). A buffer of 0
-    punishes nothing.
+    punishes nothing. ``scale`` is whose standard deviation divides: the group's, the batch's or none's.
 
     Raises:
         ValueError: an infinite reward, an unknown ``scale``, or a buffer below 0 or over ``max_tokens``.
@@ -96,7 +97,8 @@ def red_drop(
     """``group_relative`` of what is left when bad responses, drawn at random, are dropped: those have advantage 0.
 
     In each group in which more rewards are below the mean than not, enough of the former are dropped that both are as
-    many; the mean (and deviation) is of what is kept. RED-Drop of arXiv 2509.24203. The same ``seed`` drops the same.
+    many; the mean is of what is kept, and so is the deviation that ``scale`` may ask for. RED-Drop of arXiv 2509.24203.
+    The same ``seed`` drops the same.
 
     Raises:
         ValueError: an infinite reward, or an unknown ``scale``.
@@ -135,8 +137,8 @@ def posterior(
 
     log E_{y~π_old}[R] ≥ E_q[log(π_old R / q)]: the best q (E-step) is π_old R / E[R], and the M-step maximises
     E_q[log π]. Over responses from π_old that is the mean of w_i log π(y_i), w_i = ``reward / mean``. NaN where a
-    group's rewards are all 0: it has no posterior. "centered" is REINFORCE with the group's mean. EM policy gradient
-    (arXiv 2504.18587), of which only the abstract was at hand: the weights are our reconstruction.
+    group's rewards are all 0: it has no posterior. With ``weights`` "centered" it is REINFORCE with the group's mean.
+    EM policy gradient (arXiv 2504.18587), of which only the abstract was at hand: this is our reconstruction.
 
     Raises:
         ValueError: an infinite reward, a negative one with ``weights="posterior"``, or unknown ``weights``.

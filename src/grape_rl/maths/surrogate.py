@@ -62,9 +62,10 @@ def sequence_clipped(
 ) -> Float[Tensor, "b t"]:
     """GSPO's loss: PPO's with one ratio a response, ``rho = exp(mean over mask of logp − behavior_logp)``.
 
-    GSPO (arXiv 2507.18071), eqs. 5 and 7, with its bounds. Every token of a row carries the row's term, so the *mean*
-    over a row's tokens is the paper's sequence objective. That ratio is a geometric mean over tokens, so its gradient
-    is the policy gradient's divided by the response's length. A row with an empty mask has a ratio of 1.
+    GSPO (arXiv 2507.18071), eqs. 5 and 7, with its bounds, 1−clip_low and 1+clip_high. Every token of a row carries the
+    row's term, so the *mean* over a row's tokens is the paper's sequence objective. That ratio is a geometric mean over
+    tokens, so its gradient is the policy gradient's divided by the response's length. A row with an empty mask has a
+    ratio of 1.
     """
     difference = (logp - behavior_logp).masked_fill(~mask, 0)
     mean = difference.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)

@@ -52,11 +52,12 @@ def trust_region(
     TRPO (arXiv 1502.05477), eq. 14 and appendix C. g is the gradient of the surrogate, the objective's negative. F is
     the Fisher matrix of π_old, the policy before the step: the second derivative of the mean of KL(π_old‖π) over all
     tokens that the policy wrote, those of responses with no advantage too, since it may not forget how to write
-    these either. x comes from conjugate gradients. Where ``damping`` is 0 and they converged, xᵀFx is gᵀF⁻¹g.
+    these either. Conjugate gradients, ``cg_iterations`` of them, give x; where they converged without damping, xᵀFx is
+    gᵀF⁻¹g.
 
-    Damping bends x towards g in directions that F knows next to nothing of, and lets few iterations come near the
-    solution; 0.1 is customary. It is left out of the step's length (our reading of appendix C), so that whatever it
-    is, a step asks for ``delta`` nats a token.
+    ``damping`` bends x towards g in directions that F knows next to nothing of, and lets few iterations come near the
+    solution; 0.1 is customary. Whatever it is, a step asks for ``delta`` nats a token: it is left out of the step's
+    length (our reading of appendix C).
 
     The step is multiplied by ``shrink`` up to ``backtracks`` times, until the KL measured is at most ``delta`` and
     the surrogate is better than before. If it never is so, or if g is 0, the weights keep every bit, and the log says

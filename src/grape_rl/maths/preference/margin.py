@@ -205,6 +205,7 @@ def ld_dpo(
 
     LD-DPO (arXiv 2409.06411). ``head`` is the sum over the first tokens, as many as the shorter response of the
     pair has, so that only the longer one has a tail. ``tail_weight`` 1 is DPO; 0 does not see what is beyond.
+    ``beta`` is DPO's.
     """
     chosen = torch.lerp(chosen_head_logp, chosen_logp, tail_weight)
     rejected = torch.lerp(rejected_head_logp, rejected_logp, tail_weight)
@@ -243,7 +244,7 @@ def f_dpo(
 ) -> Float[Tensor, " p"]:
     """DPO under another divergence: ``D(beta (f'(chosen) − f'(rejected)))``, each being ``logp − reference_logp``.
 
-    f-DPO (arXiv 2309.16240). Of h = logp − reference_logp, f' up to a constant is: reverse_kl
+    f-DPO (arXiv 2309.16240). Of h = logp − reference_logp, f' for each ``divergence`` is, up to a constant: reverse_kl
     ``h`` (DPO itself); forward_kl ``−exp(−h)``; js ``log σ(h)`` (the paper's log 2u/(1+u)); alpha
     ``exp((alpha−1) h)/(alpha−1)``, whose limits are reverse_kl at 1 and forward_kl at 0: our ``alpha`` is 1 less the
     paper's, to our knowledge.

@@ -54,9 +54,9 @@ def rpo(
 ) -> Float[Tensor, " p"]:
     """Reward-aware preference optimisation: a distance of ``a = beta margin`` to ``b = reward_scale gap``.
 
-    RPO (arXiv 2502.00203), as its authors' code has it. backward: KL(σ(b)‖σ(a)) of the two coins; forward:
-    KL(σ(a)‖σ(b)); squared: ``(a − b)²``. backward has the gradient of cDPO with label_smoothing = 1 − σ(b), and tends
-    to DPO as the gap grows.
+    RPO (arXiv 2502.00203), as its authors' code has it. ``distance`` backward is KL(σ(b)‖σ(a)) of the two coins,
+    forward KL(σ(a)‖σ(b)), squared ``(a − b)²``. The first has the gradient of cDPO with
+    label_smoothing = 1 − σ(b), and tends to DPO as the gap grows.
 
     Raises:
         ValueError: a pair with a missing reward.
