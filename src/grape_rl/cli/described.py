@@ -60,7 +60,7 @@ def needs(row: Algorithm) -> str:
     kept = {term.function for term in objective(row, chosen_options(row, {})).terms}
     read = {name for function in row.functions for name in inspect.signature(function).parameters}
     data = source.data
-    if getattr(source, "aggregate", unweighted) is not unweighted:
+    if getattr(source, "aggregate", unweighted) is not unweighted or getattr(source, "compared", None):
         data = data.replace("a reward", "a rubric")
     if "chosen_reward" in read:
         data += ", each with a reward"
