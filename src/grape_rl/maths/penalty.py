@@ -1,5 +1,9 @@
-"""Terms that hold a policy back or keep it open: the KL to a reference, and the entropy bonus. Losses, per token."""
+"""Terms that hold a policy back or keep it open: the KL to a reference, and the entropy bonus. Losses, per token.
 
+And how strongly they do, where that follows the KL that was measured.
+"""
+
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -42,3 +46,29 @@ def advantage_weighted_entropy(entropy: Float[Tensor, "b t"], advantage: Float[T
     entropy bonus. Its coefficient is not in what we could read of the paper, and is the user's to choose. Nats.
     """
     return -advantage * entropy
+
+
+def kl_scale(
+    previous: float, response_kl: float, responses: int, kl_target: float = 0.0, kl_horizon: float = 10_000.0
+) -> float:
+    """The factor of the KL's coefficient, a step further: it rises while the KL is over its target, and falls under it.
+
+    ``previous (1 + clip(response_kl / kl_target − 1, ±0.2) responses / kl_horizon)``. Ziegler et al. (arXiv
+    1909.08593), eq. 5. ``response_kl`` is the mean of Σ_t (log π_old − log π_ref) over a step's ``responses``, in nats
+    a response; ``kl_horizon`` counts responses. With a ``kl_target`` of 0, or where no KL could be measured (NaN), the
+    factor stays as it is.
+
+    Raises:
+        ValueError: a negative ``kl_target``, or a ``kl_horizon`` of a fifth of ``responses`` or less: one step could
+            make the factor 0.
+
+    >>> kl_scale(1.0, response_kl=12.0, responses=500, kl_target=6.0)
+    1.01
+    """
+    if kl_target < 0:
+        raise ValueError(f"kl_target is {kl_target}; it must be a number of nats a response, or 0 for a fixed KL")
+    if kl_target == 0 or math.isnan(response_kl):
+        return previous
+    if kl_horizon <= 0.2 * responses:
+        raise ValueError(f"kl_horizon is {kl_horizon}; with {responses} responses it must be over {0.2 * responses:g}")
+    return previous * (1 + min(max(response_kl / kl_target - 1, -0.2), 0.2) * responses / kl_horizon)

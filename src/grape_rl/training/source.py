@@ -1,15 +1,15 @@
 """Where batches come from: demonstrations read, or responses sampled, scored and given an advantage.
 
-A source is a function of the step alone, so a run that stopped at any step goes on as if it never had.
+A source is a function of the step and of what the last one left, so a run that stopped at any step goes on as if it
+never had.
 """
 
 import hashlib
-import inspect
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -20,19 +20,24 @@ from grape_rl.data.chat import Example, stacked, text
 from grape_rl.maths.divergence import k3
 from grape_rl.model.logprobs import logprobs, microbatches, selected
 from grape_rl.reward.scores import Scorer, checked, item_table
+from grape_rl.training.credit import PLAIN, Credit, credited
 from grape_rl.training.draw import Draw, Drawn, equal_groups
 from grape_rl.types import Batch, Response, Rollout, Scores, Sequences, Verdict
 
 
 @dataclass(frozen=True)
 class Experience:
-    """What one step learns from: sequences, what the objective sees of them, and what the log says of them."""
+    """What one step learns from: sequences, what the objective sees of them, and what the log says of them.
+
+    ``memory`` is what the step leaves to the next, by name.
+    """
 
     sequences: Sequences
     batch: Batch
     metrics: dict[str, float]
     warnings: tuple[tuple[str, str], ...] = ()
     records: tuple[dict[str, Any], ...] = ()
+    memory: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 Source = Callable[[int], Experience]
@@ -99,13 +104,13 @@ def responses(
     max_tokens: int,
     seed: int,
     failure_limit: float,
+    credit: Credit = PLAIN,
 ) -> Source:
     """A source of the model's own responses: sample → score → advantage.
 
-    The parameters of ``advantage`` name what it reads: ``reward`` and ``group``, ``length`` (each response's tokens),
-    ``max_tokens`` (the most that one may have), and ``seed`` (of the step). A response with no advantage (NaN: its
-    reward is missing, or the method leaves it out) is masked out. Without a ``reference`` the behavior policy stands in
-    for it, which makes its KL 0. Metrics are of the first draw: they say what the policy is, not what was kept of it.
+    What ``advantage`` may read, ``credited`` says. A response with no advantage (NaN: its reward is missing, or the
+    method leaves it out) is masked out. Metrics are of the first draw: they say what the policy is, not what was kept
+    of it.
 
     Raises (the source):
         RuntimeError: more than ``failure_limit`` of a draw's verdicts are missing.
@@ -132,35 +137,21 @@ def responses(
         drawn = draws(draw, prompts_per_step)
         began = time.perf_counter()
         rollout, scores = drawn.rollout, drawn.scores
-        row_advantage = _compared(advantage, drawn, max_tokens, step_seed(seed, step, "advantage"))
-        usable = ~row_advantage.isnan()
-        field = row_advantage.nan_to_num().float()[:, None].expand_as(rollout.behavior_logp)
-        reference_logp = reference(rollout) if reference else rollout.behavior_logp
-        batch = Batch(rollout.mask & usable[:, None], rollout.behavior_logp, reference_logp, field)
+        reference_logp = reference(rollout) if reference else None
+        found = credited(advantage, credit, drawn, reference_logp, max_tokens, step_seed(seed, step, "advantage"))
         missing = [v for each in rounds for row in each.scores.verdicts for v in row if v.missing]
         metrics = rollout_metrics(rounds[0].rollout, rounds[0].scores) | {"missing": float(len(missing))} | seconds
         metrics["reference_seconds"] = time.perf_counter() - began
         if len(rounds) > 1:
             metrics["tokens"] = float(sum(each.rollout.mask.sum() for each in rounds))
             metrics["extra_draws"] = float(len(rounds) - 1)
-        if reference:
+        if reference_logp is not None:
             metrics["kl"] = float(k3(rollout.behavior_logp, reference_logp)[rollout.mask].mean())
-        warnings = _warnings(scores, rollout, usable, missing)
-        return Experience(rollout, batch, metrics, warnings, records(drawn.answers, scores, row_advantage))
+        warnings = _warnings(scores, rollout, ~found.advantage.isnan(), missing)
+        told = records(drawn.answers, scores, found.advantage)
+        return Experience(rollout, found.batch, metrics | found.metrics, warnings, told, found.memory)
 
     return source
-
-
-def _compared(advantage: Callable[..., Tensor], drawn: Drawn, max_tokens: int, seed: int) -> Float[Tensor, " b"]:
-    """Each response's advantage, by what the function's parameters ask for."""
-    fields = {
-        "reward": drawn.scores.reward,
-        "group": drawn.rollout.group,
-        "length": drawn.rollout.mask.sum(dim=1),
-        "max_tokens": max_tokens,
-        "seed": seed,
-    }
-    return advantage(**{name: fields[name] for name in inspect.signature(advantage).parameters if name in fields})
 
 
 def graded_responses(rollout: Rollout, prompts: Sequence[Prompt], tokenizer: Any) -> list[Response]:
