@@ -133,7 +133,7 @@ def test_every_option_has_a_type_and_a_default_of_it(name):
         if choices and all(isinstance(choice, str) for choice in choices):
             assert default in choices, option
         else:
-            assert isinstance(default, int | float), option
+            assert isinstance(default, int | float | str), option
     assert chosen_options(row, {}) == {option: default for option, (_, default) in found.items()}
 
 
