@@ -39,14 +39,8 @@ class Valued(nn.Module):
 
 def shared_head(policy: PreTrainedModel) -> nn.Linear:
     """A head for the policy's own trunk, zero everywhere: what is expected before anything was seen."""
-    at = next(policy.parameters())
     embeddings: Any = policy.get_output_embeddings()
-    width = embeddings.weight.shape[1]
-    head: Any = nn.utils.skip_init(nn.Linear, width, 1, device=at.device, dtype=at.dtype)
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.zero_()
-    return head
+    return _zero_head(policy, embeddings.weight.shape[1], bias=True)
 
 
 def own_model(policy: PreTrainedModel) -> PreTrainedModel:
@@ -55,20 +49,30 @@ def own_model(policy: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ValueError: there is no sequence-classification model of the policy's kind.
     """
-    at, config = next(policy.parameters()), copy.deepcopy(policy.config)
+    config = copy.deepcopy(policy.config)
     config.num_labels = 1
-    with torch.random.fork_rng(devices=[]):  # its random weights give way at once
-        try:
-            model: Any = AutoModelForSequenceClassification.from_config(config, dtype=at.dtype)
-            model.base_model.load_state_dict(policy.base_model.state_dict())
-            with torch.no_grad():
-                model.score.weight.zero_()
-        except (ValueError, AttributeError, RuntimeError) as error:
-            raise ValueError(
-                f"{type(policy).__name__}: no value model can be made of it ({str(error).splitlines()[0]}); a shared "
-                "trunk needs none"
-            ) from error
-    return model.to(at.device).eval()
+    try:
+        with torch.device("meta"):  # the frame alone, without weights
+            model: Any = AutoModelForSequenceClassification.from_config(config)
+        if type(model.base_model) is not type(policy.base_model):
+            raise ValueError(f"the trunk of {type(model).__name__} is another")
+        model.score = _zero_head(policy, model.score.in_features, bias=False)
+    except (ValueError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{type(policy).__name__}: no value model can be made of it ({reason}); use a shared trunk"
+        ) from error
+    setattr(model, model.base_model_prefix, copy.deepcopy(policy.base_model).requires_grad_())
+    return model.eval()
+
+
+def _zero_head(policy: PreTrainedModel, width: int, bias: bool) -> nn.Linear:
+    at = next(policy.parameters())
+    head: Any = nn.utils.skip_init(nn.Linear, width, 1, bias=bias, device=at.device, dtype=at.dtype)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+    return head
 
 
 def save_value(value: nn.Linear | PreTrainedModel, folder: Path) -> None:

@@ -16,11 +16,9 @@ def parts(model: nn.Module) -> dict[str, nn.Module]:
 
     Under one norm, a value function that is far off would leave next to nothing of the policy's gradient.
     """
-    return (
-        {"grad_norm": model.policy, "value_grad_norm": model.value}
-        if isinstance(model, Valued)
-        else {"grad_norm": model}
-    )
+    if isinstance(model, Valued):
+        return {"grad_norm": model.policy, "value_grad_norm": model.value}
+    return {"grad_norm": model}
 
 
 def adamw(
