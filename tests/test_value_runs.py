@@ -9,6 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from grape_rl import ALGORITHMS, train
 from grape_rl.config import laid_over
+from grape_rl.maths.penalty import reference_kl
+from grape_rl.methods import chosen_options, in_force, objective, start_memory
 from grape_rl.model.load import load
 from grape_rl.model.scratch import character_tokenizer, scratch
 from grape_rl.model.value import own_model
@@ -74,8 +76,8 @@ def check_memory(case, run, memory):
         scale = 1.0
         for step in metrics:
             assert step["kl_scale"] == pytest.approx(scale)
-            kl = step["kl_in_reward"] / (0.05 * scale)
-            scale *= 1 + max(-0.2, min(0.2, kl / 0.01 - 1)) * 12 / 20
+            assert step["kl_in_reward"] == pytest.approx(0.05 * scale * step["response_kl"], rel=1e-4, abs=1e-6)
+            scale *= 1 + max(-0.2, min(0.2, step["response_kl"] / 0.01 - 1)) * 12 / 20
         assert memory == {"kl_scale": pytest.approx(scale)}
         assert metrics[1]["kl_scale"] < 1 < metrics[3]["kl_scale"] / metrics[2]["kl_scale"], "first under, later over"
     if case == "own":
@@ -180,6 +182,19 @@ def test_what_a_value_cannot_be_is_said_before_the_first_step(options, message, 
         train(settings(tmp_path, "ppo") | {"options": options})
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_kl_that_follows_its_target_is_so_in_the_reward_and_in_the_loss():
+    row = ALGORITHMS["ppo"]
+    chosen = chosen_options(row, {"kl": 0.5, "kl_in_reward": 0.25, "kl_target": 3.0})
+    found = in_force(chosen, {"kl_scale": 3.0})
+    assert (found["kl"], found["kl_in_reward"]) == (1.5, 0.75)
+    assert {key: value for key, value in found.items() if key not in ("kl", "kl_in_reward")} == {
+        key: value for key, value in chosen.items() if key not in ("kl", "kl_in_reward")
+    }
+    (held,) = [term for term in objective(row, found).terms if term.function is reference_kl]
+    assert held.coefficient == 1.5
+    assert in_force(chosen, start_memory(row)) == chosen == in_force(chosen, {})
 
 
 def test_a_method_without_a_value_function_has_no_option_of_it(tmp_path):

@@ -75,6 +75,7 @@ def test_the_kl_is_off_the_rewards_that_responses_are_compared_by():
         assert found.advantage[i].item() == pytest.approx(expected, rel=1e-6)
         assert found.batch.advantage[i, 0].item() == pytest.approx(expected, rel=1e-6)
     assert found.metrics["kl_in_reward"] == pytest.approx(0.2 * sum(kl) / 4, rel=1e-5)
+    assert found.metrics["response_kl"] == pytest.approx(sum(kl) / 4, rel=1e-5)
     assert not isinstance(found.batch, ValuedBatch) and not found.batch.mask[2].any()
 
 

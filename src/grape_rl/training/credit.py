@@ -71,12 +71,13 @@ def credited(
     per_token = {"behavior_logp": behavior, "reference_logp": against, "mask": mask}
     metrics = dict(credit.memory)
     at_hand: dict[str, Any] = {**per_token, **credit.memory}
+    response_kl = float((behavior - against).masked_fill(~mask, 0).sum(dim=1).mean())
     if credit.token_reward:
         at_hand["token_reward"] = credit.token_reward(reward=reward, **per_token)
         spent = -credit.token_reward(reward=torch.zeros_like(reward), **per_token).sum(dim=1).to(reward)
         reward = reward - spent
         if reference_logp is not None:
-            metrics["kl_in_reward"] = float(spent.mean())
+            metrics |= {"kl_in_reward": float(spent.mean()), "response_kl": response_kl}
     if credit.values:
         at_hand["value"] = credit.values(rollout)
     at_hand |= {
@@ -85,7 +86,7 @@ def credited(
         "length": mask.sum(dim=1),
         "max_tokens": max_tokens,
         "seed": seed,
-        "response_kl": float((behavior - against).masked_fill(~mask, 0).sum(dim=1).mean()),
+        "response_kl": response_kl,
         "responses": len(reward),
     }
     found = advantage(**_asked(advantage, at_hand))
