@@ -19,7 +19,10 @@ from small_runs import lines, settings, weights
 
 PASSES = {"epochs": 2, "minibatches": 2}
 CASES = {
-    "shared": ("ppo", PASSES | {"kl_target": 0.01, "kl_horizon": 20.0, "value_warmup": 1, "kl": 0.02}),
+    "shared": (
+        "ppo",
+        PASSES | {"kl_target": 0.01, "kl_horizon": 20.0, "value_warmup": 1, "kl": 0.02, "value_trunk": "shared"},
+    ),
     "own": ("ppo", PASSES | {"value_trunk": "own", "value_learning_rate": 3e-3, "step_kl_limit": 0.05}),
     "average": ("reinforce", {"baseline": "moving_average", "decay": 0.5, "kl_in_reward": 0.1}),
 }
@@ -161,7 +164,7 @@ def few(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"value_trunk": "both"}, "value_trunk: Input should be 'shared' or 'own'"),
+        ({"value_trunk": "both"}, "value_trunk: Input should be 'own' or 'shared'"),
         ({"value_trunk": "shared", "value_model": "rewarder"}, "a shared trunk has none; give value_trunk own"),
         (
             {"value_trunk": "own", "value_model": "nowhere/at/all"},
@@ -169,6 +172,8 @@ def few(folder):
         ),
         ({"value_trunk": "own", "value_model": foreign}, "has another tokenizer than the policy"),
         ({"value_trunk": "own", "value_model": few}, r"has 6 embeddings, and the policy's tokenizer \d+ tokens"),
+        ({"kl_target": -1.0}, r"kl_target is -1.0; it must be a number of nats a response"),
+        ({"kl_target": 6.0, "kl_horizon": 2.0}, r"kl_horizon is 2.0; with 12 responses it must be over 2.4"),
         ({"value_warmup": -1}, "value_warmup: Input should be greater than or equal to 0"),
         (
             {"kl_target": 6.0, "kl_in_reward": 0.0},

@@ -108,8 +108,10 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
         if step == config.steps or (config.evaluation.every and step % config.evaluation.every == 0):
             evaluated(step)
         if step == config.steps or (config.checkpoint_every and step % config.checkpoint_every == 0):
-            keep, left = config.keep_checkpoints, (setup.memory, setup.value)
-            save_checkpoint(folder / "checkpoints", step, now.model, now.tokenizer, optimizer, keep, *left)
+            save_checkpoint(
+                folder / "checkpoints", step, now.model, now.tokenizer, optimizer,
+                config.keep_checkpoints, setup.memory, setup.value,
+            )  # fmt: skip
 
     with Log(folder, config.method, config.steps, done) as log:
         if not done:

@@ -29,7 +29,11 @@ def reference_kl(
     The weight ρ turns an average over the behavior policy's tokens into one over the policy's own (at each prefix), and
     gradients flow through it. So with k1 or k3, whose averages are KL(π_θ‖π_ref), the average gradient is that of
     KL(π_θ‖π_ref) too; without ρ it would be 0 for k1 and that of KL(π_ref‖π_θ) for k3. GRPO as published has k3
-    without the weight. Nats.
+    without the weight.
+
+    Prefixes are held fixed: no token answers for the KL of those that it leads to. So the policy comes to rest where
+    each choice is ∝ π_ref e^{Q/coefficient}, Q the reward to come without the KL. The optimum of the reward less the
+    KL of whole responses is what ``kl_in_reward`` comes to. Nats.
     """
     return (logp - behavior_logp).exp() * _ESTIMATORS[kl_estimator](logp, reference_logp)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from grape_rl.config import Config
@@ -14,7 +15,7 @@ from grape_rl.model.value import Valued
 from grape_rl.parts.policy import Policy
 from grape_rl.parts.rows import Row, plain, prompted, sources, split
 from grape_rl.parts.setup import Kind, Setup, Told
-from grape_rl.training.credit import Credit
+from grape_rl.training.credit import Credit, remembered
 from grape_rl.training.fit import AnySource
 from grape_rl.training.source import Prompt, Sampler, reference_logprobs, responses
 from grape_rl.training.value import value_estimates
@@ -42,8 +43,7 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
         reference = reference_logprobs(
             frozen(setup.start.model), sampling.temperature, config.tokens_per_microbatch, setup.precision
         )
-    coefficient = chosen.get("kl_in_reward", 0.0)
-    if chosen.get("kl_target") and not (coefficient or chosen["kl"]):
+    if chosen.get("kl_target") and not (chosen["kl_in_reward"] or chosen["kl"]):
         raise ValueError(
             "options: kl_target adapts the coefficient kl or kl_in_reward, and both are 0: give one to begin"
         )
@@ -75,7 +75,7 @@ def _credit(setup: Setup, source: Responses) -> Credit:
         return source.token_reward(**fields, **keywords(source.token_reward, in_force(chosen, setup.memory)))
 
     asked = source.token_reward and (chosen["kl_in_reward"] or source.value)
-    return Credit(
+    credit = Credit(
         token_reward if asked else None,
         value_estimates(trained, limit, setup.precision) if isinstance(trained, Valued) else None,
         partial(source.rescaled, **keywords(source.rescaled, chosen)) if source.rescaled else None,
@@ -85,6 +85,10 @@ def _credit(setup: Setup, source: Responses) -> Credit:
         },
         setup.memory,
     )
+    # Tried once, so that an option which can't be is refused before the first step.
+    count = setup.config.prompts_per_step * setup.config.group_size
+    remembered(credit, {"reward": torch.zeros(count), "response_kl": 0.0, "responses": count})
+    return credit
 
 
 def sampler(setup: Setup, sampling: Sampling) -> Sampler:

@@ -99,11 +99,15 @@ def credited(
         value = at_hand["value"]
         batch = ValuedBatch(**vars(batch), behavior_value=value, value_target=tokens + value)
         metrics["explained_variance"] = explained_variance(value, tokens + value, mask)
-    memory = {
-        name: function(**_asked(function, at_hand | {"previous": credit.memory[name]}))
+    return Credited(batch, of_row, metrics, remembered(credit, at_hand))
+
+
+def remembered(credit: Credit, at_hand: Mapping[str, Any]) -> dict[str, float]:
+    """What a step leaves to the next, made of what is at hand."""
+    return {
+        name: function(**_asked(function, {**at_hand, "previous": credit.memory[name]}))
         for name, function in credit.remembers.items()
     }
-    return Credited(batch, of_row, metrics, memory)
 
 
 def _asked(function: Callable[..., Any], at_hand: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,16 +19,17 @@ from grape_rl.types import Sequences
 class ValueFunction:
     """The value function V(x, y_<t): where it lives, and how it learns.
 
-    ``value_trunk``: "shared" is a head on the policy's own trunk, "own" a model of its own, which costs as much memory
-    as the policy and leaves the policy's trunk alone. That is a copy of the policy's trunk as the run starts, or the
-    sequence-classification model with one label at ``value_model`` (a folder, or a model of the Hub): a reward model,
-    as InstructGPT (arXiv 2203.02155) begins with. The head is 0 at first, but a loaded model's.
+    ``value_trunk``: "own" is a model of its own, which costs as much memory as the policy; "shared" a head on the
+    policy's trunk, which costs next to none, and whose loss pulls at the policy too. A model of its own is a copy of
+    the policy's trunk as the run starts, or the sequence-classification model with one label at ``value_model`` (a
+    folder, or a model of the Hub): a reward model, as InstructGPT (arXiv 2203.02155) begins with. The head is 0 at
+    first, but a loaded model's.
 
     It learns at ``value_learning_rate`` (0: at the policy's), over the same schedule. In the first ``value_warmup``
     steps it learns alone: the policy keeps every bit, and of a shared trunk only the head learns.
     """
 
-    value_trunk: Literal["shared", "own"] = "shared"
+    value_trunk: Literal["own", "shared"] = "own"
     value_model: str = ""
     value_learning_rate: NonNegativeFloat = 0.0
     value_warmup: NonNegativeInt = 0
