@@ -58,7 +58,10 @@ def load_value_model(name: str, device: torch.device) -> PreTrainedModel:
         raise ValueError(f"{where}: nothing loadable there ({shorten(str(error), 300)})") from error
     labels = model.config.num_labels
     if labels != 1 or not hasattr(model, "score"):
-        raise ValueError(f"{where}: has {labels} labels; a sequence-classification model with one is needed")
+        raise ValueError(
+            f"{where}: is a {type(model).__name__} with labels: {labels}; needed is a causal model's trunk with "
+            "a head called score, of one label"
+        )
     _whole(model, found, where)
     model = model.to(device).eval()
     prompts, tokens = (torch.arange(1), torch.arange(3)), torch.arange(12).reshape(4, 3) % model.config.vocab_size
