@@ -116,7 +116,9 @@ def test_every_option_is_spoken_of_where_it_belongs():
 
 def test_what_an_option_means_stands_below_it(capsys):
     text = said(capsys, "explain", "rejection_sampling")
-    assert "      threshold = -inf  (float)\n          The best have reward ≥ threshold, and there may be none.\n" in text
+    assert (
+        "      threshold = -inf  (float)\n          The best have reward ≥ threshold, and there may be none.\n" in text
+    )
     text = flat(said(capsys, "explain", "grpo"))
     assert "scale = group (group | batch | none) scale is whose standard deviation divides" in text
     assert "or none's (Dr. GRPO, arXiv 2503.20783)." in text, "Dr. ends no sentence"

@@ -9,11 +9,13 @@ from grape_rl.table.online import ONLINE
 from grape_rl.table.preference import PREFERENCE
 from grape_rl.table.reinforce import REINFORCE
 from grape_rl.table.reward_model import REWARD_MODEL
+from grape_rl.table.value import VALUE
 
 FAMILIES = MappingProxyType(
     {
         "Imitation": IMITATION,
         "REINFORCE": REINFORCE,
+        "With a value function": VALUE,
         "Relative to the group, with a bound on the ratio": GROUP_RELATIVE,
         "REINFORCE on an older policy's responses": OFF_POLICY,
         "Preferences between two responses": PREFERENCE,

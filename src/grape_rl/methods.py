@@ -20,6 +20,7 @@ from grape_rl.reward.strict import Strict, validated
 from grape_rl.training.draw import Drawn, once
 from grape_rl.training.objective import FIELDS, Objective, Term, TermFunction
 from grape_rl.training.update import gradient
+from grape_rl.training.value import ValueFunction
 
 Functions = tuple[Callable[..., Any], ...]
 
@@ -35,6 +36,14 @@ class Demonstrations:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """A number that each step leaves to the next, by its function's name; ``start`` is before the first step."""
+
+    function: Callable[..., float]
+    start: float
+
+
+@dataclass(frozen=True)
 class Responses:
     """Batches are sampled from the model: ``aggregate`` makes rewards of verdicts, ``advantage`` compares them.
 
@@ -43,6 +52,10 @@ class Responses:
     many responses a prompt needs at least. ``any_sampler``: the method may learn from responses that top-k or top-p
     cut, or that another temperature drew, since it imitates them; a policy gradient may not, for its tokens must come
     from the policy itself.
+
+    ``token_reward`` gives rewards to tokens, less the KL to the reference. ``rescaled`` sets the scale of tokens'
+    advantages. ``value`` is how a method's value function is set, for one that has it, and ``remembers`` what a step
+    leaves to the next: see ``training.credit``.
     """
 
     data: ClassVar[str] = "prompts, a reward"
@@ -53,11 +66,17 @@ class Responses:
     smallest_group: int = 1
     any_sampler: bool = False
     compared: Callable[..., Tensor] | None = None
+    token_reward: Callable[..., Tensor] | None = None
+    rescaled: Callable[..., Tensor] | None = None
+    value: Callable[..., ValueFunction] | None = None
+    remembers: tuple[Memory, ...] = ()
 
     @property
     def functions(self) -> Functions:
         """Those that make a batch, in the order in which they run."""
-        return tuple(f for f in (self.draws, self.aggregate, self.compared, self.advantage) if f)
+        scored = (self.draws, self.aggregate, self.compared, self.token_reward)
+        credited = (self.value, self.advantage, self.rescaled, *(each.function for each in self.remembers))
+        return tuple(each for each in (*scored, *credited) if each)
 
 
 @dataclass(frozen=True)
@@ -172,10 +191,11 @@ def options(row: Algorithm) -> dict[str, tuple[Any, Any]]:
         ValueError: the row has a default for an option that none of its functions has.
     """
     found: dict[str, tuple[Any, Any]] = {}
+    given = {*FIELDS, *start_memory(row)}
     for function in row.functions:
         hints = get_type_hints(function, include_extras=True)
         for parameter in inspect.signature(function).parameters.values():
-            if parameter.default is not parameter.empty and parameter.name not in FIELDS:
+            if parameter.default is not parameter.empty and parameter.name not in given:
                 found[parameter.name] = (hints[parameter.name], parameter.default)
     found |= {term.option: (NonNegative, term.coefficient) for term in row.terms if term.option}
     if row.reduction:
@@ -199,6 +219,18 @@ def keywords(function: Callable[..., Any], chosen: dict[str, Any]) -> dict[str, 
     """Those of the chosen options that are the function's: its field ``entropy`` is not the option of that name."""
     own = chosen.keys() - set(FIELDS)
     return {name: chosen[name] for name in inspect.signature(function).parameters if name in own}
+
+
+def start_memory(row: Algorithm) -> dict[str, float]:
+    """What the first step finds where later ones find what the last one left."""
+    remembers = row.source.remembers if isinstance(row.source, Responses) else ()
+    return {each.function.__name__: each.start for each in remembers}
+
+
+def in_force(chosen: dict[str, Any], memory: Mapping[str, float]) -> dict[str, Any]:
+    """The chosen options with the KL's coefficients times the ``kl_scale`` that the last step left."""
+    scale = memory.get("kl_scale", 1.0)
+    return chosen | {name: chosen[name] * scale for name in ("kl", "kl_in_reward") if name in chosen}
 
 
 def objective(row: Algorithm, chosen: dict[str, Any]) -> Objective:

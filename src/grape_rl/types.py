@@ -48,10 +48,14 @@ class Rollout(Sequences):
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a forward pass says of each token: its log-probability and the entropy (nats) of the choice it came from."""
+    """What a forward pass says of each token: its log-probability and the entropy (nats) of the choice it came from.
+
+    ``value`` is what the value function expects of rewards from that token on, before it is chosen; None without one.
+    """
 
     logp: Float[Tensor, "b t"]
     entropy: Float[Tensor, "b t"]
+    value: Float[Tensor, "b t"] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,14 @@ class Batch:
     behavior_logp: Float[Tensor, "b t"]
     reference_logp: Float[Tensor, "b t"]
     advantage: Float[Tensor, "b t"]
+
+
+@dataclass(frozen=True)
+class ValuedBatch(Batch):
+    """The same where a value function learns too: what it said as the batch was drawn, and what it should have said."""
+
+    behavior_value: Float[Tensor, "b t"]
+    value_target: Float[Tensor, "b t"]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from grape_rl.model.head import logits_of, token_logprobs
+from grape_rl.model.value import Valued
 from grape_rl.types import Outputs, Sequences
 
 
@@ -18,17 +19,32 @@ def logprobs(model: nn.Module, sequences: Sequences, temperature: float = 1.0) -
     """Log-probability and entropy of each masked token, at the sampling temperature.
 
     logp[i, t] = log π(tokens[i, t] | prompts[group[i]], tokens[i, :t]), with the logits divided by ``temperature``.
-    Both fields are "b t", in nats, and 0 where ``mask`` is False.
+    Both fields are "b t", in nats, and 0 where ``mask`` is False. Of a policy with a value function it is also the
+    value before each of these tokens; where the two share a trunk, that is run once.
 
     Raises:
         ValueError: a prompt has no tokens, so that nothing stands before the first one after it.
     """
     sequences = on_device(sequences, next(model.parameters()).device)
     mask = sequences.mask
-    hidden = _hidden(model, sequences)[mask]
-    logp, entropy = token_logprobs(logits_of(model), hidden, sequences.tokens[mask], temperature)
-    zeros = torch.zeros(mask.shape, dtype=logp.dtype, device=mask.device)
-    return Outputs(zeros.masked_scatter(mask, logp), zeros.masked_scatter(mask, entropy))
+    policy = model.policy if isinstance(model, Valued) else model
+    hidden = _hidden(policy, sequences)[mask]
+    logp, entropy = token_logprobs(logits_of(policy), hidden, sequences.tokens[mask], temperature)
+    value = None
+    if isinstance(model, Valued):
+        seen = hidden if model.trunk is policy else _hidden(model.trunk, sequences)[mask]
+        value = _spread(model.head(seen), mask)
+    return Outputs(_spread(logp, mask), _spread(entropy, mask), value)
+
+
+def values(model: Valued, sequences: Sequences) -> Float[Tensor, "b t"]:
+    """The value before each masked token: what ``logprobs`` gives of it, without the policy's choices. 0 elsewhere."""
+    sequences = on_device(sequences, next(model.parameters()).device)
+    return _spread(model.head(_hidden(model.trunk, sequences)[sequences.mask]), sequences.mask)
+
+
+def _spread(field: Float[Tensor, " n"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
+    return torch.zeros(mask.shape, dtype=field.dtype, device=mask.device).masked_scatter(mask, field)
 
 
 def masked_logits(model: nn.Module, sequences: Sequences, temperature: float = 1.0) -> Float[Tensor, "n v"]:

@@ -3,18 +3,22 @@
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from grape_rl.config import Config
 from grape_rl.data.chat import fitting, prompt_tokens
-from grape_rl.methods import Algorithm, Responses, keywords, objective
+from grape_rl.methods import Algorithm, Responses, in_force, keywords, objective
 from grape_rl.model.load import frozen
 from grape_rl.model.sampler import Sampling, sample
+from grape_rl.model.value import Valued
 from grape_rl.parts.policy import Policy
 from grape_rl.parts.rows import Row, plain, prompted, sources, split
 from grape_rl.parts.setup import Kind, Setup, Told
+from grape_rl.training.credit import Credit, remembered
 from grape_rl.training.fit import AnySource
 from grape_rl.training.source import Prompt, Sampler, reference_logprobs, responses
+from grape_rl.training.value import value_estimates
 from grape_rl.types import Rollout
 
 
@@ -35,9 +39,13 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
     uncut = not sampling.top_k and sampling.top_p == 1 and sampling.temperature > 0
     needed = any("reference_logp" in term.parameters for term in objective(row, chosen).terms)
     reference = None
-    if needed or (config.measure_kl and uncut):
+    if needed or chosen.get("kl_in_reward") or (config.measure_kl and uncut):
         reference = reference_logprobs(
             frozen(setup.start.model), sampling.temperature, config.tokens_per_microbatch, setup.precision
+        )
+    if chosen.get("kl_target") and not (chosen["kl_in_reward"] or chosen["kl"]):
+        raise ValueError(
+            "options: kl_target adapts the coefficient kl or kl_in_reward, and both are 0: give one to begin"
         )
     found = responses(
         sampling_prompts(setup.train, setup.now, sampling.max_tokens, "data"),
@@ -52,8 +60,35 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
         sampling.max_tokens,
         config.seed,
         config.reward.failure_limit,
+        _credit(setup, row.source),
     )
     return found, []
+
+
+def _credit(setup: Setup, source: Responses) -> Credit:
+    """What the row's advantages rest on, under the options that are in force when a batch is made."""
+    chosen, trained = setup.chosen, setup.trained
+    limit = setup.config.tokens_per_microbatch
+
+    def token_reward(**fields: Tensor) -> Tensor:
+        assert source.token_reward
+        return source.token_reward(**fields, **keywords(source.token_reward, in_force(chosen, setup.memory)))
+
+    asked = source.token_reward and (chosen["kl_in_reward"] or source.value)
+    credit = Credit(
+        token_reward if asked else None,
+        value_estimates(trained, limit, setup.precision) if isinstance(trained, Valued) else None,
+        partial(source.rescaled, **keywords(source.rescaled, chosen)) if source.rescaled else None,
+        {
+            each.function.__name__: partial(each.function, **keywords(each.function, chosen))
+            for each in source.remembers
+        },
+        setup.memory,
+    )
+    # Tried once, so that an option which can't be is refused before the first step.
+    count = setup.config.prompts_per_step * setup.config.group_size
+    remembered(credit, {"reward": torch.zeros(count), "response_kl": 0.0, "responses": count})
+    return credit
 
 
 def sampler(setup: Setup, sampling: Sampling) -> Sampler:

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from grape_rl.config import Config
 from grape_rl.methods import Algorithm
+from grape_rl.model.value import Valued
 from grape_rl.parts.policy import Policy
 from grape_rl.parts.rows import Row
 from grape_rl.reward.scores import ItemSummary, Scorer
@@ -22,7 +25,8 @@ Told = list[tuple[str, str]]
 class Setup:
     """One run: its method with the options chosen, its rows, the policy it starts from and the policy as it is now.
 
-    The two differ where a run goes on from a checkpoint. ``scorer`` is None where nothing is graded.
+    The two differ where a run goes on from a checkpoint. ``scorer`` is None where nothing is graded, and ``value``
+    where no value function learns. ``memory`` is what the last step left to the next, by name.
     """
 
     config: Config
@@ -33,6 +37,13 @@ class Setup:
     start: Policy
     now: Policy
     scorer: Scorer | None
+    value: nn.Linear | PreTrainedModel | None = None
+    memory: dict[str, float] = field(default_factory=dict[str, float])
+
+    @property
+    def trained(self) -> nn.Module:
+        """All that learns: the policy, with its value function where it has one."""
+        return self.now.model if self.value is None else Valued(self.now.model, self.value)
 
     def precision(self) -> AbstractContextManager[Any]:
         """What one forward pass runs in.

@@ -33,7 +33,8 @@ class Term:
         return tuple(p for p in inspect.signature(self.function).parameters if p in READABLE)
 
 
-FIELDS = ("logp", "entropy", "mask", "behavior_logp", "reference_logp", "advantage")
+OUTPUTS = ("logp", "entropy", "value")
+FIELDS = (*OUTPUTS, "mask", "behavior_logp", "reference_logp", "advantage", "behavior_value", "value_target")
 PAIR_FIELDS = tuple(
     f"{whose}{which}_{what}"
     for what in ("logp", "head_logp", "length", "reward")
@@ -69,11 +70,11 @@ def loss(
     objective: Objective, outputs: Outputs, batch: Batch, weight: Float[Tensor, "b t"]
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """The objective over some rows, whose ``weight`` comes from the whole batch, and each term's share of it."""
-    fields = {name: getattr(outputs if hasattr(outputs, name) else batch, name) for name in FIELDS}
     total = torch.zeros((), dtype=outputs.logp.dtype, device=outputs.logp.device)
     shares: dict[str, Tensor] = {}
     for term in objective.terms:
-        value = term.function(**{name: fields[name] for name in term.parameters}, **term.options)
+        fields = {name: getattr(outputs if name in OUTPUTS else batch, name) for name in term.parameters}
+        value = term.function(**fields, **term.options)
         # A masked-out field may hold anything (inf − inf at padding, say), and 0 · NaN would be NaN.
         share = term.coefficient * (weight * value.masked_fill(~batch.mask, 0.0)).sum()
         total = total + share

@@ -1,15 +1,15 @@
 """Where batches come from: demonstrations read, or responses sampled, scored and given an advantage.
 
-A source is a function of the step alone, so a run that stopped at any step goes on as if it never had.
+A source is a function of the step and of what the last one left, so a run that stopped at any step goes on as if it
+never had.
 """
 
 import hashlib
-import inspect
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -20,19 +20,24 @@ from grape_rl.data.chat import Example, stacked, text
 from grape_rl.maths.divergence import k3
 from grape_rl.model.logprobs import logprobs, microbatches, selected
 from grape_rl.reward.scores import Scorer, checked, item_table
-from grape_rl.training.draw import Draw, Drawn, equal_groups, numbered
+from grape_rl.training.credit import PLAIN, Credit, credited
+from grape_rl.training.draw import Draw, Drawn, equal_groups
 from grape_rl.types import Batch, Response, Rollout, Scores, Sequences, Verdict
 
 
 @dataclass(frozen=True)
 class Experience:
-    """What one step learns from: sequences, what the objective sees of them, and what the log says of them."""
+    """What one step learns from: sequences, what the objective sees of them, and what the log says of them.
+
+    ``memory`` is what the step leaves to the next, by name.
+    """
 
     sequences: Sequences
     batch: Batch
     metrics: dict[str, float]
     warnings: tuple[tuple[str, str], ...] = ()
     records: tuple[dict[str, Any], ...] = ()
+    memory: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 Source = Callable[[int], Experience]
@@ -99,13 +104,12 @@ def responses(
     max_tokens: int,
     seed: int,
     failure_limit: float,
+    credit: Credit = PLAIN,
 ) -> Source:
     """A source of the model's own responses: sample → score → advantage.
 
-    The parameters of ``advantage`` name what it reads: ``reward`` and ``group``, ``length`` (each response's tokens),
-    ``response`` (the same number for the same tokens), ``max_tokens`` (the most that one may have), and ``seed`` (of
-    the step). A response with no advantage (NaN: its reward is missing, or the method leaves it out) is masked out, and
-    ``used`` counts the others. Without a ``reference`` the behavior policy stands in for it, which makes its KL 0.
+    What ``advantage`` may read, ``credited`` says. A response with no advantage (NaN: its reward is missing, or the
+    method leaves it out) is masked out, and ``used`` counts the others.
 
     Raises (the source): as ``drawn``.
     """
@@ -116,18 +120,17 @@ def responses(
         )
         began = time.perf_counter()
         rollout, scores = found.drawn.rollout, found.drawn.scores
-        row_advantage = _compared(advantage, found.drawn, max_tokens, step_seed(seed, step, "advantage"))
-        usable = ~row_advantage.isnan()
-        field = row_advantage.nan_to_num().float()[:, None].expand_as(rollout.behavior_logp)
-        reference_logp = reference(rollout) if reference else rollout.behavior_logp
-        batch = Batch(rollout.mask & usable[:, None], rollout.behavior_logp, reference_logp, field)
+        reference_logp = reference(rollout) if reference else None
+        given = credited(advantage, credit, found.drawn, reference_logp, max_tokens, step_seed(seed, step, "advantage"))
+        usable = ~given.advantage.isnan()
         metrics = found.metrics | {"used": float(usable.sum()), "reference_seconds": time.perf_counter() - began}
-        if reference:
+        if reference_logp is not None:
             metrics["kl"] = float(k3(rollout.behavior_logp, reference_logp)[rollout.mask].mean())
         warnings = found.warnings
         if not bool(usable.any()):
             warnings += (("nothing_usable", "no response of the step has an advantage: the step changes nothing"),)
-        return Experience(rollout, batch, metrics, warnings, records(found.drawn.answers, scores, row_advantage))
+        told = records(found.drawn.answers, scores, given.advantage)
+        return Experience(rollout, given.batch, metrics | given.metrics, warnings, told, given.memory)
 
     return source
 
@@ -184,19 +187,6 @@ def drawn(
         metrics["tokens"] = float(sum(each.rollout.mask.sum() for each in rounds))
         metrics["extra_draws"] = float(len(rounds) - 1)
     return Round(kept, metrics, _warnings(kept.scores, kept.rollout, missing))
-
-
-def _compared(advantage: Callable[..., Tensor], drawn: Drawn, max_tokens: int, seed: int) -> Float[Tensor, " b"]:
-    """Each response's advantage, by what the function's parameters ask for."""
-    asked = inspect.signature(advantage).parameters
-    fields = {
-        "reward": drawn.scores.reward if drawn.scores.compared is None else drawn.scores.compared,
-        "group": drawn.rollout.group,
-        "length": drawn.rollout.mask.sum(dim=1),
-        "max_tokens": max_tokens,
-        "seed": seed,
-    } | ({"response": numbered(drawn.rollout)} if "response" in asked else {})
-    return advantage(**{name: fields[name] for name in asked if name in fields})
 
 
 def graded_responses(rollout: Rollout, prompts: Sequence[Prompt], tokenizer: Any) -> list[Response]:

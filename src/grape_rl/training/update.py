@@ -1,19 +1,19 @@
 """Updates: how an experience changes the policy's parameters."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from grape_rl.maths.divergence import k3
 from grape_rl.maths.reduction import token_weight
 from grape_rl.model.logprobs import logprobs, microbatches, selected
 from grape_rl.training.objective import Objective, loss
-from grape_rl.training.optimizer import clipped_step
+from grape_rl.training.optimizer import clipped, parts
 from grape_rl.training.source import Experience, step_seed
 from grape_rl.types import Batch, Outputs
 
@@ -43,6 +43,7 @@ def gradient(
     step: int,
     epochs: PositiveInt = 1,
     minibatches: PositiveInt = 1,
+    step_kl_limit: NonNegativeFloat = 0.0,
 ) -> dict[str, float]:
     """``epochs`` passes over the experience, each in ``minibatches`` random parts, one optimizer step a part.
 
@@ -50,31 +51,32 @@ def gradient(
     part. Rows that can't change the gradient (advantage 0, where the objective sees only that) are not run. A part
     with no such row left changes nothing: even a zero gradient would let the optimizer's momentum move the weights.
 
+    With a ``step_kl_limit`` (nats a token; 0 is none), the first part on which the policy's KL from the policy that
+    sampled is over it is not stepped by, nor any after it. Then ``updates`` tells how many steps were made, and
+    ``stopped_kl`` the KL that ended them.
+
     Raises:
         RuntimeError: a gradient that is not finite, before it moves the weights.
     """
     told: list[dict[str, float]] = []
+    ended: dict[str, float] = {}
     generator = torch.Generator().manual_seed(step_seed(limits.seed, step, "minibatch"))
     kept = experience.batch.mask.any(dim=1).nonzero().flatten()  # parts of equal size, whatever was left out
-    for _ in range(epochs):
-        for part in torch.randperm(len(kept), generator=generator).chunk(minibatches):
-            told += _stepped(model, optimizer, experience, objective, limits, kept[part.sort().values])
+    orders = (kept[torch.randperm(len(kept), generator=generator)] for _ in range(epochs))
+    for rows in (part for order in orders for part in order.chunk(minibatches)):
+        found = accumulated(model, experience, objective, limits, rows.sort().values)
+        if not found:
+            continue
+        if step_kl_limit and found["step_kl"] > step_kl_limit:
+            ended = {"stopped_kl": found["step_kl"]}
+            break
+        norms = {name: clipped(part, limits.max_grad_norm) for name, part in parts(model).items()}
+        optimizer.step()
+        told.append(found | norms)
+    if step_kl_limit:
+        ended["updates"] = float(len(told))
     names = dict.fromkeys(name for part in told for name in part)
-    return {name: sum(part[name] for part in told) / len(told) for name in names}
-
-
-def _stepped(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    experience: Experience,
-    objective: Objective,
-    limits: Limits,
-    rows: Int[Tensor, " n"],
-) -> Iterator[dict[str, float]]:
-    told = accumulated(model, experience, objective, limits, rows)
-    if not told:
-        return
-    yield told | {"grad_norm": clipped_step(model, optimizer, limits.max_grad_norm)}
+    return {name: sum(part[name] for part in told) / len(told) for name in names} | ended
 
 
 def accumulated(
@@ -120,13 +122,7 @@ def _sums(outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
 
 def batch_rows(batch: Batch, rows: Int[Tensor, " n"], outputs: Outputs) -> Batch:
     """Some rows of the batch, as wide as the outputs and on their device."""
-    mask: Bool[Tensor, "n t"] = cut(batch.mask, rows, outputs)
-    return Batch(
-        mask,
-        cut(batch.behavior_logp, rows, outputs),
-        cut(batch.reference_logp, rows, outputs),
-        cut(batch.advantage, rows, outputs),
-    )
+    return replace(batch, **{each.name: cut(getattr(batch, each.name), rows, outputs) for each in fields(batch)})
 
 
 def cut(field: Tensor, rows: Int[Tensor, " n"], outputs: Outputs) -> Float[Tensor, "n t"] | Bool[Tensor, "n t"]:
