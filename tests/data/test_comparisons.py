@@ -1,8 +1,12 @@
 """Pairs for a reward model: whole, with their end, and the margin that the data tells."""
 
+import copy
+
 import pytest
+import torch
 
 from grape_rl.data.comparisons import comparisons
+from grape_rl.data.steps import labelled
 
 COLUMNS = ("margin", "chosen_reward", "rejected_reward")
 ROWS = [
@@ -24,6 +28,21 @@ def test_responses_end_with_the_end_token(tokenizer):
     assert [tokenizer.decode(each.pair.chosen) for each in made] == ["2<eos>", "3.<eos>"]
     assert [tokenizer.decode(each.pair.rejected) for each in made] == ["13<eos>", "4<eos>"]
     assert (lengths.rows, lengths.truncated, lengths.dropped, lengths.tokens) == (2, 0, 0, 10)
+
+
+def test_messages_go_through_the_chat_template(tokenizer):
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = (
+        "{% for m in messages %}{{ m['role'][0] + ':' + m['content'] + '<eos>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'a:' }}{% endif %}"
+    )
+    row = {"prompt": [{"role": "user", "content": "1+1="}]}
+    row |= {key: [{"role": "assistant", "content": text}] for key, text in (("chosen", "2"), ("rejected", "13"))}
+    ((pair,), _) = found(own, [row])
+    whole = [own.decode(torch.cat([pair.pair.prompt, each])) for each in (pair.pair.chosen, pair.pair.rejected)]
+    assert whole == ["u:1+1=<eos>a:2<eos>", "u:1+1=<eos>a:13<eos>"]
+    ((solution,), _) = labelled([{**row, "completions": ["2", "so"], "labels": [True, False]}], own, 64, "data")
+    assert own.decode(torch.cat([solution.prompt, solution.tokens])) == "u:1+1=<eos>a:2\nso\n"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 
 from grape_rl import ALGORITHMS
 from grape_rl.data.preferences import Pair
-from grape_rl.methods import chosen_options, objective
+from grape_rl.methods import Preferences, chosen_options, objective
 from grape_rl.training import pairs as training_pairs
 from grape_rl.training.objective import PAIR_FIELDS, Objective, Term, pair_loss
 from grape_rl.training.pairs import (
@@ -26,7 +26,7 @@ from grape_rl.training.pairs import (
 from grape_rl.training.update import Limits
 from grape_rl.types import Pairs
 
-OF_PAIRS = [name for name, row in ALGORITHMS.items() if row.reduction is None and not row.online_of]
+OF_PAIRS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Preferences)]
 """The online forms have the same terms and updates, row for row: see test_algorithms.py."""
 LIMITS = Limits(temperature=1.0, max_tokens=9, tokens_per_microbatch=30, max_grad_norm=1e9, seed=3)
 REORDERED = {"rtol": 1e-10, "atol": 1e-12}

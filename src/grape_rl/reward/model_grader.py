@@ -124,7 +124,7 @@ def readable(of: RewardModel, rows: Sequence[Mapping[str, Any]]) -> None:
         ValueError: messages, and its tokenizer has no chat template, or one that refuses them; naming the row.
     """
     for index, row in enumerate(rows):
-        if not isinstance(row.get("prompt"), str | None):
+        if isinstance(row.get("prompt"), list):
             prompt_tokens(of.tokenizer, row["prompt"], f"reward model {of.name!r}: row {index}")
 
 
