@@ -135,7 +135,9 @@ def test_merged_it_is_the_same_policy_as_a_plain_model(name):
 def test_what_is_saved_is_read_by_peft_and_gives_back_every_bit(name, tmp_path):
     model = moved(adapted(built(name), 2, 4.0, (), seed=1))
     save_adapter(model, tmp_path / "adapter")
-    again = with_adapter(adapted(built(name), 2, 4.0, (), seed=9), tmp_path / "adapter")
+    start = adapted(built(name), 2, 4.0, (), seed=9)
+    again = with_adapter(start, tmp_path / "adapter")
+    assert torch.equal(said(start), said(built(name))), "what it is read into is another model"
     ours, theirs = trainable(model), trainable(again)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert torch.equal(said(again), said(model))
