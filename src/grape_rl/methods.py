@@ -82,6 +82,11 @@ class Algorithm:
     update: Callable[..., dict[str, float]] = gradient
 
     @property
+    def page(self) -> str:
+        """The name that its derivation is filed under."""
+        return self.name
+
+    @property
     def functions(self) -> tuple[Callable[..., Any], ...]:
         """The functions that the row is composed of, in the order in which they run."""
         source = self.source

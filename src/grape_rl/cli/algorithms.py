@@ -54,7 +54,7 @@ def _markdown() -> Iterator[str]:
     for family, rows in FAMILIES.items():
         yield f"## {family}\n\n| method | what it does | equation | needs | paper |\n|---|---|---|---|---|"
         for row in rows:
-            name = f"[`{row.name}`](../src/grape_rl/derivations/{row.name}.md)"
+            name = f"[`{row.name}`](../src/grape_rl/derivations/{row.page}.md)"
             parts = "<br>".join(f"`{part}`" for part in row.equation.split(";  "))
             cells = [name, row.summary, parts, needs(row), row.paper]
             yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
