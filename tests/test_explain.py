@@ -116,8 +116,8 @@ def test_every_option_is_spoken_of_where_it_belongs():
 
 
 def test_what_an_option_means_stands_below_it(capsys):
-    text = said(capsys, "explain", "rejection_sampling")
-    assert "      threshold = -inf  (float)\n          A response must also have reward ≥ threshold.\n" in text
+    told = r"\n      tail_weight = 0.5  \(.*\)\n          tail_weight 1 is DPO; 0 does not see what is beyond.\n"
+    assert re.search(told, said(capsys, "explain", "ld_dpo"))
     text = flat(said(capsys, "explain", "grpo"))
     assert "scale = group (group | batch | none) scale is whose standard deviation divides" in text
     assert "or none's (Dr. GRPO, arXiv 2503.20783)." in text, "Dr. ends no sentence"

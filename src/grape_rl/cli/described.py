@@ -143,9 +143,9 @@ def plain(default: Any) -> str:
 def meaning(function: Callable[..., Any], option: str) -> str:
     """What a function's docstring says of an option beyond its summary.
 
-    >>> from grape_rl.maths.advantage import best_of_group
-    >>> meaning(best_of_group, "threshold")
-    'A response must also have reward ≥ threshold.'
+    >>> from grape_rl.maths.preference import ld_dpo
+    >>> meaning(ld_dpo, "tail_weight")
+    'tail_weight 1 is DPO; 0 does not see what is beyond.'
     """
     head, *rest = _paragraphs(function, quotes=True)
     sentences = [s for part in rest for s in re.split(r"(?<!Dr\.)(?<=\.)\s+(?=[A-Z`\"])", part)]
