@@ -251,13 +251,14 @@ def numeric(row):
 UNBOUNDED = {"threshold": "a reward, of any scale", "alpha": "f_dpo's: every divergence but 1 has one"}
 
 OUT_OF_RANGE = {
-    **dict.fromkeys(("clip_low", "ring_low", "tail_weight"), (-0.01, 1.01)),
+    **dict.fromkeys(("clip_low", "ring_low", "tail_weight", "decay", "lam"), (-0.01, 1.01)),
     **dict.fromkeys(("clip_high", "ring_high", "odds_weight", "nll_weight", "fall_weight", "length_weight"), (-0.01,)),
-    **dict.fromkeys(("offset_weight", "reward_scale", "gamma", "damping", "min_gap"), (-0.01,)),
-    **dict.fromkeys(("kl", "entropy", "advantage_entropy", "pull", "sft", "centering"), (-0.01,)),
-    **dict.fromkeys(("overlong_buffer", "extra_draws", "backtracks"), (-1, 0.5)),
+    **dict.fromkeys(("offset_weight", "reward_scale", "gamma", "damping", "min_gap", "kl_target"), (-0.01,)),
+    **dict.fromkeys(("kl", "entropy", "advantage_entropy", "pull", "sft", "centering", "value_coefficient"), (-0.01,)),
+    **dict.fromkeys(("overlong_buffer", "extra_draws", "backtracks", "value_warmup"), (-1, 0.5)),
     **dict.fromkeys(("keep", "epochs", "minibatches", "cg_iterations"), (0, 1.5)),
-    **dict.fromkeys(("cap", "temperature", "modulation"), (0.0, -1.0)),
+    **dict.fromkeys(("cap", "temperature", "modulation", "kl_horizon"), (0.0, -1.0)),
+    **dict.fromkeys(("step_kl_limit", "kl_in_reward", "clip_value", "value_learning_rate"), (-0.01,)),
     "shrink": (0.0, 1.0),
     "label_smoothing": (-0.01, 0.51),
     **dict.fromkeys(("beta", "delta"), (-0.01,)),

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from grape_rl.maths.grape import unweighted
 from grape_rl.maths.reduction import token_weight
-from grape_rl.methods import Algorithm, chosen_options, objective, options
+from grape_rl.methods import Algorithm, options
 
 WIDTH = 100
 """Columns of what is printed."""
@@ -57,7 +57,6 @@ def needs(row: Algorithm) -> str:
     It is what the row's functions read: rewards of pairs, a value, a reference always or once a term is switched on.
     """
     source = row.source
-    kept = {term.function for term in objective(row, chosen_options(row, {})).terms}
     read = {name for function in row.functions for name in inspect.signature(function).parameters}
     data = source.data
     if getattr(source, "aggregate", unweighted) is not unweighted or getattr(source, "compared", None):
@@ -67,18 +66,26 @@ def needs(row: Algorithm) -> str:
     if (group := getattr(source, "smallest_group", 1)) > 1:
         data += f", {group} or more responses a prompt"
     models = ["a value model"] if "value" in read else []
-    optional = {term.function: term.option for term in row.terms if term.function not in kept}
     comparing = [f for f in row.functions if any(p.startswith("reference_") for p in inspect.signature(f).parameters)]
-    if any(function not in optional for function in comparing):
-        models.append("a reference")
-    elif comparing:
-        models.append(f"a reference if {' or '.join(optional[function] for function in comparing)} is set")
+    switches = [_switch(row, function) for function in comparing]
+    if comparing:
+        models.append("a reference" if None in switches else f"a reference if {' or '.join(map(str, switches))} is set")
     return "; ".join([data, *models])
 
 
-def derivation(row: Algorithm) -> str:
+def _switch(row: Algorithm, function: Callable[..., Any]) -> str | None:
+    """The option that a function waits for, being 0 by default; None for one that always runs."""
+    found = options(row)
+    for term in row.terms:
+        if term.function is function:
+            return term.option if term.option and found[term.option][1] == 0 else None
+    own = (p for p in inspect.signature(function).parameters if p in found)
+    return next((name for name in own if isinstance(found[name][1], float) and not found[name][1]), None)
+
+
+def derivation(page: str) -> str:
     """How the method follows from what is maximised, in a few lines."""
-    return (files("grape_rl") / "derivations" / f"{row.page}.md").read_text(encoding="utf-8").rstrip()
+    return (files("grape_rl") / "derivations" / f"{page}.md").read_text(encoding="utf-8").rstrip()
 
 
 def parts(row: Algorithm) -> tuple[Callable[..., Any], ...]:
@@ -88,7 +95,7 @@ def parts(row: Algorithm) -> tuple[Callable[..., Any], ...]:
 
 
 def place(function: Callable[..., Any]) -> str:
-    """Where a function is: its file in the package, and the line of its ``def``.
+    """Where a function (or a class) is: its file in the package, and the line of its ``def``.
 
     >>> place(place).startswith("grape_rl/cli/described.py:")
     True
@@ -96,7 +103,7 @@ def place(function: Callable[..., Any]) -> str:
     function = inspect.unwrap(function)
     path = Path(inspect.getsourcefile(function) or "").relative_to(Path(str(files("grape_rl"))).parent)
     lines, start = inspect.getsourcelines(function)
-    inside = next(i for i, line in enumerate(lines) if line.lstrip().startswith("def "))
+    inside = next(i for i, line in enumerate(lines) if line.lstrip().startswith(("def ", "class ")))
     return f"{path.as_posix()}:{max(start, 1) + inside}"
 
 
@@ -136,9 +143,9 @@ def plain(default: Any) -> str:
 def meaning(function: Callable[..., Any], option: str) -> str:
     """What a function's docstring says of an option beyond its summary.
 
-    >>> from grape_rl.maths.advantage import best_of_group
-    >>> meaning(best_of_group, "threshold")
-    'A response must also have reward ≥ threshold.'
+    >>> from grape_rl.maths.preference import ld_dpo
+    >>> meaning(ld_dpo, "tail_weight")
+    'tail_weight 1 is DPO; 0 does not see what is beyond.'
     """
     head, *rest = _paragraphs(function, quotes=True)
     sentences = [s for part in rest for s in re.split(r"(?<!Dr\.)(?<=\.)\s+(?=[A-Z`\"])", part)]

@@ -32,7 +32,7 @@ def explanation(method: str) -> str:
     from grape_rl.cli import described
 
     row = ALGORITHMS[method]
-    derived = described.derivation(row)
+    derived = described.derivation(row.page)
     lines = [described.wrapped(f"{row.name}: {row.summary}"), "", described.equation(row, indent=2)]
     lines += ["", described.wrapped(f"paper: {row.paper}", hanging=7)]
     lines += [described.wrapped(f"needs: {described.needs(row)}", hanging=7), "", derived]

@@ -10,6 +10,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from grape_rl.maths.bounds import NonNegative, Positive
 from grape_rl.maths.divergence import k1, k2, k3
 
 Estimator = Literal["k1", "k2", "k3"]
@@ -53,7 +54,7 @@ def advantage_weighted_entropy(entropy: Float[Tensor, "b t"], advantage: Float[T
 
 
 def kl_scale(
-    previous: float, response_kl: float, responses: int, kl_target: float = 0.0, kl_horizon: float = 10_000.0
+    previous: float, response_kl: float, responses: int, kl_target: NonNegative = 0.0, kl_horizon: Positive = 10_000.0
 ) -> float:
     """The factor of the KL's coefficient, a step further: it rises while the KL is over its target, and falls under it.
 

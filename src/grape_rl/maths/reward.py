@@ -5,7 +5,7 @@ import math
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from grape_rl.maths.bounds import NonNegative
+from grape_rl.maths.bounds import NonNegative, Share
 
 
 def kl_penalized(
@@ -31,7 +31,7 @@ def kl_penalized(
     return reward[:, None].to(spent).expand_as(spent).masked_fill(~last, 0) - spent
 
 
-def moving_average(previous: float, reward: Float[Tensor, " b"], decay: float = 0.9) -> float:
+def moving_average(previous: float, reward: Float[Tensor, " b"], decay: Share = 0.9) -> float:
     """The exponential moving average of rewards, a step further: ``decay previous + (1 − decay) mean(reward)``.
 
     Where nothing is ``previous`` (NaN) it is the mean alone. Missing rewards (NaN) are left out; a step that has no

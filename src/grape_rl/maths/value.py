@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from grape_rl.maths.bounds import NonNegative
+
 EPSILON = 1e-6
 """Added to a standard deviation before dividing by it."""
 
@@ -15,7 +17,7 @@ def value_loss(
     value: Float[Tensor, "b t"],
     behavior_value: Float[Tensor, "b t"],
     value_target: Float[Tensor, "b t"],
-    clip_value: float = 0.2,
+    clip_value: NonNegative = 0.2,
 ) -> Float[Tensor, "b t"]:
     """PPO's loss of the value: ``½ max((value − value_target)², (clip(value, behavior_value ± clip_value) − …)²)``.
 
