@@ -179,11 +179,6 @@ class Algorithm:
         return "online" if self.online_of else self.name
 
     @property
-    def page(self) -> str:
-        """The name that its derivation is filed under."""
-        return self.name
-
-    @property
     def functions(self) -> tuple[Callable[..., Any], ...]:
         """The functions that the row is composed of, in the order in which they run."""
         return (*self.source.functions, *(term.function for term in self.terms), self.update)
