@@ -4,6 +4,8 @@ from types import MappingProxyType
 
 from grape_rl.table.group_relative import GROUP_RELATIVE
 from grape_rl.table.imitation import IMITATION
+from grape_rl.table.labels import LABELLED
+from grape_rl.table.mixture import MIXTURE
 from grape_rl.table.off_policy import OFF_POLICY
 from grape_rl.table.preference import PREFERENCE
 from grape_rl.table.reinforce import REINFORCE
@@ -15,6 +17,8 @@ FAMILIES = MappingProxyType(
         "Relative to the group, with a bound on the ratio": GROUP_RELATIVE,
         "REINFORCE on an older policy's responses": OFF_POLICY,
         "Preferences between two responses": PREFERENCE,
+        "Mixtures of losses on preferences": MIXTURE,
+        "Responses labelled desirable or not": LABELLED,
     }
 )
 """The rows by what they have in common."""

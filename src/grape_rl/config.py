@@ -7,7 +7,7 @@ import yaml
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from grape_rl.algorithms import ALGORITHMS
-from grape_rl.methods import Preferences, Responses, chosen_options
+from grape_rl.methods import Labels, Preferences, Responses, chosen_options
 from grape_rl.reward.strict import Strict, nearest, parsed, validated
 
 Count = Annotated[int, Field(ge=0)]
@@ -73,7 +73,9 @@ class Data(Section):
     prompt: str = "prompt"
     """The column with the prompt: text, or messages."""
     completion: str = "completion"
-    """The column with the completion that SFT learns."""
+    """The column with the completion that SFT learns, or that a label judges."""
+    label: str = "label"
+    """The column that says whether the completion is desirable, for methods that learn from labels: true or false."""
     chosen: str = "chosen"
     """The column with the response that was preferred, for methods that learn from pairs: text, or messages."""
     rejected: str = "rejected"
@@ -188,7 +190,7 @@ class Config(Section):
         if self.reward.rubric and self.reward.function:
             raise ValueError("reward: name exactly one of rubric and function")
         graded = bool(self.reward.rubric or self.reward.function)
-        if self.data.held_out_rows and not graded and not isinstance(row.source, Preferences):
+        if self.data.held_out_rows and not graded and not isinstance(row.source, Preferences | Labels):
             raise ValueError("data: held_out_rows asks for an evaluation: name reward.rubric or reward.function for it")
         try:
             _ = self.folder

@@ -47,6 +47,11 @@ class Preferences:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """Batches are read from data: prompts, each with a response that is labelled desirable or not."""
+
+
+@dataclass(frozen=True)
 class RowTerm:
     """A loss term of a row. ``option`` names the option that sets its coefficient, where it has one."""
 
@@ -59,7 +64,7 @@ class RowTerm:
 class Algorithm:
     """One row of the table.
 
-    ``reduction`` is None where the terms are per pair, whose plain mean is taken.
+    ``reduction`` is None where the terms are per pair, or per labelled response, whose plain mean is taken.
     ``defaults`` are the row's own for options of its functions. Two rows may differ in nothing else: Dr. GRPO is GRPO
     with other defaults.
     """
@@ -68,7 +73,7 @@ class Algorithm:
     summary: str
     equation: str
     paper: str
-    source: Demonstrations | Responses | Preferences
+    source: Demonstrations | Responses | Preferences | Labels
     terms: tuple[RowTerm, ...]
     reduction: Reduction | None
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -119,9 +124,16 @@ def keywords(function: Callable[..., Any], chosen: dict[str, Any]) -> dict[str, 
 
 
 def objective(row: Algorithm, chosen: dict[str, Any]) -> Objective:
-    """The row's objective under the chosen options, without the terms whose coefficient is 0."""
+    """The row's objective under the chosen options, without the terms whose coefficient is 0.
+
+    Raises:
+        ValueError: no term is left.
+    """
     terms = [
         Term(term.function, chosen.get(term.option, term.coefficient), keywords(term.function, chosen))
         for term in row.terms
     ]
+    if not any(term.coefficient for term in terms):
+        options = ", ".join(term.option for term in row.terms)
+        raise ValueError(f"{row.name}: every loss has the weight 0, so that there is nothing to learn: set {options}")
     return Objective(tuple(t for t in terms if t.coefficient != 0), chosen.get("reduction"))

@@ -81,7 +81,7 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     evaluate = _evaluation(setup)
     now = setup.now
     optimizer = adamw(now.model, config.optimizer.weight_decay, config.optimizer.betas)
-    done = restored_step(checkpoint, optimizer) if checkpoint else 0
+    done = restored_step(checkpoint, optimizer, setup.memory) if checkpoint else 0
     if done >= config.steps:
         raise ValueError(f"{config.folder}: its {done} steps are done already; ask for more with steps")
 
@@ -104,7 +104,8 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
         if step == config.steps or (config.evaluation.every and step % config.evaluation.every == 0):
             evaluated(step)
         if step == config.steps or (config.checkpoint_every and step % config.checkpoint_every == 0):
-            save_checkpoint(folder / "checkpoints", step, now.model, now.tokenizer, optimizer, config.keep_checkpoints)
+            at, keep = folder / "checkpoints", config.keep_checkpoints
+            save_checkpoint(at, step, now.model, now.tokenizer, optimizer, keep, setup.memory)
 
     with Log(folder, config.method, config.steps, done) as log:
         if not done:
@@ -162,7 +163,7 @@ def _update(setup: Setup, optimizer: torch.optim.Optimizer) -> Update:
         config.optimizer.max_grad_norm, config.seed, setup.precision,
     )  # fmt: skip
     fixed = {"model": setup.now.model, "optimizer": optimizer, "objective": objective(row, setup.chosen)}
-    fixed |= {"limits": limits} | keywords(row.update, setup.chosen)
+    fixed |= {"limits": limits, "memory": setup.memory} | keywords(row.update, setup.chosen)
     asked = inspect.signature(row.update).parameters
 
     def update(experience: AnyExperience, step: int, warn: Warn) -> dict[str, float]:

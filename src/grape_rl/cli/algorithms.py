@@ -30,11 +30,13 @@ def main(arguments: Sequence[str]) -> None:
 
 def needs(row: object) -> str:
     """What the method needs of the user, in words."""
-    from grape_rl.methods import Algorithm, Preferences, Responses, chosen_options, objective
+    from grape_rl.methods import Algorithm, Labels, Preferences, Responses, chosen_options, objective
 
     assert isinstance(row, Algorithm)
+    if isinstance(row.source, Labels):
+        return "prompts, each with a completion and a label that says whether it is desirable; or pairs"
     if isinstance(row.source, Preferences):
-        read = {name for term in objective(row, chosen_options(row, {})).terms for name in term.parameters}
+        read = objective(row, chosen_options(row, {})).reads
         rewards = ", each with a reward" if "chosen_reward" in read else ""
         return f"prompts, each with a chosen and a rejected response{rewards}"
     if not isinstance(row.source, Responses):

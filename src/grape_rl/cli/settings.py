@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config
-from grape_rl.methods import Preferences, Responses, chosen_options
+from grape_rl.methods import Demonstrations, Labels, Preferences, Responses, chosen_options
 
 
 def settings_help() -> str:
@@ -71,8 +71,8 @@ def derived(config: Config) -> str:
             f"{count * config.sampling.max_tokens} tokens"
         )
     else:
-        kind = "pairs" if isinstance(row.source, Preferences) else "demonstrations"
-        batch = f"{config.prompts_per_step} {kind} a step"
+        words = {Preferences: "pairs", Labels: "labelled responses", Demonstrations: "demonstrations"}
+        batch = f"{config.prompts_per_step} {words[type(row.source)]} a step"
     return (
         f"{config.method}: {config.steps} steps, {batch}; {changes}, in "
         f"micro-batches of up to {config.tokens_per_microbatch} positions; {device(config.device)}, {config.precision}"

@@ -25,7 +25,7 @@ def logprobs(model: nn.Module, sequences: Sequences, temperature: float = 1.0) -
     """
     sequences = on_device(sequences, next(model.parameters()).device)
     mask = sequences.mask
-    hidden = _hidden(model, sequences)[mask]
+    hidden = hidden_states(model, sequences)[mask]
     logp, entropy = token_logprobs(logits_of(model), hidden, sequences.tokens[mask], temperature)
     zeros = torch.zeros(mask.shape, dtype=logp.dtype, device=mask.device)
     return Outputs(zeros.masked_scatter(mask, logp), zeros.masked_scatter(mask, entropy))
@@ -40,11 +40,15 @@ def masked_logits(model: nn.Module, sequences: Sequences, temperature: float = 1
         ValueError: a prompt has no tokens, so that nothing stands before the first one after it.
     """
     sequences = on_device(sequences, next(model.parameters()).device)
-    return logits_of(model)(_hidden(model, sequences)[sequences.mask]) / temperature
+    return logits_of(model)(hidden_states(model, sequences)[sequences.mask]) / temperature
 
 
-def _hidden(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t d"]:
-    """Hidden states before each token."""
+def hidden_states(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t d"]:
+    """Hidden states before each token, masked or not.
+
+    Raises:
+        ValueError: a prompt has no tokens, so that nothing stands before the first one after it.
+    """
     nonempty(sequences.prompts)
     return (_joined if len(sequences.prompts) == len(sequences.tokens) else _shared)(model, sequences)
 

@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from grape_rl.config import Config
 from grape_rl.methods import Algorithm
+from grape_rl.model.load import frozen
 from grape_rl.parts.policy import Policy
 from grape_rl.parts.rows import Row
 from grape_rl.reward.scores import ItemSummary, Scorer
@@ -22,7 +26,8 @@ Told = list[tuple[str, str]]
 class Setup:
     """One run: its method with the options chosen, its rows, the policy it starts from and the policy as it is now.
 
-    The two differ where a run goes on from a checkpoint. ``scorer`` is None where nothing is graded.
+    The two differ where a run goes on from a checkpoint. ``scorer`` is None where nothing is graded. ``memory`` is what
+    the method's update remembers from step to step, beside the weights: tensors by name, kept with each checkpoint.
     """
 
     config: Config
@@ -33,6 +38,12 @@ class Setup:
     start: Policy
     now: Policy
     scorer: Scorer | None
+    memory: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    @cached_property
+    def reference(self) -> PreTrainedModel:
+        """The reference policy: a copy of the start, made when first asked for, which is before training."""
+        return frozen(self.start.model)
 
     def precision(self) -> AbstractContextManager[Any]:
         """What one forward pass runs in.
