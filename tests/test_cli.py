@@ -18,7 +18,7 @@ from grape_rl.cli.results import print_held_out
 from grape_rl.cli.settings import text_settings
 from grape_rl.cli.train import demo_config
 from grape_rl.config import Config, laid_over, loaded
-from grape_rl.methods import options
+from grape_rl.methods import Labels, options
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.training.evaluate import HeldOut
 from grape_rl.training.update import gradient
@@ -282,7 +282,8 @@ def test_a_dry_run_prints_settings_that_are_a_config_and_leaves_nothing(grape, t
 @pytest.mark.parametrize("name", [name for name, row in ALGORITHMS.items() if row.reduction is None])
 def test_a_dry_run_of_a_method_of_pairs_says_what_a_step_is(grape, name):
     code, said, _ = grape("train", name, "--config", "demo", "--dry-run", "--prompts_per_step", "5")
-    assert code == 0 and " steps, 5 pairs a step; 1 optimizer step each, in micro-batches of up to" in said
+    what = "labelled responses" if isinstance(ALGORITHMS[name].source, Labels) else "pairs"
+    assert code == 0 and f" steps, 5 {what} a step; 1 optimizer step each, in micro-batches of up to" in said
 
 
 def small_yaml(folder, method, **more):
