@@ -57,12 +57,18 @@ def test_columns_are_called_as_the_configuration_calls_them():
         ("kto", "prompt completion lable"),
         ("sft", "prompt completion label"),
         ("sft", "question answer"),  # no known type
+        ("dpo", "prompt rejected"),  # a part of a pair
         ("grpo", "prompt completion"),
     ],
 )
 def test_what_suits_passes_and_so_does_what_is_told_better_elsewhere(method, columns):
     found = [dict.fromkeys(columns.split(), "x")]
     assert suited(config(method), ALGORITHMS[method], found, "rows.jsonl") is found
+
+
+def test_a_column_that_the_user_has_named_is_missed_by_its_name():
+    found = [{"prompt": "x", "completion": "y"}]
+    assert suited(config("sft", completion="answer"), ALGORITHMS["sft"], found, "rows.jsonl") is found
 
 
 def test_every_kind_of_method_has_a_diet():

@@ -34,8 +34,9 @@ DIETS = {
 def suited(config: Config, row: Algorithm, found: list[Row], source: str) -> list[Row]:
     """The rows, if the columns of the first of them are data that the method can learn from.
 
-    Columns that make no known type of data pass too, and those of which one has nearly the name that is missing: what
-    reads them says of each row which column it lacks, and the nearest.
+    Others pass too where it is rather a column that is missing than the data that is wrong: they make no known type,
+    or have a part of what is needed, or one of nearly that name, or the name is the user's own. What reads them says
+    which column a row lacks.
 
     Raises:
         ValueError: they are another type of data.
@@ -45,9 +46,12 @@ def suited(config: Config, row: Algorithm, found: list[Row], source: str) -> lis
     roles = ("prompt", "completion", "label", "chosen", "rejected")
     names = {role: str(getattr(config.data, role)) for role in roles}
     there, diet = found[0].keys(), DIETS[type(row.source)]
-    missing = [[names[role] for role in needed if names[role] not in there] for needed in diet.columns]
+    lacks = [[role for role in needed if names[role] not in there] for needed in diet.columns]
+    needed = {role for some in diet.columns for role in some}
     made = data_type(there, names)
-    if not all(missing) or made is None or any(did_you_mean(name, there) for some in missing for name in some):
+    near = any(did_you_mean(names[role], there) or names[role] != role for some in lacks for role in some)
+    partly = made == "prompt-only" and any(names[role] in there for role in needed - {"prompt"})
+    if not all(lacks) or made is None or near or partly:
         return found
     learners = [other.name for other in ALGORITHMS.values() if DIETS[type(other.source)].type == made]
     more = f" and {len(learners) - 3} more" if len(learners) > 4 else ""
