@@ -74,7 +74,7 @@ def test_log_probabilities_are_those_of_the_plain_forward_pass_and_a_model_is_no
     model, what = sharp(MODELS["qwen2"]), given()
     outputs, whole = choices(model, what, model)
     expected = logprobs(model, what)
-    torch.testing.assert_close(outputs.logp, expected.logp, rtol=1e-12, atol=1e-12)
+    assert torch.equal(outputs.logp, expected.logp), "to the bit"
     torch.testing.assert_close(outputs.entropy, expected.entropy, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(whole.kl, torch.zeros_like(whole.kl), rtol=0, atol=1e-12)
     _, alone = choices(model, what, None)

@@ -76,7 +76,10 @@ def _told(
     temperature: float,
 ) -> Float[Tensor, "4 n"]:
     """Log-probability, entropy, collision and KL of each token's choice."""
-    whole = (logits(hidden) / temperature).log_softmax(dim=-1)
+    # As token_logprobs rounds it: a policy that is its own reference has gained nothing, to the bit.
+    whole = logits(hidden) / temperature
+    whole = whole - whole.amax(dim=-1, keepdim=True).detach()
+    whole = whole - whole.exp().sum(dim=-1, keepdim=True).log()
     logp = whole.gather(-1, tokens[:, None]).squeeze(-1)
     # A token that the model rules out has log π = −inf, and adds nothing: 0 · log 0 = 0.
     finite = whole.clamp(min=torch.finfo(whole.dtype).min)

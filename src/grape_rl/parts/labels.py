@@ -25,7 +25,7 @@ def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
     data = config.data
     (train, test), (source, test_source) = split(config), sources(data)
     train, test = suited(config, row, train, source), suited(config, row, test, test_source)
-    if data.tasks or (data.label not in train[0] and data.chosen in train[0]):
+    if data.tasks or (data.chosen in train[0] and not {data.completion, data.label} <= train[0].keys()):
         return preferred(config, train, test)
     train = with_labels(prompted(data, train, data.prompt, data.completion, source), data.label, source)
     test = with_labels(prompted(data, test, data.prompt, data.completion, test_source), data.label, test_source)
@@ -48,7 +48,7 @@ def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
 def _judged(setup: Setup, found: Sequence[Row], source: str) -> tuple[list[Judged], Told]:
     """The rows as labelled responses in tokens, and what there is to warn of."""
     at, limit = setup.now, _limit(setup)
-    single = unpaired(found) if "chosen" in found[0] and "label" not in found[0] else found
+    single = found if {"completion", "label"} <= found[0].keys() else unpaired(found)
     made, lengths = judged(single, at.tokenizer, at.end, limit, source)
     warnings: Told = []
     if lengths.truncated:
