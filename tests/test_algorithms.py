@@ -21,9 +21,11 @@ from grape_rl.maths.grape import confidence_weighted, unweighted
 from grape_rl.maths.reduction import Reduction
 from grape_rl.methods import (
     Comparisons,
+    Labels,
     Preferences,
     RowTerm,
     Sampled,
+    SampledPreferences,
     Steps,
     chosen_options,
     keywords,
@@ -32,17 +34,18 @@ from grape_rl.methods import (
 )
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.table.online import online
-from grape_rl.training.objective import FIELDS, PAIR_FIELDS, SCORE_FIELDS
+from grape_rl.training.objective import FIELDS, LABEL_FIELDS, PAIR_FIELDS, SCORE_FIELDS
 from grape_rl.training.update import gradient
 from small_runs import lines, weights
 
 OF_SCORES = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Comparisons | Steps)]
 """Methods that train a model to score, and not to write."""
-OF_PAIRS = [name for name, row in ALGORITHMS.items() if row.reduction is None and name not in OF_SCORES]
-OF_TOKENS = [name for name in ALGORITHMS if name not in (*OF_PAIRS, *OF_SCORES)]
+OF_PAIRS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Preferences | SampledPreferences)]
+OF_LABELS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Labels)]
+OF_TOKENS = [name for name in ALGORITHMS if name not in (*OF_PAIRS, *OF_LABELS, *OF_SCORES)]
 DESCENDING = [name for name, row in ALGORITHMS.items() if row.update is gradient]
 """Methods whose update is passes over tokens by an optimizer, which have epochs and mini-batches."""
-STEPPING = [*DESCENDING, *OF_PAIRS, *OF_SCORES]
+STEPPING = [*DESCENDING, *OF_PAIRS, *OF_LABELS, *OF_SCORES]
 """Methods whose update is steps of an optimizer, which has a learning rate."""
 ONLINE = [name for name, row in ALGORITHMS.items() if row.online_of]
 TRAINED = [n for n, row in ALGORITHMS.items() if not row.online_of or row.online_of in ("dpo", "simpo", "odpo", "aot")]
@@ -99,6 +102,8 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
             wanted += ["margin", "reward", "chosen_reward", "rejected_reward", "chosen_length", "rejected_length"]
         if isinstance(row.source, Steps):
             wanted += ["probability", "steps", "length"]
+        if isinstance(row.source, Labels):
+            wanted += ["desirable_reward", "undesirable_reward", "length", "desirable"]
         assert all(math.isfinite(told[key]) for key in wanted), told
         assert told["phase"] == name and told["grad_norm"] > 0
         assert not any(math.isinf(value) for value in told.values() if not isinstance(value, str))
@@ -109,6 +114,8 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
     assert [item.graded for item in of_pairs] == ([3, 3, 3] if compared else [])
     of_steps = [item.item for item in run.evaluations[2].items if item.category == "steps"]
     assert len(of_steps) == (3 if isinstance(row.source, Steps) else 0)
+    of_labels = [item for item in run.evaluations[2].items if item.category == "labels"]
+    assert [item.graded for item in of_labels] == ([6, 6, 6, 6] if isinstance(row.source, Labels) else [])
 
     assert yaml.safe_load((run.folder / "config.yaml").read_text()) == run.config.model_dump(mode="json")
     drawn = sorted((run.folder / "rollouts").iterdir())
@@ -174,7 +181,8 @@ def test_every_row_says_what_it_is(name):
     for function in row.functions:
         assert inspect.getdoc(inspect.unwrap(function)), function
     for term in row.terms:
-        read = set(PAIR_FIELDS if name in OF_PAIRS else SCORE_FIELDS if name in OF_SCORES else FIELDS)
+        of_kind = {name: PAIR_FIELDS for name in OF_PAIRS} | {name: LABEL_FIELDS for name in OF_LABELS}
+        read = set((of_kind | {name: SCORE_FIELDS for name in OF_SCORES}).get(name, FIELDS))
         assert set(inspect.signature(term.function).parameters) - read <= options(row).keys()
 
 
@@ -183,7 +191,7 @@ def test_every_option_has_a_type_and_a_default_of_it(name):
     row = ALGORITHMS[name]
     found = options(row)
     of_tokens = {"reduction", "epochs", "minibatches"}
-    if name in (*OF_PAIRS, *OF_SCORES):
+    if name not in OF_TOKENS:
         assert found.keys().isdisjoint(of_tokens)
     else:
         assert found.keys() & of_tokens == (of_tokens if name in DESCENDING else {"reduction"})
@@ -211,7 +219,7 @@ def test_every_row_refuses_options_that_are_none(name, given, message):
     assert str(told.value).startswith(f"options of {name}: ") and message in str(told.value)
 
 
-@pytest.mark.parametrize("name", [*OF_PAIRS, *OF_SCORES])
+@pytest.mark.parametrize("name", [*OF_PAIRS, *OF_LABELS, *OF_SCORES])
 @pytest.mark.parametrize("option", ["reduction", "epochs"])
 def test_a_method_without_tokens_has_no_options_of_tokens(name, option):
     with pytest.raises(ValueError, match=f"options of {name}: unknown key '{option}'"):
@@ -335,7 +343,20 @@ def test_a_penalty_without_a_coefficient_is_not_computed(name):
     own = [term.function for term in row.terms if term.coefficient]
     assert [term.function for term in objective(row, chosen_options(row, {})).terms] == own
     off = {term.option: 0.0 for term in row.terms if term.option}
+    if all(term.option for term in row.terms):
+        with pytest.raises(ValueError, match=f"{name}: every loss has the weight 0, so that there is nothing to learn"):
+            objective(row, chosen_options(row, off))
+        return
     assert [term.function for term in objective(row, chosen_options(row, off)).terms] == [row.terms[0].function]
+
+
+def test_losses_of_a_mixture_agree_on_the_defaults_of_the_options_that_they_share():
+    row = ALGORITHMS["mixture"]
+    for term in row.terms:
+        for parameter in inspect.signature(term.function).parameters.values():
+            if parameter.default is not parameter.empty:
+                assert options(row)[parameter.name][1] == parameter.default, (term.function, parameter.name)
+                assert parameter.name not in {other.option for other in row.terms}
 
 
 def test_an_option_named_like_a_field_is_not_given_in_the_field_s_place():

@@ -4,6 +4,8 @@ from types import MappingProxyType
 
 from grape_rl.table.group_relative import GROUP_RELATIVE
 from grape_rl.table.imitation import IMITATION
+from grape_rl.table.labels import LABELLED
+from grape_rl.table.mixture import MIXTURE
 from grape_rl.table.off_policy import OFF_POLICY
 from grape_rl.table.online import ONLINE
 from grape_rl.table.preference import PREFERENCE
@@ -20,6 +22,8 @@ FAMILIES = MappingProxyType(
         "REINFORCE on an older policy's responses": OFF_POLICY,
         "Preferences between two responses": PREFERENCE,
         "Preferences between two of the model's own responses": ONLINE,
+        "Mixtures of losses on preferences": MIXTURE,
+        "Responses labelled desirable or not": LABELLED,
         "Models that score": REWARD_MODEL,
     }
 )

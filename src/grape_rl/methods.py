@@ -140,7 +140,15 @@ class Steps:
         return (self.encoded,)
 
 
-Source = Demonstrations | Responses | Preferences | SampledPreferences | Comparisons | Steps
+@dataclass(frozen=True)
+class Labels:
+    """Batches are read from data: prompts, each with a response that is labelled desirable or not."""
+
+    data: ClassVar[str] = "labelled responses (prompt, completion, label)"
+    functions: ClassVar[Functions] = ()
+
+
+Source = Demonstrations | Responses | Preferences | SampledPreferences | Labels | Comparisons | Steps
 """Where a method's batches come from."""
 
 
@@ -157,7 +165,7 @@ class RowTerm:
 class Algorithm:
     """One row of the table.
 
-    ``reduction`` is None where the terms are per pair or per step, whose plain mean is taken.
+    ``reduction`` is None where the terms are per pair, labelled response or step, whose plain mean is taken.
     ``defaults`` are the row's own for options of its functions. Two rows may differ in nothing else: Dr. GRPO is GRPO
     with other defaults. ``online_of`` names the row, if any, whose loss this one takes to sampled pairs.
     """
@@ -227,16 +235,23 @@ def start_memory(row: Algorithm) -> dict[str, float]:
     return {each.function.__name__: each.start for each in remembers}
 
 
-def in_force(chosen: dict[str, Any], memory: Mapping[str, float]) -> dict[str, Any]:
+def in_force(chosen: dict[str, Any], memory: Mapping[str, Any]) -> dict[str, Any]:
     """The chosen options with the KL's coefficients times the ``kl_scale`` that the last step left."""
     scale = memory.get("kl_scale", 1.0)
     return chosen | {name: chosen[name] * scale for name in ("kl", "kl_in_reward") if name in chosen}
 
 
 def objective(row: Algorithm, chosen: dict[str, Any]) -> Objective:
-    """The row's objective under the chosen options, without the terms whose coefficient is 0."""
+    """The row's objective under the chosen options, without the terms whose coefficient is 0.
+
+    Raises:
+        ValueError: no term is left.
+    """
     terms = [
         Term(term.function, chosen.get(term.option, term.coefficient), keywords(term.function, chosen))
         for term in row.terms
     ]
+    if not any(term.coefficient for term in terms):
+        options = ", ".join(term.option for term in row.terms)
+        raise ValueError(f"{row.name}: every loss has the weight 0, so that there is nothing to learn: set {options}")
     return Objective(tuple(t for t in terms if t.coefficient != 0), chosen.get("reduction"))

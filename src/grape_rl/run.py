@@ -168,7 +168,8 @@ def _update(setup: Setup, optimizer: torch.optim.Optimizer) -> Update:
         _training_temperature(setup), _longest(setup), config.tokens_per_microbatch,
         config.optimizer.max_grad_norm, config.seed, setup.precision,
     )  # fmt: skip
-    fixed = {"model": setup.trained, "optimizer": optimizer, "limits": limits} | keywords(row.update, setup.chosen)
+    fixed = {"model": setup.trained, "optimizer": optimizer, "limits": limits, "memory": setup.memory}
+    fixed |= keywords(row.update, setup.chosen)
     asked = inspect.signature(row.update).parameters
     alone = setup.chosen.get("value_warmup", 0)
 

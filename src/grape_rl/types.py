@@ -155,3 +155,12 @@ class Pairs:
     reference_logp: Float[Tensor, "b t"]
     chosen_reward: Float[Tensor, " p"]
     rejected_reward: Float[Tensor, " p"]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What an objective sees of single responses that are each labelled desirable or not, beside the ``Outputs``."""
+
+    mask: Bool[Tensor, "b t"]
+    reference_logp: Float[Tensor, "b t"]
+    desirable: Bool[Tensor, " b"]

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config
-from grape_rl.methods import Comparisons, Preferences, Sampled, Steps, chosen_options
+from grape_rl.methods import Comparisons, Demonstrations, Labels, Preferences, Sampled, Steps, chosen_options
 
 
 def settings_help() -> str:
@@ -71,8 +71,14 @@ def derived(config: Config) -> str:
             f"{count * config.sampling.max_tokens} tokens"
         )
     else:
-        kinds = {Preferences: "pairs", Comparisons: "pairs", Steps: "solutions"}
-        batch = f"{config.prompts_per_step} {kinds.get(type(row.source), 'demonstrations')} a step"
+        words = {
+            Demonstrations: "demonstrations",
+            Preferences: "pairs",
+            Comparisons: "pairs",
+            Labels: "labelled responses",
+            Steps: "solutions",
+        }
+        batch = f"{config.prompts_per_step} {words[type(row.source)]} a step"
     return (
         f"{config.method}: {config.steps} steps, {batch}; {changes}, in "
         f"micro-batches of up to {config.tokens_per_microbatch} positions; {device(config.device)}, {config.precision}"

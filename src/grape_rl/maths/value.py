@@ -39,8 +39,9 @@ def whitened(
 ) -> Float[Tensor, "b t"]:
     """Advantages of tokens, centered and scaled over all of the batch: ``(advantage − mean) / (std + 1e-6)``.
 
-    Over the tokens where ``mask`` is True, with Bessel's correction; the others are 0. Equal advantages are 0. ``whiten`` "none"
-    leaves them as they are: then the rewards' scale is that of the loss. PPO's code; the paper does not speak of it.
+    Over the tokens where ``mask`` is True, with Bessel's correction; the others are 0. Equal advantages are 0.
+    ``whiten`` "none" leaves them as they are: then the rewards' scale is that of the loss. PPO's code; the paper does
+    not speak of it.
 
     Raises:
         ValueError: an unknown ``whiten``.

@@ -28,11 +28,11 @@ def logprobs(model: nn.Module, sequences: Sequences, temperature: float = 1.0) -
     sequences = on_device(sequences, next(model.parameters()).device)
     mask = sequences.mask
     policy = model.policy if isinstance(model, Valued) else model
-    hidden = _hidden(policy, sequences)[mask]
+    hidden = hidden_states(policy, sequences)[mask]
     logp, entropy = token_logprobs(logits_of(policy), hidden, sequences.tokens[mask], temperature)
     value = None
     if isinstance(model, Valued):
-        seen = hidden if model.trunk is policy else _hidden(model.trunk, sequences)[mask]
+        seen = hidden if model.trunk is policy else hidden_states(model.trunk, sequences)[mask]
         value = _spread(model.head(seen), mask)
     return Outputs(_spread(logp, mask), _spread(entropy, mask), value)
 
@@ -40,7 +40,7 @@ def logprobs(model: nn.Module, sequences: Sequences, temperature: float = 1.0) -
 def values(model: Valued, sequences: Sequences) -> Float[Tensor, "b t"]:
     """The value before each masked token: what ``logprobs`` gives of it, without the policy's choices. 0 elsewhere."""
     sequences = on_device(sequences, next(model.parameters()).device)
-    return _spread(model.head(_hidden(model.trunk, sequences)[sequences.mask]), sequences.mask)
+    return _spread(model.head(hidden_states(model.trunk, sequences)[sequences.mask]), sequences.mask)
 
 
 def _spread(field: Float[Tensor, " n"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b t"]:
@@ -56,11 +56,15 @@ def masked_logits(model: nn.Module, sequences: Sequences, temperature: float = 1
         ValueError: a prompt has no tokens, so that nothing stands before the first one after it.
     """
     sequences = on_device(sequences, next(model.parameters()).device)
-    return logits_of(model)(_hidden(model, sequences)[sequences.mask]) / temperature
+    return logits_of(model)(hidden_states(model, sequences)[sequences.mask]) / temperature
 
 
-def _hidden(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t d"]:
-    """Hidden states before each token."""
+def hidden_states(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t d"]:
+    """Hidden states before each token, masked or not.
+
+    Raises:
+        ValueError: a prompt has no tokens, so that nothing stands before the first one after it.
+    """
     nonempty(sequences.prompts)
     return (_joined if len(sequences.prompts) == len(sequences.tokens) else _shared)(model, sequences)
 
@@ -73,7 +77,7 @@ def hidden_after(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b u d
     """
     given = on_device(sequences, next(model.parameters()).device)
     tokens, mask = nn.functional.pad(given.tokens, (0, 1)), nn.functional.pad(given.mask, (0, 1))
-    return _hidden(model, Sequences(given.prompts, tokens, mask, given.group))
+    return hidden_states(model, Sequences(given.prompts, tokens, mask, given.group))
 
 
 def _joined(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t d"]:

@@ -6,6 +6,7 @@ from grape_rl.data.teacher import demonstrated
 from grape_rl.methods import Algorithm
 from grape_rl.parts.rows import Row, prompted, sources, split
 from grape_rl.parts.setup import Kind, Setup, Told
+from grape_rl.parts.suited import suited
 from grape_rl.training.fit import AnySource
 from grape_rl.training.source import demonstrations
 
@@ -15,6 +16,7 @@ def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
     data = config.data
     train, test = split(config)
     source, test_source = sources(data)
+    train = suited(config, row, train, source)
     prompt, completion = ("prompt", "completion") if data.tasks else (data.prompt, data.completion)
     train = demonstrated(train, data.teacher.wrong, data.teacher.styles, config.seed) if data.tasks else train
     held_out = prompted(data, test, prompt, None, test_source) if test else []

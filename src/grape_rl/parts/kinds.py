@@ -1,8 +1,18 @@
 """Which kind of run belongs to which kind of source."""
 
-from grape_rl.methods import Algorithm, Comparisons, Demonstrations, Preferences, Responses, SampledPreferences, Steps
+from grape_rl.methods import (
+    Algorithm,
+    Comparisons,
+    Demonstrations,
+    Labels,
+    Preferences,
+    Responses,
+    SampledPreferences,
+    Steps,
+)
 from grape_rl.parts.comparisons import COMPARISONS
 from grape_rl.parts.demonstrations import DEMONSTRATIONS
+from grape_rl.parts.labels import LABELS
 from grape_rl.parts.online import ONLINE
 from grape_rl.parts.preferences import PREFERENCES
 from grape_rl.parts.responses import RESPONSES
@@ -14,6 +24,7 @@ KINDS = {
     Responses: RESPONSES,
     Preferences: PREFERENCES,
     SampledPreferences: ONLINE,
+    Labels: LABELS,
     Comparisons: COMPARISONS,
     Steps: STEPS,
 }

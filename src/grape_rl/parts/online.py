@@ -37,7 +37,8 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
             frozen(setup.start.model), sampling.temperature, config.tokens_per_microbatch, setup.precision
         )
     pairing = partial(row.source.pairing, **keywords(row.source.pairing, setup.chosen))
-    return sampled_preferences(draw, pairing, reference_of_pairs(setup, sampling.temperature), start), []
+    reference, model = reference_of_pairs(setup, sampling.temperature)
+    return sampled_preferences(draw, pairing, reference, start, model), []
 
 
 ONLINE = Kind(RESPONSES.rows, _source)

@@ -15,6 +15,7 @@ from grape_rl.model.value import Valued
 from grape_rl.parts.policy import Policy
 from grape_rl.parts.rows import Row, plain, prompted, sources, split
 from grape_rl.parts.setup import Kind, Setup, Told
+from grape_rl.parts.suited import suited
 from grape_rl.training.credit import Credit, remembered
 from grape_rl.training.fit import AnySource
 from grape_rl.training.source import Prompt, Sampler, reference_logprobs, responses
@@ -27,6 +28,7 @@ def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
     data = config.data
     train, test = split(config)
     source, test_source = sources(data)
+    train, test = suited(config, row, train, source), suited(config, row, test, test_source)
     prompt = "prompt" if data.tasks else data.prompt
     held_out = prompted(data, test, prompt, None, test_source) if test else []
     return prompted(data, train, prompt, None, source), held_out

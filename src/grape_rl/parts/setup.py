@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 
 from grape_rl.config import Config
 from grape_rl.methods import Algorithm
+from grape_rl.model.load import frozen
 from grape_rl.model.value import Valued
 from grape_rl.parts.policy import Policy
 from grape_rl.parts.rows import Row
@@ -26,7 +28,8 @@ class Setup:
     """One run: its method with the options chosen, its rows, the policy it starts from and the policy as it is now.
 
     The two differ where a run goes on from a checkpoint. ``scorer`` is None where nothing is graded, and ``value``
-    where no value function learns. ``memory`` is what the last step left to the next, by name.
+    where no value function learns. ``memory`` is what a step leaves to the next beside the weights, by name: numbers,
+    and the weights of a reference that moves. It is kept with each checkpoint.
     """
 
     config: Config
@@ -38,12 +41,17 @@ class Setup:
     now: Policy
     scorer: Scorer | None
     value: nn.Linear | PreTrainedModel | None = None
-    memory: dict[str, float] = field(default_factory=dict[str, float])
+    memory: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def trained(self) -> nn.Module:
         """All that learns: the policy, with its value function where it has one."""
         return self.now.model if self.value is None else Valued(self.now.model, self.value)
+
+    @cached_property
+    def reference(self) -> PreTrainedModel:
+        """The reference policy: a copy of the start, made when first asked for, which is before training."""
+        return frozen(self.start.model)
 
     def precision(self) -> AbstractContextManager[Any]:
         """What one forward pass runs in.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from grape_rl.model.lora import FOLDER as ADAPTER
@@ -25,14 +25,14 @@ def save_checkpoint(
     tokenizer: Any,
     optimizer: torch.optim.Optimizer,
     keep: int,
-    memory: Mapping[str, float] | None = None,
+    memory: Mapping[str, Any] | None = None,
     value: nn.Linear | PreTrainedModel | None = None,
 ) -> Path:
     """Write ``folder/step-N`` whole or not at all, point ``folder/last`` at it, and keep the ``keep`` newest.
 
     A source's rows and randomness are functions of the step, and so is the learning rate: the step, the weights, the
-    optimizer's moments and the numbers that a step leaves to the next (``memory``) are all there is to keep. A value
-    function is no part of the model: it lies in a folder of its own, where those who load the model do not look.
+    optimizer's moments and what the method itself leaves from step to step (``memory``) are all there is to keep. A
+    value function is no part of the model: it lies in a folder of its own, where those who load the model do not look.
 
     Of an adapted model it is the merged weights, so that what lies there is a whole model for whoever loads it, with
     or without peft, and wherever the one it started from may be by then. The adapters lie beside them, in
@@ -50,7 +50,8 @@ def save_checkpoint(
     tokenizer.save_pretrained(aside)
     if value is not None:
         save_value(value, aside / VALUE)
-    torch.save({"step": step, "optimizer": optimizer.state_dict(), "memory": dict(memory or {})}, aside / TRAINER)
+    kept = {name: each.detach() if isinstance(each, Tensor) else each for name, each in (memory or {}).items()}
+    torch.save({"step": step, "optimizer": optimizer.state_dict(), "memory": kept}, aside / TRAINER)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(aside, final)
     link = folder / ".last.tmp"
@@ -68,13 +69,19 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def restored_step(checkpoint: Path, optimizer: torch.optim.Optimizer, memory: dict[str, float] | None = None) -> int:
-    """The step to go on from, after giving the optimizer and ``memory`` back their state.
+def restored_step(checkpoint: Path, optimizer: torch.optim.Optimizer, memory: dict[str, Any] | None = None) -> int:
+    """The step to go on from, after giving back their state to the optimizer and the ``memory``.
 
-    The weights load like any model's.
+    A tensor that ``memory`` has already (a parameter of a model, say) gets its values in place. The weights load like
+    any model's.
     """
     state = torch.load(checkpoint / TRAINER, weights_only=True, map_location="cpu")
     optimizer.load_state_dict(state["optimizer"])
-    if memory is not None:
-        memory.update(state.get("memory", {}))
+    memory = {} if memory is None else memory
+    with torch.no_grad():
+        for name, kept in state["memory"].items():
+            if isinstance(memory.get(name), Tensor):
+                memory[name].copy_(kept)
+            else:
+                memory[name] = kept
     return int(state["step"])

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from grape_rl.reward.scores import ItemSummary, Scorer, item_table
+from grape_rl.training.labels import LabelExperience, label_logprobs, label_metrics
 from grape_rl.training.pairs import PairExperience, pair_fields, pair_logprobs, pair_metrics
 from grape_rl.training.source import Prompt, Sampler, graded_responses, json_number, rollout_metrics
 
@@ -82,6 +83,19 @@ def held_out_pairs(
         ItemSummary("preferences", name, len(told[name]), float(told[name].mean()), {})
         for name in ("accuracy", "likelier", "margin")
     )
+
+
+def held_out_labels(
+    model: nn.Module,
+    experience: LabelExperience,
+    tokens_per_microbatch: int,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> tuple[ItemSummary, ...]:
+    """How the policy stands to held-out labels, as items of a category "labels": those of ``label_metrics``."""
+    batch = experience.batch
+    logp = label_logprobs(model, experience.sequences, tokens_per_microbatch, precision)
+    told = label_metrics((logp - batch.reference_logp).masked_fill(~batch.mask, 0).sum(dim=1), batch.desirable)
+    return tuple(ItemSummary("labels", name, len(batch.desirable), value, {}) for name, value in told.items())
 
 
 def _number(value: float | None) -> float:

@@ -20,7 +20,7 @@ class Term:
     """One term: a loss per token, how much it counts, and the options it was given.
 
     The function's parameters name what it reads: a field of ``Outputs`` or ``Batch`` by the field's own name, or, for
-    a loss per pair, one of ``PAIR_FIELDS``; for a loss of scores, one of ``SCORE_FIELDS``.
+    a loss per pair, labelled response or score, one of ``PAIR_FIELDS``, ``LABEL_FIELDS`` or ``SCORE_FIELDS``.
     """
 
     function: TermFunction
@@ -35,30 +35,51 @@ class Term:
 
 OUTPUTS = ("logp", "entropy", "value")
 FIELDS = (*OUTPUTS, "mask", "behavior_logp", "reference_logp", "advantage", "behavior_value", "value_target")
-PAIR_FIELDS = tuple(
-    f"{whose}{which}_{what}"
-    for what in ("logp", "head_logp", "length", "reward")
-    for whose in ("", "reference_")
-    for which in ("chosen", "rejected")
-    if not (whose and what in ("length", "reward"))
+CHOICE_FIELDS = tuple(f"{which}_{what}" for what in ("kl", "collision") for which in ("chosen", "rejected"))
+"""What of these takes the whole choice that each token came from: Σ_t KL(reference‖π) and Σ_t log Σ_v π(v)²."""
+
+PAIR_FIELDS = (
+    *(
+        f"{whose}{which}_{what}"
+        for what in ("logp", "head_logp", "length", "reward")
+        for whose in ("", "reference_")
+        for which in ("chosen", "rejected")
+        if not (whose and what in ("length", "reward"))
+    ),
+    *CHOICE_FIELDS,
 )
 """What a loss per pair may read: log-probs (of whole responses, and of as many first tokens as the shorter one has),
-lengths in tokens, and the data's rewards."""
+lengths in tokens, the data's rewards, and ``CHOICE_FIELDS``."""
+
+LABEL_FIELDS = (
+    "response_logp", "reference_response_logp", "response_length", "desirable", "mismatched_gain", "mean_gain"
+)  # fmt: skip
+"""What a loss per labelled response may read: its log-probs and length, its label, and over the whole batch the mean
+gain (log-prob less the reference's) of responses behind prompts that are not their own; over all batches so far, that
+of the responses themselves."""
+
 SCORE_FIELDS = ("chosen_score", "rejected_score", "margin", "step_logit", "step_label")
 """What a loss of a model that scores may read: of each pair the scores and the margin wanted, or of each step the logit
 that it is right, and whether it is."""
-READABLE = (*FIELDS, *PAIR_FIELDS, *SCORE_FIELDS)
+
+READABLE = {*FIELDS, *PAIR_FIELDS, *LABEL_FIELDS, *SCORE_FIELDS}
 
 
 @dataclass(frozen=True)
 class Objective:
     """What an update minimises: Σ_terms coefficient · Σ_tokens weight · term.
 
-    ``reduction`` says how tokens are weighted; it is None where terms are per pair, whose plain mean is taken.
+    ``reduction`` says how tokens are weighted; it is None where terms are per pair (or per labelled response), whose
+    plain mean is taken.
     """
 
     terms: tuple[Term, ...]
     reduction: Reduction | None
+
+    @property
+    def reads(self) -> set[str]:
+        """The names of all fields that the terms read."""
+        return {name for term in self.terms for name in term.parameters}
 
     @property
     def sees_only_advantage(self) -> bool:
@@ -83,17 +104,14 @@ def loss(
 
 
 def pair_loss(
-    objective: Objective, fields: Mapping[str, Float[Tensor, " p"]], count: int
+    objective: Objective, fields: Mapping[str, Tensor], count: int
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The objective over some pairs out of a batch of ``count``, and each term's share: Σ_terms coefficient · mean.
+    """The objective over some pairs (labelled responses, steps) out of a batch of ``count``, and each term's share.
 
-    Of a loss per step, over some steps out of ``count``.
+    Σ_terms coefficient · (Σ of the term over these) / count.
     """
-    total = torch.zeros_like(next(iter(fields.values()))).sum()
     shares: dict[str, Tensor] = {}
     for term in objective.terms:
         value = term.function(**{name: fields[name] for name in term.parameters}, **term.options)
-        share = term.coefficient * value.sum() / count
-        total = total + share
-        shares[term.function.__name__] = share.detach()
-    return total, shares
+        shares[term.function.__name__] = term.coefficient * value.sum() / count
+    return torch.stack(list(shares.values())).sum(), {name: share.detach() for name, share in shares.items()}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from grape_rl.maths.divergence import k3
 from grape_rl.training.draw import numbered
@@ -22,11 +22,13 @@ def sampled_preferences(
     pairing: Callable[..., Int[Tensor, "p 2"]],
     reference: Reference | None,
     start: Reference | None,
+    reference_model: nn.Module | None = None,
 ) -> Callable[[int], PairExperience]:
     """A source of preferences between the policy's own responses: sample → score → pair.
 
     ``pairing`` is given the rewards, the groups, and which responses are the same. A response whose reward is missing
-    is in no pair. ``reference`` gives the log-probs that the loss compares with (None for a loss that does not);
+    is in no pair. ``reference`` gives the log-probs that the loss compares with (None for a loss that does not), and
+    ``reference_model`` is the policy that they are of;
     ``start`` those of the model at the start for every response, for its KL (None: not measured, since that of the
     pairs alone would be of the best and the worst). A step without a pair says so, and has none.
 
@@ -54,7 +56,7 @@ def sampled_preferences(
         roles = (ROLES[c + 2 * r] for c, r in zip(chosen, rejected, strict=True))
         told = records(found.drawn.answers, scores, torch.full_like(reward, torch.nan))
         with_roles = tuple({**each, "role": role} for each, role in zip(told, roles, strict=True))
-        return PairExperience(made.sequences, made.batch, metrics, warnings, with_roles)
+        return PairExperience(made.sequences, made.batch, metrics, warnings, with_roles, reference_model)
 
     return source
 

@@ -270,22 +270,5 @@ def f_dpo(
     return -logsigmoid(beta * gained)
 
 
-def aot(
-    chosen_logp: Float[Tensor, " p"],
-    rejected_logp: Float[Tensor, " p"],
-    reference_chosen_logp: Float[Tensor, " p"],
-    reference_rejected_logp: Float[Tensor, " p"],
-    beta: Positive = 0.1,
-) -> Float[Tensor, " p"]:
-    """AOT's loss: ``D(beta (sort(chosen_logp − rejected_logp) − sort(the same of the reference)))``.
-
-    AOT (arXiv 2406.05882). The policy's log-ratios are to dominate the reference's as a distribution: quantile
-    against quantile, over all pairs of the batch, and not pair against pair. Value i is that of the i-th quantile.
-    """
-    policy = (chosen_logp - rejected_logp).sort().values
-    reference = (reference_chosen_logp - reference_rejected_logp).sort().values
-    return -logsigmoid(beta * (policy - reference))
-
-
 def _margin(chosen_logp: Tensor, rejected_logp: Tensor, reference_chosen: Tensor, reference_rejected: Tensor) -> Tensor:
     return (chosen_logp - reference_chosen) - (rejected_logp - reference_rejected)
