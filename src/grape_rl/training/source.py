@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from grape_rl.data.chat import Example, stacked, text
 from grape_rl.maths.divergence import k3
 from grape_rl.model.logprobs import logprobs, microbatches, selected
+from grape_rl.model.pack import packs
 from grape_rl.reward.scores import Scorer, checked, item_table
 from grape_rl.training.draw import Draw, Drawn, equal_groups
 from grape_rl.types import Batch, Response, Rollout, Scores, Sequences, Verdict
@@ -185,7 +186,7 @@ def reference_logprobs(
     @torch.no_grad()
     def reference(sequences: Sequences) -> Float[Tensor, "b t"]:
         out = torch.zeros(sequences.mask.shape)
-        for rows in microbatches(sequences, tokens_per_microbatch):
+        for rows in microbatches(sequences, tokens_per_microbatch, packs(model)):
             with precision():
                 part = logprobs(model, selected(sequences, rows), temperature).logp
             out[rows, : part.shape[1]] = part.float().cpu()

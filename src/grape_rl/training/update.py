@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from grape_rl.maths.divergence import k3
 from grape_rl.maths.reduction import token_weight
 from grape_rl.model.logprobs import logprobs, microbatches, selected
+from grape_rl.model.pack import packs
 from grape_rl.training.objective import Objective, loss
 from grape_rl.training.optimizer import clipped_step
 from grape_rl.training.source import Experience, step_seed
@@ -96,7 +97,7 @@ def accumulated(
         return {}
     sums: dict[str, Tensor] = {}
     sequences = selected(experience.sequences, rows)
-    for part in microbatches(sequences, limits.tokens_per_microbatch):
+    for part in microbatches(sequences, limits.tokens_per_microbatch, packs(model)):
         with limits.precision():
             outputs = logprobs(model, selected(sequences, part), limits.temperature)
         seen = batch_rows(batch, rows[part], outputs)
