@@ -1,6 +1,6 @@
 """How much faster an SFT update is with packed rows: both ways in one process, turn by turn, on the same batch.
 
-    python benchmarks/packing.py [--hidden 256] [--layers 4] [--rows 32] [--mean 120] [--longest 512] [--turns 8]
+python benchmarks/packing.py [--hidden 256] [--layers 4] [--rows 32] [--mean 120] [--longest 512] [--turns 8]
 """
 
 import argparse
@@ -63,7 +63,9 @@ def main() -> None:
     sizes = [len(p) + int(n) - 1 for p, n in zip(what.sequences.prompts, lengths(what.sequences.mask), strict=True)]
     bins = first_fit(sizes, max(sizes))
     print(f"positions: {sum(sizes)} real, {max(sizes) * len(bins)} packed, {max(sizes) * len(sizes)} padded")
-    print(f"an update: padded {padded:.3f} s, packed {packed:.3f} s, ratio {padded / packed:.2f} (medians of {of.turns})")
+    print(
+        f"an update: padded {padded:.3f} s, packed {packed:.3f} s, ratio {padded / packed:.2f} (medians of {of.turns})"
+    )
     print("ratio of each turn:", " ".join(f"{a / b:.2f}" for a, b in turns))
 
 

@@ -20,12 +20,11 @@ from grape_rl.maths.reduction import Reduction
 from grape_rl.methods import Preferences, Responses, RowTerm, chosen_options, keywords, objective, options
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.training.objective import FIELDS, PAIR_FIELDS
-from grape_rl.training.update import gradient
 from small_runs import lines, weights
 
 OF_PAIRS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Preferences)]
 OF_TOKENS = [name for name in ALGORITHMS if name not in OF_PAIRS]
-DESCENDING = [name for name, row in ALGORITHMS.items() if row.update is gradient]
+DESCENDING = [name for name, row in ALGORITHMS.items() if "epochs" in options(row)]
 """Methods whose update is passes over tokens by an optimizer, which have epochs and mini-batches."""
 STEPPING = [*DESCENDING, *OF_PAIRS]
 """Methods whose update is steps of an optimizer, which has a learning rate."""

@@ -7,7 +7,8 @@ import yaml
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from grape_rl.algorithms import ALGORITHMS
-from grape_rl.methods import Preferences, Responses, chosen_options
+from grape_rl.data.chat import Learn
+from grape_rl.methods import Demonstrations, Preferences, Responses, chosen_options
 from grape_rl.reward.strict import Strict, nearest, parsed, validated
 
 Count = Annotated[int, Field(ge=0)]
@@ -74,6 +75,12 @@ class Data(Section):
     """The column with the prompt: text, or messages."""
     completion: str = "completion"
     """The column with the completion that SFT learns."""
+    messages: str = "messages"
+    """The column with a whole conversation for SFT, where there is no completion: messages."""
+    text: str = "text"
+    """The column with a whole text for SFT, where there is neither."""
+    learn: Learn | None = None
+    """What of a demonstration is learned: by default its completion, the assistant's messages, or all of a text."""
     chosen: str = "chosen"
     """The column with the response that was preferred, for methods that learn from pairs: text, or messages."""
     rejected: str = "rejected"
@@ -188,7 +195,8 @@ class Config(Section):
         if self.reward.rubric and self.reward.function:
             raise ValueError("reward: name exactly one of rubric and function")
         graded = bool(self.reward.rubric or self.reward.function)
-        if self.data.held_out_rows and not graded and not isinstance(row.source, Preferences):
+        told = isinstance(row.source, Preferences) or (isinstance(row.source, Demonstrations) and self.data.source)
+        if self.data.held_out_rows and not graded and not told:
             raise ValueError("data: held_out_rows asks for an evaluation: name reward.rubric or reward.function for it")
         try:
             _ = self.folder

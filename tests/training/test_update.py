@@ -98,6 +98,7 @@ def compare(found, expected, **tolerance):
 # Each term once more, for one token and in Python's words. A new row's new terms have to be added here.
 ONE_TOKEN = {
     "policy_gradient": lambda s: -s["a"] * s["logp"],
+    "dft": lambda s: -s["logp"].exp().item() * s["logp"] * s["a"],
     "ratio": lambda s: -s["rho"] * s["a"],
     "clipped": lambda s: -min(s["rho"] * s["a"], max(min(s["rho"], 1 + s["clip_high"]), 1 - s["clip_low"]) * s["a"]),
     "sequence_clipped": lambda s: -min(s["mean_rho"] * s["a"], max(min(s["mean_rho"], 1.0004), 0.9997) * s["a"]),

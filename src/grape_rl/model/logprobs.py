@@ -4,7 +4,7 @@ A prompt that several rows share is encoded once: its key-value cache is expande
 back through it. Only tokens that the policy chose reach the head.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,19 +14,23 @@ from grape_rl.model.head import logits_of, token_logprobs
 from grape_rl.model.pack import first_fit, laid_out, packed_batches, packs
 from grape_rl.types import Outputs, Sequences
 
+Noise = Callable[[int, int], Float[Tensor, "l d"]]
+"""A row's number and its length → what is added to the embeddings that the model reads of it."""
 
-def logprobs(model: nn.Module, sequences: Sequences, temperature: float = 1.0) -> Outputs:
+
+def logprobs(model: nn.Module, sequences: Sequences, temperature: float = 1.0, noise: Noise | None = None) -> Outputs:
     """Log-probability and entropy of each masked token, at the sampling temperature.
 
     logp[i, t] = log π(tokens[i, t] | prompts[group[i]], tokens[i, :t]), with the logits divided by ``temperature``.
-    Both fields are "b t", in nats, and 0 where ``mask`` is False.
+    Both fields are "b t", in nats, and 0 where ``mask`` is False. With ``noise`` no prompt is shared.
 
     Raises:
         ValueError: a prompt has no tokens, so that nothing stands before the first one after it.
     """
     sequences = on_device(sequences, next(model.parameters()).device)
     mask = sequences.mask
-    hidden = _hidden(model, sequences)[mask]
+    nonempty(sequences.prompts)
+    hidden = (_joined(model, sequences, noise) if noise else _hidden(model, sequences))[mask]
     logp, entropy = token_logprobs(logits_of(model), hidden, sequences.tokens[mask], temperature)
     zeros = torch.zeros(mask.shape, dtype=logp.dtype, device=mask.device)
     return Outputs(zeros.masked_scatter(mask, logp), zeros.masked_scatter(mask, entropy))
@@ -50,7 +54,7 @@ def _hidden(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t d"]:
     return (_joined if len(sequences.prompts) == len(sequences.tokens) else _shared)(model, sequences)
 
 
-def _joined(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t d"]:
+def _joined(model: nn.Module, sequences: Sequences, noise: Noise | None = None) -> Float[Tensor, "b t d"]:
     """Hidden states before each token, each row's prompt and tokens read as one sequence up to its last masked token.
 
     Padding stands on the right only, where a causal model can't see it: no attention mask is needed. A model that
@@ -64,8 +68,14 @@ def _joined(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t d"]:
     bins = first_fit(sizes, max(sizes)) if packs(model) else [[i] for i in range(len(rows))]
     ids, places, row, start = laid_out(rows, bins)
     # Without places, a row is read as one sequence, and attention need not be told which position sees which.
-    told = {} if len(bins) == len(rows) else {"position_ids": places}
-    hidden = model.base_model(input_ids=ids, use_cache=False, **told).last_hidden_state  # pyright: ignore[reportCallIssue]
+    told = {"use_cache": False} | ({} if len(bins) == len(rows) else {"position_ids": places})
+    if noise:
+        embedded = model.get_input_embeddings()(ids)  # pyright: ignore[reportCallIssue]
+        added = [torch.cat([noise(i, sizes[i]) for i in members]) for members in bins]
+        told["inputs_embeds"] = embedded + nn.utils.rnn.pad_sequence(added, batch_first=True).to(embedded)
+    else:
+        told["input_ids"] = ids
+    hidden = model.base_model(**told).last_hidden_state  # pyright: ignore[reportCallIssue]
     first = start + torch.tensor([len(p) - 1 for p in prompts], device=ids.device)
     before = first[:, None] + torch.arange(t, device=ids.device)
     return hidden[row[:, None], before.clamp(max=ids.shape[1] - 1)]
@@ -150,9 +160,7 @@ COPY = 8
 """How many positions of copied keys and values take the memory of one that is run in full."""
 
 
-def microbatches(
-    sequences: Sequences, tokens_per_microbatch: int, packed: bool = False
-) -> Iterator[Int[Tensor, " n"]]:
+def microbatches(sequences: Sequences, tokens_per_microbatch: int, packed: bool = False) -> Iterator[Int[Tensor, " n"]]:
     """Rows to run together: within the budget of padded positions, similar lengths and whole groups together.
 
     A micro-batch costs (prompts x longest prompt) + (rows x (longest response + longest prompt / 8)) positions: each

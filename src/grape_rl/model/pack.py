@@ -84,5 +84,5 @@ def laid_out(
     device = sequences[0].device
     tokens = pad_sequence([torch.cat([sequences[i] for i in members]) for members in bins], batch_first=True)
     counted = [torch.cat([torch.arange(len(sequences[i]), device=device) for i in members]) for members in bins]
-    place = (torch.tensor(where, device=device) for where in (row, start))
-    return tokens, pad_sequence(counted, batch_first=True), *place
+    places = pad_sequence(counted, batch_first=True)
+    return tokens, places, torch.tensor(row, device=device), torch.tensor(start, device=device)
