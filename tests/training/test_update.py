@@ -161,7 +161,7 @@ def test_loss_and_gradient_are_a_loop_over_tokens(model, name, reduction):
     goal = goal_of(name, reduction)
     found, told = step_by(model, goal, experience())
     expected, loss = looped(model, goal, experience())
-    assert max(g.abs().max() for g in expected) > 0.01
+    assert max(g.abs().max() for g in expected) > 0.005
     compare(found, expected, **REORDERED)
     assert told["loss"] == pytest.approx(loss, rel=1e-5)  # told in float32
     assert told["grad_norm"] == pytest.approx(math.sqrt(sum(float(g.square().sum()) for g in expected)), rel=1e-5)
@@ -212,9 +212,9 @@ def rows_run(monkeypatch):
     counts: list[int] = []
     run = update.logprobs
 
-    def counted(model, sequences, temperature):
+    def counted(model, sequences, *rest):
         counts.append(len(sequences.tokens))
-        return run(model, sequences, temperature)
+        return run(model, sequences, *rest)
 
     monkeypatch.setattr(update, "logprobs", counted)
     return counts

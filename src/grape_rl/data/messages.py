@@ -39,13 +39,17 @@ def _message(message: Mapping[str, Any], what: str) -> dict[str, Any]:
     parts = told.get("content", "")
     if isinstance(parts, str):
         return told
-    for part in parts if isinstance(parts, list) else [parts]:
-        if not isinstance(part, dict) or part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
-            raise ValueError(
-                f"{what} has a message whose content is not text, or parts {{'type': 'text', 'text': …}} alone: "
-                f"{part!r:.80}; images and the like cannot be read"
-            )
+    wrong = [part for part in parts if not _is_text(part)] if isinstance(parts, list) else [parts]
+    if wrong:
+        raise ValueError(
+            f"{what} has a message whose content is not text, or parts {{'type': 'text', 'text': …}} alone: "
+            f"{wrong[0]!r:.80}; images and the like cannot be read"
+        )
     return told | {"content": "".join(part["text"] for part in parts)}
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and (part.get("type") or "text") == "text" and isinstance(part.get("text"), str)
 
 
 def _without_none(value: Any) -> Any:
