@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from grape_rl.maths.noise import embedding_noise
 from grape_rl.maths.surrogate import policy_gradient
-from grape_rl.model.logprobs import logprobs
 from grape_rl.model.pack import PACKS
 from grape_rl.training.objective import Objective, Term
 from grape_rl.training.source import Experience, step_seed
@@ -94,7 +93,7 @@ def test_each_row_reads_its_own_noise_and_it_is_the_only_change(model, packed):
         total = total - sum(logits[start + t, what.sequences.tokens[row, t]] for t in range(last + 1) if own[t])
     loss = total / int(what.batch.mask.sum())
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
-    assert told["loss"] == pytest.approx(float(loss), rel=1e-5)  # told in float32
+    assert told["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)  # told in float32
     # 1/14 is rounded to float32 as every weight of a token is; noise is drawn in float32 by both.
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
 
@@ -119,11 +118,3 @@ def test_every_step_pass_and_seed_draws_its_own(model):
     still = torch.optim.SGD(model.parameters(), lr=0.0)
     told = noisy_gradient(model, still, experience(), GOAL, LIMITS, 0, epochs=2, neftune=2.0)["loss"]
     assert told != pytest.approx(moved(), rel=1e-5), "the second pass has other noise than the first"
-
-
-def test_noise_is_for_the_update_alone(model):
-    what = experience().sequences
-    with torch.no_grad():
-        before = logprobs(model, what).logp
-        lost(model, neftune=5.0)
-        assert torch.equal(logprobs(model, what).logp, before)
