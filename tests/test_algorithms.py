@@ -35,7 +35,6 @@ from grape_rl.methods import (
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.table.online import online
 from grape_rl.training.objective import FIELDS, LABEL_FIELDS, PAIR_FIELDS, SCORE_FIELDS
-from grape_rl.training.update import gradient
 from small_runs import lines, weights
 
 OF_SCORES = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Comparisons | Steps)]
@@ -43,7 +42,7 @@ OF_SCORES = [name for name, row in ALGORITHMS.items() if isinstance(row.source, 
 OF_PAIRS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Preferences | SampledPreferences)]
 OF_LABELS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Labels)]
 OF_TOKENS = [name for name in ALGORITHMS if name not in (*OF_PAIRS, *OF_LABELS, *OF_SCORES)]
-DESCENDING = [name for name, row in ALGORITHMS.items() if row.update is gradient]
+DESCENDING = [name for name, row in ALGORITHMS.items() if "epochs" in options(row)]
 """Methods whose update is passes over tokens by an optimizer, which have epochs and mini-batches."""
 STEPPING = [*DESCENDING, *OF_PAIRS, *OF_LABELS, *OF_SCORES]
 """Methods whose update is steps of an optimizer, which has a learning rate."""

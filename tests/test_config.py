@@ -79,7 +79,13 @@ def test_bad_settings_of_grpo(change, message):
     [
         (GRAPE, {"group_size": 1}, "grape compares the responses to a prompt, so it needs at least 2"),
         (GRAPE, {"sampling": {"top_p": 0.5}}, "sampling: grape needs tokens from the whole distribution"),
-        (SFT, {"data": {"held_out_rows": 3}}, "data: held_out_rows asks for an evaluation: name reward.rubric, f"),
+        (
+            SFT,
+            {"data": {"source": None, "tasks": {"leg_counting": {}}, "held_out_rows": 3}},
+            "data: held_out_rows asks for an evaluation: name reward.rubric, f",
+        ),
+        (SFT, {"data": {"learn": "answers"}}, "data.learn: Input should be 'completion', 'assistant' or 'all'"),
+        (SFT, {"options": {"neftune": -1.0}}, "neftune: Input should be greater than or equal to 0"),
         (SFT, {"reward": {"rubric": "a", "function": "b"}}, "reward: name exactly one of rubric, function and model"),
         (SFT, {"options": {"clip_low": 0.1}}, "options of sft: unknown key 'clip_low'"),
     ],

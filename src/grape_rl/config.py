@@ -7,6 +7,7 @@ import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from grape_rl.algorithms import ALGORITHMS
+from grape_rl.data.chat import Learn
 from grape_rl.maths.bounds import Count, Share
 from grape_rl.maths.reward_model import StepReward
 from grape_rl.methods import Demonstrations, Responses, Sampled, chosen_options
@@ -41,6 +42,12 @@ class Data(Section):
     """The column with the completion that SFT learns, or that a label judges."""
     label: str = "label"
     """The column that says whether the completion is desirable, for methods that learn from labels: true or false."""
+    messages: str = "messages"
+    """The column with a whole conversation for SFT, where there is no completion: messages."""
+    text: str = "text"
+    """The column with a whole text for SFT, where there is neither."""
+    learn: Learn | None = None
+    """What of a demonstration is learned: by default its completion, the assistant's messages, or all of a text."""
     chosen: str = "chosen"
     """The column with the response that was preferred, for methods that learn from pairs: text, or messages."""
     rejected: str = "rejected"
@@ -169,7 +176,8 @@ class Config(Section):
         graded = sum(map(bool, (self.reward.rubric, self.reward.function, self.reward.model)))
         if graded > 1:
             raise ValueError("reward: name exactly one of rubric, function and model")
-        if self.data.held_out_rows and not graded and isinstance(row.source, Demonstrations | Responses):
+        blind = isinstance(row.source, Responses) or (isinstance(row.source, Demonstrations) and not self.data.source)
+        if self.data.held_out_rows and not graded and blind:
             raise ValueError("data: held_out_rows asks for an evaluation: name reward.rubric, function or model for it")
         try:
             _ = self.folder

@@ -136,7 +136,7 @@ def _setup(config: Config, checkpoint: Path | None) -> Setup:
 
 def _template_unused(setup: Setup) -> Iterator[tuple[str, str]]:
     """A warning where plain prompts go to a model that has a chat template."""
-    if getattr(setup.now.tokenizer, "chat_template", None) and isinstance(setup.train[0]["prompt"], str):
+    if getattr(setup.now.tokenizer, "chat_template", None) and isinstance(setup.train[0].get("prompt"), str):
         yield "plain", "the model has a chat template, and the prompts are plain text: --data.chat true uses it"
 
 

@@ -23,6 +23,17 @@ def policy_gradient(logp: Float[Tensor, "b t"], advantage: Float[Tensor, "b t"])
     return -advantage * logp
 
 
+def dft(logp: Float[Tensor, "b t"], advantage: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
+    """Dynamic fine-tuning: ``−sg(π) logp advantage``, π = exp(logp) and sg a constant to the gradient.
+
+    DFT (arXiv 2508.05629), with ``advantage`` 1 for each token of a demonstration. SFT's gradient is that of a policy
+    gradient whose reward is 1/π for the demonstrated token and 0 for all others; the weight π takes that 1/π away. The
+    gradient is then that of −π: DFT maximises the mean probability of the tokens, and leaves one alone that the model
+    holds for nearly impossible. Nats.
+    """
+    return -logp.detach().exp() * logp * advantage
+
+
 def ratio(
     logp: Float[Tensor, "b t"],
     behavior_logp: Float[Tensor, "b t"],

@@ -90,13 +90,14 @@ def policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Policy
 
 
 def _scratch_tokenizer(shape: Scratch, data: Data, train: Sequence[Row]) -> Any:
-    said = ("prompt", "completion", "chosen", "rejected")
+    said = ("prompt", "completion", "chosen", "rejected", "messages", "text")
     texts = [plain(row[key]) for row in train for key in said if key in row]
     if shape.tokenizer == "bpe":
         return bpe_tokenizer(texts, shape.vocabulary)
     by_task: dict[Any, list[str]] = {}
     for row in train:
-        by_task.setdefault(row.get("task"), []).append(plain(row["prompt"]))
+        if "prompt" in row:
+            by_task.setdefault(row.get("task"), []).append(plain(row["prompt"]))
     passages = [passage for prompts in by_task.values() for passage in shared_passages(prompts)]
     if data.tasks:
         fixed = [part for style in data.teacher.styles for part in style.split("{answer}")]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from grape_rl.config import Config
 from grape_rl.data.chat import fitting, prompt_tokens
+from grape_rl.data.conversation import template_arguments
 from grape_rl.methods import Algorithm, Responses, in_force, keywords, objective
 from grape_rl.model.load import frozen
 from grape_rl.model.sampler import Sampling, sample
@@ -106,7 +107,10 @@ def sampler(setup: Setup, sampling: Sampling) -> Sampler:
 
 def sampling_prompts(found: Sequence[Row], at: Policy, max_tokens: int, where: str) -> list[Prompt]:
     """The rows' prompts in tokens, each short enough that ``max_tokens`` more fit into the context."""
-    tokens = [prompt_tokens(at.tokenizer, row["prompt"], f"{where}, row {i}") for i, row in enumerate(found)]
+    tokens = [
+        prompt_tokens(at.tokenizer, row["prompt"], place := f"{where}, row {i}", template_arguments(row, place))
+        for i, row in enumerate(found)
+    ]
     if max_tokens >= at.context:
         raise ValueError(f"sampling.max_tokens is {max_tokens}, and the model's whole context is {at.context} tokens")
     fitting(tokens, at.context - max_tokens, where)

@@ -74,5 +74,5 @@ class Kind:
 
     rows: Callable[[Config, Algorithm], tuple[list[Row], list[Row]]]
     source: Callable[[Setup], tuple[AnySource, Told]]
-    held_out: Callable[[Setup], Callable[[], tuple[ItemSummary, ...]]] | None = None
+    held_out: Callable[[Setup], Callable[[], tuple[ItemSummary, ...]] | None] | None = None
     scalar: bool = False

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grape_rl.data.chat import completion_tokens, end_tokens, prompt_tokens
-from grape_rl.data.rows import Messages
+from grape_rl.data.messages import Messages
 from grape_rl.data.steps import response_steps, step_tokens
 from grape_rl.maths.reward_model import StepReward, step_reward
 from grape_rl.model.logprobs import microbatches, selected

@@ -2,8 +2,9 @@
 
 from grape_rl.maths.grape import unweighted
 from grape_rl.maths.reweighting import accepted
-from grape_rl.maths.surrogate import policy_gradient
+from grape_rl.maths.surrogate import dft, policy_gradient
 from grape_rl.methods import Algorithm, Demonstrations, Responses, RowTerm
+from grape_rl.training.update import noisy_gradient
 
 IMITATION = (
     Algorithm(
@@ -14,6 +15,17 @@ IMITATION = (
         source=Demonstrations(),
         terms=(RowTerm(policy_gradient),),
         reduction="token",
+        update=noisy_gradient,
+    ),
+    Algorithm(
+        name="dft",
+        summary="Fine-tuning that leaves alone what the model holds for nearly impossible.",
+        equation="L = −mean_t sg(π_θ(y_t | x, y_<t)) log π_θ(y_t | x, y_<t), over the completion's tokens",
+        paper="DFT, arXiv 2508.05629",
+        source=Demonstrations(),
+        terms=(RowTerm(dft),),
+        reduction="token",
+        update=noisy_gradient,
     ),
     Algorithm(
         name="rejection_sampling",

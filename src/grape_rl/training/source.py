@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from grape_rl.data.chat import Example, stacked, text
 from grape_rl.maths.divergence import k3
-from grape_rl.model.logprobs import logprobs, microbatches, selected
+from grape_rl.model.logprobs import lengths, logprobs, microbatches, selected
+from grape_rl.model.pack import packs
 from grape_rl.reward.scores import Scorer, checked, item_table
 from grape_rl.training.credit import PLAIN, Credit, credited
 from grape_rl.training.draw import Draw, Drawn, equal_groups
@@ -77,14 +78,14 @@ def step_seed(seed: int, step: int, purpose: str) -> int:
 
 
 def demonstrations(examples: Sequence[Example], rows_per_step: int, seed: int) -> Source:
-    """A source of demonstrations: every token of a completion with advantage 1, so that −A · logp is SFT's loss."""
+    """A source of demonstrations: every token that is learned with advantage 1, so that −A · logp is SFT's loss."""
 
     def source(step: int) -> Experience:
         sequences = stacked([examples[i] for i in drawn_rows(len(examples), rows_per_step, step, seed)])
         ones, zeros = sequences.mask.float(), torch.zeros(sequences.mask.shape)
         metrics = {
             "length": float(ones.sum(dim=1).mean()),
-            "tokens": float(ones.sum() + sum(len(p) for p in sequences.prompts)),
+            "tokens": float(lengths(sequences.mask).sum() + sum(len(p) for p in sequences.prompts)),
         }
         return Experience(sequences, Batch(sequences.mask, zeros, zeros, ones), metrics)
 
@@ -211,7 +212,7 @@ def reference_logprobs(
     @torch.no_grad()
     def reference(sequences: Sequences) -> Float[Tensor, "b t"]:
         out = torch.zeros(sequences.mask.shape)
-        for rows in microbatches(sequences, tokens_per_microbatch):
+        for rows in microbatches(sequences, tokens_per_microbatch, packs(model)):
             with precision():
                 part = logprobs(model, selected(sequences, rows), temperature).logp
             out[rows, : part.shape[1]] = part.float().cpu()
