@@ -4,10 +4,10 @@ import pytest
 
 from grape_rl import ALGORITHMS
 from grape_rl.config import loaded
-from grape_rl.methods import Preferences
+from grape_rl.methods import Comparisons, Preferences
 from grape_rl.parts.suited import DIETS, suited
 
-PAIRED = sum(isinstance(row.source, Preferences) for row in ALGORITHMS.values())
+PAIRED = sum(isinstance(row.source, Preferences | Comparisons) for row in ALGORITHMS.values())
 LABELLED = "kto, bco_unpaired, apo_zero_unpaired learn from"
 
 
@@ -30,10 +30,11 @@ def told(method, columns, **data):
         ("dpo", "prompt completion", "found the columns prompt, completion (prompt-completion data), which is what"),
         ("kto", "prompt completion", "kto needs a completion with a label (true where it is desirable) for each "
          "prompt, or a chosen and a rejected response; found the columns prompt, completion (prompt-completion data)"),
-        ("sft", "prompt chosen rejected", "sft needs a prompt and a completion; found the columns prompt, chosen, "
-         f"rejected (preference data), which is what dpo, cdpo, robust_dpo and {PAIRED - 3} more learn from"),
+        ("sft", "prompt chosen rejected", "sft needs a prompt and a completion, or whole messages or a whole text; "
+         "found the columns prompt, chosen, rejected (preference data), which is what dpo, cdpo, robust_dpo and "
+         f"{PAIRED - 3} more learn from"),
         ("grpo", "chosen rejected", "grpo needs a prompt; found the columns chosen, rejected (preference data), whi"),
-        ("dpo", "prompt completions labels", "(stepwise supervision data), which no method here learns from"),
+        ("dpo", "prompt completions labels", "(stepwise supervision data), which is what process_reward_model learns from"),
     ],
 )  # fmt: skip
 def test_what_a_method_needs_and_who_learns_from_what_there_is(method, columns, message):

@@ -24,7 +24,8 @@ def logprobs(model: nn.Module, sequences: Sequences, temperature: float = 1.0, n
 
     logp[i, t] = log π(tokens[i, t] | prompts[group[i]], tokens[i, :t]), with the logits divided by ``temperature``.
     Both fields are "b t", in nats, and 0 where ``mask`` is False. Of a policy with a value function it is also the
-    value before each of these tokens; where the two share a trunk, that is run once. With ``noise`` no prompt is shared.
+    value before each of these tokens; where the two share a trunk, that is run once. With ``noise`` prompts are not
+    shared.
 
     Raises:
         ValueError: a prompt has no tokens, so that nothing stands before the first one after it.

@@ -8,6 +8,7 @@ from grape_rl.methods import Algorithm, Steps, chosen_options, keywords
 from grape_rl.model.scalar import with_separator
 from grape_rl.parts.rows import Row, prompted, sources, split
 from grape_rl.parts.setup import Kind, Setup, Told
+from grape_rl.parts.suited import suited
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.training.fit import AnySource
 from grape_rl.training.scoring import held_out_steps, judged, judging
@@ -19,7 +20,8 @@ def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
     Each also has its ``completion``, the steps as one text: what a tokenizer made from the data learns.
     """
     data = config.data
-    train, test = split(config)
+    (train, test), named = split(config), sources(data)
+    train, test = (suited(config, row, part, source) for part, source in zip((train, test), named, strict=True))
     columns = (data.completions, data.labels)
     if data.tasks:  # together, so that a wrong answer can be found for the only held-out row of a task
         both = stepped([*train, *test], data.teacher.wrong, config.seed)
@@ -27,7 +29,7 @@ def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
     prompt = "prompt" if data.tasks else data.prompt
     train, test = (
         prompted(data, with_steps(part, *columns, source), prompt, None, source) if part else []
-        for part, source in zip((train, test), sources(data), strict=True)
+        for part, source in zip((train, test), named, strict=True)
     )
     separator = chosen_options(row, config.options)["separator"]
     told = [{**r, "completion": "".join(step + separator for step in r["completions"])} for r in train]
