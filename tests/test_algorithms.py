@@ -257,6 +257,8 @@ def numeric(row):
 
 UNBOUNDED = {"threshold": "a reward, of any scale", "alpha": "f_dpo's: every divergence but 1 has one"}
 
+PREFERENCE_NAMES = {name for name in ALGORITHMS if name in OF_PAIRS}
+
 OUT_OF_RANGE = {
     **dict.fromkeys(("clip_low", "ring_low", "tail_weight", "decay", "lam"), (-0.01, 1.01)),
     **dict.fromkeys(("clip_high", "ring_high", "odds_weight", "nll_weight", "fall_weight", "length_weight"), (-0.01,)),
@@ -266,6 +268,11 @@ OUT_OF_RANGE = {
     **dict.fromkeys(("keep", "epochs", "minibatches", "cg_iterations"), (0, 1.5)),
     **dict.fromkeys(("cap", "temperature", "modulation", "kl_horizon"), (0.0, -1.0)),
     **dict.fromkeys(("step_kl_limit", "kl_in_reward", "clip_value", "value_learning_rate"), (-0.01,)),
+    **dict.fromkeys(("neftune", "beta_slope", "kl_weight", "desirable_weight", "undesirable_weight"), (-0.01,)),
+    **dict.fromkeys((name for name in options(ALGORITHMS["mixture"]) if name in PREFERENCE_NAMES), (-0.01,)),
+    "weight_limit": (0.0, -1.0),
+    "reference_mix": (0.0, 1.01),
+    "reference_every": (0, 1.5),
     "shrink": (0.0, 1.0),
     "label_smoothing": (-0.01, 0.51),
     **dict.fromkeys(("beta", "delta"), (-0.01,)),

@@ -126,9 +126,9 @@ def without(*keys):
     ("method", "rows", "more", "message"),
     [
         ("dpo", sums(12), {}, "rows.jsonl: dpo needs a chosen and a rejected response for each prompt; found the "
-         "columns prompt, completion (prompt-completion data), which is what sft learns from"),
+         "columns prompt, completion (prompt-completion data), which is what sft, dft learn from"),
         ("dpo", [*preferred(2), *without("rejected")], {}, "row 2 has no column 'rejected': a preference needs"),
-        ("sft", preferred(12), {}, "rows.jsonl: sft needs a prompt and a completion; found the columns prompt, chosen"),
+        ("sft", preferred(12), {}, "rows.jsonl: sft needs a prompt and a completion, or whole messages or a whole t"),
         ("rpo", without("chosen_reward"), {}, "data: rpo: pair 0 has no chosen_reward or no rejected_reward, and both "
          "are needed (rewards are read from the columns 'chosen_reward' and 'rejected_reward'; there are 'prompt', "
          "'chosen', 'rejected', 'rejected_reward')"),

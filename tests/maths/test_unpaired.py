@@ -41,7 +41,7 @@ ONE = {  # of one response with the gain h
 @pytest.mark.parametrize("shift", [0.7, -0.7])
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (1.5, 0.25)])
 def test_against_a_loop(name, shift, weights):
-    logp, reference, _ = given()
+    logp, reference, _ = (each.detach() for each in given())
     expected = [
         weights[0 if good else 1] * ONE[name](float(p) - float(q), good, shift, 0.3)
         for p, q, good in zip(logp, reference, DESIRABLE.tolist(), strict=True)

@@ -34,7 +34,7 @@ def told(method, columns, **data):
          "found the columns prompt, chosen, rejected (preference data), which is what dpo, cdpo, robust_dpo and "
          f"{PAIRED - 3} more learn from"),
         ("grpo", "chosen rejected", "grpo needs a prompt; found the columns chosen, rejected (preference data), whi"),
-        ("dpo", "prompt completions labels", "(stepwise supervision data), which is what process_reward_model learns from"),
+        ("dpo", "prompt completions labels", "(stepwise supervision data), which is what process_reward_model learns "),
     ],
 )  # fmt: skip
 def test_what_a_method_needs_and_who_learns_from_what_there_is(method, columns, message):

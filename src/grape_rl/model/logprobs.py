@@ -82,7 +82,8 @@ def hidden_after(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b u d
         ValueError: a prompt has no tokens.
     """
     given = on_device(sequences, next(model.parameters()).device)
-    tokens, mask = nn.functional.pad(given.tokens, (0, 1)), nn.functional.pad(given.mask, (0, 1))
+    # What stands before column t + 1 stands after token t: it is needed where token t is.
+    tokens, mask = nn.functional.pad(given.tokens, (0, 1)), nn.functional.pad(given.mask, (1, 0), value=True)
     return hidden_states(model, Sequences(given.prompts, tokens, mask, given.group))
 
 

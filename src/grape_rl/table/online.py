@@ -9,6 +9,7 @@ from dataclasses import replace
 from grape_rl.maths.grape import unweighted
 from grape_rl.maths.pairing import ranked_pairs
 from grape_rl.methods import Algorithm, Preferences, SampledPreferences
+from grape_rl.table.mixture import MIXTURE
 from grape_rl.table.preference import PREFERENCE
 
 _PUBLISHED = ("dpo", "ipo", "slic")
@@ -35,4 +36,4 @@ def online(row: Algorithm) -> Algorithm:
     )
 
 
-ONLINE = tuple(online(row) for row in PREFERENCE if isinstance(row.source, Preferences))
+ONLINE = tuple(online(row) for row in (*PREFERENCE, *MIXTURE))

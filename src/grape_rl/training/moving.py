@@ -21,10 +21,11 @@ def moving_reference(
     reference_mix: Annotated[float, Field(gt=0, le=1)] = 0.6,
     reference_every: PositiveInt = 512,
 ) -> dict[str, float]:
-    """``pair_gradient``, and after every ``reference_every`` steps ``π_ref ← mix π_θ + (1 − mix) π_ref``, by weights.
+    """``pair_gradient``, and after every ``reference_every`` steps a reference that follows the policy.
 
-    TR-DPO (arXiv 2404.09656). The reference that the experience comes with is moved in place: what its source asks of
-    it next is asked of the moved one.
+    ``π_ref ← reference_mix π_θ + (1 − reference_mix) π_ref``, weight by weight: TR-DPO (arXiv 2404.09656). The
+    reference that the experience comes with is moved in place: what its source asks of it next is asked of the moved
+    one.
 
     Raises:
         RuntimeError: a gradient that is not finite, before it moves the weights.

@@ -79,6 +79,8 @@ def noisy_gradient(
 ) -> dict[str, float]:
     """The same with noise of size ``neftune`` on what the model reads, drawn anew for each row and pass: NEFTune.
 
+    ``epochs`` passes over the experience, each in ``minibatches`` random parts, one optimizer step a part.
+
     What a row's noise is depends on the seed, the step, the pass and its place in the experience alone, so that
     micro-batches change nothing, and a run that was resumed draws the same. At 0 nothing is drawn.
 

@@ -7,13 +7,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from grape_rl.maths.bounds import NonNegative, Positive
+
 
 def aot(
     chosen_logp: Float[Tensor, " p"],
     rejected_logp: Float[Tensor, " p"],
     reference_chosen_logp: Float[Tensor, " p"],
     reference_rejected_logp: Float[Tensor, " p"],
-    beta: float = 0.1,
+    beta: Positive = 0.1,
 ) -> Float[Tensor, " p"]:
     """AOT's loss: ``D(beta (sort(chosen_logp − rejected_logp) − sort(the same of the reference)))``.
 
@@ -30,7 +32,7 @@ def aot_unpaired(
     rejected_logp: Float[Tensor, " p"],
     reference_chosen_logp: Float[Tensor, " p"],
     reference_rejected_logp: Float[Tensor, " p"],
-    beta: float = 0.1,
+    beta: Positive = 0.1,
 ) -> Float[Tensor, " p"]:
     """AOT's loss between all chosen and all rejected: ``D(beta (sort(chosen) − sort(rejected)))``.
 
@@ -48,8 +50,8 @@ def beta_dpo(
     rejected_logp: Float[Tensor, " p"],
     reference_chosen_logp: Float[Tensor, " p"],
     reference_rejected_logp: Float[Tensor, " p"],
-    beta: float = 0.1,
-    beta_slope: float = 0.6,
+    beta: Positive = 0.1,
+    beta_slope: NonNegative = 0.6,
 ) -> Float[Tensor, " p"]:
     """DPO with a beta for each pair: ``D(b margin)`` with ``b = beta max(0, 1 + beta_slope (reward − mean(reward)))``.
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from grape_rl.maths.bounds import NonNegative, Positive
 from grape_rl.maths.preference.margin import dpo
 
 
@@ -18,7 +19,7 @@ def tdpo1(
     reference_rejected_logp: Float[Tensor, " p"],
     chosen_kl: Float[Tensor, " p"],
     rejected_kl: Float[Tensor, " p"],
-    beta: float = 0.1,
+    beta: Positive = 0.1,
 ) -> Float[Tensor, " p"]:
     """Token-level DPO: ``D(beta (margin − (rejected_kl − chosen_kl)))``.
 
@@ -36,8 +37,8 @@ def tdpo2(
     reference_rejected_logp: Float[Tensor, " p"],
     chosen_kl: Float[Tensor, " p"],
     rejected_kl: Float[Tensor, " p"],
-    beta: float = 0.1,
-    kl_weight: float = 0.5,
+    beta: Positive = 0.1,
+    kl_weight: NonNegative = 0.5,
 ) -> Float[Tensor, " p"]:
     """Token-level DPO that holds the rejected side: ``D(beta (margin − kl_weight (rejected_kl − sg(chosen_kl))))``.
 
@@ -58,8 +59,8 @@ def wpo(
     rejected_collision: Float[Tensor, " p"],
     chosen_length: Float[Tensor, " p"],
     rejected_length: Float[Tensor, " p"],
-    beta: float = 0.1,
-    weight_limit: float = 1.0,
+    beta: Positive = 0.1,
+    weight_limit: Positive = 1.0,
 ) -> Float[Tensor, " p"]:
     """DPO's loss by how much a pair is the policy's own: ``min(w(chosen) w(rejected), weight_limit) D(beta margin)``.
 
