@@ -5,8 +5,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
+
+from grape_rl import train
+from grape_rl.run import Run
+from grape_rl.training.log import Log
 
 RUBRIC = """
 schema: grape-rubric/1
@@ -60,3 +65,34 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 def lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON Lines file; none if it is not there."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def killed_and_resumed(wanted: Mapping[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, Run]:
+    """A run that is killed as soon as it has logged step 3, and goes on; and one that never was, into ``straight``.
+
+    They have left the same: weights, held-out results, metrics but for times.
+    """
+    straight = train({**wanted, "output": str(folder / "straight")})
+    whole = Log.step
+
+    def dying(self: Log, number: int, metrics: Mapping[str, float]) -> None:
+        whole(self, number, metrics)
+        if number == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Log, "step", dying)
+        train(wanted)
+    run = train(wanted, resume=True)
+    one, other = weights(run.model), weights(straight.model)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    results = [at.folder / "held_out.json" for at in (run, straight)]
+    assert results[0].exists() == results[1].exists()
+    assert not results[0].exists() or results[0].read_bytes() == results[1].read_bytes()
+    assert told(run) == told(straight)
+    return run, straight
+
+
+def told(run: Run) -> str:
+    """A run's metrics without its times; as text, where NaN is NaN."""
+    return str([{k: v for k, v in line.items() if not k.endswith(("time", "seconds"))} for line in run.metrics])

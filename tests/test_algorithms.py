@@ -2,33 +2,54 @@
 
 import inspect
 import math
+import re
 from dataclasses import replace
 from typing import get_args
 
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import grape_rl.run
 from grape_rl import ALGORITHMS
 from grape_rl.algorithms import FAMILIES
 from grape_rl.cli.train import demo_config
 from grape_rl.config import Config, from_file, laid_over, loaded
+from grape_rl.maths.bounds import NonNegative
 from grape_rl.maths.grape import confidence_weighted, unweighted
 from grape_rl.maths.reduction import Reduction
-from grape_rl.methods import Preferences, Responses, RowTerm, chosen_options, keywords, objective, options
+from grape_rl.methods import (
+    Comparisons,
+    Labels,
+    Preferences,
+    RowTerm,
+    Sampled,
+    SampledPreferences,
+    Steps,
+    chosen_options,
+    keywords,
+    objective,
+    options,
+)
 from grape_rl.reward.rubric import load_rubric
-from grape_rl.training.objective import FIELDS, PAIR_FIELDS
-from grape_rl.training.update import gradient
+from grape_rl.table.online import online
+from grape_rl.training.objective import FIELDS, LABEL_FIELDS, PAIR_FIELDS, SCORE_FIELDS
 from small_runs import lines, weights
 
-OF_PAIRS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Preferences)]
-OF_TOKENS = [name for name in ALGORITHMS if name not in OF_PAIRS]
-DESCENDING = [name for name, row in ALGORITHMS.items() if row.update is gradient]
+OF_SCORES = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Comparisons | Steps)]
+"""Methods that train a model to score, and not to write."""
+OF_PAIRS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Preferences | SampledPreferences)]
+OF_LABELS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Labels)]
+OF_TOKENS = [name for name in ALGORITHMS if name not in (*OF_PAIRS, *OF_LABELS, *OF_SCORES)]
+DESCENDING = [name for name, row in ALGORITHMS.items() if "epochs" in options(row)]
 """Methods whose update is passes over tokens by an optimizer, which have epochs and mini-batches."""
-STEPPING = [*DESCENDING, *OF_PAIRS]
+STEPPING = [*DESCENDING, *OF_PAIRS, *OF_LABELS, *OF_SCORES]
 """Methods whose update is steps of an optimizer, which has a learning rate."""
+ONLINE = [name for name, row in ALGORITHMS.items() if row.online_of]
+TRAINED = [n for n, row in ALGORITHMS.items() if not row.online_of or row.online_of in ("dpo", "simpo", "odpo", "aot")]
+"""All but those online forms that differ from one of these in a loss that is trained by offline: with a reference,
+without one, with rewards in the loss, and with a loss that compares pairs."""
 
 
 def small_demo(name, folder, **more):
@@ -47,13 +68,13 @@ def small_demo(name, folder, **more):
     return loaded(laid_over(laid_over(from_file(demo_config(name), name), small), more))
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
     row, start = ALGORITHMS[name], {}
     begin = grape_rl.run.start_policy
 
-    def watched(config, rows):
-        policy = begin(config, rows)
+    def watched(*given):
+        policy = begin(*given)
         policy.model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
         start.update({key: p.detach().clone() for key, p in policy.model.named_parameters()})
         return policy
@@ -63,29 +84,52 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
 
     assert len(run.metrics) == 2
     for told in run.metrics:
-        wanted = ["loss", "entropy", "grad_norm", *(["learning_rate"] if name in STEPPING else [])]
+        wanted = [
+            "loss",
+            "accuracy" if name in OF_SCORES else "entropy",
+            "grad_norm",
+            *(["learning_rate"] if name in STEPPING else []),
+        ]
         assert ("learning_rate" in told) == (name in STEPPING)
-        if isinstance(row.source, Responses):
+        if isinstance(row.source, Sampled):
             wanted += ["reward", "length", "cut_off", "equal_groups", "kl"]
-        if isinstance(row.source, Preferences):
+        if name in ONLINE:
+            wanted += ["pairs", "unpaired_groups", "reward_gap"]
+        if name in OF_PAIRS:
             wanted += ["accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_length", "rejected_length"]
+        if isinstance(row.source, Comparisons):
+            wanted += ["margin", "reward", "chosen_reward", "rejected_reward", "chosen_length", "rejected_length"]
+        if isinstance(row.source, Steps):
+            wanted += ["probability", "steps", "length"]
+        if isinstance(row.source, Labels):
+            wanted += ["desirable_reward", "undesirable_reward", "length", "desirable"]
         assert all(math.isfinite(told[key]) for key in wanted), told
         assert told["phase"] == name and told["grad_norm"] > 0
         assert not any(math.isinf(value) for value in told.values() if not isinstance(value, str))
     assert sorted(run.evaluations) == [0, 2]
-    assert run.evaluations[2].responses == 3
+    assert run.evaluations[2].responses == (0 if name in OF_SCORES else 3), "a model that scores writes nothing"
     of_pairs = [item for item in run.evaluations[2].items if item.category == "preferences"]
-    assert [item.graded for item in of_pairs] == ([3, 3, 3] if isinstance(row.source, Preferences) else [])
+    compared = isinstance(row.source, Preferences | Comparisons)
+    assert [item.graded for item in of_pairs] == ([3, 3, 3] if compared else [])
+    of_steps = [item.item for item in run.evaluations[2].items if item.category == "steps"]
+    assert len(of_steps) == (3 if isinstance(row.source, Steps) else 0)
+    of_labels = [item for item in run.evaluations[2].items if item.category == "labels"]
+    assert [item.graded for item in of_labels] == ([6, 6, 6, 6] if isinstance(row.source, Labels) else [])
 
     assert yaml.safe_load((run.folder / "config.yaml").read_text()) == run.config.model_dump(mode="json")
     drawn = sorted((run.folder / "rollouts").iterdir())
-    if isinstance(row.source, Responses):
+    if isinstance(row.source, Sampled):
         assert [path.name for path in drawn] == ["step-000001.jsonl", "step-000002.jsonl"]
         records = lines(drawn[0])
         assert len(records) == 48
         assert {"prompt", "response", "reward", "advantage", "verdicts", "finish"} <= records[0].keys()
         items = load_rubric(run.config.reward.rubric).categories[records[0]["category"]].items
         assert [verdict["item"] for verdict in records[0]["verdicts"]] == [item.id for item in items]
+        assert all(("role" in each) == (name in ONLINE) for each in records)
+        if name in ONLINE:
+            roles = [each["role"] for each in records]
+            assert roles.count("chosen") == roles.count("rejected") == run.metrics[0]["pairs"] > 0
+            assert run.metrics[0]["margin"] == 0 or name == "online_simpo", "the reference is the start"
     else:
         assert not drawn
 
@@ -93,7 +137,8 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
     fixed = [key for key in start if torch.equal(end[key], start[key])]
     assert fixed == ["model.layers.0.mlp.up_proj.weight"], "the frozen parameter keeps its bits, and no other does"
 
-    model = AutoModelForCausalLM.from_pretrained(run.model)
+    kind = AutoModelForSequenceClassification if name in OF_SCORES else AutoModelForCausalLM
+    model = kind.from_pretrained(run.model)
     tokenizer = AutoTokenizer.from_pretrained(run.model)
     assert all(torch.equal(value, end[key]) for key, value in model.state_dict().items() if key in end)
     assert tokenizer.eos_token_id is not None
@@ -101,20 +146,42 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
     assert tokenizer.decode(tokenizer(words)["input_ids"]).count(" ") == words.count(" "), "the same tokenizer again"
 
 
+def silent(row):
+    """What of a row does not say what it should: a sentence, an equation, and a paper's number or year."""
+    sentence = row.summary[:1].isupper() and row.summary.endswith(".") and len(row.summary.split()) > 3
+    equation = re.search(r"\w[^=]*=\s*\S*\w", row.equation) and "\n" not in row.equation
+    paper = re.search(r"arXiv \d{4}\.\d{5}|\b(19|20)\d\d\b", row.paper)
+    said = {"name": row.name.isidentifier(), "summary": sentence and len(row.summary) < 120}
+    return [key for key, right in (said | {"equation": equation, "paper": paper}).items() if not right]
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("name", ("", "a name")),
+        ("summary", ("", " ", ".", "x", "Short.", "no capital in the front.", "It has no end", "Far too long. " * 20)),
+        ("equation", ("", " ", "=", "L =", "= L", "the loss", "L = A\nlog π")),
+        ("paper", ("", " ", "a paper", "arXiv", "2402.03300")),
+    ],
+)
+def test_a_row_that_does_not_say_what_it_is_would_be_found(field, values):
+    assert not silent(ALGORITHMS["grpo"])
+    for value in values:
+        assert silent(replace(ALGORITHMS["grpo"], **{field: value})) == [field], value
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_row_says_what_it_is(name):
     row = ALGORITHMS[name]
-    assert row.name == name and name.isidentifier()
-    assert row.summary.endswith(".") and len(row.summary) < 120
-    assert "=" in row.equation and "\n" not in row.equation
-    assert row.paper
+    assert row.name == name and not silent(row)
     assert [family for family, rows in FAMILIES.items() if row in rows]
     assert demo_config(name).is_file()
     assert isinstance(loaded(from_file(demo_config(name), name)), Config)
     for function in row.functions:
         assert inspect.getdoc(inspect.unwrap(function)), function
     for term in row.terms:
-        read = set(PAIR_FIELDS if isinstance(row.source, Preferences) else FIELDS)
+        of_kind = {name: PAIR_FIELDS for name in OF_PAIRS} | {name: LABEL_FIELDS for name in OF_LABELS}
+        read = set((of_kind | {name: SCORE_FIELDS for name in OF_SCORES}).get(name, FIELDS))
         assert set(inspect.signature(term.function).parameters) - read <= options(row).keys()
 
 
@@ -123,7 +190,7 @@ def test_every_option_has_a_type_and_a_default_of_it(name):
     row = ALGORITHMS[name]
     found = options(row)
     of_tokens = {"reduction", "epochs", "minibatches"}
-    if name in OF_PAIRS:
+    if name not in OF_TOKENS:
         assert found.keys().isdisjoint(of_tokens)
     else:
         assert found.keys() & of_tokens == (of_tokens if name in DESCENDING else {"reduction"})
@@ -133,7 +200,7 @@ def test_every_option_has_a_type_and_a_default_of_it(name):
         if choices and all(isinstance(choice, str) for choice in choices):
             assert default in choices, option
         else:
-            assert isinstance(default, int | float), option
+            assert isinstance(default, int | float | str), option
     assert chosen_options(row, {}) == {option: default for option, (_, default) in found.items()}
 
 
@@ -151,9 +218,9 @@ def test_every_row_refuses_options_that_are_none(name, given, message):
     assert str(told.value).startswith(f"options of {name}: ") and message in str(told.value)
 
 
-@pytest.mark.parametrize("name", OF_PAIRS)
+@pytest.mark.parametrize("name", [*OF_PAIRS, *OF_LABELS, *OF_SCORES])
 @pytest.mark.parametrize("option", ["reduction", "epochs"])
-def test_a_method_of_pairs_has_no_options_of_tokens(name, option):
+def test_a_method_without_tokens_has_no_options_of_tokens(name, option):
     with pytest.raises(ValueError, match=f"options of {name}: unknown key '{option}'"):
         chosen_options(ALGORITHMS[name], {option: "token"})
 
@@ -178,10 +245,87 @@ def test_an_update_refuses_options_that_are_none(name, given, message):
     assert str(told.value).startswith(f"options of {name}: ") and message in str(told.value)
 
 
+def plain(kind):
+    """A type without the bounds on it."""
+    return kind.__origin__ if hasattr(kind, "__metadata__") else kind
+
+
+def numeric(row):
+    """The types of the row's options that are numbers."""
+    return {key: kind for key, (kind, _) in options(row).items() if plain(kind) in (int, float)}
+
+
+UNBOUNDED = {"threshold": "a reward, of any scale", "alpha": "f_dpo's: every divergence but 1 has one"}
+
+PREFERENCE_NAMES = {name for name in ALGORITHMS if name in OF_PAIRS}
+
+OUT_OF_RANGE = {
+    **dict.fromkeys(("clip_low", "ring_low", "tail_weight", "decay", "lam"), (-0.01, 1.01)),
+    **dict.fromkeys(("clip_high", "ring_high", "odds_weight", "nll_weight", "fall_weight", "length_weight"), (-0.01,)),
+    **dict.fromkeys(("offset_weight", "reward_scale", "gamma", "damping", "min_gap", "kl_target"), (-0.01,)),
+    **dict.fromkeys(("kl", "entropy", "advantage_entropy", "pull", "sft", "centering", "value_coefficient"), (-0.01,)),
+    **dict.fromkeys(("overlong_buffer", "extra_draws", "backtracks", "value_warmup"), (-1, 0.5)),
+    **dict.fromkeys(("keep", "epochs", "minibatches", "cg_iterations"), (0, 1.5)),
+    **dict.fromkeys(("cap", "temperature", "modulation", "kl_horizon"), (0.0, -1.0)),
+    **dict.fromkeys(("step_kl_limit", "kl_in_reward", "clip_value", "value_learning_rate"), (-0.01,)),
+    **dict.fromkeys(("neftune", "beta_slope", "kl_weight", "desirable_weight", "undesirable_weight"), (-0.01,)),
+    **dict.fromkeys((name for name in options(ALGORITHMS["mixture"]) if name in PREFERENCE_NAMES), (-0.01,)),
+    "weight_limit": (0.0, -1.0),
+    "reference_mix": (0.0, 1.01),
+    "reference_every": (0, 1.5),
+    "shrink": (0.0, 1.0),
+    "label_smoothing": (-0.01, 0.51),
+    **dict.fromkeys(("beta", "delta"), (-0.01,)),
+}
+"""Of each option what is just beyond its bounds. Where one row's are narrower: test_bounds_that_differ_by_row."""
+
+IN_RANGE = {
+    **dict.fromkeys(("clip_low", "ring_low", "tail_weight"), (0.0, 1.0)),
+    **dict.fromkeys(("clip_high", "ring_high", "kl", "entropy", "advantage_entropy", "pull", "sft"), (0.0, 9.0)),
+    **dict.fromkeys(("keep", "epochs", "minibatches"), (1, 5)),
+    "overlong_buffer": (0,),
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_number_has_bounds_and_what_is_beyond_them_is_refused(name):
+    row = ALGORITHMS[name]
+    for option in numeric(row).keys() - UNBOUNDED.keys():
+        for value in (*OUT_OF_RANGE[option], math.nan, math.inf):
+            with pytest.raises(ValueError) as told:
+                chosen_options(row, {option: value})
+            assert str(told.value).startswith(f"options of {name}: {option}: Input should be "), value
+            assert "\n" not in str(told.value)
+        for value in IN_RANGE.get(option, ()):
+            assert chosen_options(row, {option: value})[option] == value
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("cdpo", {"label_smoothing": 0.5}, {"label_smoothing": 0.6}),
+        ("robust_dpo", {"label_smoothing": 0.0}, {"label_smoothing": 0.5}),
+        ("exo", {"label_smoothing": 0.4}, {"label_smoothing": 0.0}),
+        ("exo", {"label_smoothing": 1e-6}, {"label_smoothing": 0.5}),
+        ("trpo", {"delta": 1e-6}, {"delta": 0.0}),
+        ("slic", {"delta": 0.0}, {"delta": -1.0}),
+        ("asymre", {"beta": 0.0}, {"beta": -0.1}),
+        *[(name, {"beta": 1e-6}, {"beta": 0.0}) for name in OF_PAIRS if "beta" in options(ALGORITHMS[name])],
+        ("f_dpo", {"alpha": -3.0}, {"alpha": math.inf}),
+        ("rejection_sampling", {"threshold": -3.0}, {"threshold": math.nan}),
+    ],
+)
+def test_bounds_that_differ_by_row(name, right, wrong):
+    assert chosen_options(ALGORITHMS[name], right).items() >= right.items()
+    with pytest.raises(ValueError, match=f"options of {name}: {next(iter(wrong))}: Input should be "):
+        chosen_options(ALGORITHMS[name], wrong)
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_what_is_set_reaches_the_functions(name):
     row = ALGORITHMS[name]
-    numbers = {key: 0.125 for key, (kind, _) in options(row).items() if kind is float}
+    numbers = {key: 0.125 for key, kind in numeric(row).items() if plain(kind) is float}
+    numbers = {key: value for key, value in numbers.items() if key not in inspect.signature(row.update).parameters}
     more = {"epochs": 3} if name in DESCENDING else {}
     reduction = {"reduction": "fixed_length"} if name in OF_TOKENS else {}
     chosen = chosen_options(row, {**numbers, **more, **reduction})
@@ -205,7 +349,20 @@ def test_a_penalty_without_a_coefficient_is_not_computed(name):
     own = [term.function for term in row.terms if term.coefficient]
     assert [term.function for term in objective(row, chosen_options(row, {})).terms] == own
     off = {term.option: 0.0 for term in row.terms if term.option}
+    if all(term.option for term in row.terms):
+        with pytest.raises(ValueError, match=f"{name}: every loss has the weight 0, so that there is nothing to learn"):
+            objective(row, chosen_options(row, off))
+        return
     assert [term.function for term in objective(row, chosen_options(row, off)).terms] == [row.terms[0].function]
+
+
+def test_losses_of_a_mixture_agree_on_the_defaults_of_the_options_that_they_share():
+    row = ALGORITHMS["mixture"]
+    for term in row.terms:
+        for parameter in inspect.signature(term.function).parameters.values():
+            if parameter.default is not parameter.empty:
+                assert options(row)[parameter.name][1] == parameter.default, (term.function, parameter.name)
+                assert parameter.name not in {other.option for other in row.terms}
 
 
 def test_an_option_named_like_a_field_is_not_given_in_the_field_s_place():
@@ -218,10 +375,10 @@ def test_an_option_named_like_a_field_is_not_given_in_the_field_s_place():
 def test_a_row_s_own_default_takes_the_place_of_its_function_s():
     row = ALGORITHMS["dapo"]
     assert inspect.signature(row.terms[0].function).parameters["clip_high"].default == 0.2
-    assert options(row)["clip_high"] == (float, 0.28)
+    assert options(row)["clip_high"] == (NonNegative, 0.28)
     assert objective(row, chosen_options(row, {})).terms[0].options == {"clip_low": 0.2, "clip_high": 0.28}
     assert objective(row, chosen_options(row, {"clip_high": 0.5})).terms[0].options["clip_high"] == 0.5
-    assert options(ALGORITHMS["grpo"])["clip_high"] == (float, 0.2), "another row of the same function"
+    assert options(ALGORITHMS["grpo"])["clip_high"] == (NonNegative, 0.2), "another row of the same function"
 
 
 def test_a_default_for_no_option_is_refused():
@@ -243,6 +400,21 @@ def test_no_two_rows_are_the_same():
 
     rows = list(ALGORITHMS.values())
     assert all(parts(a) != parts(b) for i, a in enumerate(rows) for b in rows[:i])
+
+
+def test_an_online_form_differs_from_its_method_in_where_its_pairs_come_from():
+    offline = [row for row in ALGORITHMS.values() if isinstance(row.source, Preferences)]
+    assert [ALGORITHMS[name].online_of for name in ONLINE] == [row.name for row in offline]
+    for row in offline:
+        form = ALGORITHMS[f"online_{row.name}"]
+        own = {key: getattr(row, key) for key in ("name", "summary", "equation", "paper", "source", "online_of")}
+        assert replace(form, **own) == row
+        assert options(form).items() >= options(row).items()
+        assert options(form).keys() - options(row).keys() == {"pairing", "min_gap"}
+        assert row.equation in form.equation and row.paper in form.paper and f" {row.name} " in form.summary
+        assert (row.page, form.page) == (row.name, "online")
+    with pytest.raises(ValueError, match="sft does not learn from pairs of data"):
+        online(ALGORITHMS["sft"])
 
 
 def test_a_coefficient_without_an_option_stays():

@@ -34,7 +34,11 @@ def complaint(wanted, tmp_path, kind=ValueError):
         ("grape", {"group_size": 1}, "group_size is 1: grape compares the responses to a prompt"),
         ("grpo", {"sampling": {"top_p": 0.9}}, "sampling: grpo needs tokens from the whole distribution"),
         ("reinforce", {"sampling": {"temperature": 0}}, "temperature 0 makes all responses alike"),
-        ("grpo", {"reward": {"rubric": "r", "function": "f.py:f"}}, "reward: name exactly one of rubric and function"),
+        (
+            "grpo",
+            {"reward": {"rubric": "r", "function": "f.py:f"}},
+            "reward: name exactly one of rubric, function",
+        ),
         ("grpo", {"reward": {"rubric": None}}, "reward: grpo scores responses: name exactly one of"),
         ("grape", {"reward": {"rubric": None, "function": "f.py:f"}}, "reward: grape weights the items of a rubric"),
         ("sft", {"device": "tpu9"}, "device 'tpu9': not here ("),
@@ -163,8 +167,8 @@ def test_a_folder_that_is_no_model(tmp_path):
 def test_options_that_only_their_function_can_refuse_stop_before_the_first_update(tmp_path, monkeypatch):
     updated = []
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: updated.append(self))
-    with pytest.raises(ValueError, match="keep is 0; at least 1 response of a group must be kept"):
-        train({**settings(tmp_path, "rejection_sampling"), "options": {"keep": 0}})
+    with pytest.raises(ValueError, match="overlong_buffer is 11; it must be from 0 to max_tokens, 10"):
+        train({**settings(tmp_path, "dapo"), "options": {"overlong_buffer": 11}})
     assert not updated
 
 

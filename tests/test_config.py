@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from grape_rl import ALGORITHMS
-from grape_rl.config import dumped, from_file, laid_over, loaded
+from grape_rl.config import OF_ITEMS, dumped, from_file, laid_over, loaded
 
 SFT = {"method": "sft", "data": {"source": "rows.jsonl"}}
 GRPO = {"method": "grpo", "data": {"source": "rows.jsonl"}, "reward": {"function": "f.py:f"}}
@@ -53,9 +53,12 @@ def test_what_is_written_down_reads_back_the_same(base):
         ({"sampling": {"temperature": -1}}, "sampling.temperature: Input should be greater than or equal to 0"),
         (
             {"reward": {"rubric": "r.yaml", "function": "f.py:f"}},
-            "reward: name exactly one of rubric and function",
+            "reward: name exactly one of rubric, function and model",
         ),
-        ({"reward": {"function": None}}, "reward: grpo scores responses: name exactly one of rubric and function"),
+        (
+            {"reward": {"function": None}},
+            "reward: grpo scores responses: name exactly one of rubric, function and",
+        ),
         (
             {"data": {"source": "x.csv", "tasks": {"chain_sum": {}}}},
             "data: name exactly one of source (a file or a data set) and tasks",
@@ -64,6 +67,7 @@ def test_what_is_written_down_reads_back_the_same(base):
         ({"data": {"held_out": "test.jsonl"}}, "data: held_out names held-out rows, and held_out_rows is 0"),
         ({"method": "grop"}, "unknown method 'grop'; did you mean 'grpo'?"),
         ({"method": "grape"}, "reward: grape weights the items of a rubric: name reward.rubric, or use grpo"),
+        ({"method": "gdpo"}, "reward: gdpo normalizes the items of a rubric: name reward.rubric, or use grpo"),
     ],
 )
 def test_bad_settings_of_grpo(change, message):
@@ -75,8 +79,14 @@ def test_bad_settings_of_grpo(change, message):
     [
         (GRAPE, {"group_size": 1}, "grape compares the responses to a prompt, so it needs at least 2"),
         (GRAPE, {"sampling": {"top_p": 0.5}}, "sampling: grape needs tokens from the whole distribution"),
-        (SFT, {"data": {"held_out_rows": 3}}, "data: held_out_rows asks for an evaluation: name reward.rubric or"),
-        (SFT, {"reward": {"rubric": "a", "function": "b"}}, "reward: name exactly one of rubric and function"),
+        (
+            SFT,
+            {"data": {"source": None, "tasks": {"leg_counting": {}}, "held_out_rows": 3}},
+            "data: held_out_rows asks for an evaluation: name reward.rubric, f",
+        ),
+        (SFT, {"data": {"learn": "answers"}}, "data.learn: Input should be 'completion', 'assistant' or 'all'"),
+        (SFT, {"options": {"neftune": -1.0}}, "neftune: Input should be greater than or equal to 0"),
+        (SFT, {"reward": {"rubric": "a", "function": "b"}}, "reward: name exactly one of rubric, function and model"),
         (SFT, {"options": {"clip_low": 0.1}}, "options of sft: unknown key 'clip_low'"),
     ],
 )
@@ -156,7 +166,7 @@ def test_bad_files(tmp_path, text, message):
 
 def test_a_config_names_a_method_of_the_table():
     for name in ALGORITHMS:
-        base = GRAPE if name == "grape" else {**GRPO, "method": name}
+        base = GRAPE if name in OF_ITEMS else {**GRPO, "method": name}
         assert loaded({**base, "method": name}).method == name
 
 

@@ -3,15 +3,13 @@
 import json
 
 import pytest
-import torch
 
 from grape_rl import ALGORITHMS, train
 from grape_rl.cli.results import print_held_out
 from grape_rl.config import laid_over, loaded
 from grape_rl.parts.preferences import PREFERENCES
 from grape_rl.training import pairs as training_pairs
-from grape_rl.training.log import Log
-from small_runs import lines, settings, sums, weights, written
+from small_runs import killed_and_resumed, lines, settings, sums, written
 
 
 def preferred(count):
@@ -70,24 +68,7 @@ def test_the_reference_is_the_start_and_stays_it(tmp_path):
 @pytest.mark.parametrize("method", ["dpo", "aot"])
 def test_a_killed_run_goes_on_to_the_same_bits(method, tmp_path, monkeypatch):
     wanted = pair_settings(tmp_path, method, steps=4, checkpoint_every=2, data={"held_out_rows": 3})
-    straight = train({**wanted, "output": str(tmp_path / "straight")})
-    whole = Log.step
-
-    def dying(self, number, metrics):
-        whole(self, number, metrics)
-        if number == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Log, "step", dying)
-    with pytest.raises(KeyboardInterrupt):
-        train(wanted)
-    monkeypatch.undo()
-    run = train(wanted, resume=True)
-    one, other = weights(run.model), weights(straight.model)
-    assert all(torch.equal(one[key], other[key]) for key in one)
-    assert (run.folder / "held_out.json").read_bytes() == (straight.folder / "held_out.json").read_bytes()
-    keep = lambda line: {k: v for k, v in line.items() if not k.endswith(("time", "seconds"))}  # noqa: E731
-    assert list(map(keep, run.metrics)) == list(map(keep, straight.metrics))
+    killed_and_resumed(wanted, tmp_path, monkeypatch)
 
 
 def test_a_method_without_a_reference_runs_none(tmp_path, monkeypatch):
@@ -125,9 +106,10 @@ def without(*keys):
 @pytest.mark.parametrize(
     ("method", "rows", "more", "message"),
     [
-        ("dpo", sums(12), {}, "rows.jsonl: row 0 has no column 'chosen': a preference needs a chosen and a rejected"),
-        ("dpo", without("rejected"), {}, "row 0 has no column 'rejected': a preference needs"),
-        ("sft", preferred(12), {}, "rows.jsonl: row 0 has no column 'completion'; it has 'prompt', 'chosen'"),
+        ("dpo", sums(12), {}, "rows.jsonl: dpo needs a chosen and a rejected response for each prompt; found the "
+         "columns prompt, completion (prompt-completion data), which is what sft, dft learn from"),
+        ("dpo", [*preferred(2), *without("rejected")], {}, "row 2 has no column 'rejected': a preference needs"),
+        ("sft", preferred(12), {}, "rows.jsonl: sft needs a prompt and a completion, or whole messages or a whole t"),
         ("rpo", without("chosen_reward"), {}, "data: rpo: pair 0 has no chosen_reward or no rejected_reward, and both "
          "are needed (rewards are read from the columns 'chosen_reward' and 'rejected_reward'; there are 'prompt', "
          "'chosen', 'rejected', 'rejected_reward')"),

@@ -256,8 +256,8 @@ def test_demonstrations_that_are_cut_or_left_out_are_told(tmp_path, capsys):
     written(tmp_path / "rows.jsonl", rows)
     run = train(wanted)
     assert [w["message"] for w in lines(run.folder / "warnings.jsonl")] == [
-        "1 of 3 completions are cut at 7 tokens",
-        "1 of 3 prompts fill 7 tokens alone: left out",
+        "1 of 3 demonstrations are cut at 7 tokens",
+        "1 of 3 demonstrations have nothing to learn within 7 tokens: left out",
     ]
     assert "left out" in capsys.readouterr().err
 

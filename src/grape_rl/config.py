@@ -4,49 +4,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from grape_rl.algorithms import ALGORITHMS
-from grape_rl.methods import Preferences, Responses, chosen_options
-from grape_rl.reward.strict import Strict, nearest, parsed, validated
-
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(Strict):
-    """A part of the configuration, each setting explained by the text below it."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class Scratch(Section):
-    """A small model with random weights and a tokenizer made from the data: no download."""
-
-    tokenizer: Literal["characters", "bpe"] = "characters"
-    """One token a character, or byte-level BPE."""
-    vocabulary: PositiveInt = 8192
-    """Tokens of a BPE tokenizer."""
-    hidden: PositiveInt = 128
-    layers: PositiveInt = 4
-    heads: PositiveInt = 4
-    context: PositiveInt = 512
-    """The longest sequence, in tokens."""
-
-
-class Model(Section):
-    """Which model to train."""
-
-    name: str = "Qwen/Qwen2.5-0.5B-Instruct"
-    """A folder in Hugging Face layout, or a model of the Hub."""
-    scratch: Scratch | None = None
-    """Instead of ``name``: a new small model."""
-
-    @model_validator(mode="after")
-    def _one_of_them(self) -> "Model":
-        if self.scratch and self.name != Model.model_fields["name"].default:
-            raise ValueError(f"name exactly one of name ({self.name}) and scratch")
-        return self
+from grape_rl.data.chat import Learn
+from grape_rl.maths.bounds import Count, Share
+from grape_rl.maths.reward_model import StepReward
+from grape_rl.methods import Demonstrations, Responses, Sampled, chosen_options
+from grape_rl.reward.strict import nearest, parsed, validated
+from grape_rl.sections import Model, Section
 
 
 class Teacher(Section):
@@ -73,7 +39,15 @@ class Data(Section):
     prompt: str = "prompt"
     """The column with the prompt: text, or messages."""
     completion: str = "completion"
-    """The column with the completion that SFT learns."""
+    """The column with the completion that SFT learns, or that a label judges."""
+    label: str = "label"
+    """The column that says whether the completion is desirable, for methods that learn from labels: true or false."""
+    messages: str = "messages"
+    """The column with a whole conversation for SFT, where there is no completion: messages."""
+    text: str = "text"
+    """The column with a whole text for SFT, where there is neither."""
+    learn: Learn | None = None
+    """What of a demonstration is learned: by default its completion, the assistant's messages, or all of a text."""
     chosen: str = "chosen"
     """The column with the response that was preferred, for methods that learn from pairs: text, or messages."""
     rejected: str = "rejected"
@@ -81,6 +55,12 @@ class Data(Section):
     chosen_reward: str = "chosen_reward"
     """The column with the chosen response's reward, for methods that need it."""
     rejected_reward: str = "rejected_reward"
+    margin: str = "margin"
+    """The column with how much higher the chosen response should score, for ``reward_model``; no such column is 0."""
+    completions: str = "completions"
+    """The column with the steps of a solution, a list of texts, for ``process_reward_model``."""
+    labels: str = "labels"
+    """The column with what each step is, a list of true and false."""
     system: str | None = None
     """A system message before each prompt."""
     chat: bool = False
@@ -96,12 +76,16 @@ class Data(Section):
 
 
 class Reward(Section):
-    """How responses are scored: exactly one of ``rubric`` and ``function``."""
+    """How responses are scored: exactly one of ``rubric``, ``function`` and ``model``."""
 
     rubric: str | None = None
     """A rubric file."""
     function: str | None = None
     """A reward function of one's own, "file.py:name" or "package.module:name": f(prompts, completions, **columns)."""
+    model: str | None = None
+    """A reward model, a folder or a model of the Hub: its score of prompt and response is the reward."""
+    aggregate: StepReward | None = None
+    """How the probabilities of the steps become the reward, for a process reward model: ``min`` unless told."""
     allow: tuple[str, ...] = ()
     """The Python files and modules that a rubric file may call."""
     failure_limit: Share = 0.1
@@ -140,6 +124,10 @@ class Evaluation(Section):
     """Another temperature than ``sampling.temperature``."""
 
 
+OF_ITEMS = {"grape": "weights", "gdpo": "normalizes"}
+"""Methods that mean nothing without a rubric, and what they do to its items."""
+
+
 class Config(Section):
     """One run."""
 
@@ -155,7 +143,7 @@ class Config(Section):
     """The method's own options: see ``grape explain METHOD``."""
     steps: PositiveInt = 100
     prompts_per_step: PositiveInt = 8
-    """Prompts a step (demonstrations for SFT; pairs for methods that learn from those)."""
+    """Prompts a step (demonstrations for SFT; pairs or solutions for methods that learn from those)."""
     group_size: PositiveInt = 8
     """Responses a prompt."""
     tokens_per_microbatch: PositiveInt = 8192
@@ -185,35 +173,38 @@ class Config(Section):
             raise ValueError("data: name exactly one of source (a file or a data set) and tasks")
         if self.data.held_out and not self.data.held_out_rows:
             raise ValueError("data: held_out names held-out rows, and held_out_rows is 0: say how many to evaluate on")
-        if self.reward.rubric and self.reward.function:
-            raise ValueError("reward: name exactly one of rubric and function")
-        graded = bool(self.reward.rubric or self.reward.function)
-        if self.data.held_out_rows and not graded and not isinstance(row.source, Preferences):
-            raise ValueError("data: held_out_rows asks for an evaluation: name reward.rubric or reward.function for it")
+        graded = sum(map(bool, (self.reward.rubric, self.reward.function, self.reward.model)))
+        if graded > 1:
+            raise ValueError("reward: name exactly one of rubric, function and model")
+        blind = isinstance(row.source, Responses) or (isinstance(row.source, Demonstrations) and not self.data.source)
+        if self.data.held_out_rows and not graded and blind:
+            raise ValueError("data: held_out_rows asks for an evaluation: name reward.rubric, function or model for it")
         try:
             _ = self.folder
         except (LookupError, ValueError, AttributeError):
             raise ValueError(f"output: {self.output!r}: only {{method}} and {{seed}} may stand in braces") from None
-        if not isinstance(row.source, Responses):
+        if not isinstance(row.source, Sampled):
             return self
         if not graded:
-            raise ValueError(f"reward: {self.method} scores responses: name exactly one of rubric and function")
-        if self.method == "grape" and not self.reward.rubric:
-            raise ValueError("reward: grape weights the items of a rubric: name reward.rubric, or use grpo")
+            raise ValueError(f"reward: {self.method} scores responses: name exactly one of rubric, function and model")
+        if self.method in OF_ITEMS and not self.reward.rubric:
+            raise ValueError(
+                f"reward: {self.method} {OF_ITEMS[self.method]} the items of a rubric: name reward.rubric, or use grpo"
+            )
         if self.group_size < row.source.smallest_group:
             raise ValueError(
                 f"group_size is {self.group_size}: {self.method} compares the responses to a prompt, so it needs at "
                 f"least {row.source.smallest_group}"
             )
-        if not row.source.any_sampler:
-            if self.sampling.top_k or self.sampling.top_p < 1:
-                raise ValueError(
-                    f"sampling: {self.method} needs tokens from the whole distribution of the policy, and top_k or "
-                    "top_p cut it: the ratio would no longer be between two policies; leave them out, or use "
-                    "rejection_sampling, which may cut"
-                )
-            if self.sampling.temperature == 0:
-                raise ValueError(f"sampling: temperature 0 makes all responses alike: {self.method} learns nothing")
+        any_sampler = isinstance(row.source, Responses) and row.source.any_sampler
+        if isinstance(row.source, Responses) and not any_sampler and (self.sampling.top_k or self.sampling.top_p < 1):
+            raise ValueError(
+                f"sampling: {self.method} needs tokens from the whole distribution of the policy, and top_k or "
+                "top_p cut it: the ratio would no longer be between two policies; leave them out, or use "
+                "rejection_sampling, which may cut"
+            )
+        if not any_sampler and self.sampling.temperature == 0:
+            raise ValueError(f"sampling: temperature 0 makes all responses alike: {self.method} learns nothing")
         return self
 
     @property
@@ -234,8 +225,8 @@ def loaded(data: dict[str, Any], source: str = "config") -> Config:
 def from_file(path: Path, method: str) -> dict[str, Any]:
     """The plain data of a YAML or JSON file, ``extends`` resolved, paths of the rubric and the like made absolute.
 
-    ``extends: other.yaml`` lays this file's keys over the other's. ``reward.rubric`` and ``reward.function`` are looked
-    for beside the file that names them.
+    ``extends: other.yaml`` lays this file's keys over the other's. ``reward``'s ``rubric``, ``function`` and ``model``
+    are looked for beside the file that names them.
 
     Raises:
         ValueError: the file is not there, does not parse, or is for another method.
@@ -246,7 +237,7 @@ def from_file(path: Path, method: str) -> dict[str, Any]:
     return data
 
 
-RIVALS = (("name", "scratch"), ("source", "tasks"), ("rubric", "function"))
+RIVALS = (("name", "scratch"), ("source", "tasks"), ("rubric", "function", "model"))
 """Settings of one section of which only one can hold."""
 
 
@@ -259,11 +250,8 @@ def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     >>> laid_over({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
     {'a': {'b': 1, 'c': 3}}
     """
-    out = dict(below)
-    for one, other in RIVALS:
-        for named, rival in ((one, other), (other, one)):
-            if above.get(named) and rival not in above:
-                out.pop(rival, None)
+    gone = {rival for rivals in RIVALS if any(map(above.get, rivals)) for rival in rivals} - above.keys()
+    out = {key: value for key, value in below.items() if key not in gone}
     for key, value in above.items():
         old = out.get(key)
         merged = isinstance(old, dict) and isinstance(value, dict) and key not in ("tasks", "styles")
@@ -284,9 +272,9 @@ def _extended(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ValueError(f"{path}: should be keys with values")
     reward = data.get("reward")
     if isinstance(reward, dict):
-        for key in ("rubric", "function"):
+        for key in ("rubric", "function", "model"):
             value = reward.get(key)
-            if isinstance(value, str) and (path.parent / value.split(":")[0]).is_file():
+            if isinstance(value, str) and (path.parent / value.split(":")[0]).exists():
                 reward[key] = str(path.parent / value)
     base = data.pop("extends", None)
     return laid_over(_extended(path.parent / str(base), (*above, path.resolve())), data) if base else data

@@ -4,32 +4,41 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config, dumped, loaded
-from grape_rl.methods import Responses, chosen_options, keywords, objective
-from grape_rl.model.load import load
+from grape_rl.methods import (
+    Sampled,
+    SampledPreferences,
+    chosen_options,
+    in_force,
+    keywords,
+    objective,
+    start_memory,
+)
+from grape_rl.model.load import quiet
 from grape_rl.model.sampler import Sampling
 from grape_rl.parts.folder import resumable, write
 from grape_rl.parts.kinds import kind_of
-from grape_rl.parts.policy import policy, start_policy
+from grape_rl.parts.policy import policy_at, start_policy
 from grape_rl.parts.responses import sampler, sampling_prompts
 from grape_rl.parts.scoring import scorer
 from grape_rl.parts.setup import Setup
+from grape_rl.parts.value import value_function, value_settings
 from grape_rl.training.checkpoint import restored_step, save_checkpoint
 from grape_rl.training.evaluate import HeldOut, held_out, read_held_out
 from grape_rl.training.fit import AnyExperience, Update, Warn, fit
 from grape_rl.training.log import Log, read_metrics
 from grape_rl.training.optimizer import adamw, learning_rate, set_learning_rate
-from grape_rl.training.source import step_seed
+from grape_rl.training.source import Experience, step_seed
 from grape_rl.training.update import Limits
+from grape_rl.training.value import still
 
 
 @dataclass(frozen=True)
@@ -51,19 +60,7 @@ class Run:
         return read_metrics(self.folder)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bars in the midst of the run's."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-@_quiet()
+@quiet()
 def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     """Train as ``config`` says, into its own folder.
 
@@ -80,8 +77,10 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     source, warnings = kind_of(setup.row).source(setup)
     evaluate = _evaluation(setup)
     now = setup.now
-    optimizer = adamw(now.model, config.optimizer.weight_decay, config.optimizer.betas)
-    done = restored_step(checkpoint, optimizer) if checkpoint else 0
+    rate = setup.chosen.get("value_learning_rate") or config.optimizer.learning_rate
+    of = config.optimizer
+    optimizer = adamw(setup.trained, of.weight_decay, of.betas, rate / of.learning_rate)
+    done = restored_step(checkpoint, optimizer, setup.memory) if checkpoint else 0
     if done >= config.steps:
         raise ValueError(f"{config.folder}: its {done} steps are done already; ask for more with steps")
 
@@ -104,7 +103,10 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
         if step == config.steps or (config.evaluation.every and step % config.evaluation.every == 0):
             evaluated(step)
         if step == config.steps or (config.checkpoint_every and step % config.checkpoint_every == 0):
-            save_checkpoint(folder / "checkpoints", step, now.model, now.tokenizer, optimizer, config.keep_checkpoints)
+            save_checkpoint(
+                folder / "checkpoints", step, now.model, now.tokenizer, optimizer,
+                config.keep_checkpoints, setup.memory, setup.value,
+            )  # fmt: skip
 
     with Log(folder, config.method, config.steps, done) as log:
         if not done:
@@ -119,17 +121,22 @@ def _setup(config: Config, checkpoint: Path | None) -> Setup:
     """What the run is set up with; its policy as in the checkpoint, if there is one."""
     row = ALGORITHMS[config.method]
     chosen = chosen_options(row, config.options)
-    train_rows, test_rows = kind_of(row).rows(config, row)
-    start = start_policy(config, train_rows)
-    graded = isinstance(row.source, Responses) or (test_rows and (config.reward.rubric or config.reward.function))
+    kind, named = kind_of(row), config.reward
+    train_rows, test_rows = kind.rows(config, row)
+    start = start_policy(config, train_rows, kind.scalar)
+    graded = isinstance(row.source, Sampled) or (
+        test_rows and not kind.scalar and (named.rubric or named.function or named.model)
+    )
     grader = scorer(config, row, chosen, [*train_rows, *test_rows]) if graded else None
-    now = policy(*load(str(checkpoint), start.model.device)) if checkpoint else start
-    return Setup(config, row, chosen, train_rows, test_rows, start, now, grader)
+    now = policy_at(checkpoint, start) if checkpoint else start
+    settings = value_settings(row, chosen)
+    value = value_function(settings, start, checkpoint) if settings else None
+    return Setup(config, row, chosen, train_rows, test_rows, start, now, grader, value, start_memory(row))
 
 
 def _template_unused(setup: Setup) -> Iterator[tuple[str, str]]:
     """A warning where plain prompts go to a model that has a chat template."""
-    if getattr(setup.now.tokenizer, "chat_template", None) and isinstance(setup.train[0]["prompt"], str):
+    if getattr(setup.now.tokenizer, "chat_template", None) and isinstance(setup.train[0].get("prompt"), str):
         yield "plain", "the model has a chat template, and the prompts are plain text: --data.chat true uses it"
 
 
@@ -161,27 +168,37 @@ def _update(setup: Setup, optimizer: torch.optim.Optimizer) -> Update:
         _training_temperature(setup), _longest(setup), config.tokens_per_microbatch,
         config.optimizer.max_grad_norm, config.seed, setup.precision,
     )  # fmt: skip
-    fixed = {"model": setup.now.model, "optimizer": optimizer, "objective": objective(row, setup.chosen)}
-    fixed |= {"limits": limits} | keywords(row.update, setup.chosen)
+    fixed = {"model": setup.trained, "optimizer": optimizer, "limits": limits, "memory": setup.memory}
+    fixed |= keywords(row.update, setup.chosen)
     asked = inspect.signature(row.update).parameters
+    alone = setup.chosen.get("value_warmup", 0)
 
     def update(experience: AnyExperience, step: int, warn: Warn) -> dict[str, float]:
         of = config.optimizer
         rate = learning_rate(step, config.steps, of.learning_rate, of.warmup, of.schedule)
         set_learning_rate(optimizer, rate)
         at_hand = fixed | {"experience": experience, "step": step, "warn": warn}
-        changed = row.update(**{name: value for name, value in at_hand.items() if name in asked})
+        at_hand["objective"] = objective(row, in_force(setup.chosen, setup.memory))
+        with still(setup.now.model) if step < alone else nullcontext():
+            changed = row.update(**{name: value for name, value in at_hand.items() if name in asked})
+        if isinstance(experience, Experience):
+            setup.memory.update(experience.memory)
         return changed | ({"learning_rate": rate} if "optimizer" in asked else {})
 
     return update
 
 
 def _training_temperature(setup: Setup) -> float:
-    """A policy gradient is of the distribution that was sampled; imitation is of the model as it is used, at 1."""
-    own = isinstance(setup.row.source, Responses) and not setup.row.source.any_sampler
+    """A policy gradient is of the distribution that was sampled; imitation is of the model as it is used, at 1.
+
+    So are preferences of data. Those between sampled responses are of the distribution that was sampled: a loss of
+    pairs can climb a policy's reward less its KL, as the square of rpo does, only if that policy drew them.
+    """
+    source = setup.row.source
+    own = isinstance(source, SampledPreferences) or (isinstance(source, Sampled) and not source.any_sampler)
     return setup.config.sampling.temperature if own else 1.0
 
 
 def _longest(setup: Setup) -> int:
     config = setup.config
-    return config.sampling.max_tokens if isinstance(setup.row.source, Responses) else config.data.max_length
+    return config.sampling.max_tokens if isinstance(setup.row.source, Sampled) else config.data.max_length

@@ -48,10 +48,14 @@ class Rollout(Sequences):
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a forward pass says of each token: its log-probability and the entropy (nats) of the choice it came from."""
+    """What a forward pass says of each token: its log-probability and the entropy (nats) of the choice it came from.
+
+    ``value`` is what the value function expects of rewards from that token on, before it is chosen; None without one.
+    """
 
     logp: Float[Tensor, "b t"]
     entropy: Float[Tensor, "b t"]
+    value: Float[Tensor, "b t"] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,14 @@ class Batch:
     behavior_logp: Float[Tensor, "b t"]
     reference_logp: Float[Tensor, "b t"]
     advantage: Float[Tensor, "b t"]
+
+
+@dataclass(frozen=True)
+class ValuedBatch(Batch):
+    """The same where a value function learns too: what it said as the batch was drawn, and what it should have said."""
+
+    behavior_value: Float[Tensor, "b t"]
+    value_target: Float[Tensor, "b t"]
 
 
 @dataclass(frozen=True)
@@ -121,12 +133,14 @@ def failed(item: str, status: Status, reasoning: str, provenance: str = "") -> V
 class Scores:
     """The graded batch: each response's verdicts, one per item of its category, and the reward made of them.
 
-    ``reward`` is NaN where too little is known of a response to use it.
+    ``reward`` is NaN where too little is known of a response to use it. ``compared`` is what the advantage is made of
+    where a method makes it of something else than the reward.
     """
 
     reward: Float[Tensor, " b"]
     verdicts: tuple[tuple[Verdict, ...], ...]
     category: tuple[str, ...]
+    compared: Float[Tensor, " b"] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,3 +155,12 @@ class Pairs:
     reference_logp: Float[Tensor, "b t"]
     chosen_reward: Float[Tensor, " p"]
     rejected_reward: Float[Tensor, " p"]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What an objective sees of single responses that are each labelled desirable or not, beside the ``Outputs``."""
+
+    mask: Bool[Tensor, "b t"]
+    reference_logp: Float[Tensor, "b t"]
+    desirable: Bool[Tensor, " b"]

@@ -18,7 +18,7 @@ from grape_rl.maths.exact import (
     response_kl,
     table_of,
 )
-from grape_rl.maths.surrogate import policy_gradient
+from grape_rl.maths.surrogate import dft, policy_gradient
 
 WORLD = enumerated(3, 2, end=2)
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
@@ -104,3 +104,27 @@ def test_sft_on_the_best_of_n_ends_at_its_distribution_and_starts_uphill():
     uphill = -(loss_of(start) * expected_reward_gradient(WORLD, table, DISTINCT)).sum()
     assert uphill > 0.01
     assert expected_reward(WORLD, end.detach(), DISTINCT) > expected_reward(WORLD, table, DISTINCT) + 0.1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dft_s_gradient_is_that_of_the_probability_of_each_token(seed):
+    """Over every token of every response that there is: −∇ Σ_y data(y) Σ_t π(y_t), though its value is another."""
+    data, table = random_table(WORLD, 3).detach(), random_table(WORLD, seed + 10)
+
+    def gradient(of_token):
+        weighed = expectation(WORLD, data, 1, lambda index: of_token(logprobs(WORLD, table)[index]).sum())
+        return weighed.item(), torch.autograd.grad(weighed, table)[0]
+
+    value, found = gradient(lambda logp: dft(logp, torch.ones_like(logp)))
+    other, expected = gradient(lambda logp: -logp.exp())
+    torch.testing.assert_close(found, expected, **EXACT)
+    assert expected.abs().max() > 0.01 and abs(value - other) > 0.1
+    _, sft = gradient(lambda logp: policy_gradient(logp, torch.ones_like(logp)))
+    assert not torch.allclose(found / found.norm(), sft / sft.norm(), atol=0.05)
+
+
+def test_dft_leaves_alone_what_is_nearly_impossible_and_scales_with_the_advantage():
+    logp = torch.tensor([[-30.0, -0.1]], dtype=torch.float64, requires_grad=True)
+    for advantage in (1.0, 2.0, 0.0):
+        (slope,) = torch.autograd.grad(dft(logp, torch.full_like(logp, advantage)).sum(), logp)
+        assert slope[0].tolist() == pytest.approx([-advantage * math.exp(-30), -advantage * math.exp(-0.1)], rel=1e-12)

@@ -127,6 +127,28 @@ def test_products_are_those_of_the_enumerated_fisher_matrix(world, damping):
         assert not found.requires_grad
 
 
+def test_it_stops_before_a_direction_of_no_curvature_at_all():
+    """From b the second direction is exactly along the axis that the matrix sends to 0."""
+    found = conjugate_gradient(lambda x: torch.tensor([1.0, 0.0]) * x, torch.tensor([1.0, 0.5]))
+    assert found.tolist() == [1.25, 0.625], "the first iteration's"
+
+
+def test_it_makes_ten_iterations_unless_told_otherwise():
+    a, b = positive_definite(30)
+    calls = []
+    conjugate_gradient(lambda x: (calls.append(1), a @ x)[1], b)
+    assert len(calls) == 10
+
+
+def test_a_vector_that_depends_on_the_parameters_is_a_constant_to_the_product():
+    """g itself, say: else the derivative of v by the parameters would be added."""
+    x = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    kl = (x**4).sum() / 12  # H = diag(x²)
+    (slope,) = torch.autograd.grad(kl, x, create_graph=True)
+    found = fisher_vector_product(kl, [x], slope)
+    torch.testing.assert_close(found, (x**2 * x**3 / 3).detach())
+
+
 def test_parameters_are_joined_in_order_and_idle_ones_give_zero():
     world = enumerated(3, 1)
     left, right = random_table(world, 0), random_table(world, 1)
@@ -140,11 +162,12 @@ def test_parameters_are_joined_in_order_and_idle_ones_give_zero():
     torch.testing.assert_close(fisher_vector_product(kl, [left, idle, right], vector), expected, rtol=1e-10, atol=1e-12)
 
 
-def test_a_vector_of_another_size_is_refused():
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_vector_of_another_size_is_refused(size):
     table = random_table(enumerated(3, 1), 0)
     kl = response_kl(enumerated(3, 1), table.detach(), table)
-    with pytest.raises(ValueError, match="vector has 4 entries; the parameters have 3"):
-        fisher_vector_product(kl, [table], torch.zeros(4, dtype=torch.float64))
+    with pytest.raises(ValueError, match=f"vector has {size} entries; the parameters have 3"):
+        fisher_vector_product(kl, [table], torch.zeros(size, dtype=torch.float64))
 
 
 def natural(world, table, reward):

@@ -105,6 +105,26 @@ def test_one_side_with_weights_has_ppos_gradient_and_with_the_deviation_grpos():
             torch.testing.assert_close(torch.autograd.grad(rec, logp), torch.autograd.grad(grpo, logp), **EXACT)
 
 
+@pytest.mark.parametrize("a", [1.0, -1.0])
+def test_a_token_on_the_bound_itself_is_let_through(a):
+    """Ratios of ½ and 2, exact in binary as the bounds are; at bounds of 0, what has not moved is."""
+    logp = torch.full((1, 3), -1.5, dtype=torch.float64, requires_grad=True)
+    rho = torch.tensor([[0.5, 1.0, 2.0]], dtype=torch.float64)
+    old, advantage = logp.detach() - rho.log(), torch.full_like(rho, a)
+    assert torch.equal((logp - old).exp(), rho)
+
+    def kept(loss, *bounds):
+        (slope,) = torch.autograd.grad(loss(logp, old, advantage, *bounds, importance="none").sum(), logp)
+        return (slope != 0).long().tolist()[0]
+
+    for loss in (rec_one_side, rec_two_side, rec_ring):
+        assert kept(loss, 0.5, 1.0) == [1, 1, 1]
+    for loss in (rec_one_side, rec_two_side):
+        assert kept(loss, 0.0, 0.0)[1] == 1
+    assert kept(rec_two_side, 0.0, 0.0) == [0, 1, 0]
+    assert kept(rec_ring, 0.0, 0.0, 0.5, 1.0) == ([1, 1, 0] if a > 0 else [0, 1, 1])
+
+
 def test_with_bounds_that_nothing_passes_rec_is_reinforce():
     logp, old, advantage, _ = fields()
     far = (1e9, 1e9)

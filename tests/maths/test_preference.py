@@ -31,7 +31,10 @@ from grape_rl.maths.preference import (
 )
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}  # float64; the loops go by another road, so that some digits are lost
-REFERENCE_FREE = ("slic", "chosen_nll", "orpo", "simpo", "cpo")
+OF_LABELS = ("kto", "bco_unpaired", "apo_zero_unpaired")  # test_unpaired.py
+OF_PAIRS = [name for name in preference.__all__ if name not in (*OF_LABELS, "policy_weight")]
+OF_BATCHES = ("aot", "aot_unpaired", "beta_dpo")
+WITH_CONSTANTS = ("wpo", "beta_dpo")  # they hold back a part of the gradient: test_distribution.py
 
 
 def sigmoid(x):
@@ -90,6 +93,11 @@ ONE_PAIR = {
     ),
     "simpo": lambda s: D(s.beta * (s.cw / s.nw - s.cl / s.nl) - s.gamma),
     "cpo": lambda s: D(s.beta * (s.cw - s.cl)) - s.nll_weight * s.cw / s.nw,
+    "tdpo1": lambda s: D(s.beta * ((s.w + s.kw) - (s.l + s.kl))),
+    "tdpo2": lambda s: D(s.beta * (s.w - s.l) + s.beta * s.kl_weight * (s.kw - s.kl)),
+    "wpo": lambda s: (
+        min(s.weight_limit, math.exp((s.cw - s.ow) / s.nw) * math.exp((s.cl - s.ol) / s.nl)) * D(s.beta * (s.w - s.l))
+    ),
 }
 SLOPES = {  # f'(u) of the ratio u, up to constants
     "reverse_kl": lambda u, s: math.log(u) + 1,
@@ -109,6 +117,8 @@ OPTIONS = {
     "exo": [{}, {"label_smoothing": 0.2, "beta": 0.7}],
     "f_dpo": [{"divergence": name, "beta": 0.3} for name in SLOPES] + [{"divergence": "alpha", "alpha": 1.7}, {}],
     "rpo": [{"distance": name, "reward_scale": 0.4} for name in ("backward", "forward", "squared")] + [{}],
+    "tdpo2": [{}, {"kl_weight": 0.8, "beta": 0.6}],
+    "wpo": [{}, {"weight_limit": 9.0, "beta": 0.8}],
     "ld_dpo": [{}, {"tail_weight": 0.0}, {"tail_weight": 1.0, "beta": 0.6}],
 }
 CASES = [(name, options) for name in ONE_PAIR for options in OPTIONS.get(name, [{}, {"beta": 0.8}])]
@@ -135,6 +145,8 @@ def fields(seed=0, size=9):
         for whose in ("", "reference_"):
             out[f"{whose}{which}_head_logp"] = out[f"{whose}{which}_logp"] * draw(0.2, 1.0)
     out["chosen_reward"], out["rejected_reward"] = draw(1.0, 3.0), draw(-2.0, 0.9)
+    for which, n in zip(("chosen", "rejected"), length, strict=True):
+        out[f"{which}_kl"], out[f"{which}_collision"] = n * draw(0.0, 0.5), n * draw(-1.5, -0.1)
     return {name: value.requires_grad_() for name, value in out.items()}
 
 
@@ -153,6 +165,7 @@ def test_against_a_loop(name, options):
         short |= {"rl": "reference_rejected_logp", "nw": "chosen_length", "nl": "rejected_length"}
         short |= {"cwh": "chosen_head_logp", "clh": "rejected_head_logp", "rwh": "reference_chosen_head_logp"}
         short |= {"rlh": "reference_rejected_head_logp", "gw": "chosen_reward", "gl": "rejected_reward"}
+        short |= {"kw": "chosen_kl", "kl": "rejected_kl", "ow": "chosen_collision", "ol": "rejected_collision"}
         numbers = {key: at[field] for key, field in short.items()}
         gains = {"w": numbers["cw"] - numbers["rw"], "l": numbers["cl"] - numbers["rl"]}
         expected.append(ONE_PAIR[name](Said(**numbers, **gains, **(defaults | options))))
@@ -162,10 +175,10 @@ def test_against_a_loop(name, options):
 
 
 def test_every_loss_of_the_family_is_in_the_loop():
-    assert {*ONE_PAIR, "aot"} == set(preference.__all__)
+    assert {*ONE_PAIR, *OF_BATCHES} == set(OF_PAIRS)
 
 
-@pytest.mark.parametrize("name", preference.__all__)
+@pytest.mark.parametrize("name", [name for name in OF_PAIRS if name not in WITH_CONSTANTS])
 def test_gradients_against_differences(name):
     function = getattr(preference, name)
     read = read_by(function, fields(size=4))
@@ -185,12 +198,14 @@ def slopes_at_the_reference(function, **options):
     given |= {"reference_chosen_logp": chosen.detach(), "reference_rejected_logp": rejected.detach()}
     given |= {"reference_chosen_head_logp": chosen.detach(), "reference_rejected_head_logp": rejected.detach()}
     given |= {"chosen_reward": 2 * one, "rejected_reward": one, "chosen_logp": chosen, "rejected_logp": rejected}
+    given |= {"chosen_kl": 0 * one, "rejected_kl": 0 * one, "chosen_collision": -one, "rejected_collision": -one}
     loss = function(**read_by(function, given), **options)
     return tuple(float(g) for g in torch.autograd.grad(loss.sum(), (chosen, rejected)))
 
 
 USUAL = ["dpo", "cdpo", "robust_dpo", "ipo", "hinge", "exo", "nca", "bco", "apo_zero", "sppo", "cal_dpo"]
 USUAL += ["sigmoid_norm", "r_dpo", "ld_dpo", "dpop", "odpo", "aot", "rpo"]
+USUAL += ["aot_unpaired", "beta_dpo", "tdpo1", "tdpo2", "wpo"]
 
 
 @pytest.mark.parametrize("name", USUAL)
@@ -308,7 +323,7 @@ def test_aot_compares_quantiles_against_a_loop():
     torch.testing.assert_close(aot(w, l, rw[other], rl[other], 0.4), found, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", [n for n in preference.__all__ if n not in ("f_dpo", "orpo")])
+@pytest.mark.parametrize("name", [n for n in OF_PAIRS if n not in ("f_dpo", "orpo")])
 @pytest.mark.parametrize("far", [300.0, -300.0])
 def test_far_from_the_reference_values_and_gradients_are_finite(name, far):
     function = getattr(preference, name)
@@ -317,6 +332,7 @@ def test_far_from_the_reference_values_and_gradients_are_finite(name, far):
     given = {"chosen_logp": chosen, "rejected_logp": rejected, "chosen_length": 50 * one, "rejected_length": 50 * one}
     given |= {"reference_chosen_logp": base, "reference_rejected_logp": base, "chosen_reward": one * 2}
     given |= {"chosen_head_logp": chosen / 2, "rejected_head_logp": rejected / 2, "rejected_reward": one}
+    given |= {"chosen_kl": 300 * one, "rejected_kl": one, "chosen_collision": -one, "rejected_collision": -300 * one}
     given |= {"reference_chosen_head_logp": base / 2, "reference_rejected_head_logp": base / 2}
     options = {} if name == "discopop" and far < 0 else {"beta": 1.0}
     loss = function(

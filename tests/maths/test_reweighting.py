@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from grape_rl.maths.advantage import EPSILON, group_relative
 from grape_rl.maths.exact import expectation, expected_reward, expected_reward_gradient, logprobs, random_table
-from grape_rl.maths.reweighting import length_penalized, posterior, red_drop, red_weight, undiluted
+from grape_rl.maths.reweighting import accepted, length_penalized, posterior, red_drop, red_weight, undiluted
 from grape_rl.maths.surrogate import policy_gradient
 
 NAN = math.nan
@@ -86,6 +86,19 @@ def test_the_punishment_is_whole_at_the_limit_and_half_in_the_middle():
 def test_a_buffer_that_is_none_is_refused(buffer):
     with pytest.raises(ValueError, match=f"overlong_buffer is {buffer}; it must be from 0 to max_tokens, 10"):
         length_penalized(torch.zeros(1), torch.tensor([0]), torch.tensor([1]), 10, overlong_buffer=buffer)
+
+
+def test_a_buffer_may_be_as_long_as_the_limit():
+    found = length_penalized(torch.zeros(2), torch.tensor([0, 0]), torch.tensor([0, 4]), 4, "none", 4)
+    assert found.tolist() == [0.5, -0.5]
+
+
+def test_a_response_at_the_mean_is_not_a_bad_one():
+    """Mean 1: two are at or above it, so of the three below one goes, and the first is never dropped."""
+    reward, group = torch.tensor([1.0, 0.0, 0.0, 0.0, 4.0]), torch.zeros(5, dtype=torch.int64)
+    for seed in range(20):
+        found = red_drop(reward, group, seed)
+        assert sorted(found.tolist()) == [-1.25, -1.25, -0.25, 0.0, 2.75] and found[0] == -0.25
 
 
 @unhurried
@@ -194,3 +207,29 @@ def test_the_posterior_of_a_group_points_up_the_chance_of_a_reward(size):
     (found,) = torch.autograd.grad(expectation(ONE, table, size, estimator), table)
     chance = 1 - (1 - p) ** size  # that a group has a 1 at all: Σ_n binomial(n) · n · (1/n) = P(n > 0)
     torch.testing.assert_close(found, -chance / p * expected_reward_gradient(ONE, table, reward), **EXACT)
+
+
+# Rejection sampling that counts a response once
+
+texts = st.lists(st.tuples(st.one_of(st.just(NAN), numbers), st.sampled_from([-3, 0]), st.integers(0, 3)), max_size=12)
+
+
+@unhurried
+@given(texts, st.integers(1, 3), st.one_of(st.just(-math.inf), numbers), st.booleans())
+def test_what_rejection_sampling_accepts_against_a_loop(batch, keep, threshold, deduplicate):
+    """One text may carry several rewards, as from a grader that wavers: the first that is known holds."""
+    expected = [NAN] * len(batch)
+    for g in (-3, 0):
+        mine, said = [], set()
+        for i, (r, other, text) in enumerate(batch):
+            if other == g and not math.isnan(r) and not (deduplicate and text in said):
+                mine.append(i)
+                said.add(text)
+        mine.sort(key=lambda i: (-batch[i][0], i))
+        for i in mine[:keep]:
+            if batch[i][0] >= threshold:
+                expected[i] = 1.0
+    reward = torch.tensor([r for r, *_ in batch], dtype=torch.float64)
+    group = torch.tensor([g for _, g, _ in batch], dtype=torch.long)
+    response = torch.tensor([10 * (g + 3) + t for _, g, t in batch], dtype=torch.long)
+    close(accepted(reward, group, response, keep, threshold, deduplicate), expected)

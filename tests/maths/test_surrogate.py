@@ -91,6 +91,32 @@ def test_cispo_weighs_the_policy_gradient_and_never_drops_a_token():
     assert ((logp - old).exp() > 1.28).any()
 
 
+def at_ratio(*rhos):
+    """One token at each of these ratios, with a log-probability that can be differentiated."""
+    logp = torch.full((1, len(rhos)), -1.5, dtype=torch.float64, requires_grad=True)
+    return logp, logp.detach() - torch.tensor([rhos], dtype=torch.float64).log()
+
+
+@pytest.mark.parametrize(("a", "kept"), [(1.0, [1, 1, 1, 1, 0]), (-1.0, [0, 1, 1, 1, 1])])
+def test_the_default_bounds_are_ppos(a, kept):
+    logp, old = at_ratio(0.799, 0.801, 1.0, 1.199, 1.201)
+    found = gradient(clipped(logp, old, torch.full_like(old, a)), logp)
+    assert (found != 0).long().tolist() == [kept]
+
+
+def test_cispo_has_no_lower_bound_by_default():
+    logp, old = at_ratio(1e-3, 0.05, 1.0, 1.279, 1.281)
+    found = gradient(cispo(logp, old, torch.ones_like(old)), logp)
+    close(found, [-1e-3, -0.05, -1.0, -1.279, -1.28])
+
+
+def test_sequence_clipped_s_ratio_of_one_token_is_that_token_s():
+    logp, old = at_ratio(1.5, 0.1, 0.2)
+    mask = torch.tensor([[True, False, False]])
+    loss = sequence_clipped(logp, old, torch.ones_like(old), mask, 0.9, 9.0)
+    close(loss, [-1.5, -1.5, -1.5])
+
+
 def test_clipped_drops_exactly_the_tokens_that_went_far_enough():
     logp, old, advantage, _ = fields()
     found = gradient(clipped(logp, old, advantage), logp).flatten().tolist()

@@ -53,6 +53,26 @@ def groups(*ids):
     return torch.tensor(ids)
 
 
+def test_what_is_compared_is_made_of_the_same_verdicts_beside_the_reward(tmp_path):
+    """Category by category, behind the same gates, and missing where a gate's verdict is."""
+    rubric = rubric_of(tmp_path, sums={"a": "weight: 3", "b": "weight: 1, gate: true"}, words={"c": "weight: 1"})
+    rows = responses_of({"x": {"a": 1, "b": 1}, "y": {"a": 0.5, "b": 0}, "z": {"a": 0, "b": None}})
+    rows += responses_of({"u": {"c": 0.25}, "v": {"c": 1}}, "words")
+    group = groups(0, 0, 0, 1, 1)
+    seen = []
+
+    def first_item(score, confidence, weight, group):
+        seen.append((weight.tolist(), group.tolist()))
+        return score[:, 0] - 10
+
+    alone = rubric_scorer(rubric, by_mean)(rows, group)
+    both = rubric_scorer(rubric, by_mean, first_item)(rows, group)
+    torch.testing.assert_close(both.reward, alone.reward, rtol=0, atol=0, equal_nan=True)
+    assert alone.compared is None and both.compared.dtype == torch.float64
+    assert both.compared.tolist() == pytest.approx([-9, -10, math.nan, -9.75, -9], nan_ok=True)
+    assert seen == [([3, 1], [0, 0, 0]), ([1], [1, 1])]
+
+
 def test_rewards_by_hand_with_a_pitfall_and_a_monitor(tmp_path):
     rubric = rubric_of(tmp_path, sums={"a": "weight: 3", "b": "weight: -1", "c": "weight: 9, role: monitor"})
     says = {"x": {"a": 1, "b": 0, "c": 1}, "y": {"a": 0.5, "b": 1, "c": 0}, "z": {"a": 0, "b": 0.5, "c": None}}

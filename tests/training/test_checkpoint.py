@@ -21,12 +21,12 @@ def stepped(model, optimizer, times):
 def test_training_goes_on_to_the_same_bits(model, tokenizer, tmp_path):
     optimizer = adamw(model, 0.1, (0.9, 0.95))
     stepped(model, optimizer, 2)
-    path = save_checkpoint(tmp_path, 2, model, tokenizer, optimizer, keep=2)
+    path = save_checkpoint(tmp_path, 2, model, tokenizer, optimizer, keep=2, memory={})
     stepped(model, optimizer, 2)
 
     again = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     fresh = adamw(again, 0.1, (0.9, 0.95))
-    assert restored_step(path, fresh) == 2
+    assert restored_step(path, fresh, {}) == 2
     stepped(again, fresh, 2)
     for (name, a), (other, b) in zip(model.named_parameters(), again.named_parameters(), strict=True):
         assert name == other and torch.equal(a, b), name
@@ -35,7 +35,7 @@ def test_training_goes_on_to_the_same_bits(model, tokenizer, tmp_path):
 
 
 def test_transformers_loads_it(model, tokenizer, tmp_path):
-    save_checkpoint(tmp_path, 1, model, tokenizer, adamw(model, 0.0, (0.9, 0.95)), keep=1)
+    save_checkpoint(tmp_path, 1, model, tokenizer, adamw(model, 0.0, (0.9, 0.95)), keep=1, memory={})
     loaded, words = (
         AutoModelForCausalLM.from_pretrained(tmp_path / "last"),
         AutoTokenizer.from_pretrained(tmp_path / "last"),
@@ -49,7 +49,7 @@ def test_transformers_loads_it(model, tokenizer, tmp_path):
 def test_the_newest_are_kept_and_last_is_the_newest(model, tokenizer, tmp_path):
     optimizer = adamw(model, 0.0, (0.9, 0.95))
     for step in (2, 9, 10):
-        save_checkpoint(tmp_path, step, model, tokenizer, optimizer, keep=2)
+        save_checkpoint(tmp_path, step, model, tokenizer, optimizer, keep=2, memory={})
         assert (tmp_path / "last").resolve().name == f"step-{step}"
     assert [path.name for path in checkpoints(tmp_path)] == ["step-9", "step-10"]
     assert {path.name for path in tmp_path.iterdir()} == {"step-9", "step-10", "last"}
@@ -57,7 +57,7 @@ def test_the_newest_are_kept_and_last_is_the_newest(model, tokenizer, tmp_path):
 
 def test_a_checkpoint_that_a_kill_broke_off_is_none(model, tokenizer, tmp_path, monkeypatch):
     optimizer = adamw(model, 0.0, (0.9, 0.95))
-    save_checkpoint(tmp_path, 1, model, tokenizer, optimizer, keep=5)
+    save_checkpoint(tmp_path, 1, model, tokenizer, optimizer, keep=5, memory={})
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -65,10 +65,10 @@ def test_a_checkpoint_that_a_kill_broke_off_is_none(model, tokenizer, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", killed)
         with pytest.raises(KeyboardInterrupt):
-            save_checkpoint(tmp_path, 2, model, tokenizer, optimizer, keep=5)
+            save_checkpoint(tmp_path, 2, model, tokenizer, optimizer, keep=5, memory={})
         assert [path.name for path in checkpoints(tmp_path)] == ["step-1"]
         assert (tmp_path / "last").resolve().name == "step-1"
-    save_checkpoint(tmp_path, 2, model, tokenizer, optimizer, keep=5)
+    save_checkpoint(tmp_path, 2, model, tokenizer, optimizer, keep=5, memory={})
     assert [path.name for path in checkpoints(tmp_path)] == ["step-1", "step-2"]
     assert not list(tmp_path.glob(".*"))
 

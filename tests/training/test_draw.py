@@ -1,11 +1,12 @@
 """Drawing again where there is nothing to compare: what is asked, what is kept, and that a response stays whole."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from grape_rl.training.draw import Drawn, equal_groups, once, until_varied
+from grape_rl.training.draw import Drawn, equal_groups, numbered, once, until_varied
 from grape_rl.types import Response, Rollout, Scores, Verdict
 
 
@@ -29,17 +30,22 @@ def drawn(turn, rewards, width=3):
         torch.tensor([r for *_, r in rows], dtype=torch.float64),
         tuple((Verdict(f"{t} {g} {i}", 0.0),) for t, g, i, _ in rows),
         tuple(f"{t} {g}" for t, g, _, _ in rows),
+        marks.double(),
     )
     return Drawn(rollout, answers, scores)
 
 
+WIDTH = (3, 5, 4, 6)
+"""Of each turn's responses, in tokens."""
+
+
 def script(*turns):
-    """A draw that gives these rewards one turn after the other, wider each time, and what it was asked."""
+    """A draw that gives these rewards one turn after the other, now wider and now less, and what it was asked."""
     asked = []
 
     def draw(turn, count):
         asked.append((turn, count))
-        return drawn(turn, turns[turn], width=3 + turn)
+        return drawn(turn, turns[turn], width=WIDTH[turn])
 
     return draw, asked
 
@@ -56,9 +62,10 @@ def whole(found):
         turn, group, number = mark // 100, mark // 10 % 10, mark % 10
         assert (rollout.behavior_logp[i][own] == -mark).all()
         assert not rollout.tokens[i][~own].any() and not rollout.behavior_logp[i][~own].any()
-        assert own.sum() == 1 + (turn + group + number) % (3 + turn)
+        assert own.sum() == 1 + (turn + group + number) % WIDTH[turn]
         assert rollout.prompts[g].item() == 1000 + 10 * turn + group
         assert found.answers[i].text == f"{turn} {group} {number}" == found.scores.verdicts[i][0].item
+        assert found.scores.compared is None or found.scores.compared[i] == mark
         assert found.scores.category[i] == f"{turn} {group}"
         assert rollout.finish[i] == ("length" if mark % 2 else "stop")
         out.setdefault(g, []).append((turn, group, number, found.scores.reward[i].item()))
@@ -106,7 +113,32 @@ def test_a_group_with_one_known_reward_is_drawn_for_again():
     assert [(t, g, i) for t, g, i, _ in whole(found)[0]] == [(1, 0, 0), (1, 0, 1), (1, 0, 2)]
 
 
+def test_what_is_compared_comes_along_where_there_is_such_a_thing():
+    draw, _ = script([SAME, VARIED], [VARIED])
+    found = until_varied(draw, 2)
+    assert found.scores.compared is not None and len(found.scores.compared) == 4
+    draw, _ = script([SAME, VARIED], [VARIED])
+
+    def plain(turn, count):
+        one = draw(turn, count)
+        return replace(one, scores=replace(one.scores, compared=None))
+
+    assert until_varied(plain, 2).scores.compared is None
+
+
 def test_nothing_can_be_made_of_nothing():
     draw, asked = script(*[[SAME, SAME]] * 4)
     assert whole(until_varied(draw, 2)) == [members(0, 0, SAME), members(0, 1, SAME)]
     assert len(asked) == 4, "three more by default"
+
+
+def test_the_same_tokens_to_the_same_prompt_are_the_same_response():
+    """Whatever stands in the padding; but the same tokens cut short, or not chosen by the policy, are another one."""
+    tokens = torch.tensor([[1, 2, 9], [1, 2, 0], [1, 2, 0], [1, 2, 9], [1, 2, 9], [1, 2, 9]])
+    mask = torch.tensor([[True, True, False]] * 3 + [[True, True, True], [True, False, True], [True, True, False]])
+    group = torch.tensor([0, 0, 1, 0, 0, 0])
+    zeros = torch.zeros(6, 3)
+    rollout = Rollout((torch.tensor([4]), torch.tensor([4])), tokens, mask, group, zeros, ("stop",) * 6, 0)
+    found = numbered(rollout).tolist()
+    assert found[0] == found[1] == found[5]
+    assert len({found[0], found[2], found[3], found[4]}) == 4

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from grape_rl.training.objective import FIELDS, Objective, Term, loss
-from grape_rl.types import Batch, Outputs
+from grape_rl.types import Outputs, ValuedBatch
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 
@@ -13,8 +13,10 @@ def field(scale):
     return torch.arange(1.0, 7.0).reshape(2, 3) * scale
 
 
-OUTPUTS = Outputs(logp=field(-1.0), entropy=field(10.0))
-BATCH = Batch(MASK, behavior_logp=field(-2.0), reference_logp=field(-3.0), advantage=field(0.5))
+OUTPUTS = Outputs(logp=field(-1.0), entropy=field(10.0), value=field(0.3))
+BATCH = ValuedBatch(
+    MASK, field(-2.0), field(-3.0), advantage=field(0.5), behavior_value=field(0.1), value_target=field(4.0)
+)
 WEIGHT = torch.tensor([[0.5, 0.25, 9.0], [0.125, 9.0, 9.0]])
 
 
@@ -42,14 +44,14 @@ def second(entropy, power):
 def test_a_term_is_told_every_field_by_its_name():
     told = {}
 
-    def curious(logp, entropy, mask, behavior_logp, reference_logp, advantage):
+    def curious(logp, entropy, value, mask, behavior_logp, reference_logp, advantage, behavior_value, value_target):
         told.update(locals())
         return logp
 
     assert Term(curious).parameters == FIELDS
     loss(Objective((Term(curious),), "token"), OUTPUTS, BATCH, WEIGHT)
-    assert told["logp"] is OUTPUTS.logp and told["entropy"] is OUTPUTS.entropy
-    assert all(told[name] is getattr(BATCH, name) for name in ("mask", "behavior_logp", "reference_logp", "advantage"))
+    assert all(told[name] is getattr(OUTPUTS, name) for name in ("logp", "entropy", "value"))
+    assert all(told[name] is getattr(BATCH, name) for name in FIELDS if name not in ("logp", "entropy", "value"))
 
 
 def test_what_is_masked_out_may_be_nan_and_leaves_no_gradient():

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from grape_rl.training.optimizer import adamw, learning_rate, set_learning_rate
+from grape_rl.model.value import Valued
+from grape_rl.training.optimizer import adamw, learning_rate, parts, set_learning_rate
 
 
 def test_matrices_decay_and_nothing_else_does():
@@ -21,6 +22,25 @@ def test_matrices_decay_and_nothing_else_does():
 
 def test_a_model_of_matrices_alone_has_one_group():
     assert len(adamw(torch.nn.Linear(2, 2, bias=False), 0.0, (0.9, 0.95)).param_groups) == 1
+
+
+def test_a_value_function_learns_at_a_rate_of_its_own_and_keeps_it_when_a_run_goes_on():
+    policy = torch.nn.Sequential(torch.nn.Embedding(5, 3), torch.nn.LayerNorm(3))
+    whole = Valued(policy, torch.nn.Linear(3, 1))
+    assert parts(whole) == {"grad_norm": policy, "value_grad_norm": whole.value}
+    assert parts(policy) == {"grad_norm": policy}
+
+    def rates(optimizer):
+        return {p: g["lr"] for g in optimizer.param_groups for p in g["params"]}
+
+    optimizer = adamw(whole, 0.1, (0.9, 0.95), value_rate=5.0)
+    set_learning_rate(optimizer, 0.02)
+    values = {whole.value.weight, whole.value.bias}
+    assert rates(optimizer) == {p: 0.02 * (5.0 if p in values else 1.0) for p in whole.parameters()}
+    again = adamw(whole, 0.1, (0.9, 0.95), value_rate=5.0)
+    again.load_state_dict(optimizer.state_dict())
+    set_learning_rate(again, 0.04)
+    assert rates(again)[whole.value.weight] == 0.2 and rates(again)[policy[1].weight] == 0.04
 
 
 def test_two_steps_are_adamw_as_published():

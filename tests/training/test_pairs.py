@@ -3,6 +3,8 @@
 In float64. Sums in another order agree to 1e-10.
 """
 
+import copy
+import inspect
 import math
 from dataclasses import replace
 
@@ -11,9 +13,9 @@ import torch
 
 from grape_rl import ALGORITHMS
 from grape_rl.data.preferences import Pair
-from grape_rl.methods import chosen_options, objective
+from grape_rl.methods import Preferences, chosen_options, objective
 from grape_rl.training import pairs as training_pairs
-from grape_rl.training.objective import PAIR_FIELDS, Objective, Term, pair_loss
+from grape_rl.training.objective import CHOICE_FIELDS, PAIR_FIELDS, Objective, Term, pair_loss
 from grape_rl.training.pairs import (
     PairExperience,
     pair_batches,
@@ -25,21 +27,27 @@ from grape_rl.training.pairs import (
 )
 from grape_rl.training.update import Limits
 from grape_rl.types import Pairs
+from precise import doubled as in_doubles
 
-OF_PAIRS = [name for name, row in ALGORITHMS.items() if row.reduction is None]
+OF_PAIRS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Preferences)]
+"""The online forms have the same terms and updates, row for row: see test_algorithms.py."""
 LIMITS = Limits(temperature=1.0, max_tokens=9, tokens_per_microbatch=30, max_grad_norm=1e9, seed=3)
 REORDERED = {"rtol": 1e-10, "atol": 1e-12}
 
 
 @pytest.fixture
 def model(model):
-    """In float64 throughout: transformers' own norm goes by way of float32, whatever the weights are."""
-    for name, module in list(model.named_modules()):
-        if "RMSNorm" in type(module).__name__:
-            norm = torch.nn.RMSNorm(module.weight.shape, eps=module.variance_epsilon)
-            norm.weight = module.weight
-            model.set_submodule(name, norm)
-    return model.double()
+    return in_doubles(model)
+
+
+@pytest.fixture
+def other(model):
+    """A reference of whole choices: the model with other weights."""
+    reference, generator = copy.deepcopy(model), torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for weight in reference.parameters():
+            weight.add_(0.2 * torch.randn(weight.shape, generator=generator, dtype=torch.float64))
+    return reference.requires_grad_(False)
 
 
 def given_pairs():
@@ -51,9 +59,9 @@ def given_pairs():
     return [Pair(draw(p), draw(c), draw(r), *gw) for (p, c, r), gw in zip(shapes, rewards, strict=True)]
 
 
-def experience(found=None):
-    """The pairs with a reference that is not the model."""
-    made = pair_experience(given_pairs() if found is None else found, None)
+def experience(found=None, reference=None):
+    """The pairs with a reference that is not the model: made-up log-probs, and the whole choices of ``reference``."""
+    made = pair_experience(given_pairs() if found is None else found, None, reference)
     generator = torch.Generator().manual_seed(7)
     mask = made.batch.mask
     logp = (-3.5 * torch.rand(mask.shape, generator=generator, dtype=torch.float64) - 0.5).masked_fill(~mask, 0)
@@ -61,15 +69,18 @@ def experience(found=None):
 
 
 def goal_of(name, **given):
+    """The row's objective with every weight switched on."""
     row = ALGORITHMS[name]
-    return objective(row, chosen_options(row, {"sft": 0.3, **given} if "sft" in chosen_options(row, {}) else given))
+    return objective(row, chosen_options(row, {term.option: 0.3 for term in row.terms if term.option} | given))
 
 
 def step_by(model, name, what, limits=LIMITS, goal=None):
     """The gradient (by plain descent with rate 1: what the weights lost), and what the update told."""
     before = [p.detach().clone() for p in model.parameters()]
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
-    told = ALGORITHMS[name].update(model, sgd, what, goal or goal_of(name), limits)
+    update = ALGORITHMS[name].update
+    asked = {"step": 0} if "step" in inspect.signature(update).parameters else {}
+    told = update(model, sgd, what, goal or goal_of(name), limits, **asked)
     lost = [b - p.detach() for b, p in zip(before, model.parameters(), strict=True)]
     with torch.no_grad():
         for p, b in zip(model.parameters(), before, strict=True):
@@ -77,17 +88,21 @@ def step_by(model, name, what, limits=LIMITS, goal=None):
     return lost, told
 
 
+def distributions(model, prompt, response):
+    """Log-probs of all tokens at each of the response's, by the model's own forward pass."""
+    return model(input_ids=torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+
+
 def alone(model, prompt, response):
     """Log-probs of the response's tokens, and the entropy of each choice, by the model's own forward pass."""
-    logits = model(input_ids=torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1]
-    choices = logits.log_softmax(-1)
+    choices = distributions(model, prompt, response)
     entropy = -(choices.exp() * choices).sum(-1)
     return choices.gather(1, response[:, None]).squeeze(1), entropy
 
 
 def plain(model, what):
     """The fields of ``PAIR_FIELDS`` from plain forward passes of each response alone, pair by pair."""
-    made = {name: [] for name in PAIR_FIELDS}
+    made = {name: [] for name in PAIR_FIELDS if what.reference is not None or name not in CHOICE_FIELDS}
     for i, pair in enumerate(given_pairs()):
         shorter = min(len(pair.chosen), len(pair.rejected))
         for which, response, row in (("chosen", pair.chosen, i), ("rejected", pair.rejected, i + 5)):
@@ -97,6 +112,12 @@ def plain(model, what):
                 made[f"{whose}{which}_logp"].append(each.sum())
                 made[f"{whose}{which}_head_logp"].append(each[:shorter].sum())
             made[f"{which}_length"].append(torch.tensor(float(len(response)), dtype=torch.float64))
+            if what.reference is not None:
+                ours = distributions(model, pair.prompt, response).exp()
+                theirs = distributions(what.reference, pair.prompt, response).exp()
+                kl = sum((q * (q / p).log()).sum() for p, q in zip(ours, theirs, strict=True))
+                made[f"{which}_kl"].append(kl)
+                made[f"{which}_collision"].append(sum((p * p).sum().log() for p in ours))
         made["chosen_reward"].append(torch.tensor(pair.chosen_reward, dtype=torch.float64))
         made["rejected_reward"].append(torch.tensor(pair.rejected_reward, dtype=torch.float64))
     return {name: torch.stack(values) for name, values in made.items()}
@@ -113,15 +134,15 @@ def test_the_fields_are_those_of_a_plain_forward_pass(model):
         expected = plain(model, what)
     for tokens in (1, 30, 10_000):
         found = pair_fields(pair_logprobs(model, what.sequences, tokens), what.batch)
-        assert found.keys() == set(PAIR_FIELDS)
-        for name in PAIR_FIELDS:
+        assert found.keys() == set(PAIR_FIELDS) - set(CHOICE_FIELDS)
+        for name in found:
             rewards = {"rtol": 1e-6, "atol": 0} if name.endswith("reward") else REORDERED  # kept in float32
             torch.testing.assert_close(found[name], expected[name], **rewards)
 
 
 @pytest.mark.parametrize("name", OF_PAIRS)
-def test_loss_and_gradient_are_those_of_plain_forward_passes(model, name):
-    what, goal = experience(), goal_of(name)
+def test_loss_and_gradient_are_those_of_plain_forward_passes(model, other, name):
+    what, goal = experience(reference=other), goal_of(name)
     fields = plain(model, what)
     total = sum(
         term.coefficient * term.function(**{n: fields[n] for n in term.parameters}, **term.options).mean()
@@ -132,21 +153,23 @@ def test_loss_and_gradient_are_those_of_plain_forward_passes(model, name):
     assert all((g != 0).any() for g in expected), "every parameter has a part in it"
     found, told = step_by(model, name, what)
     # odpo and rpo read rewards that are kept in float32
-    compare(found, expected, **({"rtol": 1e-5, "atol": 1e-7} if name in ("odpo", "rpo") else REORDERED))
+    of_rewards = name in ("odpo", "rpo", "mixture")
+    compare(found, expected, **({"rtol": 1e-5, "atol": 1e-7} if of_rewards else REORDERED))
     assert told["loss"] == pytest.approx(float(total.detach()), rel=1e-6)
     assert told["grad_norm"] == pytest.approx(math.sqrt(sum(float(g.square().sum()) for g in expected)), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", OF_PAIRS)
-def test_micro_batches_and_the_order_of_pairs_change_nothing(model, name):
-    expected, whole = step_by(model, name, experience(), replace(LIMITS, tokens_per_microbatch=10_000))
-    found, told = step_by(model, name, experience(), replace(LIMITS, tokens_per_microbatch=1))
+def test_micro_batches_and_the_order_of_pairs_change_nothing(model, other, name):
+    what = experience(reference=other)
+    expected, whole = step_by(model, name, what, replace(LIMITS, tokens_per_microbatch=10_000))
+    found, told = step_by(model, name, what, replace(LIMITS, tokens_per_microbatch=1))
     compare(found, expected, **REORDERED)
     assert told == pytest.approx(whole, rel=1e-8)
     order = torch.tensor([3, 0, 4, 2, 1])
     rows = torch.cat([order, order + 5])
-    what, found = experience(), given_pairs()
-    shuffled = experience([found[i] for i in order.tolist()])
+    found = given_pairs()
+    shuffled = experience([found[i] for i in order.tolist()], other)
     shuffled = replace(shuffled, batch=replace(shuffled.batch, reference_logp=what.batch.reference_logp[rows]))
     compare(step_by(model, name, shuffled)[0], expected, **REORDERED)
 

@@ -2,6 +2,8 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -110,6 +112,17 @@ def experience_of(
     return source(step), asked
 
 
+def test_what_is_compared_takes_the_place_of_the_reward_in_the_advantage_alone(tokenizer):
+    def scores(answers, group):
+        return replace(scored(1.0, 0.0, 0.25, 0.75)(answers, group), compared=torch.tensor([5.0, 7.0, 0.0, math.nan]))
+
+    found, _ = experience_of(tokenizer, scores, advantage=partial(group_relative, scale="none"))
+    assert found.batch.advantage[:, 0].tolist() == [-1.0, 1.0, 0.0, 0.0]
+    assert found.batch.mask.any(dim=1).tolist() == [True, True, True, False]
+    assert found.metrics["reward"] == 0.5
+    assert [record["reward"] for record in found.records] == [1.0, 0.0, 0.25, 0.75]
+
+
 def test_responses_are_sampled_scored_and_compared(tokenizer):
     found, ((prompts, n, seed, version),) = experience_of(tokenizer, scored(1.0, 0.0, 0.25, 0.75), step=5)
     assert (n, seed, version) == (2, step_seed(8, 5, "sample"), 5)
@@ -132,6 +145,7 @@ def test_responses_are_sampled_scored_and_compared(tokenizer):
             "tokens": 9.0,
             "item/sums/correct": 0.5,
             "missing": 0.0,
+            "used": 4.0,
         }
     )
     assert found.warnings == ()

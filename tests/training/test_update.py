@@ -12,11 +12,13 @@ import torch
 
 from grape_rl import ALGORITHMS
 from grape_rl.methods import chosen_options, objective
+from grape_rl.model.value import Valued, own_model, shared_head
 from grape_rl.training import update
 from grape_rl.training.objective import Objective, Term
 from grape_rl.training.source import Experience
 from grape_rl.training.update import Limits, gradient
-from grape_rl.types import Batch, Sequences
+from grape_rl.training.value import still
+from grape_rl.types import Sequences, ValuedBatch
 from precise import doubled
 
 LIMITS = Limits(temperature=0.7, max_tokens=9, tokens_per_microbatch=50, max_grad_norm=1e9, seed=3)
@@ -39,11 +41,13 @@ def experience():
     mask[2, 1:3] = False  # a tool's answer
     draw = lambda: torch.rand(7, 6, generator=generator, dtype=torch.float64)  # noqa: E731
     advantage = torch.tensor([1.0, -0.5, 0.0, 2.0, -1.5, 0.0, 0.7], dtype=torch.float64)
-    batch = Batch(
+    batch = ValuedBatch(
         mask,
         (-3.5 * draw() - 0.5).masked_fill(~mask, 0),
         (-3.5 * draw() - 0.5).masked_fill(~mask, 0),
         advantage[:, None].expand(7, 6),
+        (value := 2 * draw() - 1).masked_fill(~mask, 0),
+        (value + 2 * draw() - 1).masked_fill(~mask, 0),
     )
     prompts = tuple(torch.randint(4, 40, (n,), generator=generator) for n in (5, 2, 8))
     tokens = torch.randint(4, 40, (7, 6), generator=generator)
@@ -79,8 +83,20 @@ def distinct():
 DISTINCT = distinct()
 
 
+def with_value(model, goal):
+    """The model, with a random head for the value beside it where the objective reads that."""
+    if not any("value" in term.parameters for term in goal.terms):
+        return model
+    head = shared_head(model)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(6)) / 4)
+        head.bias.fill_(0.3)
+    return Valued(model, head)
+
+
 def step_by(model, goal, what, limits=LIMITS, **more):
     """The gradient (by plain descent with rate 1: what the weights lost), and what the update told."""
+    model = with_value(model, goal)
     before = [p.detach().clone() for p in model.parameters()]
     told = gradient(model, torch.optim.SGD(model.parameters(), lr=1.0), what, goal, limits, step=0, **more)
     lost = [b - p.detach() for b, p in zip(before, model.parameters(), strict=True)]
@@ -98,6 +114,7 @@ def compare(found, expected, **tolerance):
 # Each term once more, for one token and in Python's words. A new row's new terms have to be added here.
 ONE_TOKEN = {
     "policy_gradient": lambda s: -s["a"] * s["logp"],
+    "dft": lambda s: -s["logp"].exp().item() * s["logp"] * s["a"],
     "ratio": lambda s: -s["rho"] * s["a"],
     "clipped": lambda s: -min(s["rho"] * s["a"], max(min(s["rho"], 1 + s["clip_high"]), 1 - s["clip_low"]) * s["a"]),
     "sequence_clipped": lambda s: -min(s["mean_rho"] * s["a"], max(min(s["mean_rho"], 1.0004), 0.9997) * s["a"]),
@@ -114,18 +131,29 @@ ONE_TOKEN = {
     "advantage_weighted_entropy": lambda s: -s["a"] * s["entropy"],
     "reference_kl": lambda s: s["rho"] * ((s["ref"] - s["logp"]).exp() - 1 - (s["ref"] - s["logp"])),
     "entropy_bonus": lambda s: -s["entropy"],
+    "value_loss": lambda s: (
+        max(
+            (s["v"] - s["goal"]) ** 2,
+            (s["v_old"] + max(min(s["v"] - s["v_old"], s["clip_value"]), -s["clip_value"]) - s["goal"]) ** 2,
+        )
+        / 2
+    ),
 }
 
 
 def looped(model, goal, what):
     """The loss and its gradient from each row run alone through the model's own head, token by token."""
+    whole = with_value(model, goal)
+    parameters = list(whole.parameters())
+    weigh = whole.value if whole is not model else torch.nn.Linear(16, 1).double()
     rows = [i for i in range(len(what.batch.mask)) if what.batch.mask[i].any()]
     counts = {i: int(what.batch.mask[i].sum()) for i in rows}
     total = torch.zeros((), dtype=torch.float64)
     for i in rows:
         prompt = what.sequences.prompts[int(what.sequences.group[i])]
         ids = torch.cat([prompt, what.sequences.tokens[i]])
-        logits = model(input_ids=ids[None]).logits[0] / LIMITS.temperature
+        passed = model(input_ids=ids[None], output_hidden_states=True)
+        logits, hidden = passed.logits[0] / LIMITS.temperature, passed.hidden_states[-1][0]
         own = [t for t in range(len(what.sequences.tokens[i])) if what.batch.mask[i, t]]
         moved = sum(
             logits[len(prompt) + t - 1].log_softmax(-1)[what.sequences.tokens[i, t]] - what.batch.behavior_logp[i, t]
@@ -142,6 +170,9 @@ def looped(model, goal, what):
                 "whole_rho": moved.exp(),
                 "ref": what.batch.reference_logp[i, t],
                 "entropy": -(choices.exp() * choices).sum(),
+                "v": weigh.weight[0] @ hidden[len(prompt) + t - 1] + weigh.bias[0],
+                "v_old": what.batch.behavior_value[i, t],
+                "goal": what.batch.value_target[i, t],
             }
             weight = {
                 "token": 1 / sum(counts.values()),
@@ -151,7 +182,7 @@ def looped(model, goal, what):
             weight = torch.tensor(weight, dtype=torch.float32).item()
             for term in goal.terms:
                 total = total + weight * term.coefficient * ONE_TOKEN[term.function.__name__](said | term.options)
-    return torch.autograd.grad(total, list(model.parameters())), float(total.detach())
+    return torch.autograd.grad(total, parameters), float(total.detach())
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -160,10 +191,11 @@ def test_loss_and_gradient_are_a_loop_over_tokens(model, name, reduction):
     goal = goal_of(name, reduction)
     found, told = step_by(model, goal, experience())
     expected, loss = looped(model, goal, experience())
-    assert max(g.abs().max() for g in expected) > 0.01
+    assert max(g.abs().max() for g in expected) > 0.005
     compare(found, expected, **REORDERED)
     assert told["loss"] == pytest.approx(loss, rel=1e-5)  # told in float32
-    assert told["grad_norm"] == pytest.approx(math.sqrt(sum(float(g.square().sum()) for g in expected)), rel=1e-5)
+    norm = math.hypot(told["grad_norm"], told.get("value_grad_norm", 0.0))
+    assert norm == pytest.approx(math.sqrt(sum(float(g.square().sum()) for g in expected)), rel=1e-5)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -180,8 +212,9 @@ def test_micro_batches_change_neither_loss_nor_gradient(model, name, reduction):
 @pytest.mark.parametrize("name", DISTINCT)
 def test_micro_batches_change_no_parameter_after_steps_of_adam(model, name):
     """Adam divides by the gradient's size, so that rounding of a gradient near 0 counts: 1e-6 of a step of 1e-3."""
-    goal, start = goal_of(name, "token"), [p.detach().clone() for p in model.parameters()]
-    ends = []
+    goal = goal_of(name, "token")
+    model = with_value(model, goal)
+    start, ends = [p.detach().clone() for p in model.parameters()], []
     for tokens in (20, 10_000):
         with torch.no_grad():
             for p, s in zip(model.parameters(), start, strict=True):
@@ -200,7 +233,9 @@ def test_the_order_of_rows_changes_nothing(model, name):
     what, order = experience(), torch.tensor([4, 6, 0, 2, 5, 1, 3])
     fields = {key: value[order] for key, value in vars(what.batch).items()}
     s = what.sequences
-    shuffled = Experience(Sequences(s.prompts, s.tokens[order], s.mask[order], s.group[order]), Batch(**fields), {})
+    shuffled = Experience(
+        Sequences(s.prompts, s.tokens[order], s.mask[order], s.group[order]), ValuedBatch(**fields), {}
+    )
     goal = goal_of(name, "sequence")
     compare(step_by(model, goal, shuffled)[0], step_by(model, goal, what)[0], **REORDERED)
 
@@ -211,9 +246,9 @@ def rows_run(monkeypatch):
     counts: list[int] = []
     run = update.logprobs
 
-    def counted(model, sequences, temperature):
+    def counted(model, sequences, *rest):
         counts.append(len(sequences.tokens))
-        return run(model, sequences, temperature)
+        return run(model, sequences, *rest)
 
     monkeypatch.setattr(update, "logprobs", counted)
     return counts
@@ -271,7 +306,7 @@ def test_masked_rows_count_for_nothing_and_are_not_run(model, rows_run):
     masked = replace(what, batch=replace(what.batch, mask=mask))
     s = what.sequences
     fields = {key: value[kept] for key, value in vars(what.batch).items()}
-    smaller = Experience(Sequences(s.prompts, s.tokens[kept], s.mask[kept], s.group[kept]), Batch(**fields), {})
+    smaller = Experience(Sequences(s.prompts, s.tokens[kept], s.mask[kept], s.group[kept]), ValuedBatch(**fields), {})
     for reduction in REDUCTIONS:
         goal = goal_of("grpo", reduction)
         rows_run.clear()
@@ -287,7 +322,7 @@ def test_what_is_masked_may_hold_anything(model):
         key: value if key == "mask" else value.masked_fill(hidden, torch.nan) for key, value in vars(what.batch).items()
     }
     goal = goal_of("grpo", "token")
-    found, told = step_by(model, goal, replace(what, batch=Batch(**spoiled)))
+    found, told = step_by(model, goal, replace(what, batch=ValuedBatch(**spoiled)))
     compare(found, step_by(model, goal, what)[0], **REORDERED)
     assert all(map(math.isfinite, told.values()))
 
@@ -315,6 +350,20 @@ def test_minibatches_part_the_rows_anew_each_epoch_and_step_by_each(model):
     for epoch in (first, second):
         assert sorted(torch.cat(epoch).tolist()) == every
     assert [sorted(p.tolist()) for p in first] != [sorted(p.tolist()) for p in second]
+
+
+def test_minibatches_part_what_was_kept_evenly(model):
+    """Of seven responses three are kept: three parts have one each, as if there had been no others."""
+    what, kept, sizes = experience(), torch.tensor([0, 4, 5]), []
+    mask = what.batch.mask & torch.isin(torch.arange(7), kept)[:, None]
+
+    def spy(logp, behavior_logp):
+        sizes.append(len(logp))
+        return logp
+
+    few = replace(what, batch=replace(what.batch, mask=mask))
+    gradient(model, torch.optim.SGD(model.parameters(), lr=0.0), few, Objective((Term(spy),), "token"), LIMITS, 0, 2, 3)
+    assert sizes == [1] * 6
 
 
 def test_the_gradient_is_clipped_to_its_limit_and_told_as_it_was(model):
@@ -360,9 +409,103 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_moves_a_weight(mo
 @pytest.mark.parametrize("name", DISTINCT)
 def test_every_trainable_parameter_gets_a_gradient_and_a_frozen_one_keeps_its_bits(model, name):
     frozen = model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
-    kept = frozen.clone()
+    kept, goal = frozen.clone(), goal_of(name, "token")
+    model = with_value(model, goal)
     adam = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    gradient(model, adam, experience(), goal_of(name, "token"), LIMITS, step=0)
+    gradient(model, adam, experience(), goal, LIMITS, step=0)
     assert frozen.grad is None and torch.equal(frozen, kept)
     silent = [key for key, p in model.named_parameters() if p is not frozen and not (p.grad != 0).any()]
     assert not silent
+
+
+# A value function beside the policy
+
+
+@pytest.mark.parametrize("trunk", ["shared", "own"])
+def test_the_value_s_gradient_is_clipped_by_a_norm_of_its_own(model, trunk):
+    """However far off the value is, the policy's step is as long as ever; without a clip, the two are as they were."""
+    row, what = ALGORITHMS["ppo"], experience()
+    goal = objective(row, chosen_options(row, {"value_coefficient": 1.0, "clip_value": 1e9}))
+    far = replace(what, batch=replace(what.batch, value_target=what.batch.value_target + 1000))
+    value = with_value(model, goal).value if trunk == "shared" else own_model(model)
+    whole, rate = Valued(model, value), torch.optim.SGD
+    before = [p.detach().clone() for p in whole.parameters()]
+    limits = replace(LIMITS, max_grad_norm=0.5)
+    told = gradient(whole, rate(whole.parameters(), lr=1.0), far, goal, limits, step=0)
+    lost = [float((b - p.detach()).square().sum()) for b, p in zip(before, whole.parameters(), strict=True)]
+    count = len(list(model.parameters()))
+    assert told["value_grad_norm"] > 10
+    assert math.sqrt(sum(lost[:count])) == pytest.approx(min(0.5, told["grad_norm"]), rel=1e-4)
+    assert math.sqrt(sum(lost[count:])) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_an_own_value_model_leaves_the_policy_s_gradient_as_it_is_without_a_value(model):
+    goal, what = goal_of("ppo", "token", value_coefficient=1.0), experience()
+    plain, _ = step_by(model, bare("ppo", "token"), what)
+    whole = Valued(model, own_model(model))
+    before = [p.detach().clone() for p in model.parameters()]
+    gradient(whole, torch.optim.SGD(whole.parameters(), lr=1.0), what, goal, LIMITS, step=0)
+    compare([b - p.detach() for b, p in zip(before, model.parameters(), strict=True)], plain, **REORDERED)
+    assert whole.value.score.weight.any()
+
+
+@pytest.mark.parametrize("trunk", ["shared", "own"])
+def test_while_the_policy_is_held_still_only_the_value_moves(model, trunk):
+    model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
+    goal = goal_of("ppo", "token")
+    value = with_value(model, goal).value if trunk == "shared" else own_model(model)
+    whole = Valued(model, value)
+    adam = torch.optim.AdamW(whole.parameters(), lr=1e-2, weight_decay=0.1)
+    before = {key: p.detach().clone() for key, p in whole.named_parameters()}
+    with still(model):
+        told = gradient(whole, adam, experience(), goal, LIMITS, step=0, epochs=2)
+    moved = {key for key, p in whole.named_parameters() if not torch.equal(p, before[key])}
+    assert moved == {key for key, _ in whole.named_parameters() if key.startswith("value.")}
+    assert told["grad_norm"] == 0 < told["value_grad_norm"]
+    trains = {key for key, p in model.named_parameters() if p.requires_grad}
+    assert {key for key, _ in model.named_parameters()} - trains == {"model.layers.0.mlp.up_proj.weight"}, "as before"
+
+
+# An end to a step that has gone far enough
+
+
+def test_a_step_ends_before_the_part_whose_kl_is_over_the_limit(model):
+    what, goal = experience(), goal_of("grpo", "token")
+    on_policy = replace(what, batch=replace(what.batch, behavior_logp=behavior_of(model, what)))
+    start = [p.detach().clone() for p in model.parameters()]
+
+    def run(limit, epochs):
+        with torch.no_grad():
+            for p, s in zip(model.parameters(), start, strict=True):
+                p.copy_(s)
+        rate = torch.optim.SGD(model.parameters(), lr=0.02)
+        return gradient(model, rate, on_policy, goal, LIMITS, step=0, epochs=epochs, step_kl_limit=limit)
+
+    kls = []
+    for made in range(1, 5):
+        free = run(0.0, made)
+        assert "updates" not in free
+        kls.append(free["step_kl"] * made - sum(kls))  # of the last pass; what is told is their mean
+    assert kls[0] == pytest.approx(0, abs=1e-9) and 0 < kls[1] < kls[2] < kls[3]
+
+    two = run(0.0, 2)
+    after_two = [p.detach().clone() for p in model.parameters()]
+    ended = run((kls[1] + kls[2]) / 2, 4)
+    assert ended["updates"] == 2 and ended["stopped_kl"] == pytest.approx(kls[2], rel=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(after_two, model.parameters(), strict=True))
+    assert {key: ended[key] for key in two} == two, "what is told is of the passes that were made"
+    whole = run(kls[3] * 1.01, 4)
+    assert whole["updates"] == 4 and "stopped_kl" not in whole
+
+
+def test_a_step_that_is_over_the_limit_from_the_start_changes_nothing_and_says_so(model):
+    before = [p.detach().clone() for p in model.parameters()]
+    adam = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    told = gradient(model, adam, experience(), goal_of("grpo", "token"), LIMITS, step=0, step_kl_limit=1e-3)
+    assert told == {"stopped_kl": pytest.approx(told["stopped_kl"]), "updates": 0.0} and told["stopped_kl"] > 1e-3
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)) and not adam.state
+
+
+def behavior_of(model, what):
+    with torch.no_grad():
+        return update.logprobs(model, what.sequences, LIMITS.temperature).logp

@@ -1,16 +1,13 @@
-"""``grape explain METHOD``: what a method is made of, and how to run it."""
+"""``grape explain METHOD``: what a method is, how it is derived, what it is made of, and how to run it."""
 
-import inspect
 from collections.abc import Sequence
-from dataclasses import replace
 
-from grape_rl.cli.algorithms import needs
 from grape_rl.cli.arguments import parsed_arguments
 
 HELP = """usage: grape explain METHOD
 
-The method's equation, the functions that it runs with their files, its options with defaults (and, where the row's is
-another than the function's own, that one), and a command."""
+The method's equation, its derivation in short, the functions that it runs with their files, their options with
+defaults (and, where the row's is another than the function's own, that one), and a command."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -20,36 +17,33 @@ def main(arguments: Sequence[str]) -> None:
         return
     words, _, _ = parsed_arguments(arguments)
     from grape_rl.algorithms import ALGORITHMS
-    from grape_rl.methods import options
     from grape_rl.reward.strict import nearest
 
     if len(words) != 1:
         raise ValueError(f"name one method to explain, not {words or 'none'}")
     if words[0] not in ALGORITHMS:
         raise ValueError(f"unknown method {words[0]!r}{nearest(words[0], ALGORITHMS)}")
-    row = ALGORITHMS[words[0]]
-    print(
-        f"{row.name}: {row.summary}\n\n  {row.equation}\n\n{row.paper}\nneeds: {needs(row)}\n\nIt runs, in this order:"
-    )
-    for function in row.functions:
-        plain = inspect.unwrap(function)
-        first = (inspect.getdoc(plain) or "").split("\n\n")[0].replace("\n", " ")
-        print(f"  {plain.__module__}.{plain.__name__}\n      {first}")
-    print("\nOptions (--options.NAME VALUE):")
-    own = options(replace(row, defaults={}))
-    for name, (kind, default) in options(row).items():
-        other = f"; the function's own default is {own[name][1]}" if name in row.defaults else ""
-        print(f"  {name} = {default}  ({_kind(kind)}{other})")
-    print(f"\nTry it:\n  {command(row.name)}")
+    print(explanation(words[0]))
 
 
-def command(method: str) -> str:
-    """A command that runs the method on the built-in tasks."""
-    start = "" if method == "sft" else "grape train sft --config demo && "
-    return f"{start}grape train {method} --config demo"
+def explanation(method: str) -> str:
+    """The page of a method, in lines of up to 100 columns."""
+    from grape_rl.algorithms import ALGORITHMS
+    from grape_rl.cli import described
 
-
-def _kind(kind: object) -> str:
-    kind = getattr(kind, "__origin__", kind) if hasattr(kind, "__metadata__") else kind
-    choices = getattr(kind, "__args__", None)
-    return " | ".join(map(str, choices)) if choices else getattr(kind, "__name__", str(kind))
+    row = ALGORITHMS[method]
+    derived = described.derivation(row.page)
+    lines = [described.wrapped(f"{row.name}: {row.summary}"), "", described.equation(row, indent=2)]
+    lines += ["", described.wrapped(f"paper: {row.paper}", hanging=7)]
+    lines += [described.wrapped(f"needs: {described.needs(row)}", hanging=7), "", derived]
+    if where := described.symbols(row.equation + derived):
+        lines += ["", described.wrapped(f"({where})", hanging=1)]
+    lines += ["", "It runs, in this order, with these options (--options.NAME VALUE):"]
+    for function in described.parts(row):
+        lines += ["", f"  {function.__name__}  {described.place(function)}"]
+        lines.append(described.wrapped(described.summary(function), indent=4))
+        for settings, meaning in described.option_lines(row, function):
+            lines += [f"      {setting}" for setting in settings]
+            lines += [described.wrapped(meaning, indent=10)] if meaning else []
+    lines += ["", "Try it:", f"  {described.command(row.name)}"]
+    return "\n".join(lines)

@@ -13,7 +13,7 @@ RUBRIC   a rubric file (YAML or JSON)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Load the rubric, try it on the data, and print its items."""
+    """Load the rubric and the reward models it names, try it on the data, and print its items."""
     if not arguments or "--help" in arguments or "-h" in arguments:
         print(HELP)
         return
@@ -21,11 +21,14 @@ def main(arguments: Sequence[str]) -> None:
     if len(words) != 1:
         raise ValueError(f"name one rubric file, not {words or 'none'}")
     from grape_rl.data.rows import rows
+    from grape_rl.parts.policy import device
     from grape_rl.reward.rubric import category_name, check_rows, load_rubric
+    from grape_rl.reward.scores import rubric_models
     from grape_rl.training.display import table
 
     rubric = load_rubric(words[0], listed(own.get("allow", "")))
     counts = dict.fromkeys(rubric.categories, "")
+    found: list[dict[str, object]] = []
     if "data" in own:
         found = rows(str(own["data"]))
         check_rows(rubric, found)
@@ -33,8 +36,16 @@ def main(arguments: Sequence[str]) -> None:
         counts = {name: str(homes.count(name)) for name in rubric.categories}
         if unreached := [name for name, count in counts.items() if count == "0"]:
             raise ValueError(f"{words[0]}: no row of {own['data']} is of the category {unreached[0]!r}")
+    rubric_models(rubric, found, device("cpu"), 8192)
     lines = [
-        [category, item.id, f"{item.weight:g}", item.role, item.check.type, counts[category]]
+        [
+            category,
+            item.id,
+            f"{item.weight:g}",
+            item.role,
+            item.check.type if item.check else "reward_model",
+            counts[category],
+        ]
         for category, part in rubric.categories.items()
         for item in part.items
     ]

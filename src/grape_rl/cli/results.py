@@ -24,7 +24,7 @@ def print_held_out(evaluations: Mapping[int, HeldOut], names: Mapping[int, str] 
         rows.append(["all", "reward", *rewards, *([_change(rewards)] if several else [])])
         rows.append(["all", "tokens", *[f"{length:.1f}" for length in lengths], *([""] if several else [])])
     missing = sum(sum(item.missing.values()) for item in last.items)
-    graded = f"mean scores of {first.responses} responses" if first.responses else "preferences"
+    graded = f"mean scores of {first.responses} responses" if first.responses else last.items[0].category
     title = f"held-out: {graded}" + (f", {missing} missing" if missing else "")
     table(title, ["category", "item", *heads, *(["change"] if several else [])], rows)
 

@@ -36,8 +36,9 @@ def main(arguments: Sequence[str]) -> None:
 
     from grape_rl.data.rows import require, rows
     from grape_rl.maths.grape import unweighted
+    from grape_rl.parts.policy import device
     from grape_rl.reward.rubric import check_rows, load_rubric
-    from grape_rl.reward.scores import item_table, rubric_scorer
+    from grape_rl.reward.scores import item_table, rubric_models, rubric_scorer
     from grape_rl.training.display import table
     from grape_rl.training.source import records
     from grape_rl.types import Response
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str]) -> None:
     if own.get("output") == own["data"]:
         raise ValueError(f"--output {own['output']}: is the data itself; name another file")
     answers = [Response(str(r[prompt]), str(r[response]), r, counted(str(r[response])), "stop") for r in found]
-    scores = rubric_scorer(rubric, unweighted)(answers, torch.arange(len(answers)))
+    models = rubric_models(rubric, [{"prompt": row[prompt]} for row in found], device("auto"), 8192)
+    scores = rubric_scorer(rubric, unweighted, models=models)(answers, torch.arange(len(answers)))
     lines = [[item.category, item.item, item.graded, item.mean, _counts(item.missing)] for item in item_table(scores)]
     table(f"{len(answers)} responses of {own['data']}", ["category", "item", "graded", "mean", "missing"], lines)
     graded = int((~scores.reward.isnan()).sum())

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config
-from grape_rl.methods import Preferences, Responses, chosen_options
+from grape_rl.methods import Comparisons, Demonstrations, Labels, Preferences, Sampled, Steps, chosen_options
 
 
 def settings_help() -> str:
@@ -64,15 +64,21 @@ def derived(config: Config) -> str:
     if "optimizer" in inspect.signature(row.update).parameters:
         updates = options.get("epochs", 1) * options.get("minibatches", 1)
         changes = f"{updates} optimizer step{'s' * (updates > 1)} each"
-    if isinstance(row.source, Responses):
+    if isinstance(row.source, Sampled):
         count = config.prompts_per_step * config.group_size
         batch = (
             f"{config.prompts_per_step} prompts x {config.group_size} responses = {count} responses a step, up to "
             f"{count * config.sampling.max_tokens} tokens"
         )
     else:
-        kind = "pairs" if isinstance(row.source, Preferences) else "demonstrations"
-        batch = f"{config.prompts_per_step} {kind} a step"
+        words = {
+            Demonstrations: "demonstrations",
+            Preferences: "pairs",
+            Comparisons: "pairs",
+            Labels: "labelled responses",
+            Steps: "solutions",
+        }
+        batch = f"{config.prompts_per_step} {words[type(row.source)]} a step"
     return (
         f"{config.method}: {config.steps} steps, {batch}; {changes}, in "
         f"micro-batches of up to {config.tokens_per_microbatch} positions; {device(config.device)}, {config.precision}"

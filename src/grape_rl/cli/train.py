@@ -68,4 +68,6 @@ def resolved(method: str, file: str | None, given: dict[str, Any]) -> Any:
 
 def demo_config(method: str) -> Path:
     """The built-in configuration file of a method on the built-in tasks."""
-    return Path(str(files("grape_rl") / "configs" / "demo" / f"{method}.yaml"))
+    from grape_rl.algorithms import ALGORITHMS
+
+    return Path(str(files("grape_rl") / "configs" / "demo" / f"{ALGORITHMS[method].page}.yaml"))

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from grape_rl.data.rows import Messages
+from grape_rl.data.conversation import apart, conversation_tokens, ended, template_arguments, templated
+from grape_rl.data.messages import Messages
 from grape_rl.types import Sequences
 
 if TYPE_CHECKING:
@@ -18,20 +20,32 @@ else:  # transformers is slow to import, and a tokenizer is passed in
     Tokenizer = Any
 
 
+Learn = Literal["completion", "assistant", "all"]
+"""What of a demonstration is learned: the completion, every message of the assistant's, or all after the first token.
+"""
+
+
 @dataclass(frozen=True)
 class Example:
-    """A demonstration in tokens: a prompt, and the completion to learn, which follows it."""
+    """A demonstration in tokens: a prompt, and the completion to learn, which follows it.
+
+    ``learned`` is True where a token of the completion is learned: where it is None, all of them are.
+    """
 
     prompt: Int[Tensor, " p"]
     completion: Int[Tensor, " t"]
+    learned: Bool[Tensor, " t"] | None = None
+
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Lengths:
     """What became of the rows under a limit of length.
 
-    ``rows`` were given; of ``truncated`` the completion lost its end; ``dropped`` had a prompt that left no room for
-    one. ``tokens`` counts the tokens of the completions that are left.
+    ``rows`` were given; of ``truncated`` the completion lost its end; ``dropped`` had nothing to learn within the
+    limit, a prompt that left no room, say. ``tokens`` counts the tokens to learn that are left.
     """
 
     rows: int
@@ -54,31 +68,31 @@ def end_tokens(tokenizer: Tokenizer, generation_config: Any = None) -> tuple[int
     return found
 
 
-def prompt_tokens(tokenizer: Tokenizer, prompt: str | Messages, where: str = "data") -> Int[Tensor, " p"]:
+def prompt_tokens(
+    tokenizer: Tokenizer, prompt: str | Messages, where: str = "data", given: Mapping[str, Any] = NOTHING
+) -> Int[Tensor, " p"]:
     """The tokens of a prompt, ready for a response to follow.
 
-    Plain text gets the tokenizer's own special tokens (a begin token, say), but not an end token behind it. Messages go
-    through the chat template, with the header of the assistant's turn at the end.
+    Plain text gets the tokenizer's own special tokens (a begin token, say, if it does not begin with it already), but
+    not an end token behind it. Messages go through the chat template, with the header of the assistant's turn at the
+    end, and with what it is ``given`` beside them (see ``template_arguments``).
 
     Raises:
         ValueError: messages and no chat template, or a template that refuses them; a prompt of no tokens.
     """
     if isinstance(prompt, str):
-        tokens = tokenizer(prompt)["input_ids"]
-        bare = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        # An end token that the prompt's own text spells stays: only one behind all the text was added.
-        if tokens[-1:] == [tokenizer.eos_token_id] and tokens[:-1][-len(bare) :] == bare:
-            tokens = tokens[:-1]
+        tokens = _begun(tokenizer, prompt)
     else:
-        tokens = _templated(tokenizer, prompt, where, add_generation_prompt=True)
+        tokens = templated(tokenizer, prompt, where, given, add_generation_prompt=True)["input_ids"]
     if not tokens:
         raise ValueError(f"{where}: the prompt has no tokens: {prompt!r:.80}")
     return torch.tensor(tokens, dtype=torch.int64)
 
 
 def completion_tokens(
-    tokenizer: Tokenizer, prompt: str | Messages, completion: str | Messages, end: tuple[int, ...], where: str = "data"
-) -> Int[Tensor, " t"]:
+    tokenizer: Tokenizer, prompt: str | Messages, completion: str | Messages, end: tuple[int, ...],
+    where: str = "data", given: Mapping[str, Any] = NOTHING,
+) -> Int[Tensor, " t"]:  # fmt: skip
     """The tokens that a policy would have to choose after the prompt's, one end token at the end.
 
     Messages: what the chat template writes for prompt and completion, less what it writes for the prompt alone. Where
@@ -96,51 +110,92 @@ def completion_tokens(
         follows = both[: len(head)] == head
         tokens = both[len(head) :] if follows else tokenizer(completion, add_special_tokens=False)["input_ids"]
     elif isinstance(prompt, list) and isinstance(completion, list):
-        head = _templated(tokenizer, prompt, where, add_generation_prompt=True)
-        both = _templated(tokenizer, prompt + completion, where, add_generation_prompt=False)
+        head = templated(tokenizer, prompt, where, given, add_generation_prompt=True)["input_ids"]
+        both = templated(tokenizer, prompt + completion, where, given)["input_ids"]
         if both[: len(head)] != head:
             raise ValueError(
                 f"{where}: the chat template writes the prompt otherwise once an answer follows: "
-                f"{_apart(tokenizer, head, both)}; give the rows as plain text, or mend the template"
+                f"{apart(tokenizer, head, both)}; give the rows as plain text, or mend the template"
             )
         tokens = both[len(head) :]
     else:
         raise ValueError(f"{where}: prompt and completion must both be plain text or both be messages")
-    return torch.tensor(_ended(tokenizer, tokens, end), dtype=torch.int64)
+    return torch.tensor(ended(tokenizer, tokens, end), dtype=torch.int64)
+
+
+def demonstration_tokens(
+    tokenizer: Tokenizer, row: Mapping[str, Any], end: tuple[int, ...], learn: Learn | None, where: str = "data"
+) -> tuple[list[int], list[bool]]:
+    """A demonstration's tokens, prompt and all, and which of them are learned.
+
+    A row has a ``prompt`` with a ``completion``, a whole conversation as ``messages``, or ``text``. Unless ``learn``
+    says otherwise, the completion is learned, or every message of the assistant's, or all of the text after its first
+    token, before which nothing stands. What is learned at last ends with an end token.
+
+    Raises:
+        ValueError: ``learn`` asks for what the row has not, and as ``prompt_tokens``, ``completion_tokens`` and
+            ``conversation_tokens``.
+    """
+    if "text" in row:
+        if learn not in (None, "all"):
+            raise ValueError(f"{where}: all of a text is learned; it has no {learn} to learn alone")
+        tokens = ended(tokenizer, _begun(tokenizer, row["text"]), end)
+        return tokens, [False] + [True] * (len(tokens) - 1)
+    of_messages = "messages" in row or isinstance(row["prompt"], list)
+    given = template_arguments(row, where)
+    if "messages" in row and learn == "completion":
+        raise ValueError(f"{where}: a whole conversation has no completion; learn the assistant's messages, or all")
+    if not of_messages and learn == "assistant":
+        raise ValueError(f"{where}: plain text has no messages of an assistant's; learn the completion, or all")
+    if learn == "assistant" or ("messages" in row and learn is None):
+        messages = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
+        return conversation_tokens(tokenizer, messages, end, where, given)
+    if "messages" in row:
+        tokens = templated(tokenizer, row["messages"], where, given)["input_ids"]
+        tokens = ended(tokenizer, tokens, end) if row["messages"][-1]["role"] == "assistant" else tokens
+        return tokens, [False] + [True] * (len(tokens) - 1)
+    prompt = prompt_tokens(tokenizer, row["prompt"], where, given).tolist()
+    completion = completion_tokens(tokenizer, row["prompt"], row["completion"], end, where, given).tolist()
+    asked = [learn == "all"] * len(prompt)
+    return prompt + completion, [False, *asked[1:]] + [True] * len(completion)
 
 
 def examples(
-    rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, end: tuple[int, ...], max_length: int, source: str = "data"
-) -> tuple[list[Example], Lengths]:
-    """The rows' ``prompt`` and ``completion`` as tokens, prompt and completion together at most ``max_length``.
+    rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, end: tuple[int, ...], max_length: int,
+    source: str = "data", learn: Learn | None = None,
+) -> tuple[list[Example], Lengths]:  # fmt: skip
+    """The rows as tokens, at most ``max_length`` of each, with what is learned of them: see ``demonstration_tokens``.
 
-    A completion that does not fit loses its end; a row whose prompt leaves no room for one is left out. The counts say
-    how often, for the caller to tell.
+    A row that does not fit loses its end, and with it the end token; one that has nothing to learn before that is left
+    out. The counts say how often, for the caller to tell.
 
     Raises:
-        ValueError: no row has a token to learn, and as ``prompt_tokens`` and ``completion_tokens``, naming the row.
+        ValueError: no row has a token to learn, and as ``demonstration_tokens``, naming the row.
     """
     kept: list[Example] = []
     truncated = 0
     for index, row in enumerate(rows):
-        where = f"{source}: row {index}"
-        prompt = prompt_tokens(tokenizer, row["prompt"], where)
-        completion = completion_tokens(tokenizer, row["prompt"], row["completion"], end, where)
-        room = max_length - len(prompt)
-        if room > 0:
-            truncated += len(completion) > room
-            kept.append(Example(prompt, completion[:room].clone()))
+        tokens, learned = demonstration_tokens(tokenizer, row, end, learn, f"{source}: row {index}")
+        lost = any(learned[max_length:])
+        learned = learned[:max_length]
+        if any(learned):
+            truncated += lost
+            first, last = learned.index(True), len(learned) - learned[::-1].index(True)
+            prompt, completion = torch.tensor(tokens[:first]), torch.tensor(tokens[first:last])
+            kept.append(Example(prompt, completion, torch.tensor(learned[first:last])))
     if not kept:
         raise ValueError(
             f"{source}: none of the {len(rows)} rows has a token to learn: every prompt takes up all of the "
             f"{max_length} tokens of max_length; raise it"
         )
-    tokens = sum(len(example.completion) for example in kept)
+    tokens = sum(int(_learned(example).sum()) for example in kept)
     return kept, Lengths(len(rows), truncated, len(rows) - len(kept), tokens)
 
 
 def stacked(examples: Sequence[Example]) -> Sequences:
-    """The examples as one batch: each with its own prompt, completions padded with 0 on the right, masked there.
+    """The examples as one batch: each with its own prompt, completions padded with 0 on the right.
+
+    The mask is True where a token is learned.
 
     Raises:
         ValueError: there are no examples.
@@ -151,7 +206,7 @@ def stacked(examples: Sequence[Example]) -> Sequences:
     return Sequences(
         prompts=tuple(example.prompt for example in examples),
         tokens=pad_sequence(completions, batch_first=True),
-        mask=pad_sequence([torch.ones_like(tokens, dtype=torch.bool) for tokens in completions], batch_first=True),
+        mask=pad_sequence([_learned(example) for example in examples], batch_first=True),
         group=torch.arange(len(examples)),
     )
 
@@ -177,35 +232,17 @@ def text(tokenizer: Tokenizer, tokens: Int[Tensor, " t"]) -> str:
     return str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def _templated(tokenizer: Tokenizer, messages: Messages, where: str, add_generation_prompt: bool) -> list[int]:
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"{where}: the prompt is made of messages, and the tokenizer has no chat template; "
-            "give plain text, or set the tokenizer's chat_template"
-        )
-    from jinja2 import TemplateError
-
-    try:
-        tokens = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
-        )
-    except (TemplateError, TypeError) as error:
-        raise ValueError(f"{where}: the chat template refuses the messages: {error}") from error
-    return cast(list[int], tokens)
+def _learned(example: Example) -> Bool[Tensor, " t"]:
+    whole = torch.ones_like(example.completion, dtype=torch.bool)
+    return whole if example.learned is None else example.learned
 
 
-def _ended(tokenizer: Tokenizer, tokens: list[int], end: tuple[int, ...]) -> list[int]:
-    """The tokens up to the first end token behind the text, with ``end[0]`` put there where there is none."""
-    last = len(tokens)
-    while last and (tokens[last - 1] in end or not str(tokenizer.decode([tokens[last - 1]])).strip()):
-        last -= 1
-    for position in range(last, len(tokens)):
-        if tokens[position] in end:
-            return tokens[: position + 1]
-    return [*tokens, end[0]]
-
-
-def _apart(tokenizer: Tokenizer, head: list[int], both: list[int]) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(head, both, strict=False)) if a != b), min(len(head), len(both)))
-    alone, together = tokenizer.decode(head[at : at + 12]), tokenizer.decode(both[at : at + 12])
-    return f"{alone!r} alone, {together!r} with it, from token {at} on"
+def _begun(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Plain text with the special tokens that the tokenizer puts before it, each once, and none behind it."""
+    tokens = tokenizer(text)["input_ids"]
+    bare = tokenizer(text, add_special_tokens=False)["input_ids"]
+    # An end token that the text itself spells stays: only one behind all the text was added.
+    if tokens[-1:] == [tokenizer.eos_token_id] and tokens[:-1][-len(bare) :] == bare:
+        tokens = tokens[:-1]
+    begin = tokenizer.bos_token_id
+    return tokens[1:] if begin is not None and tokens[:2] == [begin, begin] and bare[:1] == [begin] else tokens

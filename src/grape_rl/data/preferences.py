@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from grape_rl.data.chat import Lengths, Tokenizer, completion_tokens, prompt_tokens
+from grape_rl.data.conversation import template_arguments
 from grape_rl.data.rows import did_you_mean, with_prompts
 from grape_rl.types import Sequences
 
@@ -132,9 +133,12 @@ def pairs(
     truncated = 0
     for index, row in enumerate(rows):
         where = f"{source}: row {index}"
-        prompt = prompt_tokens(tokenizer, row["prompt"], where)
+        given = template_arguments(row, where)
+        prompt = prompt_tokens(tokenizer, row["prompt"], where, given)
         room = max_length - len(prompt)
-        whole = [completion_tokens(tokenizer, row["prompt"], row[key], end, where) for key in ("chosen", "rejected")]
+        whole = [
+            completion_tokens(tokenizer, row["prompt"], row[key], end, where, given) for key in ("chosen", "rejected")
+        ]
         chosen, rejected = (tokens[: max(0, room)].clone() for tokens in whole)
         if room > 0 and not torch.equal(chosen, rejected):
             truncated += any(len(tokens) > room for tokens in whole)

@@ -7,10 +7,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Literal
 
-Messages = list[dict[str, Any]]
-"""A conversation: one dict with ``role`` and ``content`` per message."""
+from grape_rl.data.messages import text_or_messages, with_system
+
+Whole = Literal["messages", "text"]
+"""What a row can be that has no prompt and completion apart."""
 
 
 def rows(source: str | Path, split: str = "train", limit: int | None = None) -> list[dict[str, Any]]:
@@ -41,6 +43,13 @@ def rows(source: str | Path, split: str = "train", limit: int | None = None) -> 
         found = _hub_rows(str(source), split, limit)
     if not found:
         raise ValueError(f"{source}: no rows")
+    for index, row in enumerate(found):
+        for column, value in row.items():
+            if broken := _half_character(value):
+                raise ValueError(
+                    f"{source}: row {index}: column {column!r} has half a character in it ({broken}, a surrogate): "
+                    "it is no text; mend or remove it"
+                )
     return found
 
 
@@ -69,9 +78,9 @@ def with_prompts(
 ) -> list[dict[str, Any]]:
     """The rows with a ``prompt`` (and a ``completion``) made of the columns so named; the other columns stay.
 
-    Both are either plain text or messages, lists of ``{"role": …, "content": …}``: TRL's prompt-only and
-    prompt-completion data sets load unchanged. A conversational completion is one assistant message. ``system`` goes in
-    front of every prompt: as a system message, or as text and a blank line.
+    Both are either plain text or messages, lists of ``{"role": …, "content": …}`` (text, or parts of text): TRL's
+    prompt-only and prompt-completion data sets load unchanged. A conversational completion is one assistant message.
+    ``system`` goes in front of every prompt: as a system message, or as text and a blank line.
 
     Raises:
         ValueError: a column is missing; a prompt or completion is empty, of another type, or plain where the other is
@@ -84,10 +93,10 @@ def with_prompts(
     made: list[dict[str, Any]] = []
     for index, row in enumerate(rows):
         where = f"{source}: row {index}"
-        asked = _text_or_messages(row[prompt], f"{where}: the prompt ({prompt!r})")
+        asked = text_or_messages(row[prompt], f"{where}: the prompt ({prompt!r})")
         new = dict(row)
         if completion is not None:
-            answer = _text_or_messages(row[completion], f"{where}: the completion ({completion!r})")
+            answer = text_or_messages(row[completion], f"{where}: the completion ({completion!r})")
             if isinstance(asked, str) != isinstance(answer, str):
                 kinds = ("plain text", "messages") if isinstance(asked, str) else ("messages", "plain text")
                 raise ValueError(f"{where}: the prompt is {kinds[0]} and the completion {kinds[1]}; make both one kind")
@@ -98,7 +107,42 @@ def with_prompts(
             new["completion"] = answer
         if not isinstance(asked, str) and asked[-1]["role"] == "assistant":
             raise ValueError(f"{where}: the prompt ends with the assistant's message; it must end with what it answers")
-        new["prompt"] = asked if system is None else _with_system(asked, system, where)
+        new["prompt"] = asked if system is None else with_system(asked, system, where)
+        made.append(new)
+    return made
+
+
+def with_whole(
+    rows: Sequence[Mapping[str, Any]],
+    column: str,
+    kind: Whole,
+    system: str | None = None,
+    source: str | Path = "data",
+) -> list[dict[str, Any]]:
+    """The rows with the column so named as ``messages``, a whole conversation, or as ``text``; the others stay.
+
+    TRL's language-modelling data sets load unchanged. ``system`` goes in front of a conversation. Its ``prompt`` is
+    what comes before the last message of the assistant's.
+
+    Raises:
+        ValueError: a row without the column, or with something else in it; ``system`` before text that has no prompt.
+    """
+    require(rows, [column], source)
+    made: list[dict[str, Any]] = []
+    for index, row in enumerate(rows):
+        where = f"{source}: row {index}"
+        found = text_or_messages(row[column], f"{where}: the {kind} ({column!r})")
+        if isinstance(found, str) != (kind == "text"):
+            other = "messages" if kind == "text" else "plain text"
+            raise ValueError(f"{where}: the {kind} ({column!r}) should be {kind}, and is {other}")
+        if system is not None:
+            if kind == "text":
+                raise ValueError(f"{where}: text has no prompt for `system` to stand before; leave it out")
+            found = with_system(found, system, where)
+        new = {**row, kind: found}
+        if not isinstance(found, str):
+            last = max((i for i, message in enumerate(found) if message["role"] == "assistant"), default=len(found))
+            new["prompt"] = found[:last]
         made.append(new)
     return made
 
@@ -111,39 +155,6 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _text_or_messages(value: Any, what: str) -> str | Messages:
-    if isinstance(value, str):
-        if not value.strip():
-            raise ValueError(f"{what} is empty")
-        return value
-    if isinstance(value, list):
-        if not value:
-            raise ValueError(f"{what} has no messages")
-        for message in value:
-            if not _is_message(message):
-                raise ValueError(
-                    f"{what} must be text, or messages that each have a 'role' and a 'content'; got {message!r:.80}"
-                )
-        # Parquet gives each message every key that any message has: one that is None was not there.
-        return [{key: part for key, part in message.items() if part is not None} for message in value]
-    raise ValueError(f"{what} must be text or a list of messages; got {value!r:.80}")
-
-
-def _is_message(value: Any) -> TypeGuard[dict[str, Any]]:
-    if not isinstance(value, dict):
-        return False
-    # An assistant that calls a tool may say nothing.
-    return isinstance(value.get("role"), str) and (value.get("content") is not None or bool(value.get("tool_calls")))
-
-
-def _with_system(prompt: str | Messages, system: str, where: str) -> str | Messages:
-    if isinstance(prompt, str):
-        return f"{system}\n\n{prompt}"
-    if prompt[0]["role"] == "system":
-        raise ValueError(f"{where}: the prompt has a system message of its own, and `system` would be a second")
-    return [{"role": "system", "content": system}, *prompt]
 
 
 def _hub_rows(source: str, split: str, limit: int | None) -> list[dict[str, Any]]:
@@ -161,6 +172,15 @@ def _hub_rows(source: str, split: str, limit: int | None) -> list[dict[str, Any]
             f"{source}: no such file, and its split {split!r} cannot be read from the Hugging Face Hub: "
             f"{type(error).__name__}: {reason}"
         ) from error
+
+
+def _half_character(value: Any) -> str:
+    """The first code unit in a value's text that is none by itself: JSON can spell one, and no tokenizer reads it."""
+    if isinstance(value, str):
+        half = None if value.isascii() else re.search("[\ud800-\udfff]", value)
+        return f"\\u{ord(half[0]):04x}" if half else ""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((broken for part in parts if (broken := _half_character(part))), "")
 
 
 Reader = Callable[[Path], Iterator[dict[str, Any]]]

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from grape_rl.maths.bounds import AtLeastOne, Share
+
 EPSILON = 1e-6
 """Added to a standard deviation before dividing by it."""
 
@@ -71,12 +73,16 @@ def leave_one_out(reward: Float[Tensor, " b"], group: Int[Tensor, " b"]) -> Floa
 def baselined(
     reward: Float[Tensor, " b"],
     group: Int[Tensor, " b"],
-    baseline: Literal["none", "batch", "leave_one_out"] = "batch",
+    baseline: Literal["none", "batch", "leave_one_out", "moving_average"] = "batch",
+    moving_average: float = math.nan,
 ) -> Float[Tensor, " b"]:
-    """REINFORCE's reward less a baseline: nothing, the mean over the batch, or the mean of the others in the group.
+    """REINFORCE's reward less a baseline: nothing, the batch's mean, that of the others in the group, or a past one.
 
-    "none" and "leave_one_out" are unbiased. The batch mean holds the response's own reward, so with B responses to
-    one prompt the expected gradient is (B−1)/B times the true one. Williams (1992).
+    "none", "leave_one_out" and "moving_average" are unbiased. The batch mean holds the response's own reward, so with B
+    responses to one prompt the expected gradient is (B−1)/B times the true one. Williams (1992).
+
+    ``moving_average`` is that of the rewards of earlier steps (``maths.reward.moving_average``). Where there is none
+    yet (NaN), the batch's mean stands in for it: the first step is like one with "batch".
 
     Raises:
         ValueError: an infinite reward, or an unknown ``baseline``.
@@ -84,13 +90,19 @@ def baselined(
     _refuse_infinite(reward)
     match baseline:
         case "none":
-            return reward.clone()
+            return reward
         case "batch":
             return reward - group_mean(reward, torch.zeros_like(group))
         case "leave_one_out":
             return leave_one_out(reward, group)
+        case "moving_average" if not math.isnan(moving_average):
+            return reward - moving_average
+        case "moving_average":
+            return reward - group_mean(reward, torch.zeros_like(group))
         case _:
-            raise ValueError(f"baseline is {baseline!r}; it must be 'none', 'batch' or 'leave_one_out'")
+            raise ValueError(
+                f"baseline is {baseline!r}; it must be 'none', 'batch', 'leave_one_out' or 'moving_average'"
+            )
 
 
 def normalized(
@@ -123,7 +135,7 @@ def normalized(
 def best_of_group(
     reward: Float[Tensor, " b"],
     group: Int[Tensor, " b"],
-    keep: int = 1,
+    keep: AtLeastOne = 1,
     threshold: float = -math.inf,
 ) -> Float[Tensor, " b"]:
     """Rejection sampling's advantage: 1 for the ``keep`` best of each group, NaN (leave it out) for every other.
@@ -148,31 +160,39 @@ def best_of_group(
 
 
 def gae(
-    reward: Float[Tensor, "b t"],
+    token_reward: Float[Tensor, "b t"],
     value: Float[Tensor, "b t"],
     mask: Bool[Tensor, "b t"],
-    gamma: float = 1.0,
-    lam: float = 0.95,
+    gamma: Share = 1.0,
+    lam: Share = 0.95,
 ) -> Float[Tensor, "b t"]:
     """Generalised advantage of each token: the errors of one step from there on, discounted by ``gamma lam`` a token.
 
-    ``Σ_l (gamma lam)^l δ_{t+l}`` with ``δ_t = reward_t + gamma value_{t+1} − value_t``. GAE (arXiv 1506.02438), eq. 16.
+    ``Σ_l (gamma lam)^l δ_{t+l}`` with ``δ_t = token_reward_t + gamma value_{t+1} − value_t``. GAE (arXiv 1506.02438),
+    eq. 16.
 
     ``mask`` is True on the policy's own tokens. The others are no steps: "the next token" is the next True one, the
-    result is 0 on them, and what ``reward`` and ``value`` hold there is not read. The value after a row's last token
-    is 0.
+    result is 0 on them, and what ``token_reward`` and ``value`` hold there is not read. The value after a row's last
+    token is 0, whether the policy ended the response or the token limit cut it off: nothing more is to come. A row
+    whose last reward is missing (NaN) is NaN on all its tokens.
 
     ``lam = 1`` is the return less the value, ``lam = 0`` the one-step error.
+
+    Raises:
+        ValueError: ``gamma`` or ``lam`` is not in [0, 1].
 
     >>> tokens = torch.ones(1, 3, dtype=torch.bool)
     >>> gae(torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.5, 0.5, 0.5]]), tokens, lam=1.0)
     tensor([[0.5000, 0.5000, 0.5000]])
     """
+    for name, number in (("gamma", gamma), ("lam", lam)):
+        if not 0 <= number <= 1:
+            raise ValueError(f"{name} is {number}; it must be in [0, 1]")
     columns: list[Tensor] = []
     advantage = next_value = value.new_zeros(len(value))
     for t in reversed(range(value.shape[1])):
         ours = mask[:, t]
-        delta = reward[:, t] + gamma * next_value - value[:, t]
+        delta = token_reward[:, t] + gamma * next_value - value[:, t]
         advantage = torch.where(ours, delta + gamma * lam * advantage, advantage)
         next_value = torch.where(ours, value[:, t], next_value)
         columns.append(torch.where(ours, advantage, 0))

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from grape_rl.maths.bounds import NonNegative, Positive, Share
+
 Importance = Literal["none", "token"]
 Level = Literal["token", "sequence"]
 
@@ -22,8 +24,8 @@ def rec_one_side(
     logp: Float[Tensor, "b t"],
     behavior_logp: Float[Tensor, "b t"],
     advantage: Float[Tensor, "b t"],
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    clip_low: Share = 0.2,
+    clip_high: NonNegative = 0.2,
     importance: Importance = "none",
 ) -> Float[Tensor, "b t"]:
     """REC-OneSide: ``−M w advantage logp``, M leaving out what went far enough already, where its advantage pushes it.
@@ -41,8 +43,8 @@ def rec_two_side(
     logp: Float[Tensor, "b t"],
     behavior_logp: Float[Tensor, "b t"],
     advantage: Float[Tensor, "b t"],
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    clip_low: Share = 0.2,
+    clip_high: NonNegative = 0.2,
     importance: Importance = "token",
 ) -> Float[Tensor, "b t"]:
     """REC-TwoSide: ``−M w advantage logp``, M = 1 where 1−clip_low ≤ rho ≤ 1+clip_high, whatever the advantage.
@@ -58,16 +60,17 @@ def rec_ring(
     logp: Float[Tensor, "b t"],
     behavior_logp: Float[Tensor, "b t"],
     advantage: Float[Tensor, "b t"],
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    ring_low: float = 0.6,
-    ring_high: float = 2.0,
+    clip_low: Share = 0.2,
+    clip_high: NonNegative = 0.2,
+    ring_low: Share = 0.6,
+    ring_high: NonNegative = 2.0,
     importance: Importance = "none",
 ) -> Float[Tensor, "b t"]:
     """REC-Ring: as REC-TwoSide, and again M = 1 for what moved very far the wrong way.
 
-    Also where rho ≤ 1−ring_low (advantage ≥ 0) or rho ≥ 1+ring_high (advantage ≤ 0); w = 1 or, with
-    ``importance="token"``, rho. arXiv 2509.24203. Between the two bounds nothing pulls.
+    M = 1 where 1−clip_low ≤ rho ≤ 1+clip_high, and where rho ≤ 1−ring_low (advantage ≥ 0) or rho ≥ 1+ring_high
+    (advantage ≤ 0). Between the two bounds nothing pulls. As weight, w = 1 or, with ``importance="token"``, rho. arXiv
+    2509.24203.
     """
     rho = _ratio(logp, behavior_logp)
     far = torch.where(advantage >= 0, rho <= 1 - ring_low, rho >= 1 + ring_high)
@@ -96,7 +99,7 @@ def truncated(
     behavior_logp: Float[Tensor, "b t"],
     advantage: Float[Tensor, "b t"],
     mask: Bool[Tensor, "b t"],
-    cap: float = 2.0,
+    cap: Positive = 2.0,
     level: Level = "token",
 ) -> Float[Tensor, "b t"]:
     """Truncated importance weights: ``−min(rho, cap) advantage logp``.

@@ -14,7 +14,7 @@ def token_weight(
 ) -> Float[Tensor, "b t"]:
     """The weight w of each token, so that a loss is Σ w · field however the batch is cut into micro-batches.
 
-    token: 1 / Σ mask, every token of the batch alike (DAPO; a long response counts for more).
+    By ``reduction``, token: 1 / Σ mask, every token of the batch alike (DAPO; a long response counts for more).
     sequence: 1 / (rows · its row's tokens), every response alike (GRPO as published).
     fixed_length: 1 / (rows · max_tokens), a sum over each response divided by a constant (Dr. GRPO; REINFORCE's own
     gradient, times 1/max_tokens).

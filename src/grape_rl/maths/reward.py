@@ -1,7 +1,11 @@
-"""From a response's reward to rewards of its tokens: the KL to a reference, taken off where it arises."""
+"""Rewards before they are compared: given to tokens, the KL to a reference taken off; and the mean of past ones."""
+
+import math
 
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from grape_rl.maths.bounds import NonNegative, Share
 
 
 def kl_penalized(
@@ -9,7 +13,7 @@ def kl_penalized(
     behavior_logp: Float[Tensor, "b t"],
     reference_logp: Float[Tensor, "b t"],
     mask: Bool[Tensor, "b t"],
-    kl_in_reward: float = 0.0,
+    kl_in_reward: NonNegative = 0.0,
 ) -> Float[Tensor, "b t"]:
     """Rewards of tokens: ``1[t is the last] reward − kl_in_reward (behavior_logp − reference_logp)``, 0 off the mask.
 
@@ -25,3 +29,25 @@ def kl_penalized(
     last = mask & (mask.flip(1).cumsum(dim=1).flip(1) == 1)
     spent = kl_in_reward * (behavior_logp - reference_logp).masked_fill(~mask, 0)
     return reward[:, None].to(spent).expand_as(spent).masked_fill(~last, 0) - spent
+
+
+def moving_average(previous: float, reward: Float[Tensor, " b"], decay: Share = 0.9) -> float:
+    """The exponential moving average of rewards, a step further: ``decay previous + (1 − decay) mean(reward)``.
+
+    Where nothing is ``previous`` (NaN) it is the mean alone. Missing rewards (NaN) are left out; a step that has no
+    other leaves the average as it was.
+
+    Raises:
+        ValueError: ``decay`` is not in [0, 1).
+
+    >>> import torch
+    >>> moving_average(1.0, torch.tensor([2.0, 4.0, torch.nan]), decay=0.75)
+    1.5
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay is {decay}; it must be at least 0 and under 1")
+    known = reward[~reward.isnan()]
+    if not len(known):
+        return previous
+    mean = float(known.mean())
+    return mean if math.isnan(previous) else decay * previous + (1 - decay) * mean

@@ -3,13 +3,44 @@
 As in ``advantage``: NaN is a missing reward, and its own advantage is NaN.
 """
 
+import math
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from grape_rl.maths.advantage import Scale, group_count, group_mean, group_rank, group_relative
+from grape_rl.maths.advantage import Scale, best_of_group, group_count, group_mean, group_rank, group_relative
+from grape_rl.maths.bounds import AtLeastOne, Count, Positive
+
+
+def accepted(
+    reward: Float[Tensor, " b"],
+    group: Int[Tensor, " b"],
+    response: Int[Tensor, " b"],
+    keep: AtLeastOne = 1,
+    threshold: float = -math.inf,
+    deduplicate: bool = False,
+) -> Float[Tensor, " b"]:
+    """``best_of_group``, 1 for what is kept and NaN for the rest; with ``deduplicate``, each response counts once.
+
+    Of the same response to a prompt (equal numbers in ``response``) the earliest that has a reward counts, and the
+    others are left out before the best are taken. So ``keep`` is of different responses, and what the policy says often
+    is not learned as often: it stays more diverse. The best have reward ≥ ``threshold``, and there may be none.
+
+    RAFT (arXiv 2304.06767) with ``keep`` 1; with some threshold and all kept, rejection sampling fine-tuning.
+
+    Raises:
+        ValueError: as ``best_of_group``.
+
+    >>> reward, group = torch.tensor([1.0, 3.0, 3.0, 2.0]), torch.zeros(4, dtype=torch.long)
+    >>> accepted(reward, group, torch.tensor([0, 1, 1, 2]), keep=2, deduplicate=True)
+    tensor([nan, 1., nan, 1.])
+    """
+    if deduplicate:
+        known = torch.where(reward.isnan(), torch.nan, 0.0)
+        reward = reward.masked_fill(group_rank(known, response) > 0, torch.nan)
+    return best_of_group(reward, group, keep, threshold)
 
 
 def undiluted(reward: Float[Tensor, " b"], group: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -27,8 +58,7 @@ def undiluted(reward: Float[Tensor, " b"], group: Int[Tensor, " b"]) -> Float[Te
     """
     deviation = group_relative(reward, group, "none")
     differs = (deviation.nan_to_num() != 0).to(reward.dtype)
-    valid = ~reward.isnan()
-    useful = group_mean(differs.masked_fill(~valid, torch.nan), group)[valid] > 0
+    useful = group_mean(differs, group)[~reward.isnan()] > 0
     return deviation * (len(useful) / useful.sum().clamp(min=1).to(reward.dtype))
 
 
@@ -38,13 +68,13 @@ def length_penalized(
     length: Int[Tensor, " b"],
     max_tokens: int,
     scale: Scale = "group",
-    overlong_buffer: int = 0,
+    overlong_buffer: Count = 0,
 ) -> Float[Tensor, " b"]:
     """``group_relative`` of the reward plus DAPO's soft punishment of the last ``overlong_buffer`` tokens.
 
     reward + min(0, (max_tokens − overlong_buffer − length) / overlong_buffer): nothing up to the buffer, then down to
     −1 at ``max_tokens``. DAPO (arXiv 2503.14476), eq. 13, in the units of the reward (DAPO's are ±1). A buffer of 0
-    punishes nothing.
+    punishes nothing. ``scale`` is whose standard deviation divides: the group's, the batch's or none's.
 
     Raises:
         ValueError: an infinite reward, an unknown ``scale``, or a buffer below 0 or over ``max_tokens``.
@@ -67,7 +97,8 @@ def red_drop(
     """``group_relative`` of what is left when bad responses, drawn at random, are dropped: those have advantage 0.
 
     In each group in which more rewards are below the mean than not, enough of the former are dropped that both are as
-    many; the mean (and deviation) is of what is kept. RED-Drop of arXiv 2509.24203. The same ``seed`` drops the same.
+    many; the mean is of what is kept, and so is the deviation that ``scale`` may ask for. RED-Drop of arXiv 2509.24203.
+    The same ``seed`` drops the same.
 
     Raises:
         ValueError: an infinite reward, or an unknown ``scale``.
@@ -83,7 +114,9 @@ def red_drop(
     return torch.where(dropped, 0, left)
 
 
-def red_weight(reward: Float[Tensor, " b"], group: Int[Tensor, " b"], temperature: float = 1.0) -> Float[Tensor, " b"]:
+def red_weight(
+    reward: Float[Tensor, " b"], group: Int[Tensor, " b"], temperature: Positive = 1.0
+) -> Float[Tensor, " b"]:
     """``d exp(d / temperature)`` with d = reward − the group's mean: good responses count for more than bad ones.
 
     RED-Weight of arXiv 2509.24203. For a high temperature it is d.
@@ -104,8 +137,8 @@ def posterior(
 
     log E_{y~π_old}[R] ≥ E_q[log(π_old R / q)]: the best q (E-step) is π_old R / E[R], and the M-step maximises
     E_q[log π]. Over responses from π_old that is the mean of w_i log π(y_i), w_i = ``reward / mean``. NaN where a
-    group's rewards are all 0: it has no posterior. "centered" is REINFORCE with the group's mean. EM policy gradient
-    (arXiv 2504.18587), of which only the abstract was at hand: the weights are our reconstruction.
+    group's rewards are all 0: it has no posterior. With ``weights`` "centered" it is REINFORCE with the group's mean.
+    EM policy gradient (arXiv 2504.18587), of which only the abstract was at hand: this is our reconstruction.
 
     Raises:
         ValueError: an infinite reward, a negative one with ``weights="posterior"``, or unknown ``weights``.

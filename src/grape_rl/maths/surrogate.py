@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from grape_rl.maths.bounds import NonNegative, Share
+
 
 def policy_gradient(logp: Float[Tensor, "b t"], advantage: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
     """REINFORCE's loss: ``−advantage logp``. Williams (1992).
@@ -19,6 +21,17 @@ def policy_gradient(logp: Float[Tensor, "b t"], advantage: Float[Tensor, "b t"])
     With an advantage of 1 this is the SFT loss, the negative log-likelihood.
     """
     return -advantage * logp
+
+
+def dft(logp: Float[Tensor, "b t"], advantage: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
+    """Dynamic fine-tuning: ``−sg(π) logp advantage``, π = exp(logp) and sg a constant to the gradient.
+
+    DFT (arXiv 2508.05629), with ``advantage`` 1 for each token of a demonstration. SFT's gradient is that of a policy
+    gradient whose reward is 1/π for the demonstrated token and 0 for all others; the weight π takes that 1/π away. The
+    gradient is then that of −π: DFT maximises the mean probability of the tokens, and leaves one alone that the model
+    holds for nearly impossible. Nats.
+    """
+    return -logp.detach().exp() * logp * advantage
 
 
 def ratio(
@@ -38,8 +51,8 @@ def clipped(
     logp: Float[Tensor, "b t"],
     behavior_logp: Float[Tensor, "b t"],
     advantage: Float[Tensor, "b t"],
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    clip_low: Share = 0.2,
+    clip_high: NonNegative = 0.2,
 ) -> Float[Tensor, "b t"]:
     """PPO's loss: ``−min(rho advantage, clip(rho, 1−clip_low, 1+clip_high) advantage)``.
 
@@ -55,14 +68,15 @@ def sequence_clipped(
     behavior_logp: Float[Tensor, "b t"],
     advantage: Float[Tensor, "b t"],
     mask: Bool[Tensor, "b t"],
-    clip_low: float = 3e-4,
-    clip_high: float = 4e-4,
+    clip_low: Share = 3e-4,
+    clip_high: NonNegative = 4e-4,
 ) -> Float[Tensor, "b t"]:
     """GSPO's loss: PPO's with one ratio a response, ``rho = exp(mean over mask of logp − behavior_logp)``.
 
-    GSPO (arXiv 2507.18071), eqs. 5 and 7, with its bounds. Every token of a row carries the row's term, so the *mean*
-    over a row's tokens is the paper's sequence objective. That ratio is a geometric mean over tokens, so its gradient
-    is the policy gradient's divided by the response's length. A row with an empty mask has a ratio of 1.
+    GSPO (arXiv 2507.18071), eqs. 5 and 7, with its bounds, 1−clip_low and 1+clip_high. Every token of a row carries the
+    row's term, so the *mean* over a row's tokens is the paper's sequence objective. That ratio is a geometric mean over
+    tokens, so its gradient is the policy gradient's divided by the response's length. A row with an empty mask has a
+    ratio of 1.
     """
     difference = (logp - behavior_logp).masked_fill(~mask, 0)
     mean = difference.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
@@ -73,14 +87,14 @@ def cispo(
     logp: Float[Tensor, "b t"],
     behavior_logp: Float[Tensor, "b t"],
     advantage: Float[Tensor, "b t"],
-    clip_low: float = 1.0,
-    clip_high: float = 0.28,
+    clip_low: Share = 1.0,
+    clip_high: NonNegative = 0.28,
 ) -> Float[Tensor, "b t"]:
     """CISPO's loss: ``−stop_gradient(clip(rho, 1−clip_low, 1+clip_high)) advantage logp``.
 
     With ``rho = exp(logp − behavior_logp)``. CISPO (MiniMax-M1, arXiv 2506.13585), eqs. 4 and 5. The weight is
     clipped, never the token: each keeps a gradient. The defaults are our choice: 1 is no lower bound (as in
-    the paper), 0.28 is DAPO's upper one.
+    the paper), 0.28 is DAPO's upper one. TRL's ``epsilon_high`` is the upper bound itself, ``1 + clip_high`` here.
     """
     weight = (logp - behavior_logp).exp().clamp(1 - clip_low, 1 + clip_high).detach()
     return -weight * advantage * logp

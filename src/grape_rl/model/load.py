@@ -1,6 +1,8 @@
 """Loading a causal language model and its tokenizer, from a folder or the Hub, and the frozen copy of it."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -8,11 +10,32 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
 
-from grape_rl.model.logprobs import logprobs
+from grape_rl.model.logprobs import logprobs, values
+from grape_rl.model.pack import PACKS
 from grape_rl.model.sampler import Sampling, sample
+from grape_rl.model.value import Valued
 from grape_rl.types import Sequences
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' own progress bars."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -28,16 +51,67 @@ def load(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTo
     except Exception as error:  # a file can be broken in as many ways as there are libraries that read it
         where = "folder" if Path(name).exists() else "folder here, nor a model that the Hub gave"
         raise ValueError(f"model {name!r}: no loadable {where} ({shorten(str(error), 300)})") from error
+    _whole(model, found, f"model {name!r}")
+    if head := [key for key in found["unexpected_keys"] if key.startswith("score.")]:
+        raise ValueError(f"model {name!r}: has the head {head[0]} of a reward model, and a language model is needed")
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes where there is none
+        raise ValueError(f"model {name!r}: its tokenizer has only special tokens; are the tokenizer's files there?")
+    return readied(model, device), tokenizer
+
+
+def load_value_model(name: str, device: torch.device) -> PreTrainedModel:
+    """The value function at ``name``: a sequence-classification model with one label, such as a reward model.
+
+    Raises:
+        ValueError: nothing loadable is there, a part of it is missing, it has not one label, or its values over a
+            shared prompt are not what its own forward pass says.
+    """
+    where = f"value model {name!r}"
+    try:
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
+        model, found = loaded
+    except Exception as error:  # as above
+        raise ValueError(f"{where}: nothing loadable there ({shorten(str(error), 300)})") from error
+    labels = model.config.num_labels
+    if labels != 1 or not hasattr(model, "score"):
+        raise ValueError(
+            f"{where}: is a {type(model).__name__} with labels: {labels}; needed is a causal model's trunk with "
+            "a head called score, of one label"
+        )
+    _whole(model, found, where)
+    model = model.to(device).eval()
+    prompts, tokens = (torch.arange(1), torch.arange(3)), torch.arange(12).reshape(4, 3) % model.config.vocab_size
+    probe = Sequences(prompts, tokens, torch.ones(4, 3, dtype=torch.bool), torch.tensor([0, 0, 1, 1]))
+    try:
+        with torch.no_grad():
+            shared = values(Valued(model, model), probe)
+            expected = torch.stack([_value_alone(model, probe, row) for row in range(4)])
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{where}: not a model whose prompts can be shared ({error})") from error
+    gap = float((shared - expected).abs().max() / expected.abs().max().clamp(min=1))
+    if not gap < 1e-3:  # NaN is a failure too
+        raise ValueError(f"{where}: its values over a shared prompt are {gap:.2g} off its own forward pass")
+    return model
+
+
+def _value_alone(model: Any, sequences: Sequences, row: int) -> Float[Tensor, " t"]:
+    """The value before each token of one row, by the model's own forward pass over that row alone."""
+    prompt = sequences.prompts[int(sequences.group[row])]
+    ids = torch.cat([prompt, sequences.tokens[row]]).to(model.device)
+    return model.score(model.base_model(input_ids=ids[None]).last_hidden_state[0, len(prompt) - 1 : -1]).squeeze(-1)
+
+
+def _whole(model: PreTrainedModel, found: Any, where: str) -> None:
+    """Refuses a model whose files lack weights, and gives it those it has in memory of its own."""
     for parameter in model.parameters():
         # Weights that lie in a mapped file are aligned otherwise than a new model's, and kernels then round otherwise:
         # a resumed run would not come to the same bits.
         parameter.data = parameter.data.clone()
     if found["missing_keys"]:  # transformers fills them with random numbers
         missing = sorted(found["missing_keys"])
-        raise ValueError(f"model {name!r}: its files lack {len(missing)} of its parameters, {missing[0]} among them")
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes where there is none
-        raise ValueError(f"model {name!r}: its tokenizer has only special tokens; are the tokenizer's files there?")
-    return readied(model, device), tokenizer
+        raise ValueError(f"{where}: its files lack {len(missing)} of its parameters, {missing[0]} among them")
 
 
 def readied(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
@@ -45,7 +119,8 @@ def readied(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
     Two prompts of different length are answered twice each: what the sampler recorded, and what ``logprobs`` finds
     over the shared prompts, must be what the model's own forward pass says of each sequence alone. Models whose cache
-    can't be expanded (recurrent ones), or whose logits are more than a known head, fail that.
+    can't be expanded (recurrent ones), or whose logits are more than a known head, fail that. A model of which
+    ``logprobs`` finds the same with several sequences in a row ``packs`` from then on; another one runs them padded.
 
     Dropout stays off in training too: with it, the ratio of a policy to itself would not be 1.
 
@@ -66,7 +141,25 @@ def readied(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
             f"{type(model).__name__}: log-probabilities from its hidden states over a shared prompt are {gap:.2g} nats "
             "off its own forward pass"
         )
+    setattr(model, PACKS, _reads_packed(model))
     return model
+
+
+def _reads_packed(model: PreTrainedModel) -> bool:
+    """Whether the model, told positions alone, reads each of several sequences in a row as if it stood there alone."""
+    if getattr(model.config.get_text_config(), "attention_chunk_size", None):
+        return False  # a probe shorter than its chunks cannot tell whether they begin anew with each sequence
+    prompts = tuple(torch.arange(n) % 3 for n in (5, 2, 1, 2, 1))
+    tokens = torch.tensor([[1, 0, 2], [2, 0, 1], [0, 2, 1], [1, 1, 0], [2, 2, 1]])
+    probe = Sequences(prompts, tokens, torch.ones_like(tokens, dtype=torch.bool), torch.arange(5))
+    setattr(model, PACKS, True)
+    with torch.no_grad():
+        try:
+            found = logprobs(model, probe).logp.cpu()
+        except TypeError:  # positions are not among what it reads
+            return False
+        expected = torch.stack([_alone(model, probe, row) for row in range(len(tokens))]).cpu()
+    return bool((found - expected).abs().max() < 1e-3)
 
 
 def _alone(model: PreTrainedModel, sequences: Sequences, row: int) -> Float[Tensor, " t"]:
@@ -78,6 +171,14 @@ def _alone(model: PreTrainedModel, sequences: Sequences, row: int) -> Float[Tens
 
 
 def frozen(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the model as it is now, whose weights never change: the reference policy."""
-    reference: nn.Module = copy.deepcopy(model)
+    """A copy of the model as it is now, whose weights never change: the reference policy.
+
+    Weights that are not trained are shared with it: of an adapted model it costs no more than the adapters.
+    """
+    reference: nn.Module = sharing(model)
     return reference.requires_grad_(False).eval()  # pyright: ignore[reportReturnType]
+
+
+def sharing(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the model with the very same tensors for the weights that are not trained."""
+    return copy.deepcopy(model, {id(weight): weight for weight in model.parameters() if not weight.requires_grad})

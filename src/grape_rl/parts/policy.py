@@ -1,17 +1,21 @@
 """The policy that a run starts from: built from scratch, or loaded; on which device."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from grape_rl.config import Config, Data, Scratch
+from grape_rl.config import Config, Data
 from grape_rl.data.chat import end_tokens
 from grape_rl.model.load import load, readied
+from grape_rl.model.lora import FOLDER, adapted, is_adapted, with_adapter
+from grape_rl.model.scalar import is_scalar, load_scalar, scalar_model
 from grape_rl.model.scratch import bpe_tokenizer, character_tokenizer, scratch, shared_passages
 from grape_rl.parts.rows import Row, plain
+from grape_rl.sections import Scratch
 
 
 @dataclass(frozen=True)
@@ -38,15 +42,40 @@ def device(name: str) -> torch.device:
         raise ValueError(f"device {name!r}: not here ({str(error).splitlines()[0]})") from error
 
 
-def start_policy(config: Config, train: Sequence[Row]) -> Policy:
-    """The policy that the run starts from: built from scratch, or loaded."""
-    where = device(config.device)
-    if config.model.scratch:
-        shape = config.model.scratch
-        tokenizer = _scratch_tokenizer(shape, config.data, train)
-        built = scratch(tokenizer, shape.hidden, shape.layers, shape.heads, shape.context, config.seed)
-        return policy(readied(built, where), tokenizer)
-    return policy(*load(config.model.name, where))
+def start_policy(config: Config, train: Sequence[Row], scalar: bool = False) -> Policy:
+    """The policy that the run starts from: built from scratch, or loaded; with new adapters if those are trained.
+
+    With ``scalar``, a reward model: that at ``model.name``, or a new one on the trunk of the language model there.
+
+    Raises:
+        ValueError: adapters are asked for in a reward model.
+    """
+    where, lora = device(config.device), config.model.lora
+    if scalar and lora:
+        raise ValueError(f"model.lora: {config.method} trains a whole model that scores, head and all; leave it out")
+    if scalar and not config.model.scratch and is_scalar(config.model.name):
+        return policy(*load_scalar(config.model.name, where))
+    model, tokenizer = _language_model(config, train, where)
+    if lora:
+        adapted(model, lora.rank, lora.alpha, lora.targets, config.seed)
+    return policy(scalar_model(model, tokenizer, config.seed) if scalar else model, tokenizer)
+
+
+def policy_at(checkpoint: Path, start: Policy) -> Policy:
+    """The policy of a run's checkpoint, which began as ``start``: its adapters on the same weights, if it has some."""
+    if is_adapted(start.model):
+        return replace(start, model=with_adapter(start.model, checkpoint / FOLDER))
+    again = load_scalar if is_scalar(str(checkpoint)) else load
+    return policy(*again(str(checkpoint), start.model.device))
+
+
+def _language_model(config: Config, train: Sequence[Row], where: torch.device) -> tuple[PreTrainedModel, Any]:
+    shape = config.model.scratch
+    if not shape:
+        return load(config.model.name, where)
+    tokenizer = _scratch_tokenizer(shape, config.data, train)
+    built = scratch(tokenizer, shape.hidden, shape.layers, shape.heads, shape.context, config.seed)
+    return readied(built, where), tokenizer
 
 
 def policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Policy:
@@ -57,17 +86,18 @@ def policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Policy
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, and the model's embeddings only {rows}")
     text_config = model.config.get_text_config()
     context = getattr(text_config, "max_position_embeddings", None) or 2**30
-    return Policy(model, tokenizer, end_tokens(tokenizer, model.generation_config), context)
+    return Policy(model, tokenizer, end_tokens(tokenizer, getattr(model, "generation_config", None)), context)
 
 
 def _scratch_tokenizer(shape: Scratch, data: Data, train: Sequence[Row]) -> Any:
-    said = ("prompt", "completion", "chosen", "rejected")
+    said = ("prompt", "completion", "chosen", "rejected", "messages", "text")
     texts = [plain(row[key]) for row in train for key in said if key in row]
     if shape.tokenizer == "bpe":
         return bpe_tokenizer(texts, shape.vocabulary)
     by_task: dict[Any, list[str]] = {}
     for row in train:
-        by_task.setdefault(row.get("task"), []).append(plain(row["prompt"]))
+        if "prompt" in row:
+            by_task.setdefault(row.get("task"), []).append(plain(row["prompt"]))
     passages = [passage for prompts in by_task.values() for passage in shared_passages(prompts)]
     if data.tasks:
         fixed = [part for style in data.teacher.styles for part in style.split("{answer}")]

@@ -4,23 +4,34 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+from transformers import PreTrainedModel
 
 from grape_rl.config import Config
 from grape_rl.data.preferences import Pair, contrasted, pairs, with_preferences
 from grape_rl.methods import Algorithm, objective
-from grape_rl.model.load import frozen
-from grape_rl.parts.rows import Row, message, split
+from grape_rl.parts.rows import Row, message, sources, split
 from grape_rl.parts.setup import Kind, Setup, Told
+from grape_rl.parts.suited import suited
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.training.evaluate import held_out_pairs
 from grape_rl.training.fit import AnySource
+from grape_rl.training.moving import moving_reference
 from grape_rl.training.pairs import Reference, pair_experience, pair_logprobs, preferences
 
 
 def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
     """Training rows and held-out rows, each with a ``prompt``, a ``chosen`` and a ``rejected``."""
+    (train, test), (source, test_source) = split(config), sources(config.data)
+    return preferred(config, suited(config, row, train, source), suited(config, row, test, test_source))
+
+
+def preferred(config: Config, train: list[Row], test: list[Row]) -> tuple[list[Row], list[Row]]:
+    """Training rows and held-out rows as the data has them, each with a ``prompt``, a ``chosen`` and a ``rejected``.
+
+    Raises:
+        ValueError: as ``with_preferences`` and ``contrasted``.
+    """
     data = config.data
-    train, test = split(config)
     if data.tasks:  # together, so that a wrong answer can be found for the only held-out row of a task
         both = contrasted([*train, *test], data.teacher.wrong, list(data.teacher.styles), config.seed)
         both = [_conversation(row, "prompt", "chosen", "rejected") for row in both] if data.chat else both
@@ -53,12 +64,13 @@ def _conversation(row: Row, prompt: str, chosen: str, rejected: str) -> Row:
 
 def _source(setup: Setup) -> tuple[AnySource, Told]:
     found, told = _pairs(setup, setup.train, "data")
-    return preferences(found, _reference(setup), setup.config.prompts_per_step, setup.config.seed), told
+    reference, model = reference_of_pairs(setup)
+    return preferences(found, reference, setup.config.prompts_per_step, setup.config.seed, model), told
 
 
 def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
     found, _ = _pairs(setup, setup.test, "held-out data")
-    test = pair_experience(found, _reference(setup))
+    test = pair_experience(found, reference_of_pairs(setup)[0])
     return lambda: held_out_pairs(setup.now.model, test, setup.config.tokens_per_microbatch, setup.precision)
 
 
@@ -94,13 +106,24 @@ def _pairs(setup: Setup, found: Sequence[Row], source: str) -> tuple[list[Pair],
     return made, warnings
 
 
-def _reference(setup: Setup) -> Reference | None:
-    """The start model's log-probs of pairs, for a method that compares the policy with it."""
-    read = {name for term in objective(setup.row, setup.chosen).terms for name in term.parameters}
-    if not any(name.startswith("reference_") for name in read):
-        return None
-    limit = setup.config.tokens_per_microbatch
-    return partial(pair_logprobs, frozen(setup.start.model), tokens_per_microbatch=limit, precision=setup.precision)
+def reference_of_pairs(setup: Setup, temperature: float = 1.0) -> tuple[Reference | None, PreTrainedModel | None]:
+    """The reference's log-probs of pairs and the reference itself, for a method that compares the policy with it.
+
+    Where the update moves it, its weights are remembered from step to step.
+    """
+    if not any(name.startswith("reference_") for name in objective(setup.row, setup.chosen).reads):
+        return None, None
+    model = setup.reference
+    if setup.row.update is moving_reference:
+        setup.memory.update((f"reference.{name}", weight) for name, weight in model.named_parameters())
+    found = partial(
+        pair_logprobs,
+        model,
+        tokens_per_microbatch=setup.config.tokens_per_microbatch,
+        precision=setup.precision,
+        temperature=temperature,
+    )
+    return found, model
 
 
 PREFERENCES = Kind(_rows, _source, _held_out)

@@ -3,18 +3,24 @@
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from grape_rl.config import Config
 from grape_rl.data.chat import fitting, prompt_tokens
-from grape_rl.methods import Algorithm, Responses, keywords, objective
+from grape_rl.data.conversation import template_arguments
+from grape_rl.methods import Algorithm, Responses, in_force, keywords, objective
 from grape_rl.model.load import frozen
 from grape_rl.model.sampler import Sampling, sample
+from grape_rl.model.value import Valued
 from grape_rl.parts.policy import Policy
 from grape_rl.parts.rows import Row, plain, prompted, sources, split
 from grape_rl.parts.setup import Kind, Setup, Told
+from grape_rl.parts.suited import suited
+from grape_rl.training.credit import Credit, remembered
 from grape_rl.training.fit import AnySource
 from grape_rl.training.source import Prompt, Sampler, reference_logprobs, responses
+from grape_rl.training.value import value_estimates
 from grape_rl.types import Rollout
 
 
@@ -23,6 +29,7 @@ def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
     data = config.data
     train, test = split(config)
     source, test_source = sources(data)
+    train, test = suited(config, row, train, source), suited(config, row, test, test_source)
     prompt = "prompt" if data.tasks else data.prompt
     held_out = prompted(data, test, prompt, None, test_source) if test else []
     return prompted(data, train, prompt, None, source), held_out
@@ -35,9 +42,13 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
     uncut = not sampling.top_k and sampling.top_p == 1 and sampling.temperature > 0
     needed = any("reference_logp" in term.parameters for term in objective(row, chosen).terms)
     reference = None
-    if needed or (config.measure_kl and uncut):
+    if needed or chosen.get("kl_in_reward") or (config.measure_kl and uncut):
         reference = reference_logprobs(
             frozen(setup.start.model), sampling.temperature, config.tokens_per_microbatch, setup.precision
+        )
+    if chosen.get("kl_target") and not (chosen["kl_in_reward"] or chosen["kl"]):
+        raise ValueError(
+            "options: kl_target adapts the coefficient kl or kl_in_reward, and both are 0: give one to begin"
         )
     found = responses(
         sampling_prompts(setup.train, setup.now, sampling.max_tokens, "data"),
@@ -52,8 +63,35 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
         sampling.max_tokens,
         config.seed,
         config.reward.failure_limit,
+        _credit(setup, row.source),
     )
     return found, []
+
+
+def _credit(setup: Setup, source: Responses) -> Credit:
+    """What the row's advantages rest on, under the options that are in force when a batch is made."""
+    chosen, trained = setup.chosen, setup.trained
+    limit = setup.config.tokens_per_microbatch
+
+    def token_reward(**fields: Tensor) -> Tensor:
+        assert source.token_reward
+        return source.token_reward(**fields, **keywords(source.token_reward, in_force(chosen, setup.memory)))
+
+    asked = source.token_reward and (chosen["kl_in_reward"] or source.value)
+    credit = Credit(
+        token_reward if asked else None,
+        value_estimates(trained, limit, setup.precision) if isinstance(trained, Valued) else None,
+        partial(source.rescaled, **keywords(source.rescaled, chosen)) if source.rescaled else None,
+        {
+            each.function.__name__: partial(each.function, **keywords(each.function, chosen))
+            for each in source.remembers
+        },
+        setup.memory,
+    )
+    # Tried once, so that an option which can't be is refused before the first step.
+    count = setup.config.prompts_per_step * setup.config.group_size
+    remembered(credit, {"reward": torch.zeros(count), "response_kl": 0.0, "responses": count})
+    return credit
 
 
 def sampler(setup: Setup, sampling: Sampling) -> Sampler:
@@ -69,7 +107,10 @@ def sampler(setup: Setup, sampling: Sampling) -> Sampler:
 
 def sampling_prompts(found: Sequence[Row], at: Policy, max_tokens: int, where: str) -> list[Prompt]:
     """The rows' prompts in tokens, each short enough that ``max_tokens`` more fit into the context."""
-    tokens = [prompt_tokens(at.tokenizer, row["prompt"], f"{where}, row {i}") for i, row in enumerate(found)]
+    tokens = [
+        prompt_tokens(at.tokenizer, row["prompt"], place := f"{where}, row {i}", template_arguments(row, place))
+        for i, row in enumerate(found)
+    ]
     if max_tokens >= at.context:
         raise ValueError(f"sampling.max_tokens is {max_tokens}, and the model's whole context is {at.context} tokens")
     fitting(tokens, at.context - max_tokens, where)

@@ -5,22 +5,42 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from grape_rl.config import Config
 from grape_rl.maths.grape import unweighted
-from grape_rl.methods import Algorithm, Responses, keywords
+from grape_rl.methods import Algorithm, Sampled, keywords
+from grape_rl.parts.policy import device
 from grape_rl.parts.rows import Row
 from grape_rl.reward.callables import python_callable
+from grape_rl.reward.model_grader import readable, reward_model
 from grape_rl.reward.rubric import check_rows, load_rubric
-from grape_rl.reward.scores import Scorer, function_scorer, rubric_scorer
+from grape_rl.reward.scores import Scorer, function_scorer, model_scorer, rubric_models, rubric_scorer
 
 
 def scorer(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Sequence[Row]) -> Scorer:
     """The scorer that the configuration names, checked against the rows that it will grade."""
+    where = device(config.device)
+    precision = partial(torch.autocast, where.type, torch.bfloat16, enabled=config.precision == "bf16")
+    if config.reward.aggregate and not config.reward.model:
+        raise ValueError("reward: aggregate is for the steps of a process reward model: name reward.model")
     if config.reward.rubric:
         rubric = load_rubric(config.reward.rubric, config.reward.allow)
         check_rows(rubric, graded)
-        aggregate = row.source.aggregate if isinstance(row.source, Responses) else unweighted
-        return rubric_scorer(rubric, partial(aggregate, **keywords(aggregate, chosen)))
+        models = rubric_models(rubric, graded, where, config.tokens_per_microbatch, precision)
+        source = row.source if isinstance(row.source, Sampled) else None
+        aggregate, compared = (source.aggregate, source.compared) if source else (unweighted, None)
+        return rubric_scorer(
+            rubric,
+            partial(aggregate, **keywords(aggregate, chosen)),
+            partial(compared, **keywords(compared, chosen)) if compared else None,
+            models,
+        )
+    if config.reward.model:
+        of = reward_model(config.reward.model, where, config.tokens_per_microbatch, precision)
+        of.checked(config.reward.aggregate)
+        readable(of, graded)
+        return model_scorer(of, config.reward.aggregate)
     assert config.reward.function is not None
     place, _, name = config.reward.function.rpartition(":")
     folder, place = (Path(place).parent, Path(place).name) if place.endswith(".py") else (Path(), place)

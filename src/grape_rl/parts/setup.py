@@ -2,13 +2,18 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from grape_rl.config import Config
 from grape_rl.methods import Algorithm
+from grape_rl.model.load import frozen
+from grape_rl.model.value import Valued
 from grape_rl.parts.policy import Policy
 from grape_rl.parts.rows import Row
 from grape_rl.reward.scores import ItemSummary, Scorer
@@ -22,7 +27,9 @@ Told = list[tuple[str, str]]
 class Setup:
     """One run: its method with the options chosen, its rows, the policy it starts from and the policy as it is now.
 
-    The two differ where a run goes on from a checkpoint. ``scorer`` is None where nothing is graded.
+    The two differ where a run goes on from a checkpoint. ``scorer`` is None where nothing is graded, and ``value``
+    where no value function learns. ``memory`` is what a step leaves to the next beside the weights, by name: numbers,
+    and the weights of a reference that moves. It is kept with each checkpoint.
     """
 
     config: Config
@@ -33,6 +40,18 @@ class Setup:
     start: Policy
     now: Policy
     scorer: Scorer | None
+    value: nn.Linear | PreTrainedModel | None = None
+    memory: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def trained(self) -> nn.Module:
+        """All that learns: the policy, with its value function where it has one."""
+        return self.now.model if self.value is None else Valued(self.now.model, self.value)
+
+    @cached_property
+    def reference(self) -> PreTrainedModel:
+        """The reference policy: a copy of the start, made when first asked for, which is before training."""
+        return frozen(self.start.model)
 
     def precision(self) -> AbstractContextManager[Any]:
         """What one forward pass runs in.
@@ -50,8 +69,10 @@ class Kind:
     ``rows`` reads the training and the held-out rows. ``source`` makes the source of batches, with what there is to
     warn of. ``held_out`` makes the function that says how the policy, as it is when called, stands to the held-out rows
     (beside the grading of responses to them, which every kind can have); None where there is nothing to say.
+    ``scalar``: what is trained is a reward model, which writes nothing that could be graded.
     """
 
     rows: Callable[[Config, Algorithm], tuple[list[Row], list[Row]]]
     source: Callable[[Setup], tuple[AnySource, Told]]
-    held_out: Callable[[Setup], Callable[[], tuple[ItemSummary, ...]]] | None = None
+    held_out: Callable[[Setup], Callable[[], tuple[ItemSummary, ...]] | None] | None = None
+    scalar: bool = False

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from grape_rl.reward.checks import Check, check_lookups
 from grape_rl.reward.lookup import looked_up
+from grape_rl.reward.model_item import RewardModelItem
 from grape_rl.reward.strict import Strict, parsed, validated
 
 Name = Annotated[str, Field(min_length=1)]
@@ -25,7 +26,7 @@ def _choices(value: Any) -> tuple[Any, ...]:
 
 
 class Item(Strict):
-    """One thing to grade, in [0, 1].
+    """One thing to grade, in [0, 1]: by a program (``check``), or by a reward model.
 
     A negative ``weight`` makes it a pitfall. Where a ``gate`` scores 0, the other items of positive weight count 0. A
     ``monitor`` is graded and reported, and no part of the reward.
@@ -35,10 +36,13 @@ class Item(Strict):
     weight: Annotated[float, BeforeValidator(_number)] = 1.0
     gate: Annotated[bool, Field(strict=True)] = False
     role: Literal["reward", "monitor"] = "reward"
-    check: Check
+    check: Check | None = None
+    reward_model: RewardModelItem | None = None
 
     @model_validator(mode="after")
     def _sensible(self) -> "Item":
+        if bool(self.check) == bool(self.reward_model):
+            raise ValueError("needs exactly one of check and reward_model")
         if self.weight == 0:
             raise ValueError("weight 0 has no effect: use 'role: monitor' to grade an item without rewarding it")
         if self.gate and (self.weight < 0 or self.role == "monitor"):
@@ -123,7 +127,7 @@ def check_rows(rubric: Rubric, rows: Sequence[Mapping[str, Any]]) -> None:
         except ValueError as error:
             raise ValueError(f"row {index}: {error}") from None
         for item in rubric.categories[name].items:
-            for lookup in check_lookups(item.check):
+            for lookup in check_lookups(item.check) if item.check else ():
                 try:
                     looked_up(lookup, row)
                 except ValueError as error:

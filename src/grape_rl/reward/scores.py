@@ -8,15 +8,19 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from grape_rl.maths.reward_model import StepReward
 from grape_rl.reward.checks import real
 from grape_rl.reward.killable import graded
+from grape_rl.reward.model_grader import RewardModel, item_verdicts, readable, reward_model, rewards
 from grape_rl.reward.rubric import Item, Rubric, category_name
 from grape_rl.types import Response, Scores, Status, Verdict, failed
 
@@ -40,39 +44,93 @@ class ItemSummary:
     missing: Mapping[Status, int]
 
 
-def grade(rubric: Rubric, responses: Sequence[Response]) -> tuple[tuple[str, ...], tuple[tuple[Verdict, ...], ...]]:
+Models = Mapping[str, RewardModel]
+"""The reward models that a rubric names, loaded, by their names there."""
+
+
+def grade(
+    rubric: Rubric, responses: Sequence[Response], models: Models = MappingProxyType({})
+) -> tuple[tuple[str, ...], tuple[tuple[Verdict, ...], ...]]:
     """Each response's category, and its verdicts in the order of the category's items, monitors included.
 
     Raises:
         ValueError: a row that belongs to no category, or to more than one.
     """
     categories = tuple(category_name(rubric, response.row) for response in responses)
-    found = iter(
-        graded(
-            [
-                (item.id, item.check, response)
-                for category, response in zip(categories, responses, strict=True)
-                for item in rubric.categories[category].items
-            ]
-        )
-    )
-    return categories, tuple(tuple(next(found) for _ in rubric.categories[name].items) for name in categories)
+    verdicts: list[tuple[Verdict, ...]] = [()] * len(responses)
+    for name in dict.fromkeys(categories):
+        rows = [i for i, other in enumerate(categories) if other == name]
+        found = [_graded(item, [responses[i] for i in rows], models) for item in rubric.categories[name].items]
+        for i, line in zip(rows, zip(*found, strict=True), strict=True):
+            verdicts[i] = line
+    return categories, tuple(verdicts)
 
 
-def rubric_scorer(rubric: Rubric, aggregate: Aggregate) -> Scorer:
+def _graded(item: Item, responses: Sequence[Response], models: Models) -> list[Verdict]:
+    """One item's verdicts on some responses."""
+    if item.reward_model:
+        return item_verdicts(models[item.reward_model.model], item.reward_model, item.id, responses)
+    assert item.check
+    return graded([(item.id, item.check, response) for response in responses])
+
+
+def rubric_models(
+    rubric: Rubric,
+    rows: Sequence[Mapping[str, Any]],
+    device: torch.device,
+    tokens_per_microbatch: int,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Models:
+    """The reward models that a rubric's items name, each loaded once, and tried on the prompts of ``rows``.
+
+    Raises:
+        ValueError: one cannot be loaded, is not what its item takes it for, or cannot read a prompt.
+    """
+    found: dict[str, RewardModel] = {}
+    for name, category in rubric.categories.items():
+        for item in category.items:
+            if (spec := item.reward_model) is None:
+                continue
+            try:
+                if spec.model not in found:
+                    found[spec.model] = reward_model(spec.model, device, tokens_per_microbatch, precision)
+                    readable(found[spec.model], rows)
+                found[spec.model].checked(spec.aggregate, spec.center, spec.scale)
+            except ValueError as error:
+                raise ValueError(f"item {item.id!r} of category {name!r}: {error}") from None
+    return found
+
+
+def model_scorer(of: RewardModel, aggregate: StepReward | None) -> Scorer:
+    """A scorer by a reward model: the reward is the model's own score (see ``rewards``)."""
+
+    def scores(responses: Sequence[Response], group: Int[Tensor, " b"]) -> Scores:
+        verdicts = rewards(of, responses, "reward_model", aggregate)
+        reward = torch.tensor([each.score for each in verdicts], dtype=torch.float64)
+        return Scores(reward, tuple((each,) for each in verdicts), ("all",) * len(responses))
+
+    return scores
+
+
+def rubric_scorer(
+    rubric: Rubric, aggregate: Aggregate, compared: Aggregate | None = None, models: Models = MappingProxyType({})
+) -> Scorer:
     """A scorer by a rubric: ``aggregate`` makes the reward of the rewarded items, category by category.
+
+    ``compared`` makes of the same what the advantage is to compare, where that is not the reward. ``models`` are those
+    of ``rubric_models``, for a rubric that names any.
 
     Raises (the scorer):
         ValueError: a row that belongs to no category or to more than one, or a group that spans categories.
     """
 
     def scores(responses: Sequence[Response], group: Int[Tensor, " b"]) -> Scores:
-        category, verdicts = grade(rubric, responses)
+        category, verdicts = grade(rubric, responses, models)
         home: dict[int, str] = {}
         for number, name in zip(group.tolist(), category, strict=True):
             if home.setdefault(number, name) != name:
                 raise ValueError(f"group {number} has responses of the categories {home[number]!r} and {name!r}")
-        reward = torch.full((len(responses),), math.nan, dtype=torch.float64)
+        made = [torch.full((len(responses),), math.nan, dtype=torch.float64) for _ in (aggregate, compared)]
         for name in dict.fromkeys(category):
             rows = torch.tensor([i for i, other in enumerate(category) if other == name])
             items = rubric.categories[name].rewarded
@@ -80,12 +138,14 @@ def rubric_scorer(rubric: Rubric, aggregate: Aggregate) -> Scorer:
             score = _matrix([[line[item.id].score for item in items] for line in found])
             confidence = _matrix([[line[item.id].confidence for item in items] for line in found])
             weight = torch.tensor([item.weight for item in items], dtype=torch.float64)
-            found_reward = aggregate(*_gated(score, confidence, items), weight, group[rows].cpu())
             # Whether a gate that could not be graded is open is not known, and neither is the reward behind it.
             gate = torch.tensor([item.gate for item in items])
             unknown = (score.isnan() & gate).any(dim=1)
-            reward[rows] = found_reward.masked_fill(unknown, math.nan)
-        return Scores(reward, verdicts, category)
+            score, confidence = _gated(score, confidence, items)
+            for out, function in zip(made, (aggregate, compared), strict=True):
+                if function:
+                    out[rows] = function(score, confidence, weight, group[rows].cpu()).masked_fill(unknown, math.nan)
+        return Scores(made[0], verdicts, category, made[1] if compared else None)
 
     return scores
 

@@ -1,6 +1,7 @@
 """GRPO and its relations: an advantage relative to the other responses to the same prompt, and a bounded ratio."""
 
-from grape_rl.maths.advantage import group_relative
+from grape_rl.maths.advantage import group_relative, normalized
+from grape_rl.maths.gdpo import items_normalized
 from grape_rl.maths.grape import confidence_weighted, unweighted
 from grape_rl.maths.reweighting import length_penalized
 from grape_rl.maths.surrogate import cispo, clipped, sequence_clipped
@@ -13,7 +14,7 @@ GROUP_RELATIVE = (
         name="grpo",
         summary="PPO's clip with an advantage relative to the other responses to the same prompt.",
         equation="A_i = (R_i − mean R)/(std R + ε);  L = −mean_t min(ρ_t A, clip(ρ_t, 1−ε_low, 1+ε_high) A) + kl · k3",
-        paper="arXiv 2509.04501, GRPO; DeepSeekMath, arXiv 2402.03300",
+        paper="arXiv 2509.04501, GRPO; DeepSeekMath, arXiv 2402.03300 (there kl = 0.04, k3 without the weight ρ)",
         source=Responses(group_relative, unweighted, smallest_group=2),
         terms=(RowTerm(clipped), *PENALTIES),
         reduction="sequence",
@@ -26,6 +27,15 @@ GROUP_RELATIVE = (
         source=Responses(group_relative, confidence_weighted, smallest_group=2),
         terms=(RowTerm(clipped), *PENALTIES),
         reduction="token",
+    ),
+    Algorithm(
+        name="gdpo",
+        summary="GRPO that compares responses item by item, each on its own scale, before it sums the items.",
+        equation="z_ik = (s_ik − mean s_k)/(std s_k + ε);  S_i = Σ_k w_k z_ik;  A_i = (S_i − mean S)/(std_batch S + ε)",
+        paper="GDPO, arXiv 2601.05242 (a reading: the loss is GRPO's, the missing verdicts are treated as GRAPE's)",
+        source=Responses(normalized, unweighted, smallest_group=2, compared=items_normalized),
+        terms=(RowTerm(clipped), *PENALTIES),
+        reduction="sequence",
     ),
     Algorithm(
         name="dr_grpo",
@@ -41,7 +51,7 @@ GROUP_RELATIVE = (
         name="dapo",
         summary="GRPO with a higher upper bound, every token alike, and other prompts where all rewards are equal.",
         equation="A_i = (R_i − mean R)/(std R + ε);  L = −mean_t min(ρ_t A, clip(ρ_t, 1−ε_low, 1+ε_high) A)",
-        paper="DAPO, arXiv 2503.14476; overlong_buffer is its soft overlong punishment",
+        paper="DAPO, arXiv 2503.14476, without a KL; overlong_buffer is its soft overlong punishment",
         source=Responses(length_penalized, unweighted, until_varied, smallest_group=2),
         terms=(RowTerm(clipped), *PENALTIES),
         reduction="token",
@@ -60,7 +70,7 @@ GROUP_RELATIVE = (
         name="cispo",
         summary="GRPO that clips each token's weight and never loses the token.",
         equation="L = −mean_t sg(clip(ρ_t, 1−ε_low, 1+ε_high)) A log π_θ(y_t | x, y_<t)",
-        paper="MiniMax-M1 (CISPO), arXiv 2506.13585",
+        paper="MiniMax-M1 (CISPO), arXiv 2506.13585 (the bound is 1 + ε_high; elsewhere it is ε_high itself)",
         source=Responses(group_relative, unweighted, smallest_group=2),
         terms=(RowTerm(cispo), *PENALTIES),
         reduction="token",

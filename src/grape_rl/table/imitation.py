@@ -1,9 +1,10 @@
 """Methods that make given responses likely: demonstrations, or the best of the model's own."""
 
-from grape_rl.maths.advantage import best_of_group
 from grape_rl.maths.grape import unweighted
-from grape_rl.maths.surrogate import policy_gradient
+from grape_rl.maths.reweighting import accepted
+from grape_rl.maths.surrogate import dft, policy_gradient
 from grape_rl.methods import Algorithm, Demonstrations, Responses, RowTerm
+from grape_rl.training.update import noisy_gradient
 
 IMITATION = (
     Algorithm(
@@ -14,13 +15,24 @@ IMITATION = (
         source=Demonstrations(),
         terms=(RowTerm(policy_gradient),),
         reduction="token",
+        update=noisy_gradient,
+    ),
+    Algorithm(
+        name="dft",
+        summary="Fine-tuning that leaves alone what the model holds for nearly impossible.",
+        equation="L = −mean_t sg(π_θ(y_t | x, y_<t)) log π_θ(y_t | x, y_<t), over the completion's tokens",
+        paper="DFT, arXiv 2508.05629",
+        source=Demonstrations(),
+        terms=(RowTerm(dft),),
+        reduction="token",
+        update=noisy_gradient,
     ),
     Algorithm(
         name="rejection_sampling",
-        summary="Sample several responses a prompt, keep the best, imitate those.",
-        equation="y* = argmax_i R(x, y_i);  L = −mean_t log π_θ(y*_t | x, y*_<t)",
+        summary="In rounds, one a step: sample several responses a prompt, keep the best, imitate those.",
+        equation="y_1 … y_G ~ π_old;  y*: the best k with R ≥ threshold;  L = −mean_t log π_θ(y*_t | x, y*_<t)",
         paper="arXiv 2509.04501, rejection sampling; RAFT, arXiv 2304.06767",
-        source=Responses(best_of_group, unweighted, any_sampler=True),
+        source=Responses(accepted, unweighted, any_sampler=True),
         terms=(RowTerm(policy_gradient),),
         reduction="token",
     ),

@@ -2,16 +2,18 @@
 
 They differ in the loss alone: all read pairs from data and take the plain mean over them. D(z) = −log σ(z);
 h = log π_θ(y|x) − log π_ref(y|x) of the chosen response (h_w) and of the rejected one (h_l); Δ = h_w − h_l;
-p = log π_θ(y|x); a bar is the mean over tokens.
+p = log π_θ(y|x); a bar is the mean over tokens; K = Σ_t KL(π_ref‖π_θ) over whole choices; sg is a stop-gradient.
 """
 
 from collections.abc import Callable
 
 from grape_rl.maths.preference import (
     aot,
+    aot_unpaired,
     apo_down,
     apo_zero,
     bco,
+    beta_dpo,
     cal_dpo,
     cdpo,
     chosen_nll,
@@ -34,8 +36,12 @@ from grape_rl.maths.preference import (
     simpo,
     slic,
     sppo,
+    tdpo1,
+    tdpo2,
+    wpo,
 )
 from grape_rl.methods import Algorithm, Preferences, RowTerm
+from grape_rl.training.moving import moving_reference
 from grape_rl.training.objective import TermFunction
 from grape_rl.training.pairs import compared_pair_gradient, pair_gradient
 
@@ -159,5 +165,33 @@ PREFERENCE = (
     _row(
         "rpo", "Bring the implied rewards' difference to that of the data's rewards, not only to its sign.",
         "L = dist(β Δ, η (r_w − r_l)),  dist = KL of the two coins, or the square", "RPO, arXiv 2502.00203", rpo,
+    ),
+    _row(
+        "aot_unpaired", "All chosen over all rejected responses as distributions, whichever stood beside which.",
+        "L = D(β (sort(h_w) − sort(h_l)))", "AOT, arXiv 2406.05882 (unpaired)", aot_unpaired, _SFT,
+        compared_pair_gradient,
+    ),
+    _row(
+        "beta_dpo", "DPO with a larger β for pairs that are told apart more easily than the batch's mean.",
+        "L = D(β_i Δ),  β_i = β max(0, 1 + a (β Δ − mean β Δ)), a constant",
+        "β-DPO, arXiv 2407.08639 (a reading; without its filter)", beta_dpo, _SFT, compared_pair_gradient,
+    ),
+    _row(
+        "tdpo1", "DPO with the KL from the reference at each token as part of the margin.",
+        "L = D(β (Δ − (K_l − K_w)))", "TDPO, arXiv 2404.11999 (first form; a reading)", tdpo1,
+    ),
+    _row(
+        "tdpo2", "DPO that keeps the rejected response's KL from the reference near the chosen one's.",
+        "L = D(β (Δ − α (K_l − sg K_w)))", "TDPO, arXiv 2404.11999 (second form; a reading)", tdpo2,
+    ),
+    _row(
+        "wpo", "DPO in which a pair counts by how likely the policy itself would be to write it.",
+        "L = min(w_w w_l, limit) D(β Δ),  w = sg exp(mean_t[log π_θ(o_t) − log Σ_v π_θ(v)²])",
+        "WPO, arXiv 2406.11827", wpo,
+    ),
+    _row(
+        "tr_dpo", "DPO whose reference follows the policy, so that it may go further from the start.",
+        "L = D(β Δ);  every n steps π_ref ← m π_θ + (1−m) π_ref", "TR-DPO, arXiv 2404.09656", dpo, _SFT,
+        moving_reference,
     ),
 )  # fmt: skip

@@ -57,6 +57,13 @@ def equal_groups(reward: Float[Tensor, " b"], group: Int[Tensor, " b"]) -> Bool[
     return ~(high > low)
 
 
+def numbered(rollout: Rollout) -> Int[Tensor, " b"]:
+    """Which response each row is: two rows have the same number if they answer one prompt by the same tokens."""
+    over = rollout.mask.flip(1).cumsum(dim=1).flip(1) == 0  # what stands behind a row's last token is padding
+    parts = (rollout.group[:, None], rollout.mask.long(), rollout.tokens.masked_fill(over, -1))
+    return torch.unique(torch.cat(parts, dim=1), dim=0, return_inverse=True)[1]
+
+
 def _filled(old: Drawn, new: Drawn) -> Drawn:
     """The old groups, but for each new one whose rewards differ, in the place of one whose rewards do not."""
     idle = equal_groups(old.scores.reward, old.rollout.group).nonzero().flatten().tolist()
@@ -86,9 +93,13 @@ def _filled(old: Drawn, new: Drawn) -> Drawn:
         behavior_logp=both("behavior_logp"),
         finish=joined(old.rollout.finish, new.rollout.finish),
     )
+    compared = None
+    if old.scores.compared is not None and new.scores.compared is not None:
+        compared = torch.cat([old.scores.compared[stay], new.scores.compared[come]])
     scores = Scores(
         torch.cat([old.scores.reward[stay], new.scores.reward[come]]),
         joined(old.scores.verdicts, new.scores.verdicts),
         joined(old.scores.category, new.scores.category),
+        compared,
     )
     return Drawn(rollout, joined(old.answers, new.answers), scores)

@@ -10,9 +10,18 @@ from typing import Any
 
 from torch import nn
 
+from grape_rl.data.chat import Example, stacked
 from grape_rl.reward.scores import ItemSummary, Scorer, item_table
+from grape_rl.training.labels import LabelExperience, label_logprobs, label_metrics
 from grape_rl.training.pairs import PairExperience, pair_fields, pair_logprobs, pair_metrics
-from grape_rl.training.source import Prompt, Sampler, graded_responses, json_number, rollout_metrics
+from grape_rl.training.source import (
+    Prompt,
+    Sampler,
+    graded_responses,
+    json_number,
+    reference_logprobs,
+    rollout_metrics,
+)
 
 NUMBERS = ("reward", "length", "cut_off")
 """What ``HeldOut`` says of all responses together."""
@@ -22,7 +31,8 @@ NUMBERS = ("reward", "length", "cut_off")
 class HeldOut:
     """Results on held-out prompts: the mean reward, each item's mean, and how long responses are.
 
-    A run that samples no held-out responses has 0 of them, NaN in their place, and the items of its preferences.
+    A run that samples no held-out responses has 0 of them, NaN in their place, and the items of its preferences or
+    demonstrations.
     """
 
     responses: int
@@ -82,6 +92,36 @@ def held_out_pairs(
         ItemSummary("preferences", name, len(told[name]), float(told[name].mean()), {})
         for name in ("accuracy", "likelier", "margin")
     )
+
+
+def held_out_labels(
+    model: nn.Module,
+    experience: LabelExperience,
+    tokens_per_microbatch: int,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> tuple[ItemSummary, ...]:
+    """How the policy stands to held-out labels, as items of a category "labels": those of ``label_metrics``."""
+    batch = experience.batch
+    logp = label_logprobs(model, experience.sequences, tokens_per_microbatch, precision)
+    told = label_metrics((logp - batch.reference_logp).masked_fill(~batch.mask, 0).sum(dim=1), batch.desirable)
+    return tuple(ItemSummary("labels", name, len(batch.desirable), value, {}) for name, value in told.items())
+
+
+def held_out_demonstrations(
+    model: nn.Module,
+    examples: Sequence[Example],
+    tokens_per_microbatch: int,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> tuple[ItemSummary, ...]:
+    """How likely the policy makes held-out demonstrations, as items of a category "demonstrations".
+
+    ``nll`` is −log π a token learned (nats), over all of them alike; ``perplexity`` is exp(nll).
+    """
+    sequences = stacked(examples)
+    logp = reference_logprobs(model, 1.0, tokens_per_microbatch, precision)(sequences)
+    nll = -float(logp[sequences.mask].double().mean())
+    told = {"nll": nll, "perplexity": math.exp(min(nll, 700.0))}
+    return tuple(ItemSummary("demonstrations", name, len(examples), value, {}) for name, value in told.items())
 
 
 def _number(value: float | None) -> float:

@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable
 
+from grape_rl.training.labels import LabelExperience
 from grape_rl.training.log import Log
 from grape_rl.training.pairs import PairExperience
+from grape_rl.training.scoring import Compared, Judged
 from grape_rl.training.source import Experience
 
-AnyExperience = Experience | PairExperience
+AnyExperience = Experience | PairExperience | LabelExperience | Compared | Judged
 
 AnySource = Callable[[int], AnyExperience]
 """The step's number, from 0 → its experience."""

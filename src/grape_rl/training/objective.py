@@ -20,7 +20,7 @@ class Term:
     """One term: a loss per token, how much it counts, and the options it was given.
 
     The function's parameters name what it reads: a field of ``Outputs`` or ``Batch`` by the field's own name, or, for
-    a loss per pair, one of ``PAIR_FIELDS``.
+    a loss per pair, labelled response or score, one of ``PAIR_FIELDS``, ``LABEL_FIELDS`` or ``SCORE_FIELDS``.
     """
 
     function: TermFunction
@@ -30,30 +30,56 @@ class Term:
     @property
     def parameters(self) -> tuple[str, ...]:
         """The names of the fields that the function reads."""
-        return tuple(p for p in inspect.signature(self.function).parameters if p in (*FIELDS, *PAIR_FIELDS))
+        return tuple(p for p in inspect.signature(self.function).parameters if p in READABLE)
 
 
-FIELDS = ("logp", "entropy", "mask", "behavior_logp", "reference_logp", "advantage")
-PAIR_FIELDS = tuple(
-    f"{whose}{which}_{what}"
-    for what in ("logp", "head_logp", "length", "reward")
-    for whose in ("", "reference_")
-    for which in ("chosen", "rejected")
-    if not (whose and what in ("length", "reward"))
+OUTPUTS = ("logp", "entropy", "value")
+FIELDS = (*OUTPUTS, "mask", "behavior_logp", "reference_logp", "advantage", "behavior_value", "value_target")
+CHOICE_FIELDS = tuple(f"{which}_{what}" for what in ("kl", "collision") for which in ("chosen", "rejected"))
+"""What of these takes the whole choice that each token came from: Σ_t KL(reference‖π) and Σ_t log Σ_v π(v)²."""
+
+PAIR_FIELDS = (
+    *(
+        f"{whose}{which}_{what}"
+        for what in ("logp", "head_logp", "length", "reward")
+        for whose in ("", "reference_")
+        for which in ("chosen", "rejected")
+        if not (whose and what in ("length", "reward"))
+    ),
+    *CHOICE_FIELDS,
 )
 """What a loss per pair may read: log-probs (of whole responses, and of as many first tokens as the shorter one has),
-lengths in tokens, and the data's rewards."""
+lengths in tokens, the data's rewards, and ``CHOICE_FIELDS``."""
+
+LABEL_FIELDS = (
+    "response_logp", "reference_response_logp", "response_length", "desirable", "mismatched_gain", "mean_gain"
+)  # fmt: skip
+"""What a loss per labelled response may read: its log-probs and length, its label, and over the whole batch the mean
+gain (log-prob less the reference's) of responses behind prompts that are not their own; over all batches so far, that
+of the responses themselves."""
+
+SCORE_FIELDS = ("chosen_score", "rejected_score", "margin", "step_logit", "step_label")
+"""What a loss of a model that scores may read: of each pair the scores and the margin wanted, or of each step the logit
+that it is right, and whether it is."""
+
+READABLE = {*FIELDS, *PAIR_FIELDS, *LABEL_FIELDS, *SCORE_FIELDS}
 
 
 @dataclass(frozen=True)
 class Objective:
     """What an update minimises: Σ_terms coefficient · Σ_tokens weight · term.
 
-    ``reduction`` says how tokens are weighted; it is None where terms are per pair, whose plain mean is taken.
+    ``reduction`` says how tokens are weighted; it is None where terms are per pair (or per labelled response), whose
+    plain mean is taken.
     """
 
     terms: tuple[Term, ...]
     reduction: Reduction | None
+
+    @property
+    def reads(self) -> set[str]:
+        """The names of all fields that the terms read."""
+        return {name for term in self.terms for name in term.parameters}
 
     @property
     def sees_only_advantage(self) -> bool:
@@ -65,11 +91,11 @@ def loss(
     objective: Objective, outputs: Outputs, batch: Batch, weight: Float[Tensor, "b t"]
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """The objective over some rows, whose ``weight`` comes from the whole batch, and each term's share of it."""
-    fields = {name: getattr(outputs if hasattr(outputs, name) else batch, name) for name in FIELDS}
     total = torch.zeros((), dtype=outputs.logp.dtype, device=outputs.logp.device)
     shares: dict[str, Tensor] = {}
     for term in objective.terms:
-        value = term.function(**{name: fields[name] for name in term.parameters}, **term.options)
+        fields = {name: getattr(outputs if name in OUTPUTS else batch, name) for name in term.parameters}
+        value = term.function(**fields, **term.options)
         # A masked-out field may hold anything (inf − inf at padding, say), and 0 · NaN would be NaN.
         share = term.coefficient * (weight * value.masked_fill(~batch.mask, 0.0)).sum()
         total = total + share
@@ -78,14 +104,14 @@ def loss(
 
 
 def pair_loss(
-    objective: Objective, fields: Mapping[str, Float[Tensor, " p"]], count: int
+    objective: Objective, fields: Mapping[str, Tensor], count: int
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The objective over some pairs out of a batch of ``count``, and each term's share: Σ_terms coefficient · mean."""
-    total = torch.zeros_like(fields["chosen_logp"]).sum()
+    """The objective over some pairs (labelled responses, steps) out of a batch of ``count``, and each term's share.
+
+    Σ_terms coefficient · (Σ of the term over these) / count.
+    """
     shares: dict[str, Tensor] = {}
     for term in objective.terms:
         value = term.function(**{name: fields[name] for name in term.parameters}, **term.options)
-        share = term.coefficient * value.sum() / count
-        total = total + share
-        shares[term.function.__name__] = share.detach()
-    return total, shares
+        shares[term.function.__name__] = term.coefficient * value.sum() / count
+    return torch.stack(list(shares.values())).sum(), {name: share.detach() for name, share in shares.items()}

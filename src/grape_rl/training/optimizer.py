@@ -1,20 +1,40 @@
 """The optimizer, and its learning rate as a function of the step."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from grape_rl.model.value import Valued
+
 Schedule = Literal["constant", "linear", "cosine"]
 
 
-def adamw(model: nn.Module, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, with weight decay on matrices only (not on norms and biases)."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trainable if p.ndim >= 2]
-    rest = [p for p in trainable if p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+def parts(model: nn.Module) -> dict[str, nn.Module]:
+    """What of a model has a gradient norm of its own, by the metric that tells it: the policy, and its value function.
+
+    Under one norm, a value function that is far off would leave next to nothing of the policy's gradient.
+    """
+    if isinstance(model, Valued):
+        return {"grad_norm": model.policy, "value_grad_norm": model.value}
+    return {"grad_norm": model}
+
+
+def adamw(
+    model: nn.Module, weight_decay: float, betas: tuple[float, float], value_rate: float = 1.0
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, with weight decay on matrices only (not on norms and biases).
+
+    The parameters of a value function learn at ``value_rate`` times the policy's learning rate.
+    """
+    groups: list[dict[str, Any]] = []
+    for part, rate in zip(parts(model).values(), (1.0, value_rate), strict=False):
+        trainable = [p for p in part.parameters() if p.requires_grad]
+        decayed = [p for p in trainable if p.ndim >= 2]
+        rest = [p for p in trainable if p.ndim < 2]
+        groups.append({"params": decayed, "weight_decay": weight_decay, "rate": rate})
+        groups.append({"params": rest, "weight_decay": 0.0, "rate": rate})
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas)
 
 
@@ -37,9 +57,9 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: Sch
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group the rate."""
+    """Give every parameter group the rate, times its own ``rate``."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate", 1.0)
 
 
 def clipped_step(model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
@@ -48,8 +68,18 @@ def clipped_step(model: nn.Module, optimizer: torch.optim.Optimizer, max_grad_no
     Raises:
         RuntimeError: a gradient that is not finite, before it moves the weights.
     """
+    norm = clipped(model, max_grad_norm)
+    optimizer.step()
+    return norm
+
+
+def clipped(model: nn.Module, max_grad_norm: float) -> float:
+    """The gradient's norm, before it is scaled down to ``max_grad_norm`` in place.
+
+    Raises:
+        RuntimeError: a gradient that is not finite.
+    """
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm))
     if not math.isfinite(norm):
         raise RuntimeError(f"the gradient's norm is {norm}: try a lower learning rate")
-    optimizer.step()
     return norm

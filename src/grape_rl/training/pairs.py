@@ -3,7 +3,7 @@
 A pair is never split: its prompt is encoded once for both responses, and its loss needs both.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from grape_rl.data.preferences import Pair, stacked_pairs
+from grape_rl.model.choice import Choices, choices
 from grape_rl.model.logprobs import lengths, logprobs, selected
-from grape_rl.training.objective import Objective, pair_loss
+from grape_rl.training.objective import CHOICE_FIELDS, Objective, pair_loss
 from grape_rl.training.optimizer import clipped_step
 from grape_rl.training.source import drawn_rows
 from grape_rl.training.update import Limits
@@ -25,42 +26,65 @@ Reference = Callable[[Sequences], Float[Tensor, "b t"]]
 
 @dataclass(frozen=True)
 class PairExperience:
-    """What one step learns from: pairs as sequences, what the objective sees of them, and what the log says."""
+    """What one step learns from: pairs as sequences, what the objective sees of them, and what the log says.
+
+    ``reference`` is the reference policy itself, for a loss that reads its whole choices, or an update that moves it.
+    """
 
     sequences: Sequences
     batch: Pairs
     metrics: dict[str, float]
     warnings: tuple[tuple[str, str], ...] = ()
     records: tuple[dict[str, object], ...] = ()
+    reference: nn.Module | None = None
 
 
 def preferences(
-    found: Sequence[Pair], reference: Reference | None, pairs_per_step: int, seed: int
+    found: Sequence[Pair],
+    reference: Reference | None,
+    pairs_per_step: int,
+    seed: int,
+    reference_model: nn.Module | None = None,
 ) -> Callable[[int], PairExperience]:
     """A source of preferences read from data. Without a ``reference``, 0 stands in for its log-probs."""
 
     def source(step: int) -> PairExperience:
-        return pair_experience([found[i] for i in drawn_rows(len(found), pairs_per_step, step, seed)], reference)
+        drawn = [found[i] for i in drawn_rows(len(found), pairs_per_step, step, seed)]
+        return pair_experience(drawn, reference, reference_model)
 
     return source
 
 
-def pair_experience(found: Sequence[Pair], reference: Reference | None) -> PairExperience:
+def pair_experience(
+    found: Sequence[Pair], reference: Reference | None, reference_model: nn.Module | None = None
+) -> PairExperience:
     """The pairs as one batch."""
-    sequences = stacked_pairs(found)
-    reference_logp = reference(sequences) if reference else torch.zeros(sequences.mask.shape)
     rewards = torch.tensor([[pair.chosen_reward, pair.rejected_reward] for pair in found])
+    return paired(stacked_pairs(found), rewards, reference, reference_model)
+
+
+def paired(
+    sequences: Sequences,
+    rewards: Float[Tensor, "p 2"],
+    reference: Reference | None,
+    reference_model: nn.Module | None = None,
+) -> PairExperience:
+    """Stacked pairs with their responses' rewards as one batch."""
+    reference_logp = reference(sequences) if reference else torch.zeros(sequences.mask.shape)
     chosen, rejected = sequences.mask.sum(dim=1).float().chunk(2)
     metrics = {
         "chosen_length": float(chosen.mean()),
         "rejected_length": float(rejected.mean()),
         "tokens": float(sequences.mask.sum() + sum(len(p) for p in sequences.prompts)),
     }
-    return PairExperience(sequences, Pairs(sequences.mask, reference_logp, rewards[:, 0], rewards[:, 1]), metrics)
+    batch = Pairs(sequences.mask, reference_logp, rewards[:, 0], rewards[:, 1])
+    return PairExperience(sequences, batch, metrics, reference=reference_model)
 
 
-def pair_fields(logp: Float[Tensor, "b t"], pairs: Pairs) -> dict[str, Float[Tensor, " p"]]:
-    """Everything that a loss per pair may read, by its name: ``PAIR_FIELDS``."""
+def pair_fields(
+    logp: Float[Tensor, "b t"], pairs: Pairs, whole: Choices | None = None
+) -> dict[str, Float[Tensor, " p"]]:
+    """What a loss per pair may read, by its name: ``PAIR_FIELDS``, of which ``CHOICE_FIELDS`` only with ``whole``."""
     mask, reference = pairs.mask, pairs.reference_logp.to(logp)
     count = mask.sum(dim=1)
     shorter = torch.minimum(*count.chunk(2)).repeat(2)
@@ -72,6 +96,8 @@ def pair_fields(logp: Float[Tensor, "b t"], pairs: Pairs) -> dict[str, Float[Ten
         "reference_{}_head_logp": _summed(reference, head),
         "{}_length": count.to(logp.dtype),
     }
+    if whole:
+        halves |= {"{}_kl": _summed(whole.kl, mask), "{}_collision": _summed(whole.collision, mask)}
     fields = {"chosen_reward": pairs.chosen_reward.to(logp), "rejected_reward": pairs.rejected_reward.to(logp)}
     for name, both in halves.items():
         fields[name.format("chosen")], fields[name.format("rejected")] = both.chunk(2)
@@ -116,15 +142,28 @@ def pair_logprobs(
     sequences: Sequences,
     tokens_per_microbatch: int,
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    temperature: float = 1.0,
 ) -> Float[Tensor, "b t"]:
     """The log-probs of pairs without their graph, in the micro-batches that the update takes."""
+    parts = (_rows(pairs, sequences) for pairs in pair_batches(sequences, tokens_per_microbatch))
+    return logprobs_in(parts, model, sequences, precision, temperature)
+
+
+def logprobs_in(
+    parts: Iterable[Int[Tensor, " _"]],
+    model: nn.Module,
+    sequences: Sequences,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    temperature: float = 1.0,
+) -> Float[Tensor, "b t"]:
+    """The log-probs of sequences without their graph, some rows at a time: ``parts`` has every row once."""
     out: Tensor | None = None
     with torch.no_grad():
-        for pairs in pair_batches(sequences, tokens_per_microbatch):
+        for rows in parts:
             with precision():
-                logp = logprobs(model, selected(sequences, _rows(pairs, sequences))).logp.cpu()
+                logp = logprobs(model, selected(sequences, rows), temperature).logp.cpu()
             out = torch.zeros(sequences.mask.shape, dtype=logp.dtype) if out is None else out
-            out[_rows(pairs, sequences), : logp.shape[1]] = logp
+            out[rows, : logp.shape[1]] = logp
     assert out is not None
     return out
 
@@ -138,14 +177,21 @@ def pair_gradient(
 ) -> dict[str, float]:
     """One optimizer step by the mean loss over the pairs: the same however they are cut into micro-batches.
 
+    Without any pair nothing changes: even a zero gradient would let the optimizer's momentum move the weights. The
+    whole choices that tokens came from, and with them the reference's forward pass beside the policy's, are taken only
+    for an objective that reads something of them.
+
     Raises:
         RuntimeError: a gradient that is not finite, before it moves the weights.
     """
     count = len(experience.sequences.prompts)
+    if not count:
+        return {}
     told: list[dict[str, float]] = []
     optimizer.zero_grad(set_to_none=True)
-    for outputs, seen, _ in _forward(model, experience, limits):
-        fields = pair_fields(outputs.logp, seen)
+    wholly = not objective.reads.isdisjoint(CHOICE_FIELDS)
+    for outputs, whole, seen, _ in _forward(model, experience, limits, wholly):
+        fields = pair_fields(outputs.logp, seen, whole)
         share, terms = pair_loss(objective, fields, count)
         share.backward()
         told.append(_told(share, terms) | _sums_of(fields, outputs, seen))
@@ -168,12 +214,16 @@ def compared_pair_gradient(
         RuntimeError: a gradient that is not finite, before it moves the weights.
     """
     count = len(experience.sequences.prompts)
+    if not count:
+        return {}
     told: list[dict[str, float]] = []
-    logp = pair_logprobs(model, experience.sequences, limits.tokens_per_microbatch, limits.precision).requires_grad_()
+    logp = pair_logprobs(
+        model, experience.sequences, limits.tokens_per_microbatch, limits.precision, limits.temperature
+    ).requires_grad_()
     whole, terms = pair_loss(objective, pair_fields(logp, experience.batch), count)
     (slope,) = torch.autograd.grad(whole, logp)
     optimizer.zero_grad(set_to_none=True)
-    for outputs, seen, rows in _forward(model, experience, limits):
+    for outputs, _, seen, rows in _forward(model, experience, limits, wholly=False):
         (outputs.logp * slope[rows, : outputs.logp.shape[1]].to(outputs.logp)).sum().backward()
         told.append(_sums_of(pair_fields(outputs.logp, seen), outputs, seen))
     told.append(_told(whole, terms))
@@ -181,17 +231,26 @@ def compared_pair_gradient(
 
 
 def _forward(
-    model: nn.Module, experience: PairExperience, limits: Limits
-) -> Iterator[tuple[Outputs, Pairs, Int[Tensor, " n"]]]:
+    model: nn.Module, experience: PairExperience, limits: Limits, wholly: bool
+) -> Iterator[tuple[Outputs, Choices | None, Pairs, Int[Tensor, " n"]]]:
     """Micro-batch by micro-batch: the model's outputs, the pairs that they are of, and their rows in the batch."""
-    batch = experience.batch
+    batch, temperature = experience.batch, limits.temperature
     for pairs in pair_batches(experience.sequences, limits.tokens_per_microbatch):
-        rows = _rows(pairs, experience.sequences)
+        rows, whole = _rows(pairs, experience.sequences), None
+        part = selected(experience.sequences, rows)
         with limits.precision():
-            outputs = logprobs(model, selected(experience.sequences, rows), limits.temperature)
+            if wholly:
+                outputs, whole = choices(model, part, experience.reference, temperature)
+            else:
+                outputs = logprobs(model, part, temperature)
         width, device = outputs.logp.shape[1], outputs.logp.device
         mask, reference_logp = (field[rows, :width].to(device) for field in (batch.mask, batch.reference_logp))
-        yield outputs, Pairs(mask, reference_logp, batch.chosen_reward[pairs], batch.rejected_reward[pairs]), rows
+        yield (
+            outputs,
+            whole,
+            Pairs(mask, reference_logp, batch.chosen_reward[pairs], batch.rejected_reward[pairs]),
+            rows,
+        )
 
 
 def _rows(pairs: Int[Tensor, " n"], sequences: Sequences) -> Int[Tensor, " m"]:

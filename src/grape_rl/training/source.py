@@ -1,38 +1,44 @@
 """Where batches come from: demonstrations read, or responses sampled, scored and given an advantage.
 
-A source is a function of the step alone, so a run that stopped at any step goes on as if it never had.
+A source is a function of the step and of what the last one left, so a run that stopped at any step goes on as if it
+never had.
 """
 
 import hashlib
-import inspect
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grape_rl.data.chat import Example, stacked, text
 from grape_rl.maths.divergence import k3
-from grape_rl.model.logprobs import logprobs, microbatches, selected
+from grape_rl.model.logprobs import lengths, logprobs, microbatches, selected
+from grape_rl.model.pack import packs
 from grape_rl.reward.scores import Scorer, checked, item_table
+from grape_rl.training.credit import PLAIN, Credit, credited
 from grape_rl.training.draw import Draw, Drawn, equal_groups
 from grape_rl.types import Batch, Response, Rollout, Scores, Sequences, Verdict
 
 
 @dataclass(frozen=True)
 class Experience:
-    """What one step learns from: sequences, what the objective sees of them, and what the log says of them."""
+    """What one step learns from: sequences, what the objective sees of them, and what the log says of them.
+
+    ``memory`` is what the step leaves to the next, by name.
+    """
 
     sequences: Sequences
     batch: Batch
     metrics: dict[str, float]
     warnings: tuple[tuple[str, str], ...] = ()
     records: tuple[dict[str, Any], ...] = ()
+    memory: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 Source = Callable[[int], Experience]
@@ -72,14 +78,14 @@ def step_seed(seed: int, step: int, purpose: str) -> int:
 
 
 def demonstrations(examples: Sequence[Example], rows_per_step: int, seed: int) -> Source:
-    """A source of demonstrations: every token of a completion with advantage 1, so that −A · logp is SFT's loss."""
+    """A source of demonstrations: every token that is learned with advantage 1, so that −A · logp is SFT's loss."""
 
     def source(step: int) -> Experience:
         sequences = stacked([examples[i] for i in drawn_rows(len(examples), rows_per_step, step, seed)])
         ones, zeros = sequences.mask.float(), torch.zeros(sequences.mask.shape)
         metrics = {
             "length": float(ones.sum(dim=1).mean()),
-            "tokens": float(ones.sum() + sum(len(p) for p in sequences.prompts)),
+            "tokens": float(lengths(sequences.mask).sum() + sum(len(p) for p in sequences.prompts)),
         }
         return Experience(sequences, Batch(sequences.mask, zeros, zeros, ones), metrics)
 
@@ -99,68 +105,89 @@ def responses(
     max_tokens: int,
     seed: int,
     failure_limit: float,
+    credit: Credit = PLAIN,
 ) -> Source:
     """A source of the model's own responses: sample → score → advantage.
 
-    The parameters of ``advantage`` name what it reads: ``reward`` and ``group``, ``length`` (each response's tokens),
-    ``max_tokens`` (the most that one may have), and ``seed`` (of the step). A response with no advantage (NaN: its
-    reward is missing, or the method leaves it out) is masked out. Without a ``reference`` the behavior policy stands in
-    for it, which makes its KL 0. Metrics are of the first draw: they say what the policy is, not what was kept of it.
+    What ``advantage`` may read, ``credited`` says. A response with no advantage (NaN: its reward is missing, or the
+    method leaves it out) is masked out, and ``used`` counts the others.
 
-    Raises (the source):
-        RuntimeError: more than ``failure_limit`` of a draw's verdicts are missing.
+    Raises (the source): as ``drawn``.
     """
 
     def source(step: int) -> Experience:
-        rounds: list[Drawn] = []
-        seconds = {"sample_seconds": 0.0, "score_seconds": 0.0}
-
-        def draw(turn: int, count: int) -> Drawn:
-            began = time.perf_counter()
-            order = (step, seed) if turn == 0 else (0, step_seed(seed, step, f"order {turn}"))
-            asked = [prompts[i] for i in drawn_rows(len(prompts), count, *order)]
-            purpose = "sample" if turn == 0 else f"sample {turn}"
-            rollout = sampler([p.tokens for p in asked], group_size, step_seed(seed, step, purpose), step)
-            sampled = time.perf_counter()
-            answers = graded_responses(rollout, asked, tokenizer)
-            rounds.append(Drawn(rollout, tuple(answers), scorer(answers, rollout.group)))
-            checked(rounds[-1].scores, failure_limit)
-            seconds["sample_seconds"] += sampled - began
-            seconds["score_seconds"] += time.perf_counter() - sampled
-            return rounds[-1]
-
-        drawn = draws(draw, prompts_per_step)
+        found = drawn(
+            step, prompts, sampler, scorer, draws, tokenizer, prompts_per_step, group_size, seed, failure_limit
+        )
         began = time.perf_counter()
-        rollout, scores = drawn.rollout, drawn.scores
-        row_advantage = _compared(advantage, drawn, max_tokens, step_seed(seed, step, "advantage"))
-        usable = ~row_advantage.isnan()
-        field = row_advantage.nan_to_num().float()[:, None].expand_as(rollout.behavior_logp)
-        reference_logp = reference(rollout) if reference else rollout.behavior_logp
-        batch = Batch(rollout.mask & usable[:, None], rollout.behavior_logp, reference_logp, field)
-        missing = [v for each in rounds for row in each.scores.verdicts for v in row if v.missing]
-        metrics = rollout_metrics(rounds[0].rollout, rounds[0].scores) | {"missing": float(len(missing))} | seconds
-        metrics["reference_seconds"] = time.perf_counter() - began
-        if len(rounds) > 1:
-            metrics["tokens"] = float(sum(each.rollout.mask.sum() for each in rounds))
-            metrics["extra_draws"] = float(len(rounds) - 1)
-        if reference:
+        rollout, scores = found.drawn.rollout, found.drawn.scores
+        reference_logp = reference(rollout) if reference else None
+        given = credited(advantage, credit, found.drawn, reference_logp, max_tokens, step_seed(seed, step, "advantage"))
+        usable = ~given.advantage.isnan()
+        metrics = found.metrics | {"used": float(usable.sum()), "reference_seconds": time.perf_counter() - began}
+        if reference_logp is not None:
             metrics["kl"] = float(k3(rollout.behavior_logp, reference_logp)[rollout.mask].mean())
-        warnings = _warnings(scores, rollout, usable, missing)
-        return Experience(rollout, batch, metrics, warnings, records(drawn.answers, scores, row_advantage))
+        warnings = found.warnings
+        if not bool(usable.any()):
+            warnings += (("nothing_usable", "no response of the step has an advantage: the step changes nothing"),)
+        told = records(found.drawn.answers, scores, given.advantage)
+        return Experience(rollout, given.batch, metrics | given.metrics, warnings, told, given.memory)
 
     return source
 
 
-def _compared(advantage: Callable[..., Tensor], drawn: Drawn, max_tokens: int, seed: int) -> Float[Tensor, " b"]:
-    """Each response's advantage, by what the function's parameters ask for."""
-    fields = {
-        "reward": drawn.scores.reward,
-        "group": drawn.rollout.group,
-        "length": drawn.rollout.mask.sum(dim=1),
-        "max_tokens": max_tokens,
-        "seed": seed,
-    }
-    return advantage(**{name: fields[name] for name in inspect.signature(advantage).parameters if name in fields})
+@dataclass(frozen=True)
+class Round:
+    """A step's responses, scored, with what the log says of them."""
+
+    drawn: Drawn
+    metrics: dict[str, float]
+    warnings: tuple[tuple[str, str], ...]
+
+
+def drawn(
+    step: int,
+    prompts: Sequence[Prompt],
+    sampler: Sampler,
+    scorer: Scorer,
+    draws: Callable[[Draw, int], Drawn],
+    tokenizer: Any,
+    prompts_per_step: int,
+    group_size: int,
+    seed: int,
+    failure_limit: float,
+) -> Round:
+    """A step's own responses, by the policy of that moment: sample → score, once or as often as ``draws`` asks.
+
+    Metrics are of the first draw: they say what the policy is, not what was kept of it.
+
+    Raises:
+        RuntimeError: more than ``failure_limit`` of a draw's verdicts are missing.
+    """
+    rounds: list[Drawn] = []
+    seconds = {"sample_seconds": 0.0, "score_seconds": 0.0}
+
+    def draw(turn: int, count: int) -> Drawn:
+        began = time.perf_counter()
+        order = (step, seed) if turn == 0 else (0, step_seed(seed, step, f"order {turn}"))
+        asked = [prompts[i] for i in drawn_rows(len(prompts), count, *order)]
+        purpose = "sample" if turn == 0 else f"sample {turn}"
+        rollout = sampler([p.tokens for p in asked], group_size, step_seed(seed, step, purpose), step)
+        sampled = time.perf_counter()
+        answers = graded_responses(rollout, asked, tokenizer)
+        rounds.append(Drawn(rollout, tuple(answers), scorer(answers, rollout.group)))
+        checked(rounds[-1].scores, failure_limit)
+        seconds["sample_seconds"] += sampled - began
+        seconds["score_seconds"] += time.perf_counter() - sampled
+        return rounds[-1]
+
+    kept = draws(draw, prompts_per_step)
+    missing = [v for each in rounds for row in each.scores.verdicts for v in row if v.missing]
+    metrics = rollout_metrics(rounds[0].rollout, rounds[0].scores) | {"missing": float(len(missing))} | seconds
+    if len(rounds) > 1:
+        metrics["tokens"] = float(sum(each.rollout.mask.sum() for each in rounds))
+        metrics["extra_draws"] = float(len(rounds) - 1)
+    return Round(kept, metrics, _warnings(kept.scores, kept.rollout, missing))
 
 
 def graded_responses(rollout: Rollout, prompts: Sequence[Prompt], tokenizer: Any) -> list[Response]:
@@ -185,7 +212,7 @@ def reference_logprobs(
     @torch.no_grad()
     def reference(sequences: Sequences) -> Float[Tensor, "b t"]:
         out = torch.zeros(sequences.mask.shape)
-        for rows in microbatches(sequences, tokens_per_microbatch):
+        for rows in microbatches(sequences, tokens_per_microbatch, packs(model)):
             with precision():
                 part = logprobs(model, selected(sequences, rows), temperature).logp
             out[rows, : part.shape[1]] = part.float().cpu()
@@ -210,9 +237,7 @@ def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, float]:
     return metrics
 
 
-def _warnings(
-    scores: Scores, rollout: Rollout, usable: Bool[Tensor, " b"], missing: Sequence[Verdict]
-) -> tuple[tuple[str, str], ...]:
+def _warnings(scores: Scores, rollout: Rollout, missing: Sequence[Verdict]) -> tuple[tuple[str, str], ...]:
     found: list[tuple[str, str]] = []
     known = scores.reward[~scores.reward.isnan()]
     if len(known) and bool((known == known[0]).all()):
@@ -223,8 +248,6 @@ def _warnings(
     if missing:
         first = f"item {missing[0].item!r}, {missing[0].status}: {missing[0].reasoning}"
         found.append(("missing", f"{len(missing)} verdicts are missing, the first of {first}"))
-    if not bool(usable.any()):
-        found.append(("nothing_usable", "no response of the step has an advantage: the step changes nothing"))
     return tuple(found)
 
 

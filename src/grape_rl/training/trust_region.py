@@ -16,6 +16,7 @@ from grape_rl.maths.natural import conjugate_gradient, fisher_vector_product
 from grape_rl.maths.reduction import token_weight
 from grape_rl.model.head import TILE, token_logprobs
 from grape_rl.model.logprobs import masked_logits, microbatches, on_device, selected
+from grape_rl.model.pack import packs
 from grape_rl.training.objective import Objective, loss
 from grape_rl.training.source import Experience
 from grape_rl.training.update import Limits, accumulated, batch_rows, cut
@@ -52,11 +53,12 @@ def trust_region(
     TRPO (arXiv 1502.05477), eq. 14 and appendix C. g is the gradient of the surrogate, the objective's negative. F is
     the Fisher matrix of π_old, the policy before the step: the second derivative of the mean of KL(π_old‖π) over all
     tokens that the policy wrote, those of responses with no advantage too, since it may not forget how to write
-    these either. x comes from conjugate gradients. Where ``damping`` is 0 and they converged, xᵀFx is gᵀF⁻¹g.
+    these either. Conjugate gradients, ``cg_iterations`` of them, give x; where they converged without damping, xᵀFx is
+    gᵀF⁻¹g.
 
-    Damping bends x towards g in directions that F knows next to nothing of, and lets few iterations come near the
-    solution; 0.1 is customary. It is left out of the step's length (our reading of appendix C), so that whatever it
-    is, a step asks for ``delta`` nats a token.
+    ``damping`` bends x towards g in directions that F knows next to nothing of, and lets few iterations come near the
+    solution; 0.1 is customary. Whatever it is, a step asks for ``delta`` nats a token: it is left out of the step's
+    length (our reading of appendix C).
 
     The step is multiplied by ``shrink`` up to ``backtracks`` times, until the KL measured is at most ``delta`` and
     the surrogate is better than before. If it never is so, or if g is 0, the weights keep every bit, and the log says
@@ -129,7 +131,7 @@ def fisher_product(
 
     def product(vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         total = torch.zeros_like(vector)
-        for rows in microbatches(sequences, limits.tokens_per_microbatch):
+        for rows in microbatches(sequences, limits.tokens_per_microbatch, packs(model)):
             total += share(rows, vector)
         return total
 
@@ -168,7 +170,7 @@ def tried(
         losses = [float(loss(objective, outputs, seen, each)[0]) for outputs in (was, now)]
         return losses[0], losses[1], kl / count, float(was.entropy.sum()) / count
 
-    shares = [share(rows) for rows in microbatches(sequences, limits.tokens_per_microbatch)]
+    shares = [share(rows) for rows in microbatches(sequences, limits.tokens_per_microbatch, packs(model))]
     return Trial(*(sum(column) for column in zip(*shares, strict=True)))
 
 

@@ -1,19 +1,24 @@
 """Updates: how an experience changes the policy's parameters."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from grape_rl.maths.divergence import k3
+from grape_rl.maths.noise import embedding_noise
 from grape_rl.maths.reduction import token_weight
-from grape_rl.model.logprobs import logprobs, microbatches, selected
+from grape_rl.model.logprobs import Noise, logprobs, microbatches, selected
+from grape_rl.model.pack import packs
 from grape_rl.training.objective import Objective, loss
-from grape_rl.training.optimizer import clipped_step
+from grape_rl.training.optimizer import clipped, parts
 from grape_rl.training.source import Experience, step_seed
 from grape_rl.types import Batch, Outputs
 
@@ -43,6 +48,7 @@ def gradient(
     step: int,
     epochs: PositiveInt = 1,
     minibatches: PositiveInt = 1,
+    step_kl_limit: NonNegativeFloat = 0.0,
 ) -> dict[str, float]:
     """``epochs`` passes over the experience, each in ``minibatches`` random parts, one optimizer step a part.
 
@@ -50,37 +56,92 @@ def gradient(
     part. Rows that can't change the gradient (advantage 0, where the objective sees only that) are not run. A part
     with no such row left changes nothing: even a zero gradient would let the optimizer's momentum move the weights.
 
+    With a ``step_kl_limit`` (nats a token; 0 is none), the first part on which the policy's KL from the policy that
+    sampled is over it is not stepped by, nor any after it. Then ``updates`` tells how many steps were made, and
+    ``stopped_kl`` the KL that ended them.
+
     Raises:
         RuntimeError: a gradient that is not finite, before it moves the weights.
     """
-    told: list[dict[str, float]] = []
-    generator = torch.Generator().manual_seed(step_seed(limits.seed, step, "minibatch"))
-    for _ in range(epochs):
-        for rows in torch.randperm(len(experience.batch.mask), generator=generator).chunk(minibatches):
-            told += _stepped(model, optimizer, experience, objective, limits, rows.sort().values)
-    names = dict.fromkeys(name for part in told for name in part)
-    return {name: sum(part[name] for part in told) / len(told) for name in names}
+    return _passes(model, optimizer, experience, objective, limits, step, epochs, minibatches, step_kl_limit)
 
 
-def _stepped(
+def noisy_gradient(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     experience: Experience,
     objective: Objective,
     limits: Limits,
-    rows: Int[Tensor, " n"],
-) -> Iterator[dict[str, float]]:
-    told = accumulated(model, experience, objective, limits, rows)
-    if not told:
-        return
-    yield told | {"grad_norm": clipped_step(model, optimizer, limits.max_grad_norm)}
+    step: int,
+    epochs: PositiveInt = 1,
+    minibatches: PositiveInt = 1,
+    neftune: NonNegativeFloat = 0.0,
+) -> dict[str, float]:
+    """The same with noise of size ``neftune`` on what the model reads, drawn anew for each row and pass: NEFTune.
+
+    ``epochs`` passes over the experience, each in ``minibatches`` random parts, one optimizer step a part.
+
+    What a row's noise is depends on the seed, the step, the pass and its place in the experience alone, so that
+    micro-batches change nothing, and a run that was resumed draws the same. At 0 nothing is drawn.
+
+    Raises:
+        RuntimeError: a gradient that is not finite, before it moves the weights.
+    """
+    embeddings: Any = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+
+    def drawn(epoch: int, row: int, length: int) -> Float[Tensor, "l d"]:
+        seed = step_seed(limits.seed, step, f"noise {epoch} {row}")
+        return embedding_noise(length, embeddings.weight.shape[1], neftune, seed)
+
+    noise = drawn if neftune else None
+    return _passes(model, optimizer, experience, objective, limits, step, epochs, minibatches, 0.0, noise)
+
+
+def _passes(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    experience: Experience,
+    objective: Objective,
+    limits: Limits,
+    step: int,
+    epochs: int,
+    minibatches: int,
+    step_kl_limit: float,
+    noise: Callable[[int, int, int], Float[Tensor, "l d"]] | None = None,
+) -> dict[str, float]:
+    told: list[dict[str, float]] = []
+    ended: dict[str, float] = {}
+    generator = torch.Generator().manual_seed(step_seed(limits.seed, step, "minibatch"))
+    kept = experience.batch.mask.any(dim=1).nonzero().flatten()  # parts of equal size, whatever was left out
+    orders = (kept[torch.randperm(len(kept), generator=generator)] for _ in range(epochs))
+    for epoch, rows in ((n, part) for n, order in enumerate(orders) for part in order.chunk(minibatches)):
+        drawn = partial(noise, epoch) if noise else None
+        found = accumulated(model, experience, objective, limits, rows.sort().values, drawn)
+        if not found:
+            continue
+        if step_kl_limit and found["step_kl"] > step_kl_limit:
+            ended = {"stopped_kl": found["step_kl"]}
+            break
+        norms = {name: clipped(part, limits.max_grad_norm) for name, part in parts(model).items()}
+        optimizer.step()
+        told.append(found | norms)
+    if step_kl_limit:
+        ended["updates"] = float(len(told))
+    names = dict.fromkeys(name for part in told for name in part)
+    return {name: sum(part[name] for part in told) / len(told) for name in names} | ended
 
 
 def accumulated(
-    model: nn.Module, experience: Experience, objective: Objective, limits: Limits, rows: Int[Tensor, " n"]
+    model: nn.Module,
+    experience: Experience,
+    objective: Objective,
+    limits: Limits,
+    rows: Int[Tensor, " n"],
+    noise: Noise | None = None,
 ) -> dict[str, float]:
     """The objective's gradient over ``rows``, left in the parameters' ``grad``; the loss and what else was seen.
 
+    ``noise`` is what is added to the embeddings of a row of the experience, where anything is.
     Nothing to tell ({}), and no gradient, where no row matters to it.
     """
     batch = experience.batch
@@ -96,9 +157,10 @@ def accumulated(
         return {}
     sums: dict[str, Tensor] = {}
     sequences = selected(experience.sequences, rows)
-    for part in microbatches(sequences, limits.tokens_per_microbatch):
+    for part in microbatches(sequences, limits.tokens_per_microbatch, packs(model)):
+        of_part = (lambda i, length, at=rows[part]: noise(int(at[i]), length)) if noise else None
         with limits.precision():
-            outputs = logprobs(model, selected(sequences, part), limits.temperature)
+            outputs = logprobs(model, selected(sequences, part), limits.temperature, of_part)
         seen = batch_rows(batch, rows[part], outputs)
         share, terms = loss(objective, outputs, seen, cut(weight, rows[part], outputs))
         share.backward()
@@ -106,26 +168,24 @@ def accumulated(
         sums = {name: sums.get(name, torch.zeros(())) + value.cpu() for name, value in told.items()}
     tokens = float(sums.pop("count"))
     means = {"entropy": float(sums.pop("entropy")) / tokens, "step_kl": float(sums.pop("step_kl")) / tokens}
+    nll = float(sums.pop("nll")) / tokens
+    if not bool(batch.behavior_logp.any()):  # nothing was sampled: how likely are the demonstrations?
+        means["perplexity"] = math.exp(min(nll, 700.0))
     return {name: float(value) for name, value in sums.items()} | means
 
 
 def _sums(outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-    """Over the tokens run: how many, their entropy, and the KL (k3, nats) from the policy that sampled them."""
+    """Over the tokens run: how many, their entropy, the KL (k3) from the policy that sampled them, and −log π."""
     mask = batch.mask
     with torch.no_grad():
         moved = k3(batch.behavior_logp, outputs.logp)[mask] if bool(batch.behavior_logp.any()) else outputs.logp[:0]
-        return {"count": mask.sum(), "entropy": outputs.entropy[mask].sum(), "step_kl": moved.sum()}
+        nll = -outputs.logp[mask].sum()
+        return {"count": mask.sum(), "entropy": outputs.entropy[mask].sum(), "step_kl": moved.sum(), "nll": nll}
 
 
 def batch_rows(batch: Batch, rows: Int[Tensor, " n"], outputs: Outputs) -> Batch:
     """Some rows of the batch, as wide as the outputs and on their device."""
-    mask: Bool[Tensor, "n t"] = cut(batch.mask, rows, outputs)
-    return Batch(
-        mask,
-        cut(batch.behavior_logp, rows, outputs),
-        cut(batch.reference_logp, rows, outputs),
-        cut(batch.advantage, rows, outputs),
-    )
+    return replace(batch, **{each.name: cut(getattr(batch, each.name), rows, outputs) for each in fields(batch)})
 
 
 def cut(field: Tensor, rows: Int[Tensor, " n"], outputs: Outputs) -> Float[Tensor, "n t"] | Bool[Tensor, "n t"]:

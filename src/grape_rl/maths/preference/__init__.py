@@ -1,12 +1,13 @@
 """Losses on pairs of responses, of which one was preferred: every one returns a loss per pair, to be minimised.
 
 Their arguments name what they read: log-probs (summed, nats), lengths (tokens) and rewards of the chosen and of the
-rejected response of each of p pairs.
+rejected response of each of p pairs. Those of ``unpaired`` are of single responses, each labelled desirable or not.
 """
 
+from grape_rl.maths.preference.batch import aot, aot_unpaired, beta_dpo
+from grape_rl.maths.preference.distribution import policy_weight, tdpo1, tdpo2, wpo
 from grape_rl.maths.preference.free import chosen_nll, cpo, orpo, simpo, slic
 from grape_rl.maths.preference.margin import (
-    aot,
     cdpo,
     discopop,
     dpo,
@@ -22,9 +23,11 @@ from grape_rl.maths.preference.margin import (
 )
 from grape_rl.maths.preference.pointwise import apo_down, apo_zero, bco, cal_dpo, nca, sppo
 from grape_rl.maths.preference.rewarded import odpo, rpo
+from grape_rl.maths.preference.unpaired import apo_zero_unpaired, bco_unpaired, kto
 
 __all__ = [
-    "aot", "apo_down", "apo_zero", "bco", "cal_dpo", "cdpo", "chosen_nll", "cpo", "discopop", "dpo", "dpop", "exo",
-    "f_dpo", "hinge", "ipo", "ld_dpo", "nca", "odpo", "orpo", "r_dpo", "robust_dpo", "rpo", "sigmoid_norm", "simpo",
-    "slic", "sppo",
+    "aot", "aot_unpaired", "apo_down", "apo_zero", "apo_zero_unpaired", "bco", "bco_unpaired", "beta_dpo", "cal_dpo",
+    "cdpo", "chosen_nll", "cpo", "discopop", "dpo", "dpop", "exo", "f_dpo", "hinge", "ipo", "kto", "ld_dpo", "nca",
+    "odpo", "orpo", "policy_weight", "r_dpo", "robust_dpo", "rpo", "sigmoid_norm", "simpo", "slic", "sppo", "tdpo1",
+    "tdpo2", "wpo",
 ]  # fmt: skip

@@ -7,9 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from grape_rl.maths.bounds import NonNegative, Positive
+
 
 def slic(
-    chosen_logp: Float[Tensor, " p"], rejected_logp: Float[Tensor, " p"], delta: float = 1.0
+    chosen_logp: Float[Tensor, " p"], rejected_logp: Float[Tensor, " p"], delta: NonNegative = 1.0
 ) -> Float[Tensor, " p"]:
     """SLiC's calibration loss: ``max(0, delta − chosen_logp + rejected_logp)``.
 
@@ -29,7 +31,7 @@ def orpo(
     rejected_logp: Float[Tensor, " p"],
     chosen_length: Float[Tensor, " p"],
     rejected_length: Float[Tensor, " p"],
-    odds_weight: float = 0.1,
+    odds_weight: NonNegative = 0.1,
 ) -> Float[Tensor, " p"]:
     """ORPO's loss: ``−mean(chosen) + odds_weight D(odds(chosen) − odds(rejected))``.
 
@@ -45,8 +47,8 @@ def simpo(
     rejected_logp: Float[Tensor, " p"],
     chosen_length: Float[Tensor, " p"],
     rejected_length: Float[Tensor, " p"],
-    beta: float = 2.0,
-    gamma: float = 1.0,
+    beta: Positive = 2.0,
+    gamma: NonNegative = 1.0,
 ) -> Float[Tensor, " p"]:
     """SimPO's loss: ``D(beta (chosen_logp / chosen_length − rejected_logp / rejected_length) − gamma)``.
 
@@ -60,8 +62,8 @@ def cpo(
     chosen_logp: Float[Tensor, " p"],
     rejected_logp: Float[Tensor, " p"],
     chosen_length: Float[Tensor, " p"],
-    beta: float = 0.1,
-    nll_weight: float = 1.0,
+    beta: Positive = 0.1,
+    nll_weight: NonNegative = 1.0,
 ) -> Float[Tensor, " p"]:
     """CPO's loss: ``D(beta (chosen_logp − rejected_logp)) − nll_weight chosen_logp / chosen_length``.
 

@@ -5,12 +5,15 @@ and ``D(z) = −log σ(z)``. Log-probs are summed over each response's own token
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Interval
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from grape_rl.maths.bounds import NonNegative, Positive, Share
 
 
 def dpo(
@@ -18,7 +21,7 @@ def dpo(
     rejected_logp: Float[Tensor, " p"],
     reference_chosen_logp: Float[Tensor, " p"],
     reference_rejected_logp: Float[Tensor, " p"],
-    beta: float = 0.1,
+    beta: Positive = 0.1,
 ) -> Float[Tensor, " p"]:
     """DPO's loss per pair: ``−log σ(beta (chosen − rejected))``, each being ``logp − reference_logp``.
 
@@ -40,8 +43,8 @@ def cdpo(
     rejected_logp: Float[Tensor, " p"],
     reference_chosen_logp: Float[Tensor, " p"],
     reference_rejected_logp: Float[Tensor, " p"],
-    beta: float = 0.1,
-    label_smoothing: float = 0.1,
+    beta: Positive = 0.1,
+    label_smoothing: Annotated[float, Interval(ge=0, le=0.5)] = 0.1,
 ) -> Float[Tensor, " p"]:
     """Conservative DPO: ``(1−e) D(beta margin) + e D(−beta margin)`` with ``e = label_smoothing``.
 
@@ -57,8 +60,8 @@ def robust_dpo(
     rejected_logp: Float[Tensor, " p"],
     reference_chosen_logp: Float[Tensor, " p"],
     reference_rejected_logp: Float[Tensor, " p"],
-    beta: float = 0.1,
-    label_smoothing: float = 0.1,
+    beta: Positive = 0.1,
+    label_smoothing: Annotated[float, Interval(ge=0, lt=0.5)] = 0.1,
 ) -> Float[Tensor, " p"]:
     """Robust DPO: ``((1−e) D(beta margin) − e D(−beta margin)) / (1 − 2e)`` with ``e = label_smoothing``.
 
@@ -81,7 +84,7 @@ def ipo(
     reference_rejected_logp: Float[Tensor, " p"],
     chosen_length: Float[Tensor, " p"],
     rejected_length: Float[Tensor, " p"],
-    beta: float = 0.1,
+    beta: Positive = 0.1,
 ) -> Float[Tensor, " p"]:
     """IPO's loss: ``(chosen − rejected − 1/(2 beta))²``, each being ``(logp − reference_logp) / length``.
 
@@ -100,7 +103,7 @@ def sigmoid_norm(
     reference_rejected_logp: Float[Tensor, " p"],
     chosen_length: Float[Tensor, " p"],
     rejected_length: Float[Tensor, " p"],
-    beta: float = 2.0,
+    beta: Positive = 2.0,
 ) -> Float[Tensor, " p"]:
     """DPO on means over tokens: ``D(beta (chosen − rejected))``, each being ``(logp − reference_logp) / length``.
 
@@ -116,7 +119,7 @@ def hinge(
     rejected_logp: Float[Tensor, " p"],
     reference_chosen_logp: Float[Tensor, " p"],
     reference_rejected_logp: Float[Tensor, " p"],
-    beta: float = 0.1,
+    beta: Positive = 0.1,
 ) -> Float[Tensor, " p"]:
     """The hinge loss: ``max(0, 1 − beta margin)``.
 
@@ -131,8 +134,8 @@ def exo(
     rejected_logp: Float[Tensor, " p"],
     reference_chosen_logp: Float[Tensor, " p"],
     reference_rejected_logp: Float[Tensor, " p"],
-    beta: float = 0.1,
-    label_smoothing: float = 1e-3,
+    beta: Positive = 0.1,
+    label_smoothing: Annotated[float, Interval(gt=0, lt=0.5)] = 1e-3,
 ) -> Float[Tensor, " p"]:
     """EXO's loss: ``q log(q/(1−e)) + (1−q) log((1−q)/e)`` with ``q = σ(beta margin)`` and ``e = label_smoothing``.
 
@@ -155,8 +158,8 @@ def dpop(
     rejected_logp: Float[Tensor, " p"],
     reference_chosen_logp: Float[Tensor, " p"],
     reference_rejected_logp: Float[Tensor, " p"],
-    beta: float = 0.3,
-    fall_weight: float = 50.0,
+    beta: Positive = 0.3,
+    fall_weight: NonNegative = 50.0,
 ) -> Float[Tensor, " p"]:
     """DPO-positive: ``D(beta (margin − fall_weight max(0, reference_chosen_logp − chosen_logp)))``.
 
@@ -174,8 +177,8 @@ def r_dpo(
     reference_rejected_logp: Float[Tensor, " p"],
     chosen_length: Float[Tensor, " p"],
     rejected_length: Float[Tensor, " p"],
-    beta: float = 0.1,
-    length_weight: float = 0.05,
+    beta: Positive = 0.1,
+    length_weight: NonNegative = 0.05,
 ) -> Float[Tensor, " p"]:
     """Length-regularised DPO: ``D(beta margin + length_weight (chosen_length − rejected_length))``.
 
@@ -195,13 +198,14 @@ def ld_dpo(
     rejected_head_logp: Float[Tensor, " p"],
     reference_chosen_head_logp: Float[Tensor, " p"],
     reference_rejected_head_logp: Float[Tensor, " p"],
-    beta: float = 0.1,
-    tail_weight: float = 0.5,
+    beta: Positive = 0.1,
+    tail_weight: Share = 0.5,
 ) -> Float[Tensor, " p"]:
     """Length-desensitised DPO: DPO with ``head + tail_weight (logp − head)`` in place of each ``logp``.
 
     LD-DPO (arXiv 2409.06411). ``head`` is the sum over the first tokens, as many as the shorter response of the
     pair has, so that only the longer one has a tail. ``tail_weight`` 1 is DPO; 0 does not see what is beyond.
+    ``beta`` is DPO's.
     """
     chosen = torch.lerp(chosen_head_logp, chosen_logp, tail_weight)
     rejected = torch.lerp(rejected_head_logp, rejected_logp, tail_weight)
@@ -215,8 +219,8 @@ def discopop(
     rejected_logp: Float[Tensor, " p"],
     reference_chosen_logp: Float[Tensor, " p"],
     reference_rejected_logp: Float[Tensor, " p"],
-    beta: float = 0.1,
-    modulation: float = 0.05,
+    beta: Positive = 0.1,
+    modulation: Positive = 0.05,
 ) -> Float[Tensor, " p"]:
     """DiscoPOP's loss: ``(1−m) D(z) + m exp(−z)`` with ``z = beta margin`` and ``m = σ(z / modulation)``.
 
@@ -234,13 +238,13 @@ def f_dpo(
     rejected_logp: Float[Tensor, " p"],
     reference_chosen_logp: Float[Tensor, " p"],
     reference_rejected_logp: Float[Tensor, " p"],
-    beta: float = 0.1,
+    beta: Positive = 0.1,
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "js",
     alpha: float = 0.5,
 ) -> Float[Tensor, " p"]:
     """DPO under another divergence: ``D(beta (f'(chosen) − f'(rejected)))``, each being ``logp − reference_logp``.
 
-    f-DPO (arXiv 2309.16240). Of h = logp − reference_logp, f' up to a constant is: reverse_kl
+    f-DPO (arXiv 2309.16240). Of h = logp − reference_logp, f' for each ``divergence`` is, up to a constant: reverse_kl
     ``h`` (DPO itself); forward_kl ``−exp(−h)``; js ``log σ(h)`` (the paper's log 2u/(1+u)); alpha
     ``exp((alpha−1) h)/(alpha−1)``, whose limits are reverse_kl at 1 and forward_kl at 0: our ``alpha`` is 1 less the
     paper's, to our knowledge.
@@ -264,23 +268,6 @@ def f_dpo(
 
     gained = slope(chosen_logp - reference_chosen_logp) - slope(rejected_logp - reference_rejected_logp)
     return -logsigmoid(beta * gained)
-
-
-def aot(
-    chosen_logp: Float[Tensor, " p"],
-    rejected_logp: Float[Tensor, " p"],
-    reference_chosen_logp: Float[Tensor, " p"],
-    reference_rejected_logp: Float[Tensor, " p"],
-    beta: float = 0.1,
-) -> Float[Tensor, " p"]:
-    """AOT's loss: ``D(beta (sort(chosen_logp − rejected_logp) − sort(the same of the reference)))``.
-
-    AOT (arXiv 2406.05882). The policy's log-ratios are to dominate the reference's as a distribution: quantile
-    against quantile, over all pairs of the batch, and not pair against pair. Value i is that of the i-th quantile.
-    """
-    policy = (chosen_logp - rejected_logp).sort().values
-    reference = (reference_chosen_logp - reference_rejected_logp).sort().values
-    return -logsigmoid(beta * (policy - reference))
 
 
 def _margin(chosen_logp: Tensor, rejected_logp: Tensor, reference_chosen: Tensor, reference_rejected: Tensor) -> Tensor:

@@ -8,13 +8,15 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from grape_rl.maths.bounds import Positive
+
 
 def nca(
     chosen_logp: Float[Tensor, " p"],
     rejected_logp: Float[Tensor, " p"],
     reference_chosen_logp: Float[Tensor, " p"],
     reference_rejected_logp: Float[Tensor, " p"],
-    beta: float = 0.1,
+    beta: Positive = 0.1,
 ) -> Float[Tensor, " p"]:
     """NCA's loss for pairs: ``D(beta chosen) + ½ D(−beta chosen) + ½ D(−beta rejected)``.
 
@@ -31,7 +33,7 @@ def bco(
     rejected_logp: Float[Tensor, " p"],
     reference_chosen_logp: Float[Tensor, " p"],
     reference_rejected_logp: Float[Tensor, " p"],
-    beta: float = 0.1,
+    beta: Positive = 0.1,
 ) -> Float[Tensor, " p"]:
     """BCO's loss for pairs: ``D(beta chosen) + D(−beta rejected)``.
 
@@ -47,7 +49,7 @@ def apo_zero(
     rejected_logp: Float[Tensor, " p"],
     reference_chosen_logp: Float[Tensor, " p"],
     reference_rejected_logp: Float[Tensor, " p"],
-    beta: float = 0.1,
+    beta: Positive = 0.1,
 ) -> Float[Tensor, " p"]:
     """APO-zero's loss: ``1 − σ(beta chosen) + σ(beta rejected)``.
 
@@ -63,7 +65,7 @@ def apo_down(
     rejected_logp: Float[Tensor, " p"],
     reference_chosen_logp: Float[Tensor, " p"],
     reference_rejected_logp: Float[Tensor, " p"],
-    beta: float = 0.1,
+    beta: Positive = 0.1,
 ) -> Float[Tensor, " p"]:
     """APO-down's loss: ``σ(beta chosen) + 1 − σ(beta (chosen − rejected))``.
 
@@ -79,7 +81,7 @@ def sppo(
     rejected_logp: Float[Tensor, " p"],
     reference_chosen_logp: Float[Tensor, " p"],
     reference_rejected_logp: Float[Tensor, " p"],
-    beta: float = 0.1,
+    beta: Positive = 0.1,
 ) -> Float[Tensor, " p"]:
     """SPPO's loss with hard labels: ``(chosen − 1/(2 beta))² + (rejected + 1/(2 beta))²``.
 
@@ -96,7 +98,7 @@ def cal_dpo(
     rejected_logp: Float[Tensor, " p"],
     reference_chosen_logp: Float[Tensor, " p"],
     reference_rejected_logp: Float[Tensor, " p"],
-    beta: float = 0.1,
+    beta: Positive = 0.1,
 ) -> Float[Tensor, " p"]:
     """Cal-DPO's loss: ``D(chosen − rejected) + ½ (chosen − 1/(2 beta))² + ½ (rejected + 1/(2 beta))²``.
 

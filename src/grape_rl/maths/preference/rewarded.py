@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from grape_rl.maths.bounds import NonNegative, Positive
+
 
 def odpo(
     chosen_logp: Float[Tensor, " p"],
@@ -18,8 +20,8 @@ def odpo(
     reference_rejected_logp: Float[Tensor, " p"],
     chosen_reward: Float[Tensor, " p"],
     rejected_reward: Float[Tensor, " p"],
-    beta: float = 0.1,
-    offset_weight: float = 1.0,
+    beta: Positive = 0.1,
+    offset_weight: NonNegative = 1.0,
 ) -> Float[Tensor, " p"]:
     """DPO with an offset: ``−log σ(beta margin − offset_weight log gap)``.
 
@@ -46,15 +48,15 @@ def rpo(
     reference_rejected_logp: Float[Tensor, " p"],
     chosen_reward: Float[Tensor, " p"],
     rejected_reward: Float[Tensor, " p"],
-    beta: float = 0.2,
-    reward_scale: float = 1.0,
+    beta: Positive = 0.2,
+    reward_scale: NonNegative = 1.0,
     distance: Literal["backward", "forward", "squared"] = "backward",
 ) -> Float[Tensor, " p"]:
     """Reward-aware preference optimisation: a distance of ``a = beta margin`` to ``b = reward_scale gap``.
 
-    RPO (arXiv 2502.00203), as its authors' code has it. backward: KL(σ(b)‖σ(a)) of the two coins; forward:
-    KL(σ(a)‖σ(b)); squared: ``(a − b)²``. backward has the gradient of cDPO with label_smoothing = 1 − σ(b), and tends
-    to DPO as the gap grows.
+    RPO (arXiv 2502.00203), as its authors' code has it. ``distance`` backward is KL(σ(b)‖σ(a)) of the two coins,
+    forward KL(σ(a)‖σ(b)), squared ``(a − b)²``. The first has the gradient of cDPO with
+    label_smoothing = 1 − σ(b), and tends to DPO as the gap grows.
 
     Raises:
         ValueError: a pair with a missing reward.

@@ -128,4 +128,5 @@ def main() -> None:
         sent(answers, program.answered(message))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -142,4 +142,5 @@ def main() -> None:
     sent(out, report(told) | {"marker": told["marker"]})
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Messages: what a cell of data with a prompt, a completion or a conversation may hold, brought to one form."""
+
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+Messages = list[dict[str, Any]]
+"""A conversation: one dict with ``role`` and ``content`` per message."""
+
+
+def text_or_messages(value: Any, what: str) -> str | Messages:
+    """A cell as text, or as messages whose content is text each, where it came as a list of parts of text.
+
+    Raises:
+        ValueError: it is neither, or empty, or has content that is not text (an image, say); ``what`` begins the line.
+
+    >>> text_or_messages([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], "row 0")
+    [{'role': 'user', 'content': 'Hi'}]
+    """
+    if isinstance(value, str):
+        if not value.strip():
+            raise ValueError(f"{what} is empty")
+        return value
+    if isinstance(value, list):
+        if not value:
+            raise ValueError(f"{what} has no messages")
+        for message in value:
+            if not _is_message(message):
+                raise ValueError(
+                    f"{what} must be text, or messages that each have a 'role' and a 'content'; got {message!r:.80}"
+                )
+        return [_message(message, what) for message in value]
+    raise ValueError(f"{what} must be text or a list of messages; got {value!r:.80}")
+
+
+def _message(message: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The message with its content as one text, where it is a list of parts."""
+    # Parquet gives each message every key that any message has: one that is None was not there.
+    told = {key: _without_none(part) for key, part in message.items() if part is not None}
+    parts = told.get("content", "")
+    if isinstance(parts, str):
+        return told
+    wrong = [part for part in parts if not _is_text(part)] if isinstance(parts, list) else [parts]
+    if wrong:
+        raise ValueError(
+            f"{what} has a message whose content is not text, or parts {{'type': 'text', 'text': …}} alone: "
+            f"{wrong[0]!r:.80}; images and the like cannot be read"
+        )
+    return told | {"content": "".join(part["text"] for part in parts)}
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and (part.get("type") or "text") == "text" and isinstance(part.get("text"), str)
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_none(part) for part in value]
+    return {k: _without_none(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+def _is_message(value: Any) -> TypeGuard[dict[str, Any]]:
+    if not isinstance(value, dict):
+        return False
+    # An assistant that calls a tool may say nothing.
+    return isinstance(value.get("role"), str) and (value.get("content") is not None or bool(value.get("tool_calls")))
+
+
+def with_system(prompt: str | Messages, system: str, where: str) -> str | Messages:
+    """The prompt with ``system`` in front: as a system message, or as text and a blank line.
+
+    Raises:
+        ValueError: the prompt has a system message of its own.
+    """
+    if isinstance(prompt, str):
+        return f"{system}\n\n{prompt}"
+    if prompt[0]["role"] == "system":
+        raise ValueError(f"{where}: the prompt has a system message of its own, and `system` would be a second")
+    return [{"role": "system", "content": system}, *prompt]

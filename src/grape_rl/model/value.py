@@ -1,0 +1,89 @@
+"""Value functions: a head on the policy's trunk, or a model of its own; and a policy with one beside it."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+HEAD = "head.safetensors"
+
+
+class Valued(nn.Module):
+    """A policy, and beside it a value function, which is trained with it and is no part of it.
+
+    ``value`` is a head (hidden states → one number) on the policy's own trunk, or a sequence-classification model with
+    one label, whose head is called ``score``.
+    """
+
+    def __init__(self, policy: nn.Module, value: nn.Linear | PreTrainedModel) -> None:
+        super().__init__()
+        self.policy = policy
+        self.value = value
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The model whose hidden states the value is read from."""
+        return self.policy if isinstance(self.value, nn.Linear) else self.value
+
+    def head(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """The value at hidden states, in the head's precision: in bf16 it would be known to two digits only."""
+        head: Any = self.value if isinstance(self.value, nn.Linear) else self.value.score
+        with torch.autocast(hidden.device.type, enabled=False):
+            return head(hidden.to(head.weight.dtype)).squeeze(-1)
+
+
+def shared_head(policy: PreTrainedModel) -> nn.Linear:
+    """A head for the policy's own trunk, zero everywhere: what is expected before anything was seen."""
+    embeddings: Any = policy.get_output_embeddings()
+    return _zero_head(policy, embeddings.weight.shape[1], bias=True)
+
+
+def own_model(policy: PreTrainedModel) -> PreTrainedModel:
+    """A model of its own for the value: a copy of the policy's trunk, with a head that is zero everywhere.
+
+    Raises:
+        ValueError: there is no sequence-classification model of the policy's kind.
+    """
+    config = copy.deepcopy(policy.config)
+    config.num_labels = 1
+    try:
+        with torch.device("meta"):  # the frame alone, without weights
+            model: Any = AutoModelForSequenceClassification.from_config(config)
+        if type(model.base_model) is not type(policy.base_model):
+            raise ValueError(f"the trunk of {type(model).__name__} is another")
+        model.score = _zero_head(policy, model.score.in_features, bias=False)
+    except (ValueError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{type(policy).__name__}: no value model can be made of it ({reason}); use a shared trunk"
+        ) from error
+    setattr(model, model.base_model_prefix, copy.deepcopy(policy.base_model).requires_grad_())
+    return model.eval()
+
+
+def _zero_head(policy: PreTrainedModel, width: int, bias: bool) -> nn.Linear:
+    at = next(policy.parameters())
+    head: Any = nn.utils.skip_init(nn.Linear, width, 1, bias=bias, device=at.device, dtype=at.dtype)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.zero_()
+    return head
+
+
+def save_value(value: nn.Linear | PreTrainedModel, folder: Path) -> None:
+    """Write a value function into a folder of its own: a model in Hugging Face layout, or a head as one file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(value, nn.Linear):
+        save_file(value.state_dict(), folder / HEAD)
+    else:
+        value.save_pretrained(folder)
+
+
+def load_head(head: nn.Linear, folder: Path) -> None:
+    """Give a head the weights that were saved in ``folder``."""
+    head.load_state_dict(load_file(folder / HEAD))

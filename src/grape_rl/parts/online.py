@@ -1,0 +1,44 @@
+"""Runs on pairs of the model's own responses."""
+
+from functools import partial
+
+from grape_rl.methods import SampledPreferences, keywords
+from grape_rl.model.load import frozen
+from grape_rl.model.sampler import Sampling
+from grape_rl.parts.preferences import reference_of_pairs
+from grape_rl.parts.responses import RESPONSES, sampler, sampling_prompts
+from grape_rl.parts.setup import Kind, Setup, Told
+from grape_rl.training.draw import once
+from grape_rl.training.fit import AnySource
+from grape_rl.training.online import sampled_preferences
+from grape_rl.training.source import drawn, reference_logprobs
+
+
+def _source(setup: Setup) -> tuple[AnySource, Told]:
+    """Responses as for the methods that give each an advantage, then pairs of them."""
+    config, row = setup.config, setup.row
+    assert isinstance(row.source, SampledPreferences) and setup.scorer
+    sampling = Sampling(**config.sampling.model_dump())
+    draw = partial(
+        drawn,
+        prompts=sampling_prompts(setup.train, setup.now, sampling.max_tokens, "data"),
+        sampler=sampler(setup, sampling),
+        scorer=setup.scorer,
+        draws=once,
+        tokenizer=setup.now.tokenizer,
+        prompts_per_step=config.prompts_per_step,
+        group_size=config.group_size,
+        seed=config.seed,
+        failure_limit=config.reward.failure_limit,
+    )
+    start = None
+    if config.measure_kl and not sampling.top_k and sampling.top_p == 1:
+        start = reference_logprobs(
+            frozen(setup.start.model), sampling.temperature, config.tokens_per_microbatch, setup.precision
+        )
+    pairing = partial(row.source.pairing, **keywords(row.source.pairing, setup.chosen))
+    reference, model = reference_of_pairs(setup, sampling.temperature)
+    return sampled_preferences(draw, pairing, reference, start, model), []
+
+
+ONLINE = Kind(RESPONSES.rows, _source)

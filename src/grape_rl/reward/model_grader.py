@@ -1,0 +1,169 @@
+"""Reward models as graders: a batch of responses → a score of each, or a typed failure."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from grape_rl.data.chat import completion_tokens, end_tokens, prompt_tokens
+from grape_rl.data.messages import Messages
+from grape_rl.data.steps import response_steps, step_tokens
+from grape_rl.maths.reward_model import StepReward, step_reward
+from grape_rl.model.logprobs import microbatches, selected
+from grape_rl.model.scalar import load_scalar, scores, separator_of, token_scores
+from grape_rl.reward.model_item import RewardModelItem
+from grape_rl.types import Response, Sequences, Verdict, failed
+
+Read = tuple[Int[Tensor, " _"], Int[Tensor, " _"], list[int]]
+"""A response as the model reads it: the prompt's tokens, its own, and behind how many of these each step ends."""
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A reward model that grades, and does not learn: ``separator`` is None where it scores whole responses."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    end: tuple[int, ...]
+    context: int
+    separator: str | None
+    tokens_per_microbatch: int
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    def checked(self, aggregate: StepReward | None, center: float = 0.0, scale: float = 1.0) -> None:
+        """That what is asked of it goes with what it is.
+
+        Raises:
+            ValueError: ``aggregate`` for a model without steps; a center or a scale for one whose reward is a
+                probability.
+        """
+        if aggregate and self.separator is None:
+            raise ValueError(
+                f"reward model {self.name!r}: aggregate is {aggregate}, and it scores whole responses, without steps"
+            )
+        if self.separator is not None and (center, scale) != (0.0, 1.0):
+            raise ValueError(
+                f"reward model {self.name!r}: center and scale are for scores, and this one gives probabilities"
+            )
+
+
+def reward_model(
+    name: str,
+    device: torch.device,
+    tokens_per_microbatch: int,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> RewardModel:
+    """The reward model at ``name``, ready to grade on ``device``.
+
+    Raises:
+        ValueError: it cannot be loaded, or is no reward model.
+    """
+    model, tokenizer = load_scalar(name, device)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**30
+    end, separator = end_tokens(tokenizer), separator_of(model.requires_grad_(False))
+    return RewardModel(name, model, tokenizer, end, context, separator, tokens_per_microbatch, precision)
+
+
+def rewards(
+    of: RewardModel, responses: Sequence[Response], item: str, aggregate: StepReward | None = None
+) -> list[Verdict]:
+    """Each response's reward as a verdict of ``item``: r(x, y) in the model's own scale, of any size.
+
+    The text is read anew by the reward model's tokenizer: messages through its own chat template, which plain text does
+    not go through. The score is taken at the end token, behind the response's last word, or at that last word where the
+    response was cut off. A process reward model splits the response at its separator, and the reward is the
+    ``aggregate`` (min by default) of the probabilities of the steps. Graded in batches of similar length.
+
+    A response that is too long for the model is a missing verdict, ``truncated``; one that its tokenizer or template
+    refuses, and a score that is not finite, are ``infrastructure``.
+    """
+    read: dict[int, Read] = {}
+    verdicts: dict[int, Verdict] = {}
+    for i, response in enumerate(responses):
+        try:
+            read[i] = _read(of, response)
+        except ValueError as error:
+            verdicts[i] = failed(item, "infrastructure", " ".join(str(error).split()), of.name)
+            continue
+        length = len(read[i][0]) + len(read[i][1])
+        if length > of.context:
+            reason = f"{length} tokens with the prompt, and the reward model takes {of.context}"
+            verdicts[i] = failed(item, "truncated", reason, of.name)
+            del read[i]
+    for i, found in zip(read, _scored(of, list(read.values()), aggregate or "min"), strict=True):
+        if math.isfinite(found):
+            verdicts[i] = Verdict(item, found, reasoning=f"reward {found:.4g}", provenance=of.name)
+        else:
+            verdicts[i] = failed(item, "infrastructure", f"the reward model's score is {found}", of.name)
+    return [verdicts[i] for i in range(len(responses))]
+
+
+def item_verdicts(of: RewardModel, spec: RewardModelItem, item: str, responses: Sequence[Response]) -> list[Verdict]:
+    """The responses' verdicts on a rubric's item: their rewards, brought to [0, 1] as the item says."""
+    told: list[Verdict] = []
+    for found in rewards(of, responses, item, spec.aggregate):
+        if not found.missing:
+            score, confidence = spec.graded(found.score, of.separator is not None)
+            found = replace(found, score=score, confidence=confidence)
+        told.append(found)
+    return told
+
+
+def readable(of: RewardModel, rows: Sequence[Mapping[str, Any]]) -> None:
+    """That the model can read the rows' prompts.
+
+    Raises:
+        ValueError: messages, and its tokenizer has no chat template, or one that refuses them; naming the row.
+    """
+    for index, row in enumerate(rows):
+        if isinstance(row.get("prompt"), list):
+            prompt_tokens(of.tokenizer, row["prompt"], f"reward model {of.name!r}: row {index}")
+
+
+def _read(of: RewardModel, response: Response) -> Read:
+    told = response.row.get("prompt")
+    prompt: str | Messages = told if isinstance(told, list) else response.prompt
+    asked = prompt_tokens(of.tokenizer, prompt)
+    if of.separator is not None:
+        steps = step_tokens(of.tokenizer, response_steps(response.text, of.separator), of.separator)
+        ends = torch.tensor([len(step) for step in steps]).cumsum(0).tolist()
+        return asked, torch.cat(steps), ends
+    answer: Any = [{"role": "assistant", "content": response.text}] if isinstance(prompt, list) else response.text
+    tokens = completion_tokens(of.tokenizer, prompt, answer, of.end)
+    tokens = tokens if response.finish == "stop" else tokens[:-1]  # cut off: no end is claimed
+    return asked, tokens, [len(tokens)]
+
+
+@torch.no_grad()
+def _scored(of: RewardModel, found: Sequence[Read], aggregate: StepReward) -> list[float]:
+    """The reward of each response."""
+    if not found:
+        return []
+    sequences = _sequences(found)
+    out = [math.nan] * len(found)
+    for rows in microbatches(sequences, of.tokens_per_microbatch):
+        part = selected(sequences, rows)
+        with of.precision():
+            told = (scores if of.separator is None else token_scores)(of.model, part).float().cpu()
+        for i, each in zip(rows.tolist(), told, strict=True):
+            ends = torch.tensor(found[i][2])
+            out[i] = float(each if of.separator is None else step_reward(each[ends - 1], aggregate))
+    return out
+
+
+def _sequences(found: Sequence[Read]) -> Sequences:
+    """The responses as one batch, each different prompt once."""
+    prompts: dict[tuple[int, ...], int] = {}
+    group = [prompts.setdefault(tuple(prompt.tolist()), len(prompts)) for prompt, _, _ in found]
+    tokens = pad_sequence([torch.nn.functional.pad(tokens, (0, 1)) for _, tokens, _ in found], batch_first=True)
+    lengths = torch.tensor([len(tokens) for _, tokens, _ in found])
+    mask = torch.arange(tokens.shape[1]) < lengths[:, None]
+    return Sequences(tuple(map(torch.tensor, prompts)), tokens, mask, torch.tensor(group))

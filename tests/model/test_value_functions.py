@@ -1,0 +1,141 @@
+"""Value functions: the same as a plain forward pass of each row alone, shared or of a model of its own; kept apart."""
+
+import copy
+
+import pytest
+import torch
+from tiny import MODELS, apart, exactness, sequences, sharp
+from transformers import AutoModelForSequenceClassification
+
+from grape_rl.model.load import load_value_model
+from grape_rl.model.logprobs import logprobs, values
+from grape_rl.model.value import Valued, load_head, own_model, save_value, shared_head
+
+GIVEN = sequences([3, 5], [[4, 2, 6], [1, 5]])
+CPU = torch.device("cpu")
+SOME = ["llama", "qwen2", "gpt2, absolute", "gemma2, soft caps"]
+
+
+def random_head(head, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return head
+
+
+def valued(policy, trunk):
+    if trunk == "shared":
+        return Valued(policy, random_head(shared_head(policy)))
+    value = own_model(policy)
+    with torch.no_grad():
+        for parameter in value.base_model.parameters():
+            parameter.mul_(0.9)  # it is no more the policy's trunk
+    random_head(value.score)
+    return Valued(policy, value)
+
+
+def value_alone(model, given, trunk):
+    """The value before each masked token by one unpadded forward pass a row: of the trunk, or of the whole model."""
+    rows = []
+    for tokens, mask, group in zip(given.tokens, given.mask, given.group.tolist(), strict=True):
+        prompt, found = given.prompts[group], []
+        for t in range(len(tokens)):
+            ids = torch.cat([prompt, tokens[:t]])[None]
+            if trunk == "own":
+                found.append(model.value(input_ids=ids).logits[0, 0])
+            else:
+                hidden = model.policy.base_model(input_ids=ids).last_hidden_state[0, -1]
+                found.append(hidden @ model.value.weight[0] + model.value.bias[0])
+        rows.append(torch.stack(found).masked_fill(~mask, 0))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("trunk", ["shared", "own"])
+@pytest.mark.parametrize("name", SOME)
+def test_the_value_is_that_of_each_row_alone(name, trunk):
+    dtype, apart_by = exactness(name)
+    model = valued(sharp(MODELS[name], dtype), trunk)
+    with torch.no_grad():
+        expected = value_alone(model, GIVEN, trunk)
+        assert expected[GIVEN.mask].std() > 0.1
+        for given in (GIVEN, apart(GIVEN)):
+            found = logprobs(model, given, 0.7)
+            plain = logprobs(model.policy, given, 0.7)
+            for value in (found.value, values(model, given)):
+                torch.testing.assert_close(
+                    value, expected, rtol=1e-5 if "gemma2" in name else 1e-9, atol=100 * apart_by
+                )
+            assert torch.equal(found.logp, plain.logp) and torch.equal(found.entropy, plain.entropy)
+            assert plain.value is None
+
+
+@pytest.mark.parametrize("trunk", ["shared", "own"])
+def test_a_shared_trunk_is_run_once_and_takes_the_value_s_gradient_and_an_own_one_leaves_the_policy_alone(trunk):
+    model = valued(sharp(MODELS["llama"]), trunk)
+    runs = []
+    model.policy.base_model.register_forward_hook(lambda *_: runs.append("policy"))
+    value = logprobs(model, apart(GIVEN)).value
+    assert runs == ["policy"]
+    assert value is not None
+    value[GIVEN.mask].square().sum().backward()
+    touched = [p.grad is not None and bool(p.grad.any()) for p in model.policy.base_model.parameters()]
+    assert all(touched) if trunk == "shared" else not any(touched)
+    assert all(p.grad is not None and p.grad.any() for p in model.value.parameters())
+
+
+@pytest.mark.parametrize("trunk", ["shared", "own"])
+def test_a_new_value_is_zero_everywhere_and_the_policy_is_not_touched(trunk):
+    policy = sharp(MODELS["qwen2"])
+    before, state = copy.deepcopy(policy.state_dict()), torch.random.get_rng_state()
+    value = shared_head(policy) if trunk == "shared" else own_model(policy)
+    assert torch.equal(torch.random.get_rng_state(), state), "no random number is drawn"
+    assert not values(Valued(policy, value), GIVEN).any()
+    assert all(torch.equal(before[key], tensor) for key, tensor in policy.state_dict().items())
+    if trunk == "own":
+        ours, theirs = value.base_model.state_dict(), policy.base_model.state_dict()
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+        assert not {p.data_ptr() for p in value.parameters()} & {p.data_ptr() for p in policy.parameters()}
+
+
+def test_in_bf16_the_head_keeps_its_digits():
+    model = valued(sharp(MODELS["llama"], torch.float32), "shared")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert values(model, GIVEN).dtype == torch.float32
+
+
+def test_saved_and_loaded_to_the_same_bits(tmp_path):
+    policy = sharp(MODELS["llama"], torch.float32)
+    head, own = valued(policy, "shared").value, valued(policy, "own").value
+    save_value(head, tmp_path / "head")
+    again = shared_head(policy)
+    load_head(again, tmp_path / "head")
+    assert torch.equal(again.weight, head.weight) and torch.equal(again.bias, head.bias)
+    save_value(own, tmp_path / "own")
+    loaded = load_value_model(str(tmp_path / "own"), CPU)
+    assert all(torch.equal(tensor, loaded.state_dict()[key]) for key, tensor in own.state_dict().items())
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "own")
+    assert theirs.config.num_labels == 1 and torch.equal(theirs.score.weight, own.score.weight)
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("nowhere", "nothing loadable there"),
+        ("a policy", "its files lack 1 of its parameters, score.weight among them"),
+        ("two labels", "is a LlamaForSequenceClassification with labels: 2; needed is .* of one label"),
+    ],
+)
+def test_what_is_no_value_model_is_refused(what, told, tmp_path):
+    policy = sharp(MODELS["llama"], torch.float32)
+    if what == "a policy":
+        policy.config.num_labels = 1
+        policy.save_pretrained(tmp_path / what)
+    if what == "two labels":
+        own = own_model(policy)
+        own.config.num_labels = 2
+        own.score = torch.nn.Linear(16, 2, bias=False)
+        own.save_pretrained(tmp_path / what)
+    with pytest.raises(ValueError, match=told) as error:
+        load_value_model(str(tmp_path / what), CPU)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,212 @@
+"""``grape explain``, ``grape algorithms``, docs/methods.md: that they say all of every row, and only what is true."""
+
+import inspect
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from grape_rl import ALGORITHMS
+from grape_rl.algorithms import FAMILIES
+from grape_rl.cli import main
+from grape_rl.cli.algorithms import HELP
+from grape_rl.cli.described import WIDTH, command, derivation, equation, kind_words, names, needs, parts, plain, symbols
+from grape_rl.maths.preference import dpo
+from grape_rl.methods import Responses, RowTerm, options
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src"
+HEAD = re.compile(r"^  (\w+)  (grape_rl/\S+\.py):(\d+)$", re.MULTILINE)
+
+
+def said(capsys, *arguments):
+    capsys.readouterr()
+    assert main(list(arguments)) == 0
+    return capsys.readouterr().out
+
+
+def flat(text):
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_row_has_a_derivation(name):
+    text = derivation(ALGORITHMS[name].page)
+    lines = text.split("\n")
+    assert 5 <= len(lines) <= 15
+    assert all(len(line) <= 100 and line == line.rstrip() for line in lines)
+    assert not any(line.startswith(("#", "- ", "* ", "```")) for line in lines), "plain text"
+    assert text.endswith(".")
+
+
+def test_every_derivation_is_a_row_s():
+    found = {path.stem for path in (SOURCE / "grape_rl" / "derivations").iterdir()}
+    assert found == {row.page for row in ALGORITHMS.values()}
+    assert len({derivation(page) for page in found}) == len(found)
+
+
+def test_names_in_derivations_are_names_in_the_code():
+    """Of options, of metrics in the log, of other rows."""
+    code = set(re.findall(r"\w+", " ".join(path.read_text() for path in SOURCE.rglob("*.py"))))
+    unknown = {
+        (name, word)
+        for name in ALGORITHMS
+        for word in re.findall(r"\b[a-z]{2,}(?:_[a-z]{2,})+\b", derivation(ALGORITHMS[name].page))
+        if word not in code
+    }
+    assert not unknown
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_explain_says_all_of_a_row(capsys, name):
+    row, text = ALGORITHMS[name], said(capsys, "explain", name)
+    assert max(map(len, text.split("\n"))) <= WIDTH
+    assert "``" not in text and "<class" not in text and "typing." not in text
+    for part in (f"{name}: {row.summary}", *row.equation.split(";  "), f"paper: {row.paper}", f"needs: {needs(row)}"):
+        assert flat(part) in flat(text)
+    assert f"\n\n{derivation(ALGORITHMS[name].page)}\n" in text
+
+    heads = list(HEAD.finditer(text))
+    assert [head[1] for head in heads] == [function.__name__ for function in parts(row)]
+    own = [head[1] for head in heads if head[1] != "token_weight"]
+    assert own == [inspect.unwrap(function).__name__ for function in row.functions], "in running order"
+    ends = [head.start() for head in heads[1:]] + [text.index("\nTry it:")]
+    listed: dict[str, str] = {}
+    for head, end, function in zip(heads, ends, parts(row), strict=True):
+        file = SOURCE / head[2]
+        assert file.is_file()
+        line = file.read_text().splitlines()[int(head[3]) - 1].lstrip()
+        assert line.startswith((f"def {head[1]}(", f"class {head[1]}:"))
+        section = text[head.end() : end]
+        first = inspect.getdoc(function).split("\n\n")[0].replace("``", "")
+        assert flat(section).startswith(flat(first))
+        for option in re.findall(r"^      (\w+) = ", section, re.MULTILINE):
+            takes = option in inspect.signature(function).parameters
+            assert takes or option in [t.option for t in row.terms if t.function.__name__ == head[1]]
+            listed[option] = section
+    assert listed.keys() == options(row).keys()
+    for option, (kind, default) in options(row).items():
+        assert f"\n      {option} = {plain(default)}  ({kind_words(kind)}" in listed[option]
+    assert text.count("; the function's own default is ") == len(row.defaults)
+    for option in row.defaults:
+        was = options(replace(row, defaults={}))[option][1]
+        assert re.search(rf"^      {option} = .*; the function's own default is {was}\)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_command_of_a_row_is_one_that_runs(capsys, name):
+    text = said(capsys, "explain", name)
+    assert text.endswith(f"\nTry it:\n  {command(name)}\n")
+    for line in command(name).split(" && "):
+        grape, *arguments = line.split()
+        assert grape == "grape"
+        assert said(capsys, *arguments, "--dry-run").startswith(f"method: {arguments[1]}\n")
+
+
+def test_every_option_is_spoken_of_where_it_belongs():
+    silent = {
+        f"{function.__name__}: {name}"
+        for row in ALGORITHMS.values()
+        for function in parts(row)
+        for name in inspect.signature(function).parameters
+        if name in options(row) and name not in {t.option for t in row.terms} and not names(function, name)
+    }
+    assert not silent, "the docstring has no word of the option"
+
+
+def test_what_an_option_means_stands_below_it(capsys):
+    told = r"\n      tail_weight = 0.5  \(.*\)\n          tail_weight 1 is DPO; 0 does not see what is beyond.\n"
+    assert re.search(told, said(capsys, "explain", "ld_dpo"))
+    text = flat(said(capsys, "explain", "grpo"))
+    assert "scale = group (group | batch | none) scale is whose standard deviation divides" in text
+    assert "or none's (Dr. GRPO, arXiv 2503.20783)." in text, "Dr. ends no sentence"
+    weighed = r"kl = 0.0 \(float[^;]*; how much it counts in the loss\) kl_estimator = k3 \(k1 [^)]*\) ρ · k\("
+    assert re.search(weighed, text)
+    assert "shrink = 0.8 (0 < float < 1) The step is multiplied by shrink" in flat(said(capsys, "explain", "trpo"))
+    once = r"clip_high = 0.2 \([^)]*\) ring_low = 0.6 \([^)]*\) ring_high = 2.0 \([^)]*\) M = 1 where"
+    assert re.search(once, flat(said(capsys, "explain", "rec_ring"))), "once for the four of them"
+
+
+def test_what_is_needed_is_what_the_functions_read():
+    found = {name: needs(row) for name, row in ALGORITHMS.items()}
+    assert found["sft"] == "demonstrations (prompt, completion)"
+    assert found["rejection_sampling"] == "prompts, a reward"
+    anchored = r"; a reference if (\w+ or )*kl is set"
+    assert re.fullmatch(f"prompts, a reward{anchored}", found["reinforce"])
+    assert re.fullmatch(f"prompts, a reward, 2 or more responses a prompt{anchored}", found["rloo"])
+    assert re.fullmatch(f"prompts, a rubric, 2 or more responses a prompt{anchored}", found["grape"])
+    assert found["dpo"] == "pairs (prompt, chosen, rejected); a reference"
+    assert found["simpo"] == "pairs (prompt, chosen, rejected)"
+    assert found["odpo"] == found["rpo"] == "pairs (prompt, chosen, rejected), each with a reward; a reference"
+    for free in ("slic", "orpo", "simpo", "cpo"):
+        assert found[free] == found["simpo"]
+    assert [name for name in found if "value" in found[name]] == ["ppo"]
+    assert [name for name in found if "rubric" in found[name]] == ["grape", "gdpo"]
+
+
+def test_what_is_needed_follows_the_row():
+    simpo, grpo = ALGORITHMS["simpo"], ALGORITHMS["grpo"]
+    switched = replace(simpo, terms=(*simpo.terms, RowTerm(dpo, 0.0, "anchor")))
+    assert needs(switched) == "pairs (prompt, chosen, rejected); a reference if anchor is set"
+    assert needs(replace(grpo, defaults={"kl": 0.1})).endswith("a prompt; a reference")
+
+    def judged(reward, group, value):
+        """An advantage that reads a value."""
+
+    def folded(reward, group, reference_logp, kl_in_reward: float = 0.0):
+        """One that reads the reference, if it is told to."""
+
+    assert isinstance(grpo.source, Responses)
+    read = {f: needs(replace(grpo, source=replace(grpo.source, advantage=f))) for f in (judged, folded)}
+    assert read[judged].endswith("a prompt; a value model; a reference if kl is set")
+    assert read[folded].endswith("a prompt; a reference if kl_in_reward or kl is set")
+
+
+def test_the_table_of_methods(capsys):
+    text = said(capsys, "algorithms")
+    assert max(map(len, text.split("\n"))) <= WIDTH
+    words, at = flat(text), 0
+    for family, rows in FAMILIES.items():
+        at = words.index(family, at)
+        for row in rows:
+            if row.online_of:
+                assert words.index("online_NAME: The loss of any NAME above", at) and f"{row.name}:" not in words
+                continue
+            shown = f"{row.name}: {row.summary} {row.equation} needs {needs(row)} {row.paper}"
+            shorter = shown.replace(row.equation, row.equation.replace(";  ", " "))
+            at = max(words.find(flat(each), at) for each in (shown, shorter))
+            assert at >= 0, row.name
+    assert sum(len(rows) for rows in FAMILIES.values()) == len(ALGORITHMS)
+    assert "--markdown" in HELP
+
+
+def test_an_equation_stays_on_its_line_or_is_parted_at_its_semicolons():
+    row = replace(ALGORITHMS["grpo"], equation="a = 1;  b = 2")
+    assert equation(row, 4) == "    a = 1;  b = 2"
+    left, right = f"a = {'x' * 50}", f"b = {'y' * 50}"
+    assert equation(replace(row, equation=f"{left};  {right}"), 2) == f"  {left}\n  {right}"
+
+
+def test_the_page_of_methods_is_up_to_date(capsys):
+    text = said(capsys, "algorithms", "--markdown")
+    path = ROOT / "docs" / "methods.md"
+    assert path.read_text(encoding="utf-8") == text, "grape algorithms --markdown > docs/methods.md"
+    rows = [line for line in text.splitlines() if line.startswith("| [")]
+    told = [row for row in ALGORITHMS.values() if not row.online_of]
+    online = [line for line in rows if line.startswith("| [`online_NAME`](../src/grape_rl/derivations/online.md)")]
+    assert len(online) == 1 and len(rows) == len(told) + 1
+    for line, row in zip([line for line in rows if line not in online], told, strict=True):
+        cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        name, target = re.fullmatch(r"\[`(\w+)`\]\((\S+)\)", cells[0]).groups()
+        assert name == row.name
+        assert (path.parent / target).resolve().read_text(encoding="utf-8").rstrip() == derivation(row.page)
+        assert cells[1] == row.summary and cells[3:] == [needs(row), row.paper]
+        assert ";  ".join(part.strip("`") for part in cells[2].split("<br>")) == row.equation
+
+
+def test_symbols_are_told_where_they_stand():
+    assert symbols("L = D(β Δ)") == "D(z) = −log σ(z); Δ = h_w − h_l"
+    assert "h = log π_θ(y|x) − log π_ref(y|x)" in symbols("(h̄_w − 1)²") and "a bar" in symbols("(h̄_w − 1)²")
+    assert "h = " not in symbols("each other")
+    assert not symbols("J = E[R]")
