@@ -11,6 +11,7 @@ from grape_rl.data.chat import Learn
 from grape_rl.maths.bounds import Count, Share
 from grape_rl.maths.reward_model import StepReward
 from grape_rl.methods import Demonstrations, Responses, Sampled, chosen_options
+from grape_rl.reward.critic.where import endpoints
 from grape_rl.reward.strict import nearest, parsed, validated
 from grape_rl.sections import Model, Section
 
@@ -88,6 +89,11 @@ class Reward(Section):
     """How the probabilities of the steps become the reward, for a process reward model: ``min`` unless told."""
     allow: tuple[str, ...] = ()
     """The Python files and modules that a rubric file may call."""
+    critics: dict[str, dict[str, Any]] = Field({})
+    """The critics that judge a rubric's items, by name: {default: {base_url: …, model: …}}, behind any server that
+    speaks OpenAI's chat completions."""
+    critic_cache: str | None = None
+    """A file that keeps the critics' answers (SQLite), so that nothing is asked twice."""
     failure_limit: Share = 0.1
     """The share of missing verdicts in a step at which the run stops."""
 
@@ -135,7 +141,7 @@ class Config(Section):
     """A row of the table: see ``grape algorithms``."""
     model: Model = Model()
     data: Data = Field(Data.model_validate({}))
-    reward: Reward = Reward()
+    reward: Reward = Field(Reward.model_validate({}))
     sampling: Sampling = Sampling()
     optimizer: Optimizer = Optimizer()
     evaluation: Evaluation = Evaluation()
@@ -174,6 +180,7 @@ class Config(Section):
         if self.data.held_out and not self.data.held_out_rows:
             raise ValueError("data: held_out names held-out rows, and held_out_rows is 0: say how many to evaluate on")
         graded = sum(map(bool, (self.reward.rubric, self.reward.function, self.reward.model)))
+        endpoints(self.reward.critics, "reward.critics")
         if graded > 1:
             raise ValueError("reward: name exactly one of rubric, function and model")
         blind = isinstance(row.source, Responses) or (isinstance(row.source, Demonstrations) and not self.data.source)

@@ -8,8 +8,8 @@ import pytest
 
 from grape_rl.reward.callables import python_callable
 from grape_rl.reward.checks import Numeric, verdict
+from grape_rl.reward.grading import grade
 from grape_rl.reward.rubric import check_rows, load_rubric
-from grape_rl.reward.scores import grade
 from grape_rl.types import Response
 
 ROOT = Path(__file__).parents[2]

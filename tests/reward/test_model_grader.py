@@ -10,9 +10,10 @@ from grape_rl.data.chat import completion_tokens, prompt_tokens
 from grape_rl.maths.grape import unweighted
 from grape_rl.model.scalar import scalar_model, with_separator
 from grape_rl.model.scratch import character_tokenizer, scratch
+from grape_rl.reward.grading import rubric_models
 from grape_rl.reward.model_grader import readable, reward_model, rewards
 from grape_rl.reward.rubric import load_rubric
-from grape_rl.reward.scores import model_scorer, rubric_models, rubric_scorer
+from grape_rl.reward.scores import model_scorer, rubric_scorer
 from grape_rl.types import Response
 from small_runs import written
 
@@ -167,7 +168,7 @@ def test_a_process_reward_models_item_is_a_probability_as_it_is(tmp_path):
         ("model: rm, confidence: sure", "reward_model.confidence: Input should be 'full' or 'certainty'"),
         (
             "model: rm}, check: {type: length, max_tokens: 1",
-            "needs exactly one of check and reward_model",
+            "needs exactly one of check, judge and reward_model",
         ),
     ],
 )

@@ -53,8 +53,8 @@ def test_a_whole_rubric(tmp_path):
         ("{id: x, wieght: 2, check: {type: exact, gold: a}}", "unknown key 'wieght'; did you mean 'weight'?"),
         ("{id: x, check: {type: regex, patern: a}}", "items[x].check: unknown key 'patern'; did you mean 'pattern'?"),
         ("{id: x, check: {type: regx, pattern: a}}", "items[x].check: unknown type 'regx'; did you mean 'regex'?"),
-        ("{id: x, judge: {criterion: good}}", "unknown key 'judge'"),
-        ("{id: x}", "items[x]: needs exactly one of check and reward_model"),
+        ("{id: x, judg: {criterion: good}}", "unknown key 'judg'; did you mean 'judge'?"),
+        ("{id: x}", "items[x]: needs exactly one of check, judge and reward_model"),
         ("{id: x, check: {pattern: a}}", "items[x].check: has no type"),
         ("{id: x, check: exact}", "items[x].check: should be keys with values but is 'exact'"),
         (

@@ -80,3 +80,16 @@ def test_a_folder_without_the_trainer_s_state_is_no_checkpoint(tmp_path):
     (tmp_path / "step-3").mkdir()
     assert [path.name for path in checkpoints(tmp_path)] == ["step-1", "step-2", "step-10"]
     assert checkpoints(tmp_path / "nowhere") == []
+
+
+def test_what_a_method_remembers_comes_back_in_place(model, tokenizer, tmp_path):
+    """Numbers by their names; a tensor that is there already (a reference's weight) gets its values in place."""
+    optimizer = adamw(model, 0.0, (0.9, 0.95))
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    save_checkpoint(tmp_path / "run", 1, model, tokenizer, optimizer, 2, {"reference.w": weight, "average": 0.25})
+    with torch.no_grad():
+        weight.zero_()
+    memory = {"reference.w": weight, "average": float("nan")}
+    assert restored_step(tmp_path / "run" / "step-1", optimizer, memory) == 1
+    assert weight.tolist() == [1.0, 2.0] and memory["reference.w"] is weight
+    assert memory["average"] == 0.25

@@ -22,8 +22,8 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"name one rubric file, not {words or 'none'}")
     from grape_rl.data.rows import rows
     from grape_rl.parts.policy import device
+    from grape_rl.reward.grading import rubric_models
     from grape_rl.reward.rubric import category_name, check_rows, load_rubric
-    from grape_rl.reward.scores import rubric_models
     from grape_rl.training.display import table
 
     rubric = load_rubric(words[0], listed(own.get("allow", "")))
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
             item.id,
             f"{item.weight:g}",
             item.role,
-            item.check.type if item.check else "reward_model",
+            item.grader,
             counts[category],
         ]
         for category, part in rubric.categories.items()

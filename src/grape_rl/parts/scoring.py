@@ -13,9 +13,11 @@ from grape_rl.methods import Algorithm, Sampled, keywords
 from grape_rl.parts.policy import device
 from grape_rl.parts.rows import Row
 from grape_rl.reward.callables import python_callable
+from grape_rl.reward.critic.where import endpoints
+from grape_rl.reward.grading import rubric_critics, rubric_models
 from grape_rl.reward.model_grader import readable, reward_model
 from grape_rl.reward.rubric import check_rows, load_rubric
-from grape_rl.reward.scores import Scorer, function_scorer, model_scorer, rubric_models, rubric_scorer
+from grape_rl.reward.scores import Scorer, function_scorer, model_scorer, rubric_scorer
 
 
 def scorer(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Sequence[Row]) -> Scorer:
@@ -35,6 +37,11 @@ def scorer(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Seque
             partial(aggregate, **keywords(aggregate, chosen)),
             partial(compared, **keywords(compared, chosen)) if compared else None,
             models,
+            rubric_critics(
+                rubric,
+                endpoints(config.reward.critics, "reward.critics"),
+                Path(cache) if (cache := config.reward.critic_cache) else None,
+            ),
         )
     if config.reward.model:
         of = reward_model(config.reward.model, where, config.tokens_per_microbatch, precision)

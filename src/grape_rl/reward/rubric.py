@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from grape_rl.reward.checks import Check, check_lookups
+from grape_rl.reward.critic.item import Judge
 from grape_rl.reward.lookup import looked_up
 from grape_rl.reward.model_item import RewardModelItem
 from grape_rl.reward.strict import Strict, parsed, validated
@@ -26,7 +27,7 @@ def _choices(value: Any) -> tuple[Any, ...]:
 
 
 class Item(Strict):
-    """One thing to grade, in [0, 1]: by a program (``check``), or by a reward model.
+    """One thing to grade, in [0, 1]: by a program (``check``), a critic (``judge``), or a reward model.
 
     A negative ``weight`` makes it a pitfall. Where a ``gate`` scores 0, the other items of positive weight count 0. A
     ``monitor`` is graded and reported, and no part of the reward.
@@ -37,17 +38,28 @@ class Item(Strict):
     gate: Annotated[bool, Field(strict=True)] = False
     role: Literal["reward", "monitor"] = "reward"
     check: Check | None = None
+    judge: Judge | None = None
     reward_model: RewardModelItem | None = None
 
     @model_validator(mode="after")
     def _sensible(self) -> "Item":
-        if bool(self.check) == bool(self.reward_model):
-            raise ValueError("needs exactly one of check and reward_model")
+        if sum(map(bool, (self.check, self.judge, self.reward_model))) != 1:
+            raise ValueError("needs exactly one of check, judge and reward_model")
         if self.weight == 0:
             raise ValueError("weight 0 has no effect: use 'role: monitor' to grade an item without rewarding it")
         if self.gate and (self.weight < 0 or self.role == "monitor"):
             raise ValueError("a gate needs a positive weight and the role 'reward'")
         return self
+
+    @property
+    def grader(self) -> str:
+        """Who grades it, in a word."""
+        return self.check.type if self.check else "judge" if self.judge else "reward_model"
+
+    @property
+    def lookups(self) -> tuple[str, ...]:
+        """The look-ups in its texts, as written."""
+        return check_lookups(self.check) if self.check else self.judge.lookups if self.judge else ()
 
 
 class Category(Strict):
@@ -127,7 +139,7 @@ def check_rows(rubric: Rubric, rows: Sequence[Mapping[str, Any]]) -> None:
         except ValueError as error:
             raise ValueError(f"row {index}: {error}") from None
         for item in rubric.categories[name].items:
-            for lookup in check_lookups(item.check) if item.check else ():
+            for lookup in item.lookups:
                 try:
                     looked_up(lookup, row)
                 except ValueError as error:

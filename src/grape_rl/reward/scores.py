@@ -8,7 +8,6 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -19,9 +18,10 @@ from torch import Tensor
 
 from grape_rl.maths.reward_model import StepReward
 from grape_rl.reward.checks import real
-from grape_rl.reward.killable import graded
-from grape_rl.reward.model_grader import RewardModel, item_verdicts, readable, reward_model, rewards
-from grape_rl.reward.rubric import Item, Rubric, category_name
+from grape_rl.reward.critic.grading import Judging
+from grape_rl.reward.grading import Models, grade
+from grape_rl.reward.model_grader import RewardModel, rewards
+from grape_rl.reward.rubric import Item, Rubric
 from grape_rl.types import Response, Scores, Status, Verdict, failed
 
 Scorer = Callable[[Sequence[Response], Int[Tensor, " b"]], Scores]
@@ -44,63 +44,6 @@ class ItemSummary:
     missing: Mapping[Status, int]
 
 
-Models = Mapping[str, RewardModel]
-"""The reward models that a rubric names, loaded, by their names there."""
-
-
-def grade(
-    rubric: Rubric, responses: Sequence[Response], models: Models = MappingProxyType({})
-) -> tuple[tuple[str, ...], tuple[tuple[Verdict, ...], ...]]:
-    """Each response's category, and its verdicts in the order of the category's items, monitors included.
-
-    Raises:
-        ValueError: a row that belongs to no category, or to more than one.
-    """
-    categories = tuple(category_name(rubric, response.row) for response in responses)
-    verdicts: list[tuple[Verdict, ...]] = [()] * len(responses)
-    for name in dict.fromkeys(categories):
-        rows = [i for i, other in enumerate(categories) if other == name]
-        found = [_graded(item, [responses[i] for i in rows], models) for item in rubric.categories[name].items]
-        for i, line in zip(rows, zip(*found, strict=True), strict=True):
-            verdicts[i] = line
-    return categories, tuple(verdicts)
-
-
-def _graded(item: Item, responses: Sequence[Response], models: Models) -> list[Verdict]:
-    """One item's verdicts on some responses."""
-    if item.reward_model:
-        return item_verdicts(models[item.reward_model.model], item.reward_model, item.id, responses)
-    assert item.check
-    return graded([(item.id, item.check, response) for response in responses])
-
-
-def rubric_models(
-    rubric: Rubric,
-    rows: Sequence[Mapping[str, Any]],
-    device: torch.device,
-    tokens_per_microbatch: int,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> Models:
-    """The reward models that a rubric's items name, each loaded once, and tried on the prompts of ``rows``.
-
-    Raises:
-        ValueError: one cannot be loaded, is not what its item takes it for, or cannot read a prompt.
-    """
-    found: dict[str, RewardModel] = {}
-    for name, category in rubric.categories.items():
-        for item in category.items:
-            if (spec := item.reward_model) is None:
-                continue
-            try:
-                if spec.model not in found:
-                    found[spec.model] = reward_model(spec.model, device, tokens_per_microbatch, precision)
-                    readable(found[spec.model], rows)
-                found[spec.model].checked(spec.aggregate, spec.center, spec.scale)
-            except ValueError as error:
-                raise ValueError(f"item {item.id!r} of category {name!r}: {error}") from None
-    return found
-
-
 def model_scorer(of: RewardModel, aggregate: StepReward | None) -> Scorer:
     """A scorer by a reward model: the reward is the model's own score (see ``rewards``)."""
 
@@ -113,19 +56,23 @@ def model_scorer(of: RewardModel, aggregate: StepReward | None) -> Scorer:
 
 
 def rubric_scorer(
-    rubric: Rubric, aggregate: Aggregate, compared: Aggregate | None = None, models: Models = MappingProxyType({})
+    rubric: Rubric,
+    aggregate: Aggregate,
+    compared: Aggregate | None = None,
+    models: Models = MappingProxyType({}),
+    critics: Judging | None = None,
 ) -> Scorer:
     """A scorer by a rubric: ``aggregate`` makes the reward of the rewarded items, category by category.
 
     ``compared`` makes of the same what the advantage is to compare, where that is not the reward. ``models`` are those
-    of ``rubric_models``, for a rubric that names any.
+    of ``rubric_models``, and ``critics`` those of ``rubric_critics``, for a rubric that names any.
 
     Raises (the scorer):
         ValueError: a row that belongs to no category or to more than one, or a group that spans categories.
     """
 
     def scores(responses: Sequence[Response], group: Int[Tensor, " b"]) -> Scores:
-        category, verdicts = grade(rubric, responses, models)
+        category, verdicts = grade(rubric, responses, models, critics)
         home: dict[int, str] = {}
         for number, name in zip(group.tolist(), category, strict=True):
             if home.setdefault(number, name) != name:

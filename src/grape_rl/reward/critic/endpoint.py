@@ -5,58 +5,24 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import openai
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion
-from pydantic import Field
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from grape_rl.reward.critic.limiter import CostCap, Limiter
 from grape_rl.reward.critic.reply import Reply
-from grape_rl.reward.strict import Strict
+from grape_rl.reward.critic.where import Endpoint
 from grape_rl.types import Status
-
-Positive = Annotated[float, Field(gt=0)]
-Whole = Annotated[int, Field(ge=1)]
-
-
-class Endpoint(Strict):
-    """Where a critic is, which model answers, and how much may be asked of it."""
-
-    base_url: str = "http://127.0.0.1:8000/v1"
-    model: str
-    api_key: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key; a server without keys needs none."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    max_tokens: Whole = 1024
-    structured: Literal["json_schema", "prompted"] = "json_schema"
-    """Whether the server is given the schema of the answer, or the model is only asked for JSON."""
-    concurrency: Whole = 32
-    requests_per_minute: Whole | None = None
-    tokens_per_minute: Whole | None = None
-    call_timeout_s: Positive = 120.0
-    """For one try."""
-    total_timeout_s: Positive = 600.0
-    """For a call with all of its tries."""
-    prompt_price: Annotated[float, Field(ge=0)] = 0.0
-    """For a million tokens, in any currency."""
-    completion_price: Annotated[float, Field(ge=0)] = 0.0
-    cost_cap: Positive | None = None
-    extra: dict[str, Any] = Field(default_factory=dict[str, Any])
-    """Further fields of the request, as the server knows them."""
-
-    def limiter(self) -> Limiter:
-        """The one limiter of all calls to it."""
-        return Limiter(self.concurrency, self.requests_per_minute, self.tokens_per_minute, self.cost_cap)
 
 
 class Client:
     """Calls an endpoint, within its limits. It belongs to one event loop."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self.endpoint, self.limiter = endpoint, endpoint.limiter()
+    def __init__(self, endpoint: Endpoint, limiter: Limiter) -> None:
+        self.endpoint, self.limiter = endpoint, limiter
         self._structured = endpoint.structured
         answer = endpoint.model_dump(include={"base_url", "model", "temperature", "max_tokens", "structured", "extra"})
         self.name = json.dumps(answer, sort_keys=True)

@@ -2,15 +2,15 @@
 
 import asyncio
 import json
-import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from grape_rl.reward.critic.cache import Cache, key
 from grape_rl.reward.critic.item import Judge
+from grape_rl.reward.critic.limiter import CostCap
 from grape_rl.reward.critic.prompt import fresh_mark, messages, schema
 from grape_rl.reward.critic.reply import Reply, judged, reading
 from grape_rl.types import Response, Verdict
@@ -49,22 +49,21 @@ class Usage:
 
 
 class Judging:
-    """Asks critics, by name, from an event loop in a thread of its own: so a batch is judged while others compute.
+    """Asks critics, by name. Each batch has a thread, an event loop and connections of its own, which end with it.
 
-    ``critics`` makes each on that loop. ``cache`` is a file that keeps the answers.
+    ``critics`` makes each critic of a batch. ``cache`` is a file that keeps the answers.
     """
 
     def __init__(self, critics: Mapping[str, Callable[[], Critic]], cache: Path | None = None) -> None:
         self.usage = Usage()
-        self._cache = Cache(cache) if cache else None
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="critic", daemon=True)
-        self._thread.start()
-        self._critics = {name: self._awaited(_made(make)) for name, make in critics.items()}
+        self._critics, self._cache = critics, cache
 
     def begin(self, jobs: Sequence[Job]) -> "Future[list[Verdict]]":
-        """Start judging; the result is each job's verdict, in their order."""
-        return asyncio.run_coroutine_threadsafe(self._judged(jobs), self._loop)
+        """Start judging, while others compute; the result is each job's verdict, in their order."""
+        pool = ThreadPoolExecutor(1, thread_name_prefix="critic")
+        found = pool.submit(lambda: asyncio.run(self._judged(jobs)))
+        pool.shutdown(wait=False)
+        return found
 
     def verdicts(self, jobs: Sequence[Job]) -> list[Verdict]:
         """The verdicts of the jobs, in their order.
@@ -74,40 +73,41 @@ class Judging:
         """
         return self.begin(jobs).result()
 
-    def close(self) -> None:
-        """Give back the critics' connections, the thread and the cache."""
-        for critic in self._critics.values():
-            self._awaited(critic.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        if self._cache:
-            self._cache.close()
-
-    def _awaited(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
     async def _judged(self, jobs: Sequence[Job]) -> list[Verdict]:
         # One mark for the batch, drawn after its responses: none of them can know it, and prompts begin alike.
         mark = fresh_mark()
-        async with asyncio.TaskGroup() as tasks:
-            waiting = [
-                [tasks.create_task(self._reply(judge, response, mark, n)) for n in range(judge.confidence.k)]
-                for _, judge, response in jobs
-            ]
+        critics = {name: self._critics[name]() for name in {judge.critic for _, judge, _ in jobs}}
+        cache = Cache(self._cache) if self._cache else None
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                waiting = [
+                    [
+                        tasks.create_task(self._reply(critics[judge.critic], cache, judge, response, mark, n))
+                        for n in range(judge.confidence.k)
+                    ]
+                    for _, judge, response in jobs
+                ]
+        except* CostCap as caps:
+            raise caps.exceptions[0] from None
+        finally:
+            for critic in critics.values():
+                await critic.close()
+            if cache:
+                cache.close()
         return [
             judged(item, judge, [reading(each.result(), judge) for each in calls], f"critic {judge.critic}")
             for (item, judge, _), calls in zip(jobs, waiting, strict=True)
         ]
 
-    async def _reply(self, judge: Judge, response: Response, mark: str, sample: int) -> Reply:
-        critic = self._critics[judge.critic]
+    async def _reply(
+        self, critic: Critic, cache: Cache | None, judge: Judge, response: Response, mark: str, sample: int
+    ) -> Reply:
         asked, form = messages(judge, response, mark), schema(judge)
         labels = tuple(judge.labels) if judge.confidence.mode == "logprob" else ()
         told = json.loads(json.dumps(asked).replace(json.dumps(mark)[1:-1], "[mark]"))
         called = key({"critic": critic.name, "messages": told, "schema": form, "labels": labels, "sample": sample})
         self.usage.calls += 1
-        if self._cache and (found := self._cache.get(called)):
+        if cache and (found := cache.get(called)):
             self.usage.cached += 1
             return found
         reply = await critic.reply(asked, form, labels, sample)
@@ -115,10 +115,6 @@ class Judging:
         self.usage.prompt_tokens += reply.prompt_tokens
         self.usage.completion_tokens += reply.completion_tokens
         self.usage.cost += reply.cost
-        if self._cache:
-            self._cache.put(called, reply)
+        if cache:
+            cache.put(called, reply)
         return reply
-
-
-async def _made(make: Callable[[], Critic]) -> Critic:
-    return make()

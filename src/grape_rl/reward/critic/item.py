@@ -1,12 +1,15 @@
 """The ``judge`` of a rubric's item: what a critic is asked, which answers it may give, and how sure of them it is."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from grape_rl.reward.fields import Text
+from grape_rl.reward.lookup import filled, lookups
 from grape_rl.reward.strict import Strict
 
+_TEXTS = ("criterion", "reference")
 Show = Literal["prompt", "response", "reference"]
 
 
@@ -50,6 +53,15 @@ class Judge(Strict):
     reference: Text | None = None
     confidence: Confidence = Confidence()
     critic: str = "default"
+
+    @property
+    def lookups(self) -> tuple[str, ...]:
+        """The look-ups in its texts, as written."""
+        return tuple(found for name in _TEXTS if (text := getattr(self, name)) for found in lookups(text))
+
+    def of(self, row: Mapping[str, Any]) -> "Judge":
+        """The same with its look-ups filled in from a row."""
+        return self.model_copy(update={n: filled(text, row) for n in _TEXTS if (text := getattr(self, n))})
 
     @model_validator(mode="after")
     def _sensible(self) -> "Judge":

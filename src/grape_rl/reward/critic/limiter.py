@@ -24,7 +24,8 @@ class Limiter:
         cost_cap: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._slots = asyncio.Semaphore(concurrency)
+        self._concurrency = concurrency
+        self._slots: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
         self._requests, self._tokens, self._cap, self._clock = requests_per_minute, tokens_per_minute, cost_cap, clock
         self._recent: deque[list[float]] = deque()
         self._ended, self._used = 0, 0.0
@@ -37,7 +38,7 @@ class Limiter:
         Raises:
             CostCap: the calls so far have cost the cap.
         """
-        async with self._slots:
+        async with self._free():
             while (wait := self._wait()) > 0:
                 await asyncio.sleep(wait)
             if self._cap is not None and self.cost >= self._cap:
@@ -52,6 +53,13 @@ class Limiter:
                 self.cost += cost
 
             yield ended
+
+    def _free(self) -> asyncio.Semaphore:
+        """The slots, which belong to an event loop: another one finds them all free."""
+        loop = asyncio.get_running_loop()
+        if self._slots is None or self._slots[0] is not loop:
+            self._slots = loop, asyncio.Semaphore(self._concurrency)
+        return self._slots[1]
 
     def _wait(self) -> float:
         """Seconds until there is room for one more request."""
