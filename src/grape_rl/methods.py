@@ -95,7 +95,7 @@ class SampledPreferences:
     that top-k and top-p may cut the sampler.
     """
 
-    data: ClassVar[str] = "prompts; a reward"
+    data: ClassVar[str] = "prompts, a reward"
     pairing: Callable[..., Tensor]
     aggregate: Callable[..., Tensor]
     smallest_group: int = 2

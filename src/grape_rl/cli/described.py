@@ -25,7 +25,7 @@ SYMBOLS = {
     r"Δ": "Δ = h_w − h_l",
     r"p̄|p_[wl]": "p = log π_θ(y|x)",
     r"[hp]̄": "a bar: the mean over tokens",
-    r"_[wl]\b": "_w, _l: the chosen and the rejected response",
+    r"(?<!Σ)_[wl]\b": "_w, _l: the chosen and the rejected response",
     r"sg\(": "sg(·): held fixed",
 }
 """What is written in equations and derivations → what it stands for."""
@@ -134,10 +134,10 @@ def option_lines(row: Algorithm, function: Callable[..., Any]) -> list[tuple[lis
 def plain(default: Any) -> str:
     """A default as it is shown.
 
-    >>> plain("token"), plain("\\n"), plain(0.1)
-    ('token', "'\\\\n'", '0.1')
+    >>> plain("token"), plain("\\n"), plain(""), plain(0.1)
+    ('token', "'\\\\n'", "''", '0.1')
     """
-    return str(default) if str(default).isprintable() else repr(default)
+    return str(default) if str(default).isprintable() and str(default) else repr(default)
 
 
 def meaning(function: Callable[..., Any], option: str) -> str:
