@@ -34,14 +34,14 @@ def records(path: Path) -> list[Record]:
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one result to the file: in one write, after the end of a line."""
+    """Add one result to the file, in one write. What a kill left of a line at its end goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(rounded(record), ensure_ascii=False, allow_nan=False) + "\n"
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            text = text if file.read(1) == b"\n" else "\n" + text
-        file.write(text.encode())
+    line = json.dumps(rounded(record), ensure_ascii=False, allow_nan=False) + "\n"
+    whole = path.read_bytes().rfind(b"\n") + 1 if path.is_file() else 0
+    with path.open("ab") as file:
+        if file.tell() > whole:
+            file.truncate(whole)
+        file.write(line.encode())
         file.flush()
         os.fsync(file.fileno())
 

@@ -21,10 +21,13 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import offline
+import online
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.cli.arguments import listed, parsed_arguments
 from grape_rl.reward.strict import nearest
-from online import Bench, run_method, sampling_methods, start
+from measured import records
+from tables import by_method, inserted, offline_table, online_table
 
 HERE = Path(__file__).resolve().parent
 
@@ -36,6 +39,9 @@ def main(arguments: Sequence[str]) -> None:
         ValueError: an unknown command, flag or method, or a flag that is missing.
     """
     known = ["methods", "seeds", "jobs", "folder", "results", "data"]
+    if not arguments or "--help" in arguments:
+        print(__doc__)
+        return
     words, own, _ = parsed_arguments(arguments, ["small"], known=known)
     if len(words) != 1 or words[0] not in ("online", "offline", "report"):
         raise ValueError(f"name one of online, offline and report, not {words or 'none'}")
@@ -44,10 +50,33 @@ def main(arguments: Sequence[str]) -> None:
     seeds = [int(seed) for seed in listed(own.get("seeds", "0,1,2"))]
     small, jobs = bool(own.get("small")), int(own.get("jobs", 1))
     if words[0] == "online":
-        bench = Bench(folder, results / "online.jsonl", small)
+        bench = online.Bench(folder, results / "online.jsonl", small)
         for seed in seeds:
-            start(bench, seed)
-        side_by_side(partial(run_method, bench, seeds), named(own.get("methods"), sampling_methods()), jobs)
+            online.start(bench, seed)
+        run = partial(online.run_method, bench, seeds)
+        side_by_side(run, named(own.get("methods"), online.sampling_methods()), jobs)
+    elif words[0] == "offline":
+        if "data" not in own:
+            raise ValueError("offline needs --data FILE, OpenAI's example_model_solutions.jsonl of GSM8K")
+        pairs = offline.Bench(Path(str(own["data"])), folder, results / "offline.jsonl", small)
+        offline.prepared(pairs)
+        side_by_side(partial(offline.run_method, pairs, seeds), named(own.get("methods"), offline.pair_methods()), jobs)
+    else:
+        report(results, HERE.parent / "docs" / "methods.md")
+
+
+def report(results: Path, page: Path) -> None:
+    """Write the tables and the picture of what is measured into the page, whose own text stays as it is."""
+    text = page.read_text(encoding="utf-8")
+    if found := records(results / "online.jsonl"):
+        from picture import draw  # matplotlib, which nothing else needs
+
+        text = inserted(text, "online", online_table(found))
+        draw(by_method(found), page.with_name("methods.png"))
+    if found := records(results / "offline.jsonl"):
+        text = inserted(text, "offline", offline_table(found))
+    page.write_text(text, encoding="utf-8")
+    print(page)
 
 
 def named(value: str | bool | None, every: list[str]) -> list[str]:
