@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -30,9 +31,9 @@ from online import quiet
 
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 """Whose solutions the file has, from the least often right to the most often."""
-HELD_OUT = 180
-"""Questions with pairs, of which none is trained on."""
-STEPS, PAIRS, RATE = 40, 16, 3e-4
+HELD_OUT, OF_EACH = 180, 2
+"""Questions with pairs, of which none is trained on, and the most pairs of one of them that a policy is tried on."""
+STEPS, PAIRS, RATE = 30, 16, 3e-4
 CONTEXT = 512
 SCRATCH = {"tokenizer": "bpe", "vocabulary": 1024, "hidden": 96, "layers": 3, "heads": 4, "context": CONTEXT}
 SMALL = {"sft": {"steps": 2, "prompts_per_step": 2}, "offline": {"steps": 1, "prompts_per_step": 2}}
@@ -71,6 +72,11 @@ def preference_rows(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
         for bad, of_bad in solutions(row, False)
         if good != bad
     ]
+
+
+def few(rows: list[Row], order: Random) -> list[Row]:
+    """``OF_EACH`` of the rows by chance, or all if they are fewer."""
+    return order.sample(rows, min(OF_EACH, len(rows)))
 
 
 def split(rows: Sequence[Mapping[str, Any]], held_out: int) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
@@ -132,11 +138,9 @@ def prepared(bench: Bench) -> tuple[Path, Path, Path]:
     ]
     home = bench.folder / "offline"
     home.mkdir(parents=True, exist_ok=True)
-    files = {
-        "sft": texts,
-        "train": preference_rows(train_rows),
-        "test": preference_rows(test_rows),
-    }
+    some = Random(0)
+    test = [row for each in test_rows for row in few(preference_rows([each]), some)]
+    files = {"sft": texts, "train": preference_rows(train_rows), "test": test}
     for name, made in files.items():
         (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
     model = home / "start" / "checkpoints" / "last"
@@ -206,20 +210,23 @@ def standing(model: str, start: str, rows: Sequence[Row]) -> dict[str, float]:
     """How a policy stands to pairs, beside the one that it started from; a tie counts half.
 
     ``accuracy``: how often the chosen response has gained more log-probability than the rejected one, with its standard
-    error, for which pairs of one question are no independent ones. ``likelier``, and
+    error, for which pairs of one question are no independent ones; and the same where the chosen response is of the
+    model that is right more often, and where the rejected one is: they tell what was learned of who is right from what
+    was learned of what is. ``likelier``, and
     ``likelier_per_token``: how often it has more of it, before and after. ``chosen`` and ``rejected``: the mean change
     of their log-probabilities, in nats a response.
     """
-    now, before = (policy(*load(name, torch.device("cpu"))) for name in (model, start))
-    limit = min(CONTEXT, now.context)
-    found, _ = pairs(rows, now.tokenizer, now.end, limit, ("chosen_reward", "rejected_reward"), "held-out pairs")
-    (chosen, rejected), (was_chosen, was_rejected) = (summed(each.model, found) for each in (now, before))
+    found, chosen, rejected = summed(model, tuple(map(json.dumps, rows)))
+    _, was_chosen, was_rejected = summed(start, tuple(map(json.dumps, rows)))
     length = torch.tensor([[len(pair.chosen), len(pair.rejected)] for pair in found])
+    better = torch.tensor([MODELS.index(row["models"][0]) - MODELS.index(row["models"][1]) for row in rows])
     gained = ((chosen - was_chosen) - (rejected - was_rejected)).sign() / 2 + 0.5
     return {
         "pairs": len(found),
         "accuracy": float(gained.mean()),
         "accuracy_error": clustered_error(gained.tolist(), [row["prompt"] for row in rows]),
+        "accuracy_better_chosen": float(gained[better > 0].mean()),
+        "accuracy_better_rejected": float(gained[better < 0].mean()),
         "likelier_before": wins(was_chosen, was_rejected),
         "likelier": wins(chosen, rejected),
         "likelier_per_token_before": wins(was_chosen / length[:, 0], was_rejected / length[:, 1]),
@@ -229,12 +236,15 @@ def standing(model: str, start: str, rows: Sequence[Row]) -> dict[str, float]:
     }
 
 
-def summed(model: torch.nn.Module, found: Sequence[Pair]) -> tuple[Float[Tensor, " p"], Float[Tensor, " p"]]:
-    """The log-probability of each pair's chosen response, and of its rejected one."""
+@cache  # for the start, which every run asks for
+def summed(model: str, rows: tuple[str, ...]) -> tuple[list[Pair], Float[Tensor, " p"], Float[Tensor, " p"]]:
+    """The pairs in tokens, and the log-probability of each one's chosen response, and of its rejected one."""
+    at = policy(*load(model, torch.device("cpu")))
+    columns = ("chosen_reward", "rejected_reward")
+    found, _ = pairs(list(map(json.loads, rows)), at.tokenizer, at.end, min(CONTEXT, at.context), columns, "held out")
     sequences = stacked_pairs(found)
-    logp = pair_logprobs(model, sequences, 8192).masked_fill(~sequences.mask, 0).sum(dim=1)
-    chosen, rejected = logp.chunk(2)
-    return chosen, rejected
+    chosen, rejected = pair_logprobs(at.model, sequences, 8192).masked_fill(~sequences.mask, 0).sum(dim=1).chunk(2)
+    return found, chosen, rejected
 
 
 def wins(one: Float[Tensor, " p"], other: Float[Tensor, " p"]) -> float:

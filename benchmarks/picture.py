@@ -7,19 +7,18 @@ import matplotlib
 import numpy as np
 
 from grape_rl.algorithms import FAMILIES
-from tables import Method, cumulative
+from measured import Record
+from tables import BUDGET, Method, cumulative
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
 """Told apart by everyone; as many as a panel has curves at most."""
-POINTS = 60
+AT = np.linspace(2_000, BUDGET, 60)
+"""Where curves are read off, in sampled tokens."""
 WINDOW = 5
 """Steps over which a curve is averaged, for the prompts of a step are few."""
-
-Curve = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""Tokens, and the mean, the lowest and the highest reward of the seeds there."""
 
 
 def panels(names: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -34,13 +33,24 @@ def panels(names: Sequence[str]) -> list[tuple[str, list[str]]]:
     return found
 
 
-def curve(method: Method) -> Curve:
-    """The method's reward over the tokens that it sampled, each step's reward averaged with its neighbours'."""
-    tokens = [np.array(cumulative(record["curve"]["tokens"])) for record in method.records]
-    rewards = [smooth(np.array(record["curve"]["reward"], dtype=float)) for record in method.records]
-    at = np.linspace(max(t[0] for t in tokens), min(t[-1] for t in tokens), POINTS)
-    lines = np.array([np.interp(at, t, r) for t, r in zip(tokens, rewards, strict=True)])
-    return at / 1000, lines.mean(axis=0), lines.min(axis=0), lines.max(axis=0)
+def curves(methods: Sequence[Method]) -> dict[str, np.ndarray]:
+    """Each method's reward at ``AT``, a row a seed; NaN beyond its last step.
+
+    A seed's prompts are the same for all methods. What they are worth, on the mean of all methods that have every seed,
+    is taken out of each seed's curve, for else the seeds would seem to differ more than the methods; the mean over the
+    seeds stays as it is.
+    """
+    seeds = max((sorted(record["seed"] for record in method.records) for method in methods), key=len)
+    found = {m.name: {r["seed"]: read_off(r) for r in m.records} for m in methods if m.records}
+    whole = np.array([[each[seed] for seed in seeds] for each in found.values() if sorted(each) == seeds])
+    worth = dict(zip(seeds, np.nanmean(whole, axis=0) - np.nanmean(whole, axis=(0, 1)), strict=True))
+    return {name: np.array([line - worth[s] for s, line in each.items()]) for name, each in found.items()}
+
+
+def read_off(record: Record) -> np.ndarray:
+    """The run's reward at ``AT``, each step's averaged with its neighbours'."""
+    rewards = smooth(np.array(record["curve"]["reward"], dtype=float))
+    return np.interp(AT, cumulative(record["curve"]["tokens"]), rewards, right=np.nan)
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -51,31 +61,33 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 def draw(methods: Sequence[Method], path: Path) -> None:
     """Write the picture, all panels on the same axes."""
-    curves = {method.name: curve(method) for method in methods if method.records}
-    shown = panels(list(curves))
+    found = curves(methods)
+    shown = panels(list(found))
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     figure, axes = pyplot.subplots(
         rows,
         columns,
-        figsize=(4.2 * columns, 3.3 * rows),
+        figsize=(4.2 * columns, 3.4 * rows),
         sharex=True,
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
+    at = AT / 1000
     for axis, (title, members) in zip(axes.flat, shown, strict=False):
-        for name, (at, mean, _, _) in curves.items():
-            if name not in members:
-                axis.plot(at, mean, color="#d4d4d4", linewidth=0.8, zorder=1)
+        for name in found.keys() - set(members):
+            axis.plot(at, found[name].mean(axis=0), color="#d4d4d4", linewidth=0.8, zorder=1)
         for name, colour in zip(members, COLOURS, strict=False):
-            at, mean, low, high = curves[name]
+            low, high = found[name].min(axis=0), found[name].max(axis=0)
             axis.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0, zorder=2)
-            axis.plot(at, mean, color=colour, linewidth=1.6, label=name, zorder=3)
+            axis.plot(at, found[name].mean(axis=0), color=colour, linewidth=1.6, label=name, zorder=3)
         axis.set_title(title, fontsize=10, loc="left")
-        axis.legend(fontsize=8, frameon=False, loc="lower right", labelspacing=0.25, handlelength=1.4)
+        axis.legend(fontsize=8, frameon=False, loc="upper left", ncols=2, labelspacing=0.25, handlelength=1.2)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="#eeeeee", linewidth=0.7)
+    low, high = axes[0, 0].get_ylim()
+    axes[0, 0].set_ylim(low, high + 0.25 * (high - low))  # room for the names
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
     figure.supxlabel("sampled tokens (thousands)", fontsize=10)
