@@ -1,6 +1,6 @@
 """The learning curves of the methods that sample: a panel a family, the other methods grey behind it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -53,6 +53,24 @@ def read_off(record: Record) -> np.ndarray:
     return np.interp(AT, cumulative(record["curve"]["tokens"]), rewards, right=np.nan)
 
 
+def alike(names: Sequence[str], found: Mapping[str, np.ndarray]) -> list[list[str]]:
+    """The methods, with those together whose curves are the same, so that none lies hidden below another.
+
+    >>> same, other = np.array([[1.0, 2.0]]), np.array([[1.0, 3.0]])
+    >>> alike(["a", "b", "c"], {"a": same, "b": other, "c": same})
+    [['a', 'c'], ['b']]
+    """
+    together: list[list[str]] = []
+    for name in names:
+        for one in together:
+            if np.array_equal(found[one[0]], found[name], equal_nan=True):
+                one.append(name)
+                break
+        else:
+            together.append([name])
+    return together
+
+
 def smooth(values: np.ndarray) -> np.ndarray:
     """The mean of each value and its neighbours, ``WINDOW`` in all, fewer at the ends; NaN counts for nothing."""
     half = WINDOW // 2
@@ -78,10 +96,11 @@ def draw(methods: Sequence[Method], path: Path) -> None:
     for axis, (title, members) in zip(axes.flat, shown, strict=False):
         for name in found.keys() - set(members):
             axis.plot(at, found[name].mean(axis=0), color="#d4d4d4", linewidth=0.8, zorder=1)
-        for name, colour in zip(members, COLOURS, strict=False):
-            low, high = found[name].min(axis=0), found[name].max(axis=0)
+        for names, colour in zip(alike(members, found), COLOURS, strict=False):
+            lines = found[names[0]]
+            low, high = lines.min(axis=0), lines.max(axis=0)
             axis.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0, zorder=2)
-            axis.plot(at, found[name].mean(axis=0), color=colour, linewidth=1.6, label=name, zorder=3)
+            axis.plot(at, lines.mean(axis=0), color=colour, linewidth=1.6, label=", ".join(names), zorder=3)
         axis.set_title(title, fontsize=10, loc="left")
         axis.legend(fontsize=8, frameon=False, loc="upper left", ncols=2, labelspacing=0.25, handlelength=1.2)
         axis.spines[["top", "right"]].set_visible(False)
@@ -90,6 +109,8 @@ def draw(methods: Sequence[Method], path: Path) -> None:
     axes[0, 0].set_ylim(low, high + 0.25 * (high - low))  # room for the names
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
+    for axis in axes.flat[len(shown) - columns : len(shown)]:
+        axis.xaxis.set_tick_params(labelbottom=True)
     figure.supxlabel("sampled tokens (thousands)", fontsize=10)
     figure.supylabel("training reward", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -82,7 +82,14 @@ def chance(methods: Sequence[Method], of: Callable[[Record], float]) -> float:
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; the first column is text, the others are numbers."""
+    """A table; the first column is text, the others are numbers.
+
+    Raises:
+        ValueError: a row has not one cell a column.
+    """
+    for row in rows:
+        if len(row) != len(columns):
+            raise ValueError(f"row {row[0]}: {len(row)} cells, and there are {len(columns)} columns")
     ruler = ["---", *["---:"] * (len(columns) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (columns, ruler, *rows)) + "\n"
 
@@ -91,7 +98,7 @@ def online_table(found: Sequence[Record]) -> str:
     """The methods that sample, best first, after the model that they started from."""
     methods = by_method(found)
     ran = sorted((m for m in methods if m.records), key=lambda m: -m.mean(reward_at))
-    columns = ["method", "set", "reward at 40k tokens", "(seeds)", "held-out reward", "correct", "KL", "entropy",
+    columns = ["method", "chosen", "reward at 40k tokens", "(seeds)", "held-out reward", "correct", "KL", "entropy",
                "tokens", "CPU s"]  # fmt: skip
     before = next(m for m in ran if len(m.records) == max(len(n.records) for n in ran))
     start = {name: before.mean(lambda r, n=name: r["held_out"]["before"][n]) for name in ("reward", "correct")}
@@ -129,22 +136,18 @@ def offline_table(found: Sequence[Record]) -> str:
     """The methods of pairs, best first, after the model that they started from and rules without a model."""
     methods = by_method(found)
     ran = sorted((m for m in methods if m.records), key=lambda m: -m.mean(lambda r: r["held_out"]["accuracy"]))
-    columns = ["method", "accuracy", "(seeds)", "likelier", "per token", "Δ log π chosen", "Δ log π rejected",
-               "training accuracy", "CPU s"]  # fmt: skip
+    columns = ["method", "accuracy", "(seeds)", "better model's chosen", "… rejected", "likelier", "per token",
+               "Δ log π chosen", "Δ log π rejected", "CPU s"]  # fmt: skip
     one = ran[0].records[0]
     told = one["held_out"]
     rules = [[f"*{name.replace('_', ' ')}*", f"{share:.3f}"] for name, share in one["baselines"].items()]
-    before = [
-        "*start (SFT)*",
-        "0.500",
-        "",
-        f"{told['likelier_before']:.3f}",
-        f"{told['likelier_per_token_before']:.3f}",
-    ]
-    rows = [*(row + [""] * (len(columns) - 2) for row in rules), before + ["–"] * 4]
+    were = (f"{told[name]:.3f}" for name in ("likelier_before", "likelier_per_token_before"))
+    before = ["*start (SFT)*", "0.500", "", "–", "–", *were, "–", "–", "–"]
+    rows = [*(row + [""] * (len(columns) - 2) for row in rules), before]
     for method in ran:
         values = [record["held_out"]["accuracy"] for record in method.records]
-        means = [method.mean(lambda r, n=name: r["held_out"][n]) for name in ("likelier", "likelier_per_token")]
+        shares = ("accuracy_better_chosen", "accuracy_better_rejected", "likelier", "likelier_per_token")
+        means = [method.mean(lambda r, n=name: r["held_out"][n]) for name in shares]
         moved = [method.mean(lambda r, n=name: r["held_out"][n]) for name in ("chosen", "rejected")]
         rows.append(
             [
@@ -153,19 +156,12 @@ def offline_table(found: Sequence[Record]) -> str:
                 f"{min(values):.3f} – {max(values):.3f}" if len(values) > 1 else f"seed {method.records[0]['seed']}",
                 *(f"{mean:.3f}" for mean in means),
                 *(f"{mean:+.1f}".replace("-", "−") for mean in moved),
-                f"{method.mean(last_accuracy):.3f}",
                 f"{method.mean(lambda r: r['seconds']):.0f}",
             ]
         )
     error = statistics.fmean(record["held_out"]["accuracy_error"] for method in ran for record in method.records)
     text = f"{told['pairs']} held-out pairs; the standard error of an accuracy is {error:.3f}, by questions.\n"
     return "\n".join([markdown(columns, rows), text, *_failures(methods), _where(found)])
-
-
-def last_accuracy(record: Record) -> float:
-    """The accuracy on the pairs trained on, over the last quarter of the steps."""
-    values = record["curve"]["accuracy"]
-    return statistics.fmean(values[-max(1, len(values) // 4) :])
 
 
 def inserted(page: str, name: str, text: str) -> str:
