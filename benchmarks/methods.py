@@ -27,7 +27,7 @@ from grape_rl.algorithms import ALGORITHMS
 from grape_rl.cli.arguments import listed, parsed_arguments
 from grape_rl.reward.strict import nearest
 from measured import records
-from tables import by_method, inserted, offline_table, online_table
+from tables import by_method, grid_table, inserted, offline_table, online_table
 
 HERE = Path(__file__).resolve().parent
 
@@ -71,7 +71,7 @@ def report(results: Path, page: Path) -> None:
     if found := records(results / "online.jsonl"):
         from picture import draw  # matplotlib, which nothing else needs
 
-        text = inserted(text, "online", online_table(found))
+        text = inserted(inserted(text, "online", online_table(found)), "grid", grid_table(found))
         draw(by_method(found), page.with_name("methods.png"))
     if found := records(results / "offline.jsonl"):
         text = inserted(text, "offline", offline_table(found))

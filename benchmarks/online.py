@@ -36,7 +36,7 @@ STEPS, PROMPTS, GROUP = 32, 16, 8
 RATES = (1e-4, 3e-4, 1e-3)
 DELTAS = (0.003, 0.01, 0.03)
 LEFT_OUT = ("phase", "step", "time", "reward_std", "missing", "learning_rate")
-SMALL = {"sft": {"steps": 20, "data": {"rows": 60, "held_out_rows": 6}}, "online": {"steps": 1}}
+SMALL = {"sft": {"steps": 4, "data": {"rows": 60, "held_out_rows": 6}}, "online": {"steps": 1}}
 """What makes a run of seconds, to see that it works."""
 
 

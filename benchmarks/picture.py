@@ -42,9 +42,9 @@ def curves(methods: Sequence[Method]) -> dict[str, np.ndarray]:
     """
     seeds = max((sorted(record["seed"] for record in method.records) for method in methods), key=len)
     found = {m.name: {r["seed"]: read_off(r) for r in m.records} for m in methods if m.records}
-    whole = np.array([[each[seed] for seed in seeds] for each in found.values() if sorted(each) == seeds])
-    worth = dict(zip(seeds, np.nanmean(whole, axis=0) - np.nanmean(whole, axis=(0, 1)), strict=True))
-    return {name: np.array([line - worth[s] for s, line in each.items()]) for name, each in found.items()}
+    whole = np.ma.masked_invalid([[each[seed] for seed in seeds] for each in found.values() if sorted(each) == seeds])
+    worth = dict(zip(seeds, (whole.mean(axis=0) - whole.mean(axis=(0, 1))).filled(0), strict=True))
+    return {name: np.array([line - worth.get(s, 0) for s, line in each.items()]) for name, each in found.items()}
 
 
 def read_off(record: Record) -> np.ndarray:

@@ -23,9 +23,10 @@ class Method:
     edge: bool
     failed: str = ""
 
-    def mean(self, of: Callable[[Record], float]) -> float:
-        """The mean over the seeds."""
-        return statistics.fmean(map(of, self.records))
+    def mean(self, of: Callable[[Record], float | None]) -> float:
+        """The mean over those seeds that have a number; NaN if none has."""
+        known = [value for value in map(of, self.records) if value is not None]
+        return statistics.fmean(known) if known else math.nan
 
 
 def by_method(found: Sequence[Record]) -> list[Method]:
@@ -132,6 +133,23 @@ def online_table(found: Sequence[Record]) -> str:
     return "\n".join([*lines, *_failures(methods), _where(found)])
 
 
+def grid_table(found: Sequence[Record]) -> str:
+    """What each method's settings came to on its first seed, methods with the same settings in one table."""
+    tables: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+    first: dict[str, int] = {}
+    for record in found:
+        name = record["method"]
+        if record["seed"] == first.setdefault(name, record["seed"]):
+            row = tables.setdefault(tuple(record["set"]), {}).setdefault(f"`{name}`", {})
+            row[_set(record["set"])] = "failed" if "failed" in record else f"{last_reward(record):.3f}"
+    parts: list[str] = []
+    for rows in tables.values():
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        cells = [[name, *(row.get(column, "") for column in columns)] for name, row in rows.items()]
+        parts.append(markdown(["method", *columns], cells))
+    return "\n".join(parts)
+
+
 def offline_table(found: Sequence[Record]) -> str:
     """The methods of pairs, best first, after the model that they started from and rules without a model."""
     methods = by_method(found)
@@ -154,7 +172,7 @@ def offline_table(found: Sequence[Record]) -> str:
                 f"`{method.name}`",
                 f"{statistics.fmean(values):.3f}",
                 f"{min(values):.3f} – {max(values):.3f}" if len(values) > 1 else f"seed {method.records[0]['seed']}",
-                *(f"{mean:.3f}" for mean in means),
+                *("–" if math.isnan(mean) else f"{mean:.3f}" for mean in means),
                 *(f"{mean:+.1f}".replace("-", "−") for mean in moved),
                 f"{method.mean(lambda r: r['seconds']):.0f}",
             ]

@@ -97,11 +97,14 @@ def test_a_run_from_start_to_report(tmp_path, monkeypatch, capsys):
     assert len(measured.records(tmp_path / "results" / "online.jsonl")) == 1, "what is measured is not run again"
 
     page = tmp_path / "page.md"
-    page.write_text("# Page\n<!-- online -->\nold\n<!-- end of online -->\nthe end\n")
+    page.write_text(
+        "# Page\n<!-- online -->\nold\n<!-- end of online -->\n<!-- grid -->\n<!-- end of grid -->\nthe end\n"
+    )
     pytest.importorskip("matplotlib", reason="the picture needs matplotlib: pip install -e '.[bench]'")
     methods.report(tmp_path / "results", page)
     assert "| `rloo` | 1e-3 | " in page.read_text() and "old" not in page.read_text()
-    assert page.read_text().endswith("<!-- end of online -->\nthe end\n")
+    assert page.read_text().endswith("<!-- end of grid -->\nthe end\n")
+    assert "| method | 1e-3 |" in page.read_text()
     assert (tmp_path / "methods.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -187,6 +190,12 @@ def test_a_method_is_shown_under_what_did_best_on_the_first_seed():
     assert lines[3].startswith("| `rloo` | 1e-3* | 0.700† | 0.500 – 0.900 | 0.900 | 0.450 | 0.125 | 0.250 | 40k | 12 |")
     assert lines[4].startswith("| `grpo` | 3e-4 | 0.500 |")
     assert "`rloo` failed: seed 2: it burst" in lines
+    assert tables.grid_table(found).splitlines() == [
+        "| method | 1e-4 | 3e-4 | 1e-3 |",
+        "| --- | ---: | ---: | ---: |",
+        "| `grpo` | 0.600 | 0.800 | 0.700 |",
+        "| `rloo` | 0.500 | 0.600 | 0.900 |",
+    ]
     assert "Measured: 1 May, 1 thread of 2 cores (M), torch 2, Python 3." in lines
 
 
@@ -242,3 +251,18 @@ def test_a_command_that_is_none_is_refused(arguments, message, tmp_path, monkeyp
     monkeypatch.setattr(online, "start", lambda *_: None)
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         methods.main(arguments)
+
+
+def test_what_a_seed_is_worth_to_all_methods_is_no_difference_between_its_curves():
+    picture = pytest.importorskip("picture", reason="the picture needs matplotlib: pip install -e '.[bench]'")
+
+    def of(name, *rewards):
+        tokens = [2_000.0, 20_000.0, 18_000.0]
+        records = [{"seed": s, "curve": {"tokens": tokens, "reward": [reward] * 3}} for s, reward in enumerate(rewards)]
+        return tables.Method(name, tuple(records), False)
+
+    found = picture.curves([of("a", 0.1, 0.5), of("b", 0.3, 0.7), of("c", 0.6)])
+    assert found["a"][:, 0].tolist() == pytest.approx([0.3, 0.3]), "its mean, on both seeds alike"
+    assert found["b"][:, 0].tolist() == pytest.approx([0.5, 0.5])
+    assert found["c"][:, 0].tolist() == pytest.approx([0.8]), "its one seed is worth 0.2 less than the other"
+    assert picture.alike(["a", "b", "d"], found | {"d": found["a"]}) == [["a", "d"], ["b"]]
