@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from PIL import Image
 
 from grape_rl.algorithms import FAMILIES
 from measured import Record
@@ -116,3 +117,4 @@ def draw(methods: Sequence[Method], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)  # half the size
