@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from measured import Record
+from measured import Record, key
 from online import last_reward
 
 BUDGET = 40_000
@@ -32,8 +32,10 @@ class Method:
 def by_method(found: Sequence[Record]) -> list[Method]:
     """The results of each method, under the settings that did best on the first seed of those tried.
 
-    ``edge`` tells that those are the first or the last of the grid, so that others beyond it might do better still.
+    ``edge`` tells that those are the first or the last of the grid, so that others beyond it might do better still. Of
+    a run that is there twice, as two processes may have made it, the first counts.
     """
+    found = list({key(record): record for record in reversed(found)}.values())[::-1]
     names = dict.fromkeys(record["method"] for record in found)
     return [_chosen(name, [record for record in found if record["method"] == name]) for name in names]
 

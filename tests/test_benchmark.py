@@ -175,6 +175,7 @@ def test_a_method_is_shown_under_what_did_best_on_the_first_seed():
         record("grpo", 0, 3e-4, 0.8),
         record("grpo", 0, 1e-3, 0.7),
         record("grpo", 1, 3e-4, 0.6),
+        record("grpo", 1, 3e-4, 0.1),  # made once more
         record("rloo", 0, 1e-4, 0.5),
         record("rloo", 0, 3e-4, 0.6),
         record("rloo", 0, 1e-3, 0.9),
