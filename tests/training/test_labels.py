@@ -112,7 +112,8 @@ def test_loss_and_gradient_are_those_of_plain_forward_passes(model, other, name)
     if name == "bco_unpaired":
         assert told["mean_gain"] == pytest.approx(float(sum(gains).detach()) / 5, rel=1e-9)
     good, bad = (
-        [float(h.detach()) for h, e in zip(gains, given(), strict=True) if e.desirable is side] for side in (True, False)
+        [float(h.detach()) for h, e in zip(gains, given(), strict=True) if e.desirable is side]
+        for side in (True, False)
     )
     right = sum((g > b) + (g == b) / 2 for g in good for b in bad) / 6
     stands = {"accuracy": right, "desirable_reward": sum(good) / 3, "undesirable_reward": sum(bad) / 2}
