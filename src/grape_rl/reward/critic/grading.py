@@ -20,7 +20,7 @@ Job = tuple[str, Judge, Response]
 
 
 class Critic(Protocol):
-    """Whatever answers a conversation: a server's ``Client``, or a model in this process."""
+    """Whatever answers a conversation: a server's ``Client``."""
 
     name: str
     """Which model it is and how it is asked: a part of the key of its answers."""
