@@ -32,3 +32,8 @@ def model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
             if parameter.dim() == 2:
                 parameter.mul_(20.0)
     return readied(built, torch.device("cpu"))  # pyright: ignore[reportReturnType]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first, so that the others run beside it."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
