@@ -9,7 +9,7 @@ demo: $(VENV)/ready
 	$(BIN)/grape demo $(DEMO)
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 	@$(MAKE) --no-print-directory lint
 
 lint: $(VENV)/ready
