@@ -54,7 +54,8 @@ def test_judged_and_checked_items_make_one_reward(rubric):
         critics = rubric_critics(rubric, {"default": Endpoint(base_url=server.base_url, model="stub")})
         scores = rubric_scorer(rubric, confidence_weighted, critics=critics)(answers, torch.zeros(4, dtype=torch.long))
     assert len(server.requests) == 8
-    assert all("It says please." in r["messages"][1]["content"] for r in server.requests[:4])
+    asked = [request["messages"][1]["content"] for request in server.requests]  # in any order
+    assert ["It says please." in each for each in asked].count(True) == 4
     assert [[v.item for v in row] for row in scores.verdicts] == [["even", "kind", "long"]] * 4
     assert [row[1].status for row in scores.verdicts] == ["ok", "ok", "ok", "unparseable"]
     assert [row[1].score for row in scores.verdicts[:3]] == [1, 1, 0]
