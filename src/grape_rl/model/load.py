@@ -103,12 +103,19 @@ def _value_alone(model: Any, sequences: Sequences, row: int) -> Float[Tensor, " 
     return model.score(model.base_model(input_ids=ids[None]).last_hidden_state[0, len(prompt) - 1 : -1]).squeeze(-1)
 
 
+def in_own_memory(model: PreTrainedModel) -> None:
+    """Give a loaded model its weights in memory of its own.
+
+    Weights that lie in a mapped file are aligned otherwise than a new model's, and kernels then round otherwise: a
+    resumed run would not come to the same bits.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+
+
 def _whole(model: PreTrainedModel, found: Any, where: str) -> None:
     """Refuses a model whose files lack weights, and gives it those it has in memory of its own."""
-    for parameter in model.parameters():
-        # Weights that lie in a mapped file are aligned otherwise than a new model's, and kernels then round otherwise:
-        # a resumed run would not come to the same bits.
-        parameter.data = parameter.data.clone()
+    in_own_memory(model)
     if found["missing_keys"]:  # transformers fills them with random numbers
         missing = sorted(found["missing_keys"])
         raise ValueError(f"{where}: its files lack {len(missing)} of its parameters, {missing[0]} among them")

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from grape_rl.model.load import quiet
+from grape_rl.model.load import in_own_memory, quiet
 from grape_rl.model.logprobs import hidden_after, lengths
 from grape_rl.types import Sequences
 
@@ -125,8 +125,7 @@ def load_scalar(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTr
         )
     if model.config.num_labels != 1:
         raise ValueError(f"reward model {name!r}: it has {model.config.num_labels} labels, and a reward is one number")
-    for parameter in model.parameters():  # as in ``load``: a resumed run comes to the same bits
-        parameter.data = parameter.data.clone()
+    in_own_memory(model)
     return readied_scalar(model, device), tokenizer
 
 

@@ -10,7 +10,6 @@ from grape_rl.config import Config
 from grape_rl.data.chat import fitting, prompt_tokens
 from grape_rl.data.conversation import template_arguments
 from grape_rl.methods import Algorithm, Responses, in_force, keywords, objective
-from grape_rl.model.load import frozen
 from grape_rl.model.sampler import Sampling, sample
 from grape_rl.model.value import Valued
 from grape_rl.parts.policy import Policy
@@ -44,7 +43,7 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
     reference = None
     if needed or chosen.get("kl_in_reward") or (config.measure_kl and uncut):
         reference = reference_logprobs(
-            frozen(setup.start.model), sampling.temperature, config.tokens_per_microbatch, setup.precision
+            setup.reference, sampling.temperature, config.tokens_per_microbatch, setup.precision
         )
     if chosen.get("kl_target") and not (chosen["kl_in_reward"] or chosen["kl"]):
         raise ValueError(
