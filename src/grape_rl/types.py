@@ -15,8 +15,10 @@ from torch import Tensor
 Finish = Literal["stop", "length"]
 """Why a response ended: the policy wrote an end token, or it was cut off at the token limit."""
 
-Status = Literal["ok", "policy_fault", "timeout", "unparseable", "truncated", "refused", "infrastructure"]
-"""What became of one grading. ``ok`` and ``policy_fault`` carry a score; every other status is a missing verdict."""
+Status = Literal["ok", "policy_fault", "timeout", "unparseable", "truncated", "refused", "infrastructure", "unlabelled"]
+"""What became of one grading. ``ok`` and ``policy_fault`` carry a score; every other status is a missing verdict.
+
+``unlabelled``: the item is for people to grade, and none has graded this response yet."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class Verdict:
 
     A rubric item scores in [0, 1]; a reward function of one's own scores in any finite unit. A failed grading is
     *missing* (``score`` and ``confidence`` NaN), never 0. The policy's own fault (it wrote a program that never ends,
-    say) is ``policy_fault``: score 0, confidence 1.
+    say) is ``policy_fault``: the worst score (0, or 1 on a pitfall), confidence 1. ``cost`` and ``tokens`` are what the
+    verdict took of a critic, failed tries included: in the unit of its prices, and read and written together.
 
     Raises:
         ValueError: a score that is not finite, a confidence outside [0, 1], or a missing status that carries a score.
@@ -108,6 +111,8 @@ class Verdict:
     status: Status = "ok"
     reasoning: str = ""
     provenance: str = ""
+    cost: float = 0.0
+    tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.missing:

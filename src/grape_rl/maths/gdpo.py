@@ -5,10 +5,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from grape_rl.maths.advantage import group_count, group_relative
+from grape_rl.maths.grape import Weight
 
 
 def items_normalized(
-    score: Float[Tensor, "b k"], confidence: Float[Tensor, "b k"], weight: Float[Tensor, " k"], group: Int[Tensor, " b"]
+    score: Float[Tensor, "b k"], confidence: Float[Tensor, "b k"], weight: Weight, group: Int[Tensor, " b"]
 ) -> Float[Tensor, " b"]:
     """How much better each response is than its group, summed over items: ``Σ_k weight_k z_k``.
 
@@ -44,5 +45,5 @@ def items_normalized(
 
     missing = (weight.abs() * ~valid).sum(1)
     # The margin keeps rounding from deciding: of weights 0.1, 0.2 and 0.3 the first two are exactly half.
-    unknown = missing > (0.5 + 1e-6) * weight.abs().sum()
+    unknown = missing > (0.5 + 1e-6) * weight.abs().sum(-1)
     return total.masked_fill(unknown | ~(used & (weight != 0)).any(1), torch.nan)

@@ -8,17 +8,21 @@ from torch import Tensor
 
 from grape_rl.maths.advantage import group_count, group_mean
 
+Weight = Float[Tensor, " k"] | Float[Tensor, "b k"]
+"""The items' weights: the same for all responses, or each row its own, 0 for an item that is none of the response's."""
+
 
 def confidence_weighted(
     score: Float[Tensor, "b k"],
     confidence: Float[Tensor, "b k"],
-    weight: Float[Tensor, " k"],
+    weight: Weight,
     group: Int[Tensor, " b"],
     scope: Literal["group", "batch"] = "group",
 ) -> Float[Tensor, " b"]:
     """Reward of each response: ``Σ_k weight_k c_k score_k / Σ_k |weight_k| c_k``, c_k the mean confidence in item k.
 
-    The responses are all graded on the same K items (one category of prompt); a negative weight marks a pitfall.
+    The responses are graded on K items (one category of prompt); a negative weight marks a pitfall. Where prompts have
+    items of their own, ``weight`` is ``"b k"``: the same within a group, 0 for the items of other prompts.
 
     The paper's (arXiv 2509.04501): item scores become one reward, each item weighted by the critic's average confidence
     in it across all samples. Ours:
@@ -61,12 +65,10 @@ def confidence_weighted(
 
     missing = (weight.abs() * ~valid).sum(1)
     # The margin keeps rounding from deciding: of weights 0.1, 0.2 and 0.3 the first two are exactly half.
-    return reward.masked_fill(missing > (0.5 + 1e-6) * weight.abs().sum(), torch.nan)
+    return reward.masked_fill(missing > (0.5 + 1e-6) * weight.abs().sum(-1), torch.nan)
 
 
-def mean_score(
-    score: Float[Tensor, "b k"], weight: Float[Tensor, " k"], group: Int[Tensor, " b"]
-) -> Float[Tensor, " b"]:
+def mean_score(score: Float[Tensor, "b k"], weight: Weight, group: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
     """Reward of each response without confidence: ``Σ_k weight_k score_k / Σ_k |weight_k|``.
 
     ``confidence_weighted`` with every confidence 1: the same rules for missing verdicts, and the same errors.
@@ -75,7 +77,7 @@ def mean_score(
 
 
 def unweighted(
-    score: Float[Tensor, "b k"], confidence: Float[Tensor, "b k"], weight: Float[Tensor, " k"], group: Int[Tensor, " b"]
+    score: Float[Tensor, "b k"], confidence: Float[Tensor, "b k"], weight: Weight, group: Int[Tensor, " b"]
 ) -> Float[Tensor, " b"]:
     """``mean_score``: the rubric's weighted mean, whatever the confidence. A missing verdict stays missing."""
     return mean_score(torch.where(confidence.isnan(), confidence, score), weight, group)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from grape_rl.reward.critic.grading import Judging
+from grape_rl.reward.critic.grading import Job, Judging
 from grape_rl.reward.critic.where import Endpoint
 from grape_rl.reward.killable import graded
 from grape_rl.reward.model_grader import RewardModel, item_verdicts, readable, reward_model
@@ -32,7 +32,7 @@ def grade(
     members = {name: [i for i, other in enumerate(categories) if other == name] for name in dict.fromkeys(categories)}
     # Critics are asked first, of everything at once: programs and models grade as they answer.
     asked = [
-        (item.id, item.judge.of(responses[i].row), responses[i])
+        Job(item.id, item.judge.of(responses[i].row), responses[i], float(item.weight < 0))
         for name, rows in members.items()
         for item in rubric.categories[name].items
         if item.judge

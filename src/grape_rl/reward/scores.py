@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from grape_rl.maths.grape import Weight
 from grape_rl.maths.reward_model import StepReward
 from grape_rl.reward.checks import real
 from grape_rl.reward.critic.grading import Judging
@@ -27,9 +28,7 @@ from grape_rl.types import Response, Scores, Status, Verdict, failed
 Scorer = Callable[[Sequence[Response], Int[Tensor, " b"]], Scores]
 """Responses, and which of them share a prompt → their verdicts and rewards (on the CPU, as the text is)."""
 
-Aggregate = Callable[
-    [Float[Tensor, "b k"], Float[Tensor, "b k"], Float[Tensor, " k"], Int[Tensor, " b"]], Float[Tensor, " b"]
-]
+Aggregate = Callable[[Float[Tensor, "b k"], Float[Tensor, "b k"], Weight, Int[Tensor, " b"]], Float[Tensor, " b"]]
 """Score, confidence, weight and group → reward, as ``grape_rl.maths.grape.confidence_weighted``."""
 
 

@@ -7,7 +7,7 @@ import pytest
 from server import Server, labels, verdict
 
 from grape_rl.reward.critic.endpoint import Client
-from grape_rl.reward.critic.grading import Judging
+from grape_rl.reward.critic.grading import Job, Judging
 from grape_rl.reward.critic.item import Judge
 from grape_rl.reward.critic.limiter import CostCap
 from grape_rl.reward.critic.where import Endpoint
@@ -29,7 +29,7 @@ def judged(answer, jobs=None, judge=None, delay=0.0, **more):
     judge = judge or Judge(criterion="It is right.")
     with Server(answer if callable(answer) else lambda request, number: answer, delay) as server:
         critics = judging(server, **more)
-        found = critics.verdicts(jobs or [("item", judge, response())])
+        found = critics.verdicts(jobs or [Job("item", judge, response())])
         return found, server, critics.usage
 
 
@@ -102,7 +102,7 @@ def test_a_server_without_schemas_is_asked_in_words():
             return (400, {}, {"error": {"message": "response_format is not supported"}})
         return {"content": "```json\n" + verdict("yes")["content"] + "\n```"}
 
-    jobs = [(str(n), Judge(criterion="It is right."), response(str(n))) for n in range(3)]
+    jobs = [Job(str(n), Judge(criterion="It is right."), response(str(n))) for n in range(3)]
     found, server, _ = judged(answer, jobs, concurrency=1)
     assert [each.score for each in found] == [1, 1, 1]
     assert ["response_format" in request for request in server.requests] == [True, False, False, False]
@@ -118,7 +118,7 @@ def test_every_item_is_asked_and_answered_in_its_place():
         text = next(n for n in range(5) if f"text {n}\n" in asked)
         return verdict(("bad", "fair", "good")[(text + "abc".index(name)) % 3], text)
 
-    jobs = [(name, items[name], response(f"text {n}")) for n in range(5) for name in "abc"]
+    jobs = [Job(name, items[name], response(f"text {n}")) for n in range(5) for name in "abc"]
     found, _, _ = judged(answer, jobs, delay=0.01)
     assert [each.item for each in found] == ["a", "b", "c"] * 5
     assert [each.score for each in found] == [(n + k) % 3 / 2 for n in range(5) for k in range(3)]
@@ -126,7 +126,7 @@ def test_every_item_is_asked_and_answered_in_its_place():
 
 
 def test_prompts_begin_alike_and_the_item_comes_last():
-    jobs = [(name, Judge(criterion=f"It is {name}."), response()) for name in ("short", "clear")]
+    jobs = [Job(name, Judge(criterion=f"It is {name}."), response()) for name in ("short", "clear")]
     _, server, _ = judged(verdict("yes"), jobs, concurrency=1)
     first, second = (json.dumps(request["messages"]) for request in server.requests)
     alike = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
@@ -142,7 +142,7 @@ def test_prompts_begin_alike_and_the_item_comes_last():
     ],
 )
 def test_what_the_policy_wrote_stays_in_its_fence(text):
-    _, server, _ = judged(verdict("no"), [("item", Judge(criterion="It is right."), response(text))])
+    _, server, _ = judged(verdict("no"), [Job("item", Judge(criterion="It is right."), response(text))])
     system, user = (message["content"] for message in server.requests[0]["messages"])
     mark = system.split("hold the mark ")[1].split(" ")[0].rstrip(".")
     assert len(mark) > 10 and user.count(mark) == 4
@@ -210,13 +210,13 @@ def test_chance_is_taken_off_where_the_item_says_so():
 
 
 def test_no_more_calls_at_once_than_allowed():
-    jobs = [(str(n), Judge(criterion="It is right."), response(str(n))) for n in range(20)]
+    jobs = [Job(str(n), Judge(criterion="It is right."), response(str(n))) for n in range(20)]
     _, server, _ = judged(verdict("yes"), jobs, delay=0.02, concurrency=4)
     assert server.most_at_once == 4
 
 
 def test_the_cost_cap_ends_it():
-    jobs = [(str(n), Judge(criterion="It is right."), response(str(n))) for n in range(20)]
+    jobs = [Job(str(n), Judge(criterion="It is right."), response(str(n))) for n in range(20)]
     with pytest.raises(CostCap, match="have cost 3, and the cap is 3"):
         judged(verdict("yes"), jobs, concurrency=1, prompt_price=1e4, cost_cap=3.0)
 
@@ -224,7 +224,7 @@ def test_the_cost_cap_ends_it():
 def test_answers_are_kept_by_all_that_can_change_them(tmp_path):
     judge = Judge(criterion="It is right.", confidence={"mode": "agreement", "k": 2})
     other = Judge(criterion="It is kind.", confidence={"mode": "agreement", "k": 2})
-    jobs = [("a", judge, response()), ("b", other, response()), ("c", judge, response("more"))]
+    jobs = [Job("a", judge, response()), Job("b", other, response()), Job("c", judge, response("more"))]
     with Server(lambda request, n: verdict("yes") if n != 5 else {"content": "", "refusal": "no"}) as server:
         counts = []
         for more in ({}, {}, {"temperature": 1.0}):

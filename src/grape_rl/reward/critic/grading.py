@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from grape_rl.reward.critic.cache import Cache, key
 from grape_rl.reward.critic.item import Judge
@@ -15,8 +15,17 @@ from grape_rl.reward.critic.prompt import fresh_mark, messages, schema
 from grape_rl.reward.critic.reply import Reply, judged, reading
 from grape_rl.types import Response, Verdict
 
-Job = tuple[str, Judge, Response]
-"""An item's name, its criterion, and the response to judge."""
+
+class Job(NamedTuple):
+    """A verdict to give: on which item, by what criterion (its look-ups filled in), and of which response.
+
+    ``worst`` is the score that hurts the response most: 0, or 1 on a pitfall.
+    """
+
+    item: str
+    judge: Judge
+    response: Response
+    worst: float = 0.0
 
 
 class Critic(Protocol):
@@ -76,7 +85,7 @@ class Judging:
     async def _judged(self, jobs: Sequence[Job]) -> list[Verdict]:
         # One mark for the batch, drawn after its responses: none of them can know it, and prompts begin alike.
         mark = fresh_mark()
-        critics = {name: self._critics[name]() for name in {judge.critic for _, judge, _ in jobs}}
+        critics = {name: self._critics[name]() for name in {judge.critic for _, judge, _, _ in jobs}}
         cache = Cache(self._cache) if self._cache else None
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -85,7 +94,7 @@ class Judging:
                         tasks.create_task(self._reply(critics[judge.critic], cache, judge, response, mark, n))
                         for n in range(judge.confidence.k)
                     ]
-                    for _, judge, response in jobs
+                    for _, judge, response, _ in jobs
                 ]
         except* CostCap as caps:
             raise caps.exceptions[0] from None
@@ -96,7 +105,7 @@ class Judging:
                 cache.close()
         return [
             judged(item, judge, [reading(each.result(), judge) for each in calls], f"critic {judge.critic}")
-            for (item, judge, _), calls in zip(jobs, waiting, strict=True)
+            for (item, judge, _, _), calls in zip(jobs, waiting, strict=True)
         ]
 
     async def _reply(

@@ -43,12 +43,16 @@ class Confidence(Strict):
 
 
 class Judge(Strict):
-    """A criterion that a critic judges by one of several ``labels``, each with its score in [0, 1]."""
+    """A criterion that a critic judges by one of several ``labels``, each with its score in [0, 1].
+
+    ``anchors`` says of labels what they stand for: {"1": "wrong throughout", "5": "right in every detail"}.
+    """
 
     criterion: Text
     labels: Annotated[dict[str, Annotated[float, Field(ge=0, le=1)]], BeforeValidator(_labels)] = Field(
         default_factory=lambda: {"no": 0.0, "yes": 1.0}
     )
+    anchors: Annotated[dict[str, Text], BeforeValidator(_labels)] = Field(default_factory=dict[str, str])
     show: tuple[Show, ...] = ("prompt", "response")
     reference: Text | None = None
     confidence: Confidence = Confidence()
@@ -69,6 +73,8 @@ class Judge(Strict):
             raise ValueError("the criterion is empty")
         if len(self.labels) < 2 or len(set(self.labels.values())) < 2:
             raise ValueError("labels needs at least two labels, with different scores")
+        if stray := [name for name in self.anchors if name not in self.labels]:
+            raise ValueError(f"anchors: {stray[0]!r} is none of the labels {', '.join(self.labels)}")
         if "response" not in self.show:
             raise ValueError("show has no response: there would be nothing to judge")
         if ("reference" in self.show) != (self.reference is not None):

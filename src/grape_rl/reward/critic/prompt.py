@@ -40,7 +40,8 @@ def messages(judge: Judge, response: Response, mark: str) -> list[dict[str, str]
         ask = f"Give your reasoning, in a few sentences, and then the verdict, one of the labels {names}"
         sure = f", and how sure you are of it, from 0 (a guess) to {CERTAINTY} (certain)"
         ask += (sure if judge.confidence.mode == "verbalized" else "") + ". Answer in JSON: " + _example(judge)
-    item = f"Criterion: {judge.criterion}\n\n{ask}"
+    anchors = "".join(f"\n{name}: {text}" for name in judge.labels if (text := judge.anchors.get(name)))
+    item = f"Criterion: {judge.criterion}{anchors}\n\n{ask}"
     return [
         {"role": "system", "content": RULES.format(mark=mark)},
         {"role": "user", "content": "\n\n".join([*shown, item])},
