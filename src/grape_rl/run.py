@@ -28,7 +28,7 @@ from grape_rl.parts.folder import resumable, write
 from grape_rl.parts.kinds import kind_of
 from grape_rl.parts.policy import policy_at, start_policy
 from grape_rl.parts.responses import sampler, sampling_prompts
-from grape_rl.parts.scoring import scorer
+from grape_rl.parts.scoring import grader
 from grape_rl.parts.setup import Setup
 from grape_rl.parts.value import value_function, value_settings
 from grape_rl.training.checkpoint import restored_step, save_checkpoint
@@ -127,11 +127,14 @@ def _setup(config: Config, checkpoint: Path | None) -> Setup:
     graded = isinstance(row.source, Sampled) or (
         test_rows and not kind.scalar and (named.rubric or named.function or named.model)
     )
-    grader = scorer(config, row, chosen, [*train_rows, *test_rows]) if graded else None
+    who = grader(config, row, chosen, [*train_rows, *test_rows]) if graded else None
     now = policy_at(checkpoint, start) if checkpoint else start
     settings = value_settings(row, chosen)
     value = value_function(settings, start, checkpoint) if settings else None
-    return Setup(config, row, chosen, train_rows, test_rows, start, now, grader, value, start_memory(row))
+    return Setup(
+        config, row, chosen, train_rows, test_rows, start, now,
+        who and who.scorer, who and who.ahead, value, start_memory(row),
+    )  # fmt: skip
 
 
 def _template_unused(setup: Setup) -> Iterator[tuple[str, str]]:
@@ -142,18 +145,19 @@ def _template_unused(setup: Setup) -> Iterator[tuple[str, str]]:
 
 def _evaluation(setup: Setup) -> Callable[[int], HeldOut | None]:
     """A function of the steps done: what the policy, as it is then, does on the held-out rows. None without any."""
-    config, grader, now = setup.config, setup.scorer, setup.now
+    config, now = setup.config, setup.now
     of_kind = kind_of(setup.row).held_out
     standing = of_kind(setup) if of_kind and setup.test else None
     own = config.evaluation.temperature
     sampling = Sampling(config.sampling.max_tokens, config.sampling.temperature if own is None else own)
-    prompts = sampling_prompts(setup.test, now, sampling.max_tokens, "held-out data") if grader else []
+    prompts = sampling_prompts(setup.test, now, sampling.max_tokens, "held-out data") if setup.scorer else []
 
     def evaluation(step: int) -> HeldOut | None:
         found = HeldOut(0, math.nan, math.nan, math.nan, ())
-        if grader and prompts:
+        if setup.scorer and prompts:
             drawn, seed = sampler(setup, sampling), step_seed(config.seed, 0, "evaluate")
-            found = held_out(prompts, drawn, grader, now.tokenizer, config.evaluation.samples, seed, step)
+            samples = config.evaluation.samples
+            found = held_out(prompts, drawn, setup.scorer, now.tokenizer, samples, seed, step, setup.ahead)
         if standing:
             found = replace(found, items=(*found.items, *standing()))
         return found if found.responses or found.items else None

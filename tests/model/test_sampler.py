@@ -132,7 +132,7 @@ def test_all_sequences_come_in_their_exact_proportion(sampling):
     model, prompt = sharp(lambda: Qwen2ForCausalLM(Qwen2Config(**shape)), torch.float32), torch.tensor([1, 3])
     marks = (torch.arange(points, dtype=torch.float64) + 0.5) / points
     tokens, logp, length = _decoded(
-        model, (prompt,), torch.cartesian_prod(marks, marks, marks), sampling, torch.tensor([end])
+        model, (prompt,), torch.cartesian_prod(marks, marks, marks), sampling, torch.tensor([end]), 0, None
     )
     drawn_rows = [tuple(row[:n]) for row, n in zip(tokens.tolist(), length.tolist(), strict=True)]
     counts = {row: 0 for row in drawn_rows}
@@ -174,6 +174,17 @@ def test_a_row_ends_at_any_end_token_and_says_how():
         assert rollout.behavior_logp[i, at:].tolist() == [0.0] * (4 - at)
         met |= {(at, finish), tokens[at - 1]}
     assert met > {*END, (1, "stop"), (2, "stop"), (4, "stop"), (4, "length")}, "the seed leaves a case untried"
+
+
+def test_each_response_is_told_as_it_ends_and_once():
+    model, heard = sharp(MODELS["qwen2"]), []
+    rollout = sample(model, PROMPTS, 8, Sampling(6), END, seed=1, rows_at_once=16, ended=lambda *e: heard.append(e))
+    assert sorted(row for row, _, _ in heard) == list(range(32))
+    for row, tokens, finish in heard:
+        assert torch.equal(tokens, rollout.tokens[row][rollout.mask[row]]) and finish == rollout.finish[row]
+    of_chunk = [[len(tokens) for row, tokens, _ in heard if row // 16 == half] for half in (0, 1)]
+    assert [row // 16 for row, _, _ in heard] == [0] * 16 + [1] * 16
+    assert all(told == sorted(told) and len(set(told)) > 2 for told in of_chunk), "not as they end, but afterwards"
 
 
 def test_the_rollout_is_as_wide_as_its_longest_row_and_speaks_of_its_prompts():

@@ -32,7 +32,7 @@ def drawn(turn, rewards, width=3):
         tuple(f"{t} {g}" for t, g, _, _ in rows),
         marks.double(),
     )
-    return Drawn(rollout, answers, scores)
+    return Drawn(rollout, answers, scores, rollout.behavior_logp - 0.5)
 
 
 WIDTH = (3, 5, 4, 6)
@@ -62,6 +62,9 @@ def whole(found):
         turn, group, number = mark // 100, mark // 10 % 10, mark % 10
         assert (rollout.behavior_logp[i][own] == -mark).all()
         assert not rollout.tokens[i][~own].any() and not rollout.behavior_logp[i][~own].any()
+        assert found.reference_logp is None or torch.equal(
+            found.reference_logp[i][own], rollout.behavior_logp[i][own] - 0.5
+        )
         assert own.sum() == 1 + (turn + group + number) % WIDTH[turn]
         assert rollout.prompts[g].item() == 1000 + 10 * turn + group
         assert found.answers[i].text == f"{turn} {group} {number}" == found.scores.verdicts[i][0].item
@@ -117,13 +120,15 @@ def test_what_is_compared_comes_along_where_there_is_such_a_thing():
     draw, _ = script([SAME, VARIED], [VARIED])
     found = until_varied(draw, 2)
     assert found.scores.compared is not None and len(found.scores.compared) == 4
+    assert found.reference_logp is not None and found.reference_logp.shape == found.rollout.mask.shape
     draw, _ = script([SAME, VARIED], [VARIED])
 
     def plain(turn, count):
         one = draw(turn, count)
-        return replace(one, scores=replace(one.scores, compared=None))
+        return replace(one, scores=replace(one.scores, compared=None), reference_logp=None)
 
-    assert until_varied(plain, 2).scores.compared is None
+    found = until_varied(plain, 2)
+    assert found.scores.compared is None and found.reference_logp is None
 
 
 def test_nothing_can_be_made_of_nothing():

@@ -31,7 +31,7 @@ def test_each_prompt_is_answered_and_averaged(model, tokenizer):
     prompts = [Prompt(torch.arange(4, 7 + i), f"p{i}", {"kind": "ab"[i % 2]}) for i in range(5)]
     seen = []
 
-    def sampler(tokens, n, seed, version):
+    def sampler(tokens, n, seed, version, ended):
         seen.append((n, seed, version))
         return sample(model, tokens, n, Sampling(6), (1,), seed, version)
 

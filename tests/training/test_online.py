@@ -40,9 +40,9 @@ def drawn(*rewards, same=()):
     return Drawn(rollout, answers, Scores(reward, verdicts, ("sums",) * 8))
 
 
-def experience(found, pairing="best_worst", reference=None, start=None, **more):
-    made = Round(found, {"reward": 0.5, "tokens": 99.0}, (("slow", "graders were"),))
-    return sampled_preferences(lambda step: made, partial(ranked_pairs, pairing=pairing, **more), reference, start)(0)
+def experience(found, pairing="best_worst", reference=None, **more):
+    made = Round(found, {"reward": 0.5, "tokens": 99.0, "reference_seconds": 0.0}, (("slow", "graders were"),))
+    return sampled_preferences(lambda step: made, partial(ranked_pairs, pairing=pairing, **more), reference)(0)
 
 
 def test_the_best_of_each_prompt_stands_against_its_worst():
@@ -84,7 +84,7 @@ def test_the_kl_is_that_of_all_responses_and_not_of_the_pairs():
     found = drawn(0.5, 0.25, 1.0, 0.75, 0.5, None, 0.0, 0.25)
     b, mask = found.rollout.behavior_logp, found.rollout.mask
     shift = torch.linspace(-0.5, 0.5, 40).reshape(8, 5)
-    told = experience(found, start=lambda rollout: b + shift).metrics["kl"]
+    told = experience(replace(found, reference_logp=b + shift)).metrics["kl"]
     assert told == pytest.approx(float((shift.exp() - 1 - shift)[mask].mean()), rel=1e-4)
 
 

@@ -1,6 +1,7 @@
 """Where batches come from: which rows, what becomes of failures, what is told, and that only the step decides."""
 
 import math
+import threading
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,7 @@ from grape_rl.data.chat import Example
 from grape_rl.maths.advantage import group_relative
 from grape_rl.model.logprobs import logprobs
 from grape_rl.training.draw import equal_groups, once, until_varied
+from grape_rl.training.records import rollout_metrics, verdict_metrics
 from grape_rl.training.source import (
     Prompt,
     demonstrations,
@@ -19,7 +21,6 @@ from grape_rl.training.source import (
     graded_responses,
     reference_logprobs,
     responses,
-    rollout_metrics,
     step_seed,
 )
 from grape_rl.types import Rollout, Scores, Verdict, failed
@@ -101,7 +102,7 @@ def experience_of(
 ):
     asked = []
 
-    def sampler(prompts, n, seed, version):
+    def sampler(prompts, n, seed, version, ended):
         asked.append((prompts, n, seed, version))
         return rollout(tokenizer, finish)
 
@@ -121,6 +122,34 @@ def test_what_is_compared_takes_the_place_of_the_reward_in_the_advantage_alone(t
     assert found.batch.mask.any(dim=1).tolist() == [True, True, True, False]
     assert found.metrics["reward"] == 0.5
     assert [record["reward"] for record in found.records] == [1.0, 0.0, 0.25, 0.75]
+
+
+def test_grading_and_the_reference_do_not_wait_for_what_they_do_not_need(tokenizer):
+    """The reference's pass runs while the scorer is at work, and responses are heard of before the rollout is whole."""
+    began, heard, whole = threading.Event(), [], []
+
+    def reference(sequences):
+        began.set()
+        return BEHAVIOR - 0.5
+
+    def scorer(answers, group):
+        assert began.wait(10), "the reference waits for the scores"
+        whole.extend(answers)
+        return scored(1.0, 0.0, 0.25, 0.75)(answers, group)
+
+    def sampler(prompts, n, seed, version, ended):
+        found = rollout(tokenizer, ("stop", "length", "stop", "length"))
+        for i in (2, 0, 3, 1):
+            ended(i, found.tokens[i][found.mask[i]], found.finish[i])
+        assert len(heard) == 4
+        return found
+
+    found = responses(
+        PROMPTS, sampler, scorer, once, group_relative, tokenizer, reference,
+        prompts_per_step=2, group_size=2, max_tokens=3, seed=8, failure_limit=1.0, ahead=heard.append,
+    )(5)  # fmt: skip
+    assert heard == [whole[i] for i in (2, 0, 3, 1)]
+    assert torch.equal(found.batch.reference_logp, BEHAVIOR - 0.5)
 
 
 def test_responses_are_sampled_scored_and_compared(tokenizer):
@@ -199,7 +228,7 @@ def test_what_is_recorded_of_each_response(tokenizer):
     assert second["reward"] is None and second["advantage"] is None
     assert second["verdicts"] == [
         {"item": "correct", "score": None, "confidence": None, "status": "timeout", "reasoning": "too\nslow",
-         "provenance": ""}
+         "provenance": "", "cost": 0.0, "tokens": 0}
     ]  # fmt: skip
 
 
@@ -217,7 +246,35 @@ def test_a_missing_reward_is_masked_out_and_told(tokenizer):
     assert found.batch.advantage.isfinite().all()
     assert found.metrics["missing"] == 1
     assert found.metrics["reward"] == pytest.approx(2 / 3)
-    assert found.warnings == (("missing", "1 verdicts are missing, the first of item 'correct', timeout: too\nslow"),)
+    kinds = "1 timeout; 1 responses masked out"
+    assert found.warnings == (
+        ("missing", f"1 verdicts are missing ({kinds}), the first of item 'correct', timeout: too\nslow"),
+    )
+
+
+def test_what_became_of_each_missing_verdict_is_counted():
+    def line(*scores):
+        names = ("a", "b")
+        return tuple(
+            Verdict(n, s) if isinstance(s, float) else failed(n, s, "") for n, s in zip(names, scores, strict=True)
+        )
+
+    verdicts = (
+        line(1.0, "timeout"), line("refused", 0.5), line(0.0, "timeout"), line(0.5, 1.0),  # b: 2 of 4, imputed
+        line(1.0, "timeout"), line(0.0, "truncated"), line(1.0, 0.5), line("refused", "timeout"),  # b: 1 of 4, left out
+    )  # fmt: skip
+    verdicts = (
+        *verdicts[:3],
+        (Verdict("a", 0.0, 1.0, "policy_fault", cost=0.5, tokens=7), verdicts[3][1]),
+        *verdicts[4:],
+    )
+    reward = torch.tensor([1.0] * 7 + [math.nan], dtype=torch.float64)
+    group = torch.tensor([0] * 4 + [1] * 4)
+    told = verdict_metrics([v for row in verdicts for v in row], Scores(reward, verdicts, ("sums",) * 8), group)
+    assert told == {
+        "missing": 7, "missing/timeout": 4, "missing/refused": 2, "missing/truncated": 1,
+        "imputed": 3, "items_left_out": 1, "masked_out": 1, "policy_fault": 1, "critic_tokens": 7, "critic_cost": 0.5,
+    }  # fmt: skip
 
 
 def test_too_many_missing_verdicts_stop_the_run(tokenizer):

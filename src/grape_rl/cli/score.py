@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     from grape_rl.reward.rubric import check_rows, load_rubric
     from grape_rl.reward.scores import item_table, rubric_scorer
     from grape_rl.training.display import table
-    from grape_rl.training.source import records
+    from grape_rl.training.records import records
     from grape_rl.types import Response
 
     response, prompt = str(own.get("response", "response")), str(own.get("prompt", "prompt"))

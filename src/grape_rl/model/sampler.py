@@ -1,6 +1,6 @@
 """Sampling in-process: prompts in, a rollout out, with the log-probability of every token as it was drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from grape_rl.model.cache import roomy
 from grape_rl.model.head import logits_of
 from grape_rl.model.logprobs import left_padded, nonempty, positions
-from grape_rl.types import Rollout
+from grape_rl.types import Finish, Rollout
+
+Ended = Callable[[int, Int[Tensor, " t"], Finish], None]
+"""Hears of each response as it ends: its row in the rollout, its tokens, and how it ended."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,14 @@ def sample(
     seed: int,
     version: int = 0,
     rows_at_once: int = 512,
+    ended: Ended | None = None,
 ) -> Rollout:
     """``n`` responses to each prompt, each until an end token or ``max_tokens``.
 
     Rows ``n·i … n·i + n − 1`` answer prompt i. Each prompt is encoded once, and a row that has finished leaves the
     batch. One uniform number, drawn from ``seed``, decides each token, so that the same seed gives the same rollout
-    however many rows run at once (all ``n`` of a prompt always do).
+    however many rows run at once (all ``n`` of a prompt always do). ``ended`` hears of each response while others are
+    still being written, so that judging it can begin.
 
     Raises:
         ValueError: a prompt has no tokens.
@@ -92,6 +97,8 @@ def sample(
             uniform[i * n : (i + per_chunk) * n],
             sampling,
             torch.tensor(list(end), dtype=torch.long, device=device),
+            i * n,
+            ended,
         )
         for i in range(0, len(prompts), per_chunk)
     ]
@@ -120,8 +127,17 @@ def _decoded(
     uniform: Float[Tensor, "b t"],
     sampling: Sampling,
     end: Int[Tensor, " e"],
+    first: int,
+    ended: Ended | None,
 ) -> tuple[Int[Tensor, "b w"], Float[Tensor, "b w"], Int[Tensor, " b"]]:
-    """Tokens, their log-probabilities and the length of each row, 0 beyond a row's end."""
+    """Tokens, their log-probabilities and the length of each row, 0 beyond a row's end. The rollout's row ``first`` is
+    the first of them."""
+
+    def hear(over: Int[Tensor, " n"], length: int, finish: Finish) -> None:
+        if ended:
+            for row in over.tolist():
+                ended(first + row, tokens[row, :length].cpu(), finish)
+
     b, limit = uniform.shape
     group = torch.arange(len(prompts), device=uniform.device).repeat_interleave(b // len(prompts))
     trunk, logits = model.base_model, logits_of(model)
@@ -139,14 +155,20 @@ def _decoded(
     length = torch.zeros(b, dtype=torch.long, device=ids.device)
     rows = torch.arange(b, device=ids.device)  # the row of the rollout that each row of the running batch fills
     going = torch.ones(b, dtype=torch.bool, device=ids.device)
+    alive = b
     for t in range(limit):
         choices = drawn_from(logits(hidden).float(), sampling)
         token = drawn(choices, uniform[rows, t])
         tokens[rows[going], t] = token[going]
         logp[rows[going], t] = choices.gather(1, token[:, None]).squeeze(1)[going]
         length[rows[going]] = t + 1
-        going = going & ~torch.isin(token, end)
-        alive = int(going.sum())
+        stopped = going & torch.isin(token, end)
+        going = going & ~stopped
+        before, alive = alive, int(going.sum())
+        if alive < before:
+            hear(rows[stopped], t + 1, "stop")
+        if t + 1 == limit:
+            hear(rows[going], limit, "length")
         if alive == 0 or t + 1 == limit:
             return tokens[:, : t + 1], logp[:, : t + 1], length
         if alive <= 0.75 * len(rows):  # compacting copies the cache once, which a smaller batch soon repays

@@ -19,6 +19,11 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
     config, row = setup.config, setup.row
     assert isinstance(row.source, SampledPreferences) and setup.scorer
     sampling = Sampling(**config.sampling.model_dump())
+    start = None
+    if config.measure_kl and not sampling.top_k and sampling.top_p == 1:
+        start = reference_logprobs(
+            frozen(setup.start.model), sampling.temperature, config.tokens_per_microbatch, setup.precision
+        )
     draw = partial(
         drawn,
         prompts=sampling_prompts(setup.train, setup.now, sampling.max_tokens, "data"),
@@ -30,15 +35,12 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
         group_size=config.group_size,
         seed=config.seed,
         failure_limit=config.reward.failure_limit,
+        reference=start,
+        ahead=setup.ahead,
     )
-    start = None
-    if config.measure_kl and not sampling.top_k and sampling.top_p == 1:
-        start = reference_logprobs(
-            frozen(setup.start.model), sampling.temperature, config.tokens_per_microbatch, setup.precision
-        )
     pairing = partial(row.source.pairing, **keywords(row.source.pairing, setup.chosen))
     reference, model = reference_of_pairs(setup, sampling.temperature)
-    return sampled_preferences(draw, pairing, reference, start, model), []
+    return sampled_preferences(draw, pairing, reference, model), []
 
 
 ONLINE = Kind(RESPONSES.rows, _source)

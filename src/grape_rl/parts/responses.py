@@ -10,7 +10,7 @@ from grape_rl.config import Config
 from grape_rl.data.chat import fitting, prompt_tokens
 from grape_rl.data.conversation import template_arguments
 from grape_rl.methods import Algorithm, Responses, in_force, keywords, objective
-from grape_rl.model.sampler import Sampling, sample
+from grape_rl.model.sampler import Ended, Sampling, sample
 from grape_rl.model.value import Valued
 from grape_rl.parts.policy import Policy
 from grape_rl.parts.rows import Row, plain, prompted, sources, split
@@ -63,6 +63,7 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
         config.seed,
         config.reward.failure_limit,
         _credit(setup, row.source),
+        setup.ahead,
     )
     return found, []
 
@@ -96,10 +97,10 @@ def _credit(setup: Setup, source: Responses) -> Credit:
 def sampler(setup: Setup, sampling: Sampling) -> Sampler:
     """Samples from the policy as it is when called."""
 
-    def sampled(prompts: Sequence[Tensor], n: int, seed: int, version: int) -> Rollout:
+    def sampled(prompts: Sequence[Tensor], n: int, seed: int, version: int, ended: Ended | None) -> Rollout:
         at = setup.now
         with setup.precision():
-            return sample(at.model, prompts, n, sampling, at.end, seed, version, setup.config.rows_at_once)
+            return sample(at.model, prompts, n, sampling, at.end, seed, version, setup.config.rows_at_once, ended)
 
     return sampled
 

@@ -1,6 +1,7 @@
-"""The scorer that a configuration names."""
+"""Who grades responses, as a configuration names it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,19 @@ from grape_rl.reward.grading import rubric_critics, rubric_models
 from grape_rl.reward.model_grader import readable, reward_model
 from grape_rl.reward.rubric import check_rows, load_rubric
 from grape_rl.reward.scores import Scorer, function_scorer, model_scorer, rubric_scorer
+from grape_rl.training.source import Ahead
 
 
-def scorer(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Sequence[Row]) -> Scorer:
-    """The scorer that the configuration names, checked against the rows that it will grade."""
+@dataclass(frozen=True)
+class Grader:
+    """Who grades responses: ``scorer`` a batch of them, and ``ahead``, where critics judge, hears of each before."""
+
+    scorer: Scorer
+    ahead: Ahead | None = None
+
+
+def grader(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Sequence[Row]) -> Grader:
+    """The grader that the configuration names, checked against the rows that it will grade."""
     where = device(config.device)
     precision = partial(torch.autocast, where.type, torch.bfloat16, enabled=config.precision == "bf16")
     if config.reward.aggregate and not config.reward.model:
@@ -32,23 +42,22 @@ def scorer(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Seque
         models = rubric_models(rubric, graded, where, config.tokens_per_microbatch, precision)
         source = row.source if isinstance(row.source, Sampled) else None
         aggregate, compared = (source.aggregate, source.compared) if source else (unweighted, None)
-        return rubric_scorer(
+        kept = Path(config.reward.critic_cache) if config.reward.critic_cache else None
+        critics = rubric_critics(rubric, endpoints(config.reward.critics, "reward.critics"), kept)
+        scorer = rubric_scorer(
             rubric,
             partial(aggregate, **keywords(aggregate, chosen)),
             partial(compared, **keywords(compared, chosen)) if compared else None,
             models,
-            rubric_critics(
-                rubric,
-                endpoints(config.reward.critics, "reward.critics"),
-                Path(cache) if (cache := config.reward.critic_cache) else None,
-            ),
+            critics,
         )
+        return Grader(scorer)
     if config.reward.model:
         of = reward_model(config.reward.model, where, config.tokens_per_microbatch, precision)
         of.checked(config.reward.aggregate)
         readable(of, graded)
-        return model_scorer(of, config.reward.aggregate)
+        return Grader(model_scorer(of, config.reward.aggregate))
     assert config.reward.function is not None
     place, _, name = config.reward.function.rpartition(":")
     folder, place = (Path(place).parent, Path(place).name) if place.endswith(".py") else (Path(), place)
-    return function_scorer(python_callable(f"{place}:{name}", folder, allow=[place]), name)
+    return Grader(function_scorer(python_callable(f"{place}:{name}", folder, allow=[place]), name))

@@ -18,6 +18,7 @@ from grape_rl.parts.policy import Policy
 from grape_rl.parts.rows import Row
 from grape_rl.reward.scores import ItemSummary, Scorer
 from grape_rl.training.fit import AnySource
+from grape_rl.training.source import Ahead
 
 Told = list[tuple[str, str]]
 """What there is to warn of before the first step: keys and messages."""
@@ -27,9 +28,10 @@ Told = list[tuple[str, str]]
 class Setup:
     """One run: its method with the options chosen, its rows, the policy it starts from and the policy as it is now.
 
-    The two differ where a run goes on from a checkpoint. ``scorer`` is None where nothing is graded, and ``value``
-    where no value function learns. ``memory`` is what a step leaves to the next beside the weights, by name: numbers,
-    and the weights of a reference that moves. It is kept with each checkpoint.
+    The two differ where a run goes on from a checkpoint. ``scorer`` is None where nothing is graded, ``ahead`` where
+    nobody wants to hear of responses before their batch is whole, and ``value`` where no value function learns.
+    ``memory`` is what a step leaves to the next beside the weights, by name: numbers, and the weights of a reference
+    that moves. It is kept with each checkpoint.
     """
 
     config: Config
@@ -40,6 +42,7 @@ class Setup:
     start: Policy
     now: Policy
     scorer: Scorer | None
+    ahead: Ahead | None = None
     value: nn.Linear | PreTrainedModel | None = None
     memory: dict[str, Any] = field(default_factory=dict[str, Any])
 

@@ -16,11 +16,12 @@ from grape_rl.types import Response, Rollout, Scores
 
 @dataclass(frozen=True)
 class Drawn:
-    """Responses that were sampled, as graders saw them, with what came of it."""
+    """Responses that were sampled, as graders saw them, what came of it, and how the reference sees them, if there is one."""
 
     rollout: Rollout
     answers: tuple[Response, ...]
     scores: Scores
+    reference_logp: Float[Tensor, "b t"] | None = None
 
 
 Draw = Callable[[int, int], Drawn]
@@ -77,9 +78,8 @@ def _filled(old: Drawn, new: Drawn) -> Drawn:
     renumbered = torch.tensor([place.get(n, -1) for n in new.rollout.group.tolist()])
     width = max(old.rollout.tokens.shape[1], new.rollout.tokens.shape[1])
 
-    def both(name: str) -> Tensor:
-        parts = ((getattr(old.rollout, name), stay), (getattr(new.rollout, name), come))
-        return torch.cat([pad(field, (0, width - field.shape[1]))[rows] for field, rows in parts])
+    def both(was: Tensor, now: Tensor) -> Tensor:
+        return torch.cat([pad(field, (0, width - field.shape[1]))[rows] for field, rows in ((was, stay), (now, come))])
 
     def joined(a: Sequence[Any], b: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(v for values, rows in ((a, stay), (b, come)) for v, kept in zip(values, rows, strict=True) if kept)
@@ -87,10 +87,10 @@ def _filled(old: Drawn, new: Drawn) -> Drawn:
     rollout = replace(
         old.rollout,
         prompts=tuple(prompts),
-        tokens=both("tokens"),
-        mask=both("mask"),
+        tokens=both(old.rollout.tokens, new.rollout.tokens),
+        mask=both(old.rollout.mask, new.rollout.mask),
         group=torch.cat([old.rollout.group[stay], renumbered[come]]),
-        behavior_logp=both("behavior_logp"),
+        behavior_logp=both(old.rollout.behavior_logp, new.rollout.behavior_logp),
         finish=joined(old.rollout.finish, new.rollout.finish),
     )
     compared = None
@@ -102,4 +102,7 @@ def _filled(old: Drawn, new: Drawn) -> Drawn:
         joined(old.scores.category, new.scores.category),
         compared,
     )
-    return Drawn(rollout, joined(old.answers, new.answers), scores)
+    reference_logp = None
+    if old.reference_logp is not None and new.reference_logp is not None:
+        reference_logp = both(old.reference_logp, new.reference_logp)
+    return Drawn(rollout, joined(old.answers, new.answers), scores, reference_logp)

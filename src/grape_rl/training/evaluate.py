@@ -14,13 +14,14 @@ from grape_rl.data.chat import Example, stacked
 from grape_rl.reward.scores import ItemSummary, Scorer, item_table
 from grape_rl.training.labels import LabelExperience, label_logprobs, label_metrics
 from grape_rl.training.pairs import PairExperience, pair_fields, pair_logprobs, pair_metrics
+from grape_rl.training.records import json_number, rollout_metrics
 from grape_rl.training.source import (
+    Ahead,
     Prompt,
     Sampler,
     graded_responses,
-    json_number,
+    heard,
     reference_logprobs,
-    rollout_metrics,
 )
 
 NUMBERS = ("reward", "length", "cut_off")
@@ -64,10 +65,18 @@ def read_held_out(path: Path) -> dict[int, HeldOut]:
 
 
 def held_out(
-    prompts: Sequence[Prompt], sampler: Sampler, scorer: Scorer, tokenizer: Any, samples: int, seed: int, version: int
+    prompts: Sequence[Prompt],
+    sampler: Sampler,
+    scorer: Scorer,
+    tokenizer: Any,
+    samples: int,
+    seed: int,
+    version: int,
+    ahead: Ahead | None = None,
 ) -> HeldOut:
     """``samples`` responses to each prompt, graded. The same ``seed`` draws with the same random numbers each time."""
-    rollout = sampler([p.tokens for p in prompts], samples, seed, version)
+    ended = heard(prompts, samples, tokenizer, ahead) if ahead else None
+    rollout = sampler([p.tokens for p in prompts], samples, seed, version, ended)
     scores = scorer(graded_responses(rollout, prompts, tokenizer), rollout.group)
     told = rollout_metrics(rollout, scores)
     return HeldOut(len(rollout.tokens), told["reward"], told["length"], told["cut_off"], item_table(scores))

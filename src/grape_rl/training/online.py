@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from grape_rl.maths.divergence import k3
 from grape_rl.training.draw import numbered
 from grape_rl.training.pairs import PairExperience, Reference, paired
-from grape_rl.training.source import Round, records
+from grape_rl.training.records import records
+from grape_rl.training.source import Round
 from grape_rl.types import Rollout, Sequences
 
 ROLES = ("none", "chosen", "rejected", "both")
@@ -21,16 +22,15 @@ def sampled_preferences(
     draw: Callable[[int], Round],
     pairing: Callable[..., Int[Tensor, "p 2"]],
     reference: Reference | None,
-    start: Reference | None,
     reference_model: nn.Module | None = None,
 ) -> Callable[[int], PairExperience]:
     """A source of preferences between the policy's own responses: sample → score → pair.
 
     ``pairing`` is given the rewards, the groups, and which responses are the same. A response whose reward is missing
     is in no pair. ``reference`` gives the log-probs that the loss compares with (None for a loss that does not), and
-    ``reference_model`` is the policy that they are of;
-    ``start`` those of the model at the start for every response, for its KL (None: not measured, since that of the
-    pairs alone would be of the best and the worst). A step without a pair says so, and has none.
+    ``reference_model`` is the policy that they are of. What ``draw`` knows of every response under the model at the
+    start is for the KL alone (that of the pairs would be of the best and the worst). A step without a pair says so,
+    and has none.
 
     Raises (the source): as ``training.source.drawn``.
     """
@@ -46,9 +46,9 @@ def sampled_preferences(
         metrics["pairs"] = float(len(pairs))
         metrics["unpaired_groups"] = float(len(rollout.prompts) - len(rollout.group[pairs[:, 0]].unique()))
         metrics["reward_gap"] = float((reward[pairs[:, 0]] - reward[pairs[:, 1]]).mean())
-        if start:
-            metrics["kl"] = float(k3(rollout.behavior_logp, start(rollout))[rollout.mask].mean())
-        metrics["reference_seconds"] = time.perf_counter() - began
+        if (start := found.drawn.reference_logp) is not None:
+            metrics["kl"] = float(k3(rollout.behavior_logp, start)[rollout.mask].mean())
+        metrics["reference_seconds"] += time.perf_counter() - began
         warnings = found.warnings
         if not len(pairs):
             warnings += (("no_pairs", "no two responses of the step make a pair: the step changes nothing"),)

@@ -5,11 +5,11 @@ never had.
 """
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,10 +20,12 @@ from grape_rl.data.chat import Example, stacked, text
 from grape_rl.maths.divergence import k3
 from grape_rl.model.logprobs import lengths, logprobs, microbatches, selected
 from grape_rl.model.pack import packs
-from grape_rl.reward.scores import Scorer, checked, item_table
+from grape_rl.model.sampler import Ended
+from grape_rl.reward.scores import Scorer, checked
 from grape_rl.training.credit import PLAIN, Credit, credited
-from grape_rl.training.draw import Draw, Drawn, equal_groups
-from grape_rl.types import Batch, Response, Rollout, Scores, Sequences, Verdict
+from grape_rl.training.draw import Draw, Drawn
+from grape_rl.training.records import records, rollout_metrics, verdict_metrics, warnings_of
+from grape_rl.types import Batch, Finish, Response, Rollout, Sequences
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,12 @@ class Experience:
 Source = Callable[[int], Experience]
 """The step's number, from 0 → its experience."""
 
-Sampler = Callable[[Sequence[Int[Tensor, " _"]], int, int, int], Rollout]
-"""Prompts, responses a prompt, seed, policy version → a rollout."""
+Sampler = Callable[[Sequence[Int[Tensor, " _"]], int, int, int, Ended | None], Rollout]
+"""Prompts, responses a prompt, seed, policy version, and who hears of each response as it ends → a rollout."""
+
+
+Ahead = Callable[[Response], None]
+"""Begins to judge a response, before the rest of its batch is there."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,7 @@ def responses(
     seed: int,
     failure_limit: float,
     credit: Credit = PLAIN,
+    ahead: Ahead | None = None,
 ) -> Source:
     """A source of the model's own responses: sample → score → advantage.
 
@@ -117,14 +124,13 @@ def responses(
 
     def source(step: int) -> Experience:
         found = drawn(
-            step, prompts, sampler, scorer, draws, tokenizer, prompts_per_step, group_size, seed, failure_limit
-        )
-        began = time.perf_counter()
-        rollout, scores = found.drawn.rollout, found.drawn.scores
-        reference_logp = reference(rollout) if reference else None
+            step, prompts, sampler, scorer, draws, tokenizer, prompts_per_step, group_size, seed, failure_limit,
+            reference, ahead,
+        )  # fmt: skip
+        rollout, scores, reference_logp = found.drawn.rollout, found.drawn.scores, found.drawn.reference_logp
         given = credited(advantage, credit, found.drawn, reference_logp, max_tokens, step_seed(seed, step, "advantage"))
         usable = ~given.advantage.isnan()
-        metrics = found.metrics | {"used": float(usable.sum()), "reference_seconds": time.perf_counter() - began}
+        metrics = found.metrics | {"used": float(usable.sum())}
         if reference_logp is not None:
             metrics["kl"] = float(k3(rollout.behavior_logp, reference_logp)[rollout.mask].mean())
         warnings = found.warnings
@@ -156,8 +162,13 @@ def drawn(
     group_size: int,
     seed: int,
     failure_limit: float,
+    reference: Callable[[Sequences], Float[Tensor, "b t"]] | None = None,
+    ahead: Ahead | None = None,
 ) -> Round:
     """A step's own responses, by the policy of that moment: sample → score, once or as often as ``draws`` asks.
+
+    Whatever takes long does not wait for what it does not need: ``ahead`` hears of a response while others are being
+    sampled, and the ``reference``'s forward pass runs beside the scoring.
 
     Metrics are of the first draw: they say what the policy is, not what was kept of it.
 
@@ -165,40 +176,61 @@ def drawn(
         RuntimeError: more than ``failure_limit`` of a draw's verdicts are missing.
     """
     rounds: list[Drawn] = []
-    seconds = {"sample_seconds": 0.0, "score_seconds": 0.0}
+    seconds = {"sample_seconds": 0.0, "score_seconds": 0.0, "reference_seconds": 0.0}
+
+    def referred(rollout: Rollout) -> Float[Tensor, "b t"] | None:
+        began = time.perf_counter()
+        found = reference(rollout) if reference else None
+        seconds["reference_seconds"] += time.perf_counter() - began
+        return found
 
     def draw(turn: int, count: int) -> Drawn:
         began = time.perf_counter()
         order = (step, seed) if turn == 0 else (0, step_seed(seed, step, f"order {turn}"))
         asked = [prompts[i] for i in drawn_rows(len(prompts), count, *order)]
         purpose = "sample" if turn == 0 else f"sample {turn}"
-        rollout = sampler([p.tokens for p in asked], group_size, step_seed(seed, step, purpose), step)
+        ended = heard(asked, group_size, tokenizer, ahead) if ahead else None
+        rollout = sampler([p.tokens for p in asked], group_size, step_seed(seed, step, purpose), step, ended)
         sampled = time.perf_counter()
         answers = graded_responses(rollout, asked, tokenizer)
-        rounds.append(Drawn(rollout, tuple(answers), scorer(answers, rollout.group)))
-        checked(rounds[-1].scores, failure_limit)
-        seconds["sample_seconds"] += sampled - began
-        seconds["score_seconds"] += time.perf_counter() - sampled
+        with ThreadPoolExecutor(1) as beside:
+            waiting = beside.submit(referred, rollout)
+            scores = scorer(answers, rollout.group)
+            seconds["sample_seconds"] += sampled - began
+            seconds["score_seconds"] += time.perf_counter() - sampled
+        checked(scores, failure_limit)
+        rounds.append(Drawn(rollout, tuple(answers), scores, waiting.result()))
         return rounds[-1]
 
     kept = draws(draw, prompts_per_step)
-    missing = [v for each in rounds for row in each.scores.verdicts for v in row if v.missing]
-    metrics = rollout_metrics(rounds[0].rollout, rounds[0].scores) | {"missing": float(len(missing))} | seconds
+    verdicts = [each for one in rounds for row in one.scores.verdicts for each in row]
+    told = verdict_metrics(verdicts, kept.scores, kept.rollout.group)
+    metrics = rollout_metrics(rounds[0].rollout, rounds[0].scores) | told | seconds
     if len(rounds) > 1:
         metrics["tokens"] = float(sum(each.rollout.mask.sum() for each in rounds))
         metrics["extra_draws"] = float(len(rounds) - 1)
-    return Round(kept, metrics, _warnings(kept.scores, kept.rollout, missing))
+    return Round(kept, metrics, warnings_of(kept.scores, kept.rollout, verdicts, told))
 
 
 def graded_responses(rollout: Rollout, prompts: Sequence[Prompt], tokenizer: Any) -> list[Response]:
     """The rollout's responses as graders see them."""
-    counts = rollout.mask.sum(dim=1).tolist()
     return [
-        Response(
-            prompts[g].text, text(tokenizer, rollout.tokens[i][rollout.mask[i]]), prompts[g].row, counts[i], finish
-        )
+        _graded(prompts[g], rollout.tokens[i][rollout.mask[i]], finish, tokenizer)
         for i, (g, finish) in enumerate(zip(rollout.group.tolist(), rollout.finish, strict=True))
     ]
+
+
+def heard(prompts: Sequence[Prompt], n: int, tokenizer: Any, ahead: Ahead) -> Ended:
+    """What tells ``ahead`` of each response to the prompts, ``n`` to each, as the sampler ends it."""
+
+    def ended(row: int, tokens: Int[Tensor, " t"], finish: Finish) -> None:
+        ahead(_graded(prompts[row // n], tokens, finish, tokenizer))
+
+    return ended
+
+
+def _graded(prompt: Prompt, tokens: Int[Tensor, " t"], finish: Finish, tokenizer: Any) -> Response:
+    return Response(prompt.text, text(tokenizer, tokens), prompt.row, len(tokens), finish)
 
 
 def reference_logprobs(
@@ -219,57 +251,3 @@ def reference_logprobs(
         return out
 
     return reference
-
-
-def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, float]:
-    """The rollout in numbers: reward, length, the share cut off, and each item's mean score."""
-    known = scores.reward[~scores.reward.isnan()]
-    metrics = {
-        "reward": float(known.mean()) if len(known) else math.nan,
-        "reward_std": float(known.std(correction=0)) if len(known) else math.nan,
-        "equal_groups": float(equal_groups(scores.reward, rollout.group).float().mean()),
-        "length": float(rollout.mask.sum(dim=1).float().mean()),
-        "cut_off": sum(f == "length" for f in rollout.finish) / len(rollout.finish),
-        "tokens": float(rollout.mask.sum()),
-    }
-    for item in item_table(scores):
-        metrics[f"item/{item.category}/{item.item}"] = item.mean
-    return metrics
-
-
-def _warnings(scores: Scores, rollout: Rollout, missing: Sequence[Verdict]) -> tuple[tuple[str, str], ...]:
-    found: list[tuple[str, str]] = []
-    known = scores.reward[~scores.reward.isnan()]
-    if len(known) and bool((known == known[0]).all()):
-        found.append(("equal_rewards", f"every reward of the step is {float(known[0]):g}: there is nothing to prefer"))
-    if all(f == "length" for f in rollout.finish):
-        limit = rollout.tokens.shape[1]
-        found.append(("all_cut_off", f"every response was cut off at {limit} tokens: raise sampling.max_tokens"))
-    if missing:
-        first = f"item {missing[0].item!r}, {missing[0].status}: {missing[0].reasoning}"
-        found.append(("missing", f"{len(missing)} verdicts are missing, the first of {first}"))
-    return tuple(found)
-
-
-def records(answers: Sequence[Response], scores: Scores, advantage: Float[Tensor, " b"]) -> tuple[dict[str, Any], ...]:
-    """Each response as plain data: what was asked and answered, its verdicts, reward and advantage."""
-    return tuple(
-        {
-            "prompt": answer.prompt,
-            "response": answer.text,
-            "finish": answer.finish,
-            "tokens": answer.tokens,
-            "category": category,
-            "reward": json_number(reward),
-            "advantage": json_number(a),
-            "verdicts": [{k: json_number(v) for k, v in asdict(verdict).items()} for verdict in verdicts],
-        }
-        for answer, category, reward, a, verdicts in zip(
-            answers, scores.category, scores.reward.tolist(), advantage.tolist(), scores.verdicts, strict=True
-        )
-    )
-
-
-def json_number(value: Any) -> Any:
-    """JSON has no NaN: a missing number is null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
