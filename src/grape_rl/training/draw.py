@@ -16,7 +16,7 @@ from grape_rl.types import Response, Rollout, Scores
 
 @dataclass(frozen=True)
 class Drawn:
-    """Responses that were sampled, as graders saw them, with their scores; and the reference's log-probs, if there is one."""
+    """Responses that were sampled, as graders saw them, with scores, and log-probs under the reference, if any."""
 
     rollout: Rollout
     answers: tuple[Response, ...]
