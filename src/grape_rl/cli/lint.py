@@ -35,6 +35,8 @@ def main(arguments: Sequence[str]) -> None:
     counts = dict.fromkeys(rubric.categories, "")
     found = rows(str(own["data"])) if "data" in own else None
     faults = list(dict.fromkeys([*bare_words(Path(words[0])), *lint(rubric, found)]))
+    for fault in faults:
+        print(f"{fault.place}: {fault.complaint}")
     if found:
         check_rows(rubric, found)
         homes = [category_name(rubric, row) for row in found]
@@ -53,8 +55,6 @@ def main(arguments: Sequence[str]) -> None:
         for item in part.items
     ]
     table(words[0], ["category", "item", "weight", "role", "check", "rows"], lines)
-    for fault in faults:
-        print(f"{fault.place}: {fault.complaint}")
     if faults:
         raise RuntimeError(f"{words[0]}: {len(faults)} {'fault' if len(faults) == 1 else 'faults'} found")
     print("no fault found")
