@@ -32,8 +32,9 @@ def main(arguments: Sequence[str]) -> None:
     if "data" in own:
         found = rows(str(own["data"]))
         check_rows(rubric, found)
-        homes = [category_name(rubric, row) for row in found]
-        counts = {name: str(homes.count(name)) for name in rubric.categories}
+        by_critic = rubric.classify is not None and rubric.classify.critic is not None
+        homes = [] if by_critic else [category_name(rubric, row) for row in found]
+        counts = {name: "" if by_critic else str(homes.count(name)) for name in rubric.categories}
         if unreached := [name for name, count in counts.items() if count == "0"]:
             raise ValueError(f"{words[0]}: no row of {own['data']} is of the category {unreached[0]!r}")
     rubric_models(rubric, found, device("cpu"), 8192)
