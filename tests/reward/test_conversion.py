@@ -7,7 +7,7 @@ import pytest
 
 from grape_rl.reward.conversion import brought_in, row_items, taken_out
 from grape_rl.reward.lint import lint
-from grape_rl.reward.rubric import Rubric
+from grape_rl.reward.rubric import Rubric, check_rows
 
 DATA = Path(__file__).parents[3] / "shared/data/biggen_rubrics.jsonl"
 
@@ -164,6 +164,34 @@ def test_columns_that_are_not_there():
         brought_in([{"question": "q"}], "rar")
     with pytest.raises(ValueError, match="unknown format 'helthbench'; did you mean 'healthbench'"):
         brought_in(RAR, "helthbench")
+
+
+@pytest.mark.parametrize("form", SETS)
+def test_the_file_that_is_written_grades_the_rows_that_are_written(form):
+    """All rows at once, each with the items that it brings along."""
+    found = brought_in(SETS[form], form)
+    context = {"folder": Path(), "allow": frozenset(), "labels": {}}
+    rubric = Rubric.model_validate(json.loads(json.dumps(found.rubric)), context=context)
+    rows = json.loads(json.dumps(found.rows))
+    check_rows(rubric, rows)
+    assert lint(rubric, rows) == []
+    assert list(taken_out(rubric, rows, form).rows) == SETS[form]
+
+
+def test_items_of_the_file_and_of_the_row_are_written_together():
+    brought = {"from": "${row.own}", "format": "grape"}
+    told = {"all": {"items": [{"id": "x", "judge": {"criterion": "Kind."}}], "row_items": brought}}
+    context = {"folder": Path(), "allow": frozenset(), "labels": {}}
+    rubric = Rubric.model_validate({"schema": "grape-rubric/1", "categories": told}, context=context)
+    own = [{"id": name, "judge": {"criterion": f"{name}."}} for name in ("x", "y")]
+    (row,) = taken_out(rubric, [{"prompt": "p", "own": own}], "rar").rows
+    assert [(each["title"], each["description"]) for each in row["rubric"]] == [
+        ("x", "Kind."),
+        ("x-2", "x."),
+        ("y", "y."),
+    ]
+    with pytest.raises(ValueError, match=r"row 0: .*should be a list of items"):
+        taken_out(rubric, [{"prompt": "p", "own": 3}], "rar")
 
 
 def mixed():

@@ -188,3 +188,44 @@ def test_each_finding_is_told_once_and_in_order():
     found = lint(rubric(*twice))
     assert len(found) == len(set(found)) == 2
     assert [each.place for each in found] == ["category 'a', item 'z'", "category 'a'"]
+
+
+def bringing(*own, items=(), **row):
+    """A rubric whose rows bring items along, and such a row."""
+    brought = {"from": "${row.own}", "format": "grape"}
+    return rubric(all={"items": list(items), "row_items": brought}), {"own": list(own), **row}
+
+
+def test_items_that_rows_bring_along():
+    brief = judged("brief", "Is concise.")
+    found, row = bringing(judged("wordy", "Is verbose.", -1), items=[brief, checked("right", gate=True)])
+    assert lint(found) == []
+    (only,) = lint(found, [{"own": [KIND]}, row, dict(row)])
+    assert only.place == "row 1", "rows that say the same are told of once"
+    assert only.complaint.startswith("items 'brief' (1) and 'row/wordy' (-1) mirror each other")
+
+    found, row = bringing(judged("both", "Names the dose and explains the risk."), checked("heavy", 2000))
+    assert [each.place for each in lint(found, [row])] == ["row 0, item 'row/both'", "row 0"]
+    found, row = bringing({"id": "bad"})
+    assert lint(found, [row]) == [], "what cannot be graded is for check_rows to say"
+
+
+def test_a_gate_whose_others_the_rows_bring():
+    found, row = bringing(KIND, items=[checked("right", gate=True)])
+    assert lint(found, [row]) == []
+    found, row = bringing(judged("rude", "Is rude.", -1), items=[checked("right", gate=True)])
+    assert lint(found) == []
+    (only,) = lint(found, [row])
+    assert only.place == "row 0, item 'right'" and only.complaint.startswith("is a gate with no other item")
+
+
+def test_faults_of_a_category_are_not_told_again_of_its_rows():
+    twice = [judged("x", "Is concise."), judged("y", "Is brief."), checked("heavy", 5000)]
+    found, row = bringing(KIND, items=twice)
+    assert len(lint(found)) == len(lint(found, [row])) == 2
+
+
+def test_categories_that_a_critic_tells_apart():
+    told = {name: {"about": name, "items": [checked("x")]} for name in ("a", "b")}
+    found = Rubric.model_validate({"schema": "grape-rubric/1", "classify": {"critic": "default"}, "categories": told})
+    assert lint(found) == [] and lint(found, [{"prompt": "p"}]) == []

@@ -39,8 +39,9 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{fault.place}: {fault.complaint}")
     if found:
         check_rows(rubric, found)
-        homes = [category_name(rubric, row) for row in found]
-        counts = {name: str(homes.count(name)) for name in rubric.categories}
+        by_critic = rubric.classify is not None and rubric.classify.critic is not None
+        homes = [] if by_critic else [category_name(rubric, row) for row in found]
+        counts = {name: "" if by_critic else str(homes.count(name)) for name in rubric.categories}
     rubric_models(rubric, found or [], device("cpu"), 8192)
     lines = [
         [

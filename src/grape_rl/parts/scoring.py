@@ -15,6 +15,7 @@ from grape_rl.parts.rows import Row
 from grape_rl.reward.callables import python_callable
 from grape_rl.reward.critic.where import endpoints
 from grape_rl.reward.grading import rubric_critics, rubric_models
+from grape_rl.reward.labelling import stopping_for_people
 from grape_rl.reward.model_grader import readable, reward_model
 from grape_rl.reward.rubric import check_rows, load_rubric
 from grape_rl.reward.scores import Scorer, function_scorer, model_scorer, rubric_scorer
@@ -32,7 +33,7 @@ def scorer(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Seque
         models = rubric_models(rubric, graded, where, config.tokens_per_microbatch, precision)
         source = row.source if isinstance(row.source, Sampled) else None
         aggregate, compared = (source.aggregate, source.compared) if source else (unweighted, None)
-        return rubric_scorer(
+        graded_by = rubric_scorer(
             rubric,
             partial(aggregate, **keywords(aggregate, chosen)),
             partial(compared, **keywords(compared, chosen)) if compared else None,
@@ -43,6 +44,7 @@ def scorer(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Seque
                 Path(cache) if (cache := config.reward.critic_cache) else None,
             ),
         )
+        return stopping_for_people(graded_by, rubric)
     if config.reward.model:
         of = reward_model(config.reward.model, where, config.tokens_per_microbatch, precision)
         of.checked(config.reward.aggregate)

@@ -10,7 +10,8 @@ from grape_rl.data.messages import text_or_messages
 from grape_rl.reward.formats import FORMATS
 from grape_rl.reward.formats.reading import slug, unique
 from grape_rl.reward.layouts import LAYOUTS, Layout, Row
-from grape_rl.reward.rubric import Item, Rubric, category_name
+from grape_rl.reward.row_items import PREFIX
+from grape_rl.reward.rubric import Item, Rubric, category_name, items_of
 from grape_rl.reward.strict import nearest, validated
 from grape_rl.reward.writing import WRITERS, filled_in
 
@@ -123,13 +124,17 @@ def taken_out(rubric: Rubric, found: Sequence[Mapping[str, Any]], form: str, dro
 
 
 def _graded_by(rubric: Rubric, found: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Row, tuple[Item, ...]]]:
-    """Each row with all items that grade it."""
+    """Each row with all items that grade it, its own by the names that it has for them, as far as they are free."""
     for index, row in enumerate(found):
         try:
-            category = rubric.categories[category_name(rubric, row)]
+            items = items_of(rubric, category_name(rubric, row), row)
         except ValueError as error:
             raise ValueError(f"row {index}: {error}") from None
-        yield dict(row), category.items
+        names = unique(item.id.removeprefix(PREFIX) for item in items)
+        yield (
+            dict(row),
+            tuple(item.model_copy(update={"id": name}) for item, name in zip(items, names, strict=True)),
+        )
 
 
 def _rubric(rows: Sequence[Row], layout: Layout, form: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from grape_rl.reward.meaning import Meaning, meaning, names_fault
-from grape_rl.reward.rubric import Category, Item, Rubric
+from grape_rl.reward.rubric import Category, Item, Rubric, category_name
 from grape_rl.reward.wording import two_things
 
 FURTHEST = 1000.0
@@ -27,17 +27,22 @@ class Finding:
 
 @dataclass(frozen=True)
 class Graded:
-    """The items that grade some rows together; ``fresh`` are those that are not of an earlier one's."""
+    """Items that grade some rows together, of which ``fresh`` are none of an earlier one's.
+
+    ``more`` says that each row has further ones.
+    """
 
     place: str
     items: tuple[Item, ...]
     fresh: tuple[Item, ...]
+    more: bool = False
 
 
 def lint(rubric: Rubric, rows: Sequence[Mapping[str, Any]] | None = None) -> list[Finding]:
     """What is likely a mistake in a rubric, and with ``rows`` in what it makes of them, in the file's order."""
     found: dict[Finding, None] = {}
-    found |= dict.fromkeys(_categories(rubric))
+    if rubric.classify is None:
+        found |= dict.fromkeys(_categories(rubric))
     for graded in rubric_items(rubric, rows):
         found |= dict.fromkeys(
             each for item in graded.fresh for each in _item(f"{graded.place}, item {item.id!r}", item)
@@ -49,9 +54,37 @@ def lint(rubric: Rubric, rows: Sequence[Mapping[str, Any]] | None = None) -> lis
 
 
 def rubric_items(rubric: Rubric, rows: Sequence[Mapping[str, Any]] | None = None) -> Iterator[Graded]:
-    """The items of each category."""
+    """The items of each category, and those of each row that brings items along, beside its category's.
+
+    A row that cannot be graded is passed over: ``check_rows`` says why it cannot be.
+    """
     for name, category in rubric.categories.items():
-        yield Graded(f"category {name!r}", category.items, category.items)
+        yield Graded(f"category {name!r}", category.items, category.items, category.row_items is not None)
+    told: set[tuple[str, int]] = set()
+    for index, row in enumerate(rows or ()):
+        for name in _may_be(rubric, row):
+            category = rubric.categories[name]
+            own = _own(category, row)
+            if own and (name, id(own)) not in told:  # rows that say the same have the same items
+                told.add((name, id(own)))
+                yield Graded(f"row {index}", category.items + own, own)
+
+
+def _own(category: Category, row: Mapping[str, Any]) -> tuple[Item, ...]:
+    try:
+        return category.row_items.of(row) if category.row_items else ()
+    except ValueError:
+        return ()
+
+
+def _may_be(rubric: Rubric, row: Mapping[str, Any]) -> list[str]:
+    """The categories that a row may be of: its own, or any where a critic is to say."""
+    if rubric.classify and rubric.classify.critic:
+        return list(rubric.categories)
+    try:
+        return [category_name(rubric, row)]
+    except ValueError:
+        return []
 
 
 def bare_words(path: Path) -> list[Finding]:
@@ -91,9 +124,11 @@ def _item(place: str, item: Item) -> Iterator[Finding]:
 
 def _together(graded: Graded) -> Iterator[Finding]:
     rewarded = [item for item in graded.items if item.role == "reward"]
+    if not rewarded:
+        return
     for item in rewarded:
         others = [other for other in graded.items if other is not item and other.weight > 0 and other.role == "reward"]
-        if item.gate and not others:
+        if item.gate and not others and not graded.more:
             place = f"{graded.place}, item {item.id!r}"
             yield Finding(place, "is a gate with no other item of positive weight to hold back: leave gate out")
     fresh = {id(item) for item in graded.fresh}
@@ -103,7 +138,8 @@ def _together(graded: Graded) -> Iterator[Finding]:
             yield Finding(graded.place, f"items {_weighed(one)} and {_weighed(other)} {complaint}")
     heavy = max(rewarded, key=lambda item: abs(item.weight))
     light = min(rewarded, key=lambda item: abs(item.weight))
-    if abs(heavy.weight) > FURTHEST * abs(light.weight):
+    known = not {id(heavy), id(light)} & fresh
+    if not known and abs(heavy.weight) > FURTHEST * abs(light.weight):
         complaint = f"against item {_weighed(heavy)}, item {_weighed(light)} counts for nothing: mend the weights"
         yield Finding(graded.place, complaint)
 
@@ -159,9 +195,10 @@ def _among(value: Any, values: Sequence[Any]) -> bool:
 
 def _against(rubric: Rubric, rows: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
     """What the data shows."""
+    possible = {name for row in rows for name in _may_be(rubric, row)}
     for name, category in rubric.categories.items():
         place = f"category {name!r}"
-        if not any(category.matches(row) for row in rows):
+        if name not in possible:
             yield Finding(place, f"no row of the {len(rows)} is of it: mend its 'when', or remove it")
         for column, values in category.when.items():
             told = sorted({row[column] for row in rows if isinstance(row.get(column), str)})
