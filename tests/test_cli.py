@@ -98,7 +98,7 @@ def test_help_of_train_names_every_setting(grape):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["zzz"], "unknown command 'zzz'; there are: demo, train, algorithms, explain, lint, score"),
+        (["zzz"], "unknown command 'zzz'; there are: demo, train, algorithms, explain, lint, convert"),
         (["algorithms", "grpo"], "grape algorithms takes no words, and got 'grpo'; try grape explain grpo"),
         (["algorithms", "--all"], "unknown flag '--all'; known: markdown"),
         (["explain", "grpo", "--all"], "unknown flag '--all'; known: none"),
@@ -187,8 +187,8 @@ def test_lint_of_broken_rubrics(grape, tmp_path, change, complaint):
 def test_lint_of_a_category_that_no_row_has(grape, tmp_path):
     (tmp_path / "r.yaml").write_text(RUBRIC + "    when: {kind: sum}\n  rest:\n    when: {kind: other}\n" + "    items: [{id: a, check: {type: length, max_tokens: 3}}]\n")  # fmt: skip  # noqa: E501
     data = written(tmp_path / "d.jsonl", [{"prompt": "p", "kind": "sum"}])
-    code, _, told = grape("lint", tmp_path / "r.yaml", "--data", data)
-    assert code == 2 and "no row of" in told and "is of the category 'rest'" in told
+    code, said, told = grape("lint", tmp_path / "r.yaml", "--data", data)
+    assert code == 1 and "category 'rest': no row of the 1 is of it" in said and "1 fault found" in told
 
 
 def test_score(grape, tmp_path):

@@ -100,6 +100,7 @@ class Verdict:
     *missing* (``score`` and ``confidence`` NaN), never 0. The policy's own fault (it wrote a program that never ends,
     say) is ``policy_fault``: the worst score (0, or 1 on a pitfall), confidence 1. ``cost`` and ``tokens`` are what the
     verdict took of a critic, failed tries included: in the unit of its prices, and read and written together.
+    ``label`` is the answer itself where a critic chose one of several.
 
     Raises:
         ValueError: a score that is not finite, a confidence outside [0, 1], or a missing status that carries a score.
@@ -113,6 +114,7 @@ class Verdict:
     provenance: str = ""
     cost: float = 0.0
     tokens: int = 0
+    label: str = ""
 
     def __post_init__(self) -> None:
         if self.missing:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from grape_rl.reward.checks import Check
-from grape_rl.reward.killable import Worker, graded
+from grape_rl.reward.killable import Job, Worker, graded
 from grape_rl.reward.sandbox import unusable
 from grape_rl.types import Response
 
@@ -43,27 +43,27 @@ def response(text, row=None):
 
 
 def test_a_function_runs_in_another_process(check):
-    (found,) = graded([("item", check("process"), response("", {"pid": os.getpid()}))])
+    (found,) = graded([Job("item", check("process"), response("", {"pid": os.getpid()}))])
     assert (found.item, found.score, found.provenance) == ("item", 1, "python")
 
 
 def test_what_hangs_or_ends_is_missing_and_the_rest_is_graded(check):
     hangs = check({"type": "regex", "pattern": "(a+)+$"})
     jobs = [
-        ("first", check("length"), response("12345")),
-        ("hangs", hangs, response("a" * 40 + "b")),
-        ("loops", check("loops"), response("")),
-        ("ends", check("ends"), response("")),
-        ("leaves", check("leaves"), response("")),
-        ("prints", check("prints"), response("")),
-        ("raises", check("raises"), response("")),
-        ("short", hangs, response("aaa")),
-        ("last", check("length"), response("123")),
+        Job("first", check("length"), response("12345")),
+        Job("hangs", hangs, response("a" * 40 + "b")),
+        Job("loops", check("loops"), response("")),
+        Job("ends", check("ends"), response("")),
+        Job("leaves", check("leaves"), response("")),
+        Job("prints", check("prints"), response("")),
+        Job("raises", check("raises"), response("")),
+        Job("short", hangs, response("aaa")),
+        Job("last", check("length"), response("123")),
     ]
     began = time.monotonic()
     found = {verdict.item: verdict for verdict in graded(jobs)}
     assert time.monotonic() - began < 60
-    assert list(found) == [name for name, _, _ in jobs]
+    assert list(found) == [job.item for job in jobs]
     assert (found["first"].score, found["short"].score, found["last"].score) == (0.5, 1, 0.3)
     assert found["prints"].score == 1
     for name in ("hangs", "loops"):
@@ -76,7 +76,7 @@ def test_what_hangs_or_ends_is_missing_and_the_rest_is_graded(check):
 
 
 def test_a_file_that_is_gone_is_a_missing_verdict(check, tmp_path):
-    job = ("item", check("length"), response("12"))
+    job = Job("item", check("length"), response("12"))
     (tmp_path / "functions.py").unlink()
     (found,) = graded([job])
     assert found.missing and "cannot be loaded" in found.reasoning and found.item == "item"
@@ -84,11 +84,11 @@ def test_a_file_that_is_gone_is_a_missing_verdict(check, tmp_path):
 
 def test_the_process_lives_on_and_is_started_again(check):
     worker = Worker()
-    job = ("item", check("length"), response("12"))
+    job = Job("item", check("length"), response("12"))
     assert worker.verdicts([job])[0].score == 0.2
     first = worker.process.pid
     assert worker.verdicts([job])[0].score == 0.2 and worker.process.pid == first
-    assert worker.verdicts([("item", check("loops"), response(""))])[0].status == "timeout"
+    assert worker.verdicts([Job("item", check("loops"), response(""))])[0].status == "timeout"
     assert worker.process is None
     assert worker.verdicts([job])[0].score == 0.2 and worker.process.pid != first
     again = worker.process
@@ -99,8 +99,8 @@ def test_the_process_lives_on_and_is_started_again(check):
 @pytest.mark.skipif(bool(unusable()), reason="no bubblewrap")
 def test_programs_are_graded_side_by_side_and_in_order(check):
     spec = {"type": "unit_tests", "tests": "import time\ntime.sleep(0.5)\nassert f(1) == 1\nassert f(2) == 4"}
-    jobs = [(f"{n}", check(spec | {"timeout_s": 5}), response(f"def f(x):\n    return x ** {n}")) for n in range(3)]
-    found = graded([*jobs, ("length", check("length"), response("12"))])
+    jobs = [Job(f"{n}", check(spec | {"timeout_s": 5}), response(f"def f(x):\n    return x ** {n}")) for n in range(3)]
+    found = graded([*jobs, Job("length", check("length"), response("12"))])
     assert [verdict.item for verdict in found] == ["0", "1", "2", "length"]
     assert [verdict.score for verdict in found] == [0.5, 0.5, 1, 0.2]
     assert found[0].reasoning == "1 of 2; assert f(2) == 4: AssertionError"
@@ -122,7 +122,7 @@ def test_programs_are_graded_side_by_side_and_in_order(check):
 )
 def test_unit_tests(check, text, more, score, status):
     spec = {"type": "unit_tests", "tests": "assert f(1) == 1\nassert f(2) == 4", "timeout_s": 5} | more
-    (found,) = graded([("item", check(spec), response(text))])
+    (found,) = graded([Job("item", check(spec), response(text))])
     assert found.status == status, found
     assert found.missing if score is None else found.score == score
 

@@ -168,7 +168,7 @@ def test_a_process_reward_models_item_is_a_probability_as_it_is(tmp_path):
         ("model: rm, confidence: sure", "reward_model.confidence: Input should be 'full' or 'certainty'"),
         (
             "model: rm}, check: {type: length, max_tokens: 1",
-            "needs exactly one of check, judge and reward_model",
+            "needs exactly one of check, judge, reward_model and human",
         ),
     ],
 )

@@ -54,7 +54,7 @@ def test_a_whole_rubric(tmp_path):
         ("{id: x, check: {type: regex, patern: a}}", "items[x].check: unknown key 'patern'; did you mean 'pattern'?"),
         ("{id: x, check: {type: regx, pattern: a}}", "items[x].check: unknown type 'regx'; did you mean 'regex'?"),
         ("{id: x, judg: {criterion: good}}", "unknown key 'judg'; did you mean 'judge'?"),
-        ("{id: x}", "items[x]: needs exactly one of check, judge and reward_model"),
+        ("{id: x}", "items[x]: needs exactly one of check, judge, reward_model and human"),
         ("{id: x, check: {pattern: a}}", "items[x].check: has no type"),
         ("{id: x, check: exact}", "items[x].check: should be keys with values but is 'exact'"),
         (

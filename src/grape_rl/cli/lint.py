@@ -1,6 +1,7 @@
 """``grape lint RUBRIC``: whether a rubric file says what it should, and can grade some data."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from grape_rl.cli.arguments import listed, parsed_arguments
 
@@ -9,11 +10,14 @@ HELP = """usage: grape lint RUBRIC [--data FILE] [--allow NAME[,NAME]]
 RUBRIC   a rubric file (YAML or JSON)
 --data   rows that it is to grade: each must have one category, and the columns that its items look up
 --allow  the Python files and modules that the rubric may call
+
+What is likely a mistake is printed, each with its place and a remedy, and makes the exit code 1: criteria that ask for
+two things, items that say the same or the opposite of another, categories that no row can have, and the like.
 """
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Load the rubric and the reward models it names, try it on the data, and print its items."""
+    """Load the rubric and the reward models it names, try it on the data, and print its items and what is wrong."""
     if not arguments or "--help" in arguments or "-h" in arguments:
         print(HELP)
         return
@@ -23,20 +27,22 @@ def main(arguments: Sequence[str]) -> None:
     from grape_rl.data.rows import rows
     from grape_rl.parts.policy import device
     from grape_rl.reward.grading import rubric_models
+    from grape_rl.reward.lint import bare_words, lint
     from grape_rl.reward.rubric import category_name, check_rows, load_rubric
     from grape_rl.training.display import table
 
     rubric = load_rubric(words[0], listed(own.get("allow", "")))
     counts = dict.fromkeys(rubric.categories, "")
-    found: list[dict[str, object]] = []
-    if "data" in own:
-        found = rows(str(own["data"]))
+    found = rows(str(own["data"])) if "data" in own else None
+    faults = list(dict.fromkeys([*bare_words(Path(words[0])), *lint(rubric, found)]))
+    for fault in faults:
+        print(f"{fault.place}: {fault.complaint}")
+    if found:
         check_rows(rubric, found)
-        homes = [category_name(rubric, row) for row in found]
-        counts = {name: str(homes.count(name)) for name in rubric.categories}
-        if unreached := [name for name, count in counts.items() if count == "0"]:
-            raise ValueError(f"{words[0]}: no row of {own['data']} is of the category {unreached[0]!r}")
-    rubric_models(rubric, found, device("cpu"), 8192)
+        by_critic = rubric.classify is not None and rubric.classify.critic is not None
+        homes = [] if by_critic else [category_name(rubric, row) for row in found]
+        counts = {name: "" if by_critic else str(homes.count(name)) for name in rubric.categories}
+    rubric_models(rubric, found or [], device("cpu"), 8192)
     lines = [
         [
             category,
@@ -50,4 +56,6 @@ def main(arguments: Sequence[str]) -> None:
         for item in part.items
     ]
     table(words[0], ["category", "item", "weight", "role", "check", "rows"], lines)
+    if faults:
+        raise RuntimeError(f"{words[0]}: {len(faults)} {'fault' if len(faults) == 1 else 'faults'} found")
     print("no fault found")

@@ -1,5 +1,6 @@
 """Held-out results as a table."""
 
+import math
 from collections.abc import Mapping
 
 from grape_rl.training.display import table
@@ -15,8 +16,9 @@ def print_held_out(evaluations: Mapping[int, HeldOut], names: Mapping[int, str] 
     heads = [(names or {}).get(step, f"step {step}") for step in steps]
     several = len(steps) > 1
     rows: list[list[str | float]] = []
-    for index, item in enumerate(last.items):
-        means = [evaluations[step].items[index].mean for step in steps]
+    found = [{(item.category, item.item): item.mean for item in evaluations[step].items} for step in steps]
+    for item in last.items:  # an item may be new: which category a prompt is of can come to be known later
+        means = [those.get((item.category, item.item), math.nan) for those in found]
         rows.append([item.category, item.item, *means, *([_change(means)] if several else [])])
     if first.responses:
         rewards = [evaluations[step].reward for step in steps]

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from grape_rl.maths.advantage import group_count, group_relative
-from grape_rl.maths.grape import Weight
+from grape_rl.maths.grape import Weight, item_sum
 
 
 def items_normalized(
@@ -41,7 +41,7 @@ def items_normalized(
     known = score.masked_fill(~valid, torch.nan)
     used = 2 * group_count(known, group) >= group_count(torch.zeros_like(score), group)
     z = torch.stack([group_relative(item, group) for item in known.unbind(1)], dim=1)
-    total = (weight * z.masked_fill(~(valid & used), 0)).sum(1)
+    total = item_sum(weight * z.masked_fill(~(valid & used), 0))
 
     missing = (weight.abs() * ~valid).sum(1)
     # The margin keeps rounding from deciding: of weights 0.1, 0.2 and 0.3 the first two are exactly half.

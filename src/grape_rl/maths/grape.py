@@ -59,9 +59,9 @@ def confidence_weighted(
 
     # Divided before it meets the scores: a single item's share is then x/x, exactly 1 (or −1), and its reward the
     # score to the last bit. 0/0 is the NaN of a group with nothing to go by.
-    share = weight * certainty / (weight.abs() * certainty).sum(1, keepdim=True)
+    share = weight * certainty / item_sum(weight.abs() * certainty)[:, None]
     filled = torch.where(valid, score, group_mean(score, group)).masked_fill(~used, 0)
-    reward = (share * filled).sum(1)
+    reward = item_sum(share * filled)
 
     missing = (weight.abs() * ~valid).sum(1)
     # The margin keeps rounding from deciding: of weights 0.1, 0.2 and 0.3 the first two are exactly half.
@@ -81,6 +81,15 @@ def unweighted(
 ) -> Float[Tensor, " b"]:
     """``mean_score``: the rubric's weighted mean, whatever the confidence. A missing verdict stays missing."""
     return mean_score(torch.where(confidence.isnan(), confidence, score), weight, group)
+
+
+def item_sum(value: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
+    """``Σ_k value_k``, added up from the first item to the last on a CPU.
+
+    So items of weight 0 (those of other prompts, in a batch) change no bit of it; ``sum`` takes another order for
+    another number of columns.
+    """
+    return value.cumsum(1)[:, -1]
 
 
 def _refuse_bad(score: Tensor, confidence: Tensor, weight: Tensor) -> None:

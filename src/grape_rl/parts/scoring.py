@@ -16,6 +16,7 @@ from grape_rl.parts.rows import Row
 from grape_rl.reward.callables import python_callable
 from grape_rl.reward.critic.where import endpoints
 from grape_rl.reward.grading import rubric_critics, rubric_models
+from grape_rl.reward.labelling import stopping_for_people
 from grape_rl.reward.model_grader import readable, reward_model
 from grape_rl.reward.rubric import check_rows, load_rubric
 from grape_rl.reward.scores import Scorer, function_scorer, model_scorer, rubric_scorer
@@ -51,7 +52,7 @@ def grader(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Seque
             models,
             critics,
         )
-        return Grader(scorer)
+        return Grader(stopping_for_people(scorer, rubric))
     if config.reward.model:
         of = reward_model(config.reward.model, where, config.tokens_per_microbatch, precision)
         of.checked(config.reward.aggregate)

@@ -199,11 +199,16 @@ Check = Annotated[
 ]
 
 
-def verdict(item: str, check: Check, response: Response) -> Verdict:
-    """One response graded by one check. If the grading goes wrong, the verdict is missing and says why."""
+def verdict(item: str, check: Check, response: Response, worst: float = 0.0) -> Verdict:
+    """One response graded by one check. If the grading goes wrong, the verdict is missing and says why.
+
+    ``worst`` is what a ``policy_fault`` scores, whatever the check gave it: 0, or 1 on a pitfall.
+    """
     try:
         result = _filled(check, response.row).score(response)
         found = result if isinstance(result, Verdict) else Verdict(item, result[0], reasoning=result[1])
+        if found.status == "policy_fault":
+            found = replace(found, score=worst, confidence=1.0)
         if not found.missing and not 0 <= found.score <= 1:
             raise ValueError(f"score {found.score} is not in [0, 1]")
     except TimeoutError as error:

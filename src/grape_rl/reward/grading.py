@@ -1,6 +1,6 @@
-"""Grading by a rubric: who grades which item (programs, critics, reward models), and every response's verdicts."""
+"""Grading by a rubric: who grades which item (programs, critics, reward models, people), and all the verdicts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 
+from grape_rl.reward.classify import UNCLASSIFIED
 from grape_rl.reward.critic.grading import Job, Judging
 from grape_rl.reward.critic.where import Endpoint
+from grape_rl.reward.item import Item
+from grape_rl.reward.killable import Job as CheckJob
 from grape_rl.reward.killable import graded
 from grape_rl.reward.model_grader import RewardModel, item_verdicts, readable, reward_model
-from grape_rl.reward.rubric import Item, Rubric, category_name
+from grape_rl.reward.rubric import Rubric, category_name, items_of
 from grape_rl.types import Response, Verdict
 
 Models = Mapping[str, RewardModel]
@@ -23,46 +26,60 @@ Models = Mapping[str, RewardModel]
 def grade(
     rubric: Rubric, responses: Sequence[Response], models: Models = MappingProxyType({}), critics: Judging | None = None
 ) -> tuple[tuple[str, ...], tuple[tuple[Verdict, ...], ...]]:
-    """Each response's category, and its verdicts in the order of the category's items, monitors included.
+    """Each response's category, and its verdicts in the order of ``items_of``, monitors included.
+
+    A response whose prompt the critic could not classify is ``UNCLASSIFIED``, with the missing verdict of that alone.
 
     Raises:
-        ValueError: a row that belongs to no category, or to more than one.
+        ValueError: a row that belongs to no category, or to more than one, or whose own items are at fault.
     """
-    categories = tuple(category_name(rubric, response.row) for response in responses)
-    members = {name: [i for i, other in enumerate(categories) if other == name] for name in dict.fromkeys(categories)}
-    # Critics are asked first, of everything at once: programs and models grade as they answer.
+    homes = _homes(rubric, responses, critics)
+    categories = tuple(home if isinstance(home, str) else UNCLASSIFIED for home in homes)
+    graded_on = [items_of(rubric, name, each.row) for name, each in zip(categories, responses, strict=True)]
+    pairs = [(i, item) for i, items in enumerate(graded_on) for item in items]
+    # Critics are asked first, of everything at once: programs, people and models have graded before they answer.
     asked = [
-        Job(item.id, item.judge.of(responses[i].row), responses[i], float(item.weight < 0))
-        for name, rows in members.items()
-        for item in rubric.categories[name].items
-        if item.judge
-        for i in rows
+        (i, Job(item.id, item.judge.of(responses[i].row), responses[i], item.worst)) for i, item in pairs if item.judge
     ]
-    waiting = critics.begin(asked) if critics else None
-    others = {
-        (name, item.id): _graded(item, [responses[i] for i in rows], models)
-        for name, rows in members.items()
-        for item in rubric.categories[name].items
-        if not item.judge
-    }
-    judged = iter(waiting.result() if waiting else ())
-    verdicts: list[tuple[Verdict, ...]] = [()] * len(responses)
-    for name, rows in members.items():
-        found = [
-            [next(judged) for _ in rows] if item.judge else others[name, item.id]
-            for item in rubric.categories[name].items
-        ]
-        for i, line in zip(rows, zip(*found, strict=True), strict=True):
-            verdicts[i] = line
-    return categories, tuple(verdicts)
+    assert critics or not asked, "critics are to be made of the rubric, once its rows are checked"
+    waiting = critics.begin([job for _, job in asked]) if critics and asked else None
+    found: dict[tuple[int, str], Verdict] = {}
+    checks = [(i, CheckJob(item.id, item.check, responses[i], item.worst)) for i, item in pairs if item.check]
+    for (i, job), verdict in zip(checks, graded([job for _, job in checks]), strict=True):
+        found[i, job.item] = verdict
+    for i, item in pairs:
+        if item.human:
+            found[i, item.id] = item.human.verdict(item.id, responses[i])
+    for item, rows in _by_model(pairs):
+        assert item.reward_model
+        of = models[item.reward_model.model]
+        told = item_verdicts(of, item.reward_model, item.id, [responses[i] for i in rows])
+        found |= {(i, item.id): verdict for i, verdict in zip(rows, told, strict=True)}
+    for (i, job), verdict in zip(asked, waiting.result() if waiting else (), strict=True):
+        found[i, job.item] = verdict
+    lines = [tuple(found[i, item.id] for item in items) for i, items in enumerate(graded_on)]
+    return categories, tuple(
+        line if isinstance(home, str) else (home,) for home, line in zip(homes, lines, strict=True)
+    )
 
 
-def _graded(item: Item, responses: Sequence[Response], models: Models) -> list[Verdict]:
-    """The verdicts of a program or a reward model on some responses."""
-    if item.reward_model:
-        return item_verdicts(models[item.reward_model.model], item.reward_model, item.id, responses)
-    assert item.check
-    return graded([(item.id, item.check, response) for response in responses])
+def _homes(rubric: Rubric, responses: Sequence[Response], critics: Judging | None) -> list[str | Verdict]:
+    """Each response's category, or the missing verdict of its prompt's classification."""
+    if rubric.classify is None or rubric.classify.critic is None:
+        return [category_name(rubric, response.row) for response in responses]
+    assert critics
+    about = {name: category.about or "" for name, category in rubric.categories.items()}
+    found = rubric.classify.judged(responses, about, critics)
+    return [found[response.prompt] for response in responses]
+
+
+def _by_model(pairs: Sequence[tuple[int, Item]]) -> Iterable[tuple[Item, list[int]]]:
+    """The items that a reward model grades, each with the responses that have it: many responses are graded at once."""
+    found: dict[int, tuple[Item, list[int]]] = {}
+    for i, item in pairs:
+        if item.reward_model:
+            found.setdefault(id(item), (item, []))[1].append(i)
+    return found.values()
 
 
 def rubric_models(
@@ -74,35 +91,40 @@ def rubric_models(
 ) -> Models:
     """The reward models that a rubric's items name, each loaded once, and tried on the prompts of ``rows``.
 
+    Rows' own items are known once the rows are checked (``check_rows``).
+
     Raises:
         ValueError: one cannot be loaded, is not what its item takes it for, or cannot read a prompt.
     """
     found: dict[str, RewardModel] = {}
-    for name, category in rubric.categories.items():
-        for item in category.items:
-            if (spec := item.reward_model) is None:
-                continue
-            try:
-                if spec.model not in found:
-                    found[spec.model] = reward_model(spec.model, device, tokens_per_microbatch, precision)
-                    readable(found[spec.model], rows)
-                found[spec.model].checked(spec.aggregate, spec.center, spec.scale)
-            except ValueError as error:
-                raise ValueError(f"item {item.id!r} of category {name!r}: {error}") from None
+    for name, item in rubric.known_items:
+        if (spec := item.reward_model) is None:
+            continue
+        try:
+            if spec.model not in found:
+                found[spec.model] = reward_model(spec.model, device, tokens_per_microbatch, precision)
+                readable(found[spec.model], rows)
+            found[spec.model].checked(spec.aggregate, spec.center, spec.scale)
+        except ValueError as error:
+            raise ValueError(f"item {item.id!r} of category {name!r}: {error}") from None
     return found
 
 
 def rubric_critics(rubric: Rubric, endpoints: Mapping[str, Endpoint], cache: Path | None = None) -> Judging | None:
-    """The critics that a rubric's items name; None where none does. ``cache`` is a file that keeps their answers.
+    """The critics that a rubric names; None where it names none. ``cache`` is a file that keeps their answers.
+
+    Rows' own items are known once the rows are checked (``check_rows``).
 
     Raises:
         ValueError: one that no endpoint has the name of.
     """
-    named = {item.judge.critic: item for part in rubric.categories.values() for item in part.items if item.judge}
-    for name, item in named.items():
+    named = {item.judge.critic: f"item {item.id!r}" for _, item in rubric.known_items if item.judge}
+    if rubric.classify and rubric.classify.critic:
+        named[rubric.classify.critic] = "classify"
+    for name, place in named.items():
         if name not in endpoints:
             known = ", ".join(endpoints) or "none"
-            raise ValueError(f"item {item.id!r}: no critic {name!r}; say where it is in critics (there: {known})")
+            raise ValueError(f"{place}: no critic {name!r}; say where it is in critics (there: {known})")
     if not named:
         return None
     from grape_rl.reward.critic.endpoint import Client  # openai takes its time to import

@@ -15,14 +15,24 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from grape_rl.reward.checks import Check, Length, verdict
 from grape_rl.reward.unit_tests import UnitTests
 from grape_rl.types import Response, Verdict, failed
 
-Job = tuple[str, Check, Response]
-"""An item's name, its check, and the response to grade."""
+
+class Job(NamedTuple):
+    """A verdict to give: on which item, by which check, and of which response.
+
+    ``worst`` is the score that hurts the response most: 0, or 1 on a pitfall.
+    """
+
+    item: str
+    check: Check
+    response: Response
+    worst: float = 0.0
+
 
 LOADING_S = 300.0
 """Seconds to start the process and to load what a check needs, before the check's own time begins."""
@@ -31,8 +41,8 @@ LOADING_S = 300.0
 def graded(jobs: Sequence[Job]) -> list[Verdict]:
     """The verdicts of the jobs, in their order. One that takes longer than its check's ``timeout_s`` is missing."""
     found: dict[int, Verdict] = {}
-    programs = [i for i, job in enumerate(jobs) if isinstance(job[1], UnitTests)]
-    hanging = [i for i, job in enumerate(jobs) if not isinstance(job[1], UnitTests | Length)]
+    programs = [i for i, job in enumerate(jobs) if isinstance(job.check, UnitTests)]
+    hanging = [i for i, job in enumerate(jobs) if not isinstance(job.check, UnitTests | Length)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # programs are in processes of their own already
         waiting = pool.map(lambda i: verdict(*jobs[i]), programs)
         found |= zip(hanging, _WORKER.verdicts([jobs[i] for i in hanging]), strict=True)
@@ -59,17 +69,20 @@ class Worker:
         try:
             _write(self._running().stdin, pickle.dumps(list(jobs)))
             fault: str = self._heard(LOADING_S)
-            for item, check, _ in jobs:
+            for item, check, *_ in jobs:
                 assert not isinstance(check, Length), "it needs no process of its own"
                 found = failed(item, "infrastructure", fault) if fault else self._heard(check.timeout_s)
                 yield replace(found, provenance=found.provenance or check.type)
                 done += 1
         except TimeoutError as error:
             self.end()
-            yield failed(jobs[done][0], "timeout", str(error), jobs[done][1].type)
+            yield failed(jobs[done].item, "timeout", str(error), jobs[done].check.type)
         except (EOFError, OSError):
             reason = f"the check ended its process (status {self.end(5.0)})"
-            yield failed(jobs[done][0], "infrastructure", reason, jobs[done][1].type)
+            yield failed(jobs[done].item, "infrastructure", reason, jobs[done].check.type)
+        except BaseException:
+            self.end()  # or what it has yet to say would be taken for verdicts of the next batch
+            raise
 
     def end(self, patience: float = 0.0) -> int | None:
         """Kill the process, if there is one that does not end within ``patience`` seconds; by which status it ended."""

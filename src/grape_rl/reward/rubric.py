@@ -1,72 +1,35 @@
 """The rubric: a file that says, for each category of prompt, what a good response is, item by item."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from grape_rl.reward.checks import Check, check_lookups
-from grape_rl.reward.critic.item import Judge
+from grape_rl.reward.classify import UNCLASSIFIED, Classify
+from grape_rl.reward.defaults import Headed
+from grape_rl.reward.item import Item, Name
 from grape_rl.reward.lookup import looked_up
-from grape_rl.reward.model_item import RewardModelItem
+from grape_rl.reward.row_items import PREFIX, RowItems
 from grape_rl.reward.strict import Strict, parsed, validated
 
-Name = Annotated[str, Field(min_length=1)]
 Constant = str | int | float | bool
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError(f"should be a number but is the boolean {value}")
-    return value
 
 
 def _choices(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
-class Item(Strict):
-    """One thing to grade, in [0, 1]: by a program (``check``), a critic (``judge``), or a reward model.
+class Category(Strict):
+    """The items for the rows whose columns equal ``when`` (a list there means any of; no ``when`` means every row).
 
-    A negative ``weight`` makes it a pitfall. Where a ``gate`` scores 0, the other items of positive weight count 0. A
-    ``monitor`` is graded and reported, and no part of the reward.
+    ``about`` says in words which prompts these are. ``row_items`` are items that each row brings along, beside these.
     """
 
-    id: Name
-    weight: Annotated[float, BeforeValidator(_number)] = 1.0
-    gate: Annotated[bool, Field(strict=True)] = False
-    role: Literal["reward", "monitor"] = "reward"
-    check: Check | None = None
-    judge: Judge | None = None
-    reward_model: RewardModelItem | None = None
-
-    @model_validator(mode="after")
-    def _sensible(self) -> "Item":
-        if sum(map(bool, (self.check, self.judge, self.reward_model))) != 1:
-            raise ValueError("needs exactly one of check, judge and reward_model")
-        if self.weight == 0:
-            raise ValueError("weight 0 has no effect: use 'role: monitor' to grade an item without rewarding it")
-        if self.gate and (self.weight < 0 or self.role == "monitor"):
-            raise ValueError("a gate needs a positive weight and the role 'reward'")
-        return self
-
-    @property
-    def grader(self) -> str:
-        """Who grades it, in a word."""
-        return self.check.type if self.check else "judge" if self.judge else "reward_model"
-
-    @property
-    def lookups(self) -> tuple[str, ...]:
-        """The look-ups in its texts, as written."""
-        return check_lookups(self.check) if self.check else self.judge.lookups if self.judge else ()
-
-
-class Category(Strict):
-    """The items for the rows whose columns equal ``when`` (a list there means any of; no ``when`` means every row)."""
-
+    about: Name | None = None
     when: dict[Name, Annotated[tuple[Constant, ...], BeforeValidator(_choices)]] = Field(default_factory=dict)
-    items: tuple[Item, ...]
+    row_items: RowItems | None = None
+    items: tuple[Item, ...] = ()
 
     @model_validator(mode="after")
     def _distinct(self) -> "Category":
@@ -74,7 +37,9 @@ class Category(Strict):
         twice = next((name for name in ids if ids.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"the item {twice!r} is there twice")
-        if not self.rewarded:
+        if self.row_items and (taken := [name for name in ids if f"{name}/".startswith(PREFIX)]):
+            raise ValueError(f"the item {taken[0]!r} has a name that is kept for the rows' items")
+        if not self.rewarded and not self.row_items:
             raise ValueError("no item to reward: there has to be one that is no monitor")
         return self
 
@@ -91,11 +56,39 @@ class Category(Strict):
         )
 
 
-class Rubric(Strict):
-    """Categories of prompt, each with its items. A row belongs to exactly one."""
+class Rubric(Headed):
+    """Categories of prompt, each with its items. A row belongs to exactly one: by its columns, or as ``classify`` says.
+
+    ``defaults`` holds what its judges say unless they say it themselves.
+    """
 
     version: Annotated[Literal["grape-rubric/1"], Field(alias="schema")]
+    classify: Classify | None = None
     categories: Annotated[dict[Name, Category], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _classifiable(self) -> "Rubric":
+        if self.classify is None:
+            return self
+        for name, category in self.categories.items():
+            if category.when:
+                raise ValueError(
+                    f"category {name!r} has a when, and classify says which prompts are its: leave one out"
+                )
+            if self.classify.critic and not category.about:
+                raise ValueError(f"category {name!r} needs an 'about': the words by which the critic is to know it")
+        if UNCLASSIFIED in self.categories:
+            raise ValueError(f"no category can be called {UNCLASSIFIED!r}: what the critic cannot classify is")
+        if self.classify.critic and len(self.categories) < 2:
+            raise ValueError("classify needs two categories or more to choose from")
+        return self
+
+    @property
+    def known_items(self) -> Iterator[tuple[str, Item]]:
+        """Every item with its category's name: those of the file, and those of the rows that were read so far."""
+        for name, category in self.categories.items():
+            for item in (*category.items, *(category.row_items.read if category.row_items else ())):
+                yield name, item
 
 
 def load_rubric(path: str | Path, allow: Collection[str] = ()) -> Rubric:
@@ -108,16 +101,28 @@ def load_rubric(path: str | Path, allow: Collection[str] = ()) -> Rubric:
         ValueError: the file does not say what a rubric says; one line, with every fault and its place.
     """
     path = Path(path)
-    context = {"folder": path.parent, "allow": frozenset(allow)}
-    return validated(Rubric, parsed(path), str(path), context)
+    told = parsed(path)
+    context: dict[str, Any] = {"folder": path.parent, "allow": frozenset(allow), "labels": {}}
+    if isinstance(told, Mapping) and told.get("defaults") is not None:
+        # Before the items, which are read with it: its own faults are told once, and not with each of them.
+        validated(Headed, {"defaults": told["defaults"]}, str(path), context)
+        context["judge_defaults"] = told["defaults"].get("judge")
+    return validated(Rubric, told, str(path), context)
 
 
 def category_name(rubric: Rubric, row: Mapping[str, Any]) -> str:
-    """The category that a row belongs to.
+    """The category that a row belongs to, by its columns or as the function says that classifies.
 
     Raises:
-        ValueError: there is none, or more than one.
+        ValueError: there is none, or more than one; or a critic classifies, who has to be asked.
     """
+    if rubric.classify and rubric.classify.critic:
+        raise ValueError(f"the critic {rubric.classify.critic!r} classifies: no row says its category by itself")
+    if rubric.classify:
+        try:
+            return rubric.classify.called(row, rubric.categories)
+        except ValueError as error:
+            raise ValueError(f"the row {_shown(row)}: {error}") from error
     found = [name for name, category in rubric.categories.items() if category.matches(row)]
     if len(found) == 1:
         return found[0]
@@ -127,23 +132,47 @@ def category_name(rubric: Rubric, row: Mapping[str, Any]) -> str:
     raise ValueError(f"the row {_shown(row)} belongs to no category of: {wanted}")
 
 
+def items_of(rubric: Rubric, category: str, row: Mapping[str, Any]) -> tuple[Item, ...]:
+    """The items that a response to a row's prompt is graded on: its category's, then the row's own.
+
+    Raises:
+        ValueError: the row's own are at fault, or there is nothing to reward.
+    """
+    if category not in rubric.categories:  # unclassified
+        return ()
+    part = rubric.categories[category]
+    if part.row_items is None:
+        return part.items
+    items = part.items + part.row_items.of(row)
+    if not any(item.role == "reward" for item in items):
+        raise ValueError(f"no item to reward: neither the category nor {part.row_items.column} has one")
+    return items
+
+
 def check_rows(rubric: Rubric, rows: Sequence[Mapping[str, Any]]) -> None:
-    """That the rubric can grade these rows: each has one category, and the columns that its items look up.
+    """That the rubric can grade these rows: each has one category, the columns that its items look up, and sound items
+    of its own where it brings any. Where a critic classifies, a row may come to be of any category.
 
     Raises:
         ValueError: the first row where that is not so, with the item and the look-up.
     """
+    by_critic = rubric.classify is not None and rubric.classify.critic is not None
     for index, row in enumerate(rows):
         try:
-            name = category_name(rubric, row)
+            names = list(rubric.categories) if by_critic else [category_name(rubric, row)]
         except ValueError as error:
             raise ValueError(f"row {index}: {error}") from None
-        for item in rubric.categories[name].items:
-            for lookup in item.lookups:
-                try:
-                    looked_up(lookup, row)
-                except ValueError as error:
-                    raise ValueError(f"row {index}: item {item.id!r} of category {name!r}: {error}") from None
+        for name in names:
+            try:
+                items = items_of(rubric, name, row)
+            except ValueError as error:
+                raise ValueError(f"row {index}: category {name!r}: {error}") from None
+            for item in items:
+                for lookup in item.lookups:
+                    try:
+                        looked_up(lookup, row)
+                    except ValueError as error:
+                        raise ValueError(f"row {index}: item {item.id!r} of category {name!r}: {error}") from None
 
 
 def _same(found: Any, wanted: Constant) -> bool:

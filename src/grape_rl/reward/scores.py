@@ -13,16 +13,19 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from grape_rl.maths.grape import Weight
 from grape_rl.maths.reward_model import StepReward
 from grape_rl.reward.checks import real
+from grape_rl.reward.columns import gated, laid_out
 from grape_rl.reward.critic.grading import Judging
 from grape_rl.reward.grading import Models, grade
+from grape_rl.reward.item import Item
 from grape_rl.reward.model_grader import RewardModel, rewards
-from grape_rl.reward.rubric import Item, Rubric
+from grape_rl.reward.row_items import PREFIX
+from grape_rl.reward.rubric import Rubric, items_of
 from grape_rl.types import Response, Scores, Status, Verdict, failed
 
 Scorer = Callable[[Sequence[Response], Int[Tensor, " b"]], Scores]
@@ -34,7 +37,10 @@ Aggregate = Callable[[Float[Tensor, "b k"], Float[Tensor, "b k"], Weight, Int[Te
 
 @dataclass(frozen=True)
 class ItemSummary:
-    """What a batch says of one item: how many graded, their mean score (NaN if none), the missing by status."""
+    """What a batch says of one item: how many graded, their mean score (NaN if none), the missing by status.
+
+    The items that rows bring along are one together, ``row``.
+    """
 
     category: str
     item: str
@@ -64,10 +70,12 @@ def rubric_scorer(
     """A scorer by a rubric: ``aggregate`` makes the reward of the rewarded items, category by category.
 
     ``compared`` makes of the same what the advantage is to compare, where that is not the reward. ``models`` are those
-    of ``rubric_models``, and ``critics`` those of ``rubric_critics``, for a rubric that names any.
+    of ``rubric_models``, and ``critics`` those of ``rubric_critics``, for a rubric that names any. Where rows bring
+    items along, each group has columns of its own for them, and in the others' rows they weigh 0.
 
     Raises (the scorer):
-        ValueError: a row that belongs to no category or to more than one, or a group that spans categories.
+        ValueError: a row that belongs to no category or to more than one, or whose own items are at fault; or a group
+            that spans categories, or has different items of its own.
     """
 
     def scores(responses: Sequence[Response], group: Int[Tensor, " b"]) -> Scores:
@@ -77,20 +85,21 @@ def rubric_scorer(
             if home.setdefault(number, name) != name:
                 raise ValueError(f"group {number} has responses of the categories {home[number]!r} and {name!r}")
         made = [torch.full((len(responses),), math.nan, dtype=torch.float64) for _ in (aggregate, compared)]
-        for name in dict.fromkeys(category):
-            rows = torch.tensor([i for i, other in enumerate(category) if other == name])
-            items = rubric.categories[name].rewarded
-            found = [{each.item: each for each in verdicts[i]} for i in rows.tolist()]
-            score = _matrix([[line[item.id].score for item in items] for line in found])
-            confidence = _matrix([[line[item.id].confidence for item in items] for line in found])
-            weight = torch.tensor([item.weight for item in items], dtype=torch.float64)
+        for name in (name for name in dict.fromkeys(category) if name in rubric.categories):
+            rows = [i for i, other in enumerate(category) if other == name]
+            of = group[rows].cpu()
+            columns = laid_out(
+                rubric.categories[name].rewarded,
+                [_rewarded(items_of(rubric, name, responses[i].row)) for i in rows],
+                [verdicts[i] for i in rows],
+                of,
+            )
             # Whether a gate that could not be graded is open is not known, and neither is the reward behind it.
-            gate = torch.tensor([item.gate for item in items])
-            unknown = (score.isnan() & gate).any(dim=1)
-            score, confidence = _gated(score, confidence, items)
+            unknown = (columns.score.isnan() & columns.gate).any(dim=1)
+            score, confidence = gated(columns, of)
             for out, function in zip(made, (aggregate, compared), strict=True):
                 if function:
-                    out[rows] = function(score, confidence, weight, group[rows].cpu()).masked_fill(unknown, math.nan)
+                    out[rows] = function(score, confidence, columns.weight, of).masked_fill(unknown, math.nan)
         return Scores(made[0], verdicts, category, made[1] if compared else None)
 
     return scores
@@ -133,7 +142,7 @@ def item_table(scores: Scores) -> tuple[ItemSummary, ...]:
     found: dict[tuple[str, str], list[Verdict]] = {}
     for category, verdicts in zip(scores.category, scores.verdicts, strict=True):
         for each in verdicts:
-            found.setdefault((category, each.item), []).append(each)
+            found.setdefault((category, "row" if each.item.startswith(PREFIX) else each.item), []).append(each)
     table: list[ItemSummary] = []
     for (category, item), verdicts in found.items():
         graded = [each.score for each in verdicts if not each.missing]
@@ -161,25 +170,8 @@ def checked(scores: Scores, limit: float = 0.1) -> int:
     return len(missing)
 
 
-def _matrix(values: list[list[float]]) -> Float[Tensor, "b k"]:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def _gated(
-    score: Float[Tensor, "b k"], confidence: Float[Tensor, "b k"], items: Sequence[Item]
-) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
-    """The scores, 0 for the items of positive weight where a gate scored 0.
-
-    That 0 holds whatever the item's own verdict would have been, so a missing one is known here. It takes the item's
-    mean confidence, which leaves the weight of the item where it was.
-    """
-    positive: Bool[Tensor, " k"] = torch.tensor([item.weight > 0 for item in items])
-    closed = torch.zeros_like(score, dtype=torch.bool)
-    for k, item in enumerate(items):
-        if item.gate:
-            closed |= (score[:, k] == 0)[:, None] & positive
-    filled = torch.where(closed & confidence.isnan(), confidence.nanmean(0), confidence)
-    return score.masked_fill(closed, 0), filled
+def _rewarded(items: Sequence[Item]) -> tuple[Item, ...]:
+    return tuple(item for item in items if item.role == "reward")
 
 
 def _returned(function: Callable[..., Any], columns: Mapping[str, Any], name: str, count: int) -> list[Verdict]:

@@ -93,7 +93,7 @@ def test_judged_and_checked_items_make_one_reward(rubric):
         (
             "{id: even, weight: 1, ",
             "{id: even, judge: {criterion: x}, ",
-            "needs exactly one of check, judge and reward_",
+            "needs exactly one of check, judge, reward_model and human",
         ),
     ],
 )

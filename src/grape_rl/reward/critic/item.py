@@ -75,8 +75,6 @@ class Judge(Strict):
             raise ValueError("labels needs at least two labels, with different scores")
         if stray := [name for name in self.anchors if name not in self.labels]:
             raise ValueError(f"anchors: {stray[0]!r} is none of the labels {', '.join(self.labels)}")
-        if "response" not in self.show:
-            raise ValueError("show has no response: there would be nothing to judge")
         if ("reference" in self.show) != (self.reference is not None):
             raise ValueError(
                 "a reference is shown where there is one: name both 'show: [.., reference]' and 'reference'"

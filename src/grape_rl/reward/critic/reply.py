@@ -90,7 +90,7 @@ def judged(item: str, judge: Judge, readings: Sequence[Reading], provenance: str
     if judge.confidence.transform == "chance_corrected":
         sure = float(chance_corrected(torch.tensor(sure, dtype=torch.float64), len(judge.labels)))
     reasoning = next(each.reasoning for each in said if each.label == label)
-    return Verdict(item, judge.labels[label], sure, "ok", reasoning, provenance)
+    return Verdict(item, judge.labels[label], sure, "ok", reasoning, provenance, label=label)
 
 
 def _likeliest(reply: Reply, judge: Judge) -> Reading:

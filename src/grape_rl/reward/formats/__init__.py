@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from grape_rl.reward.formats import anchored, healthbench, openrubrics, rar
+
 Format = Callable[[Any], list[dict[str, Any]]]
 """What a column holds → the items, each as a rubric file would say it."""
 
@@ -18,4 +20,11 @@ def own(told: Any) -> list[dict[str, Any]]:
     return [dict(each) for each in told]
 
 
-FORMATS: Mapping[str, Format] = {"grape": own}
+FORMATS: Mapping[str, Format] = {
+    "grape": own,
+    "healthbench": healthbench.items,
+    "rar": rar.items,
+    "openrubrics": openrubrics.items,
+    "biggen": anchored.items,
+}
+"""The formats that ``row_items`` may name."""
