@@ -39,7 +39,12 @@ def scorer(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Seque
             models,
             rubric_critics(
                 rubric,
-                endpoints(config.reward.critics, "reward.critics"),
+                endpoints(
+                    config.reward.critics,
+                    "reward.critics",
+                    Path(config.reward.rubric).parent,
+                    config.reward.allow,
+                ),
                 Path(cache) if (cache := config.reward.critic_cache) else None,
             ),
         )
