@@ -114,7 +114,7 @@ def rubric_critics(
 def _critic(at: Endpoint | Stub) -> Callable[[], Critic]:
     """What makes a critic of an endpoint for each batch, all of them within one limiter."""
     if isinstance(at, Stub):
-        return partial(StubCritic, at, at.limiter())
+        return partial(StubCritic, at)
     from grape_rl.reward.critic.endpoint import Client  # openai takes its time to import
 
     return partial(Client, at, at.limiter())

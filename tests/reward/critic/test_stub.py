@@ -32,8 +32,7 @@ def jobs(count, judge=SCALE):
 
 def judging(stub, cache=None):
     stub = stub if isinstance(stub, Stub) else Stub.model_validate(stub)
-    limiter = stub.limiter()
-    return Judging({"default": lambda: StubCritic(stub, limiter)}, cache)
+    return Judging({"default": lambda: StubCritic(stub)}, cache)
 
 
 def said(stub, count=150, judge=SCALE, cache=None):
@@ -59,8 +58,8 @@ def test_the_answer_is_the_same_on_any_machine():
         {"role": "user", "content": "[0123456789abcdef] x"},
     ]
     stub = Stub()
-    reply = asyncio.run(StubCritic(stub, stub.limiter()).reply(messages, schema(SCALE), (), 0))
-    assert [json.loads(reply.text)[key] for key in ("verdict", "confidence")] == ["fair", 10]
+    reply = asyncio.run(StubCritic(stub).reply(messages, schema(SCALE), (), 0))
+    assert [json.loads(reply.text)[key] for key in ("verdict", "confidence")] == ["bad", 9]
 
 
 def test_labels_and_confidences_are_spread_evenly():
@@ -146,7 +145,27 @@ def test_a_function_gives_the_opinion(tmp_path):
     with pytest.raises(ValueError, match=r"critics\.default: .*not allowed: if you trust it, add 'mine.py' to reward"):
         endpoints(told, "critics", tmp_path)
     with pytest.raises(ValueError, match=r"'mine.py:judge' was not loaded"):
-        StubCritic(endpoints(told, "critics")["default"], stub.limiter())  # config reads it before there is a folder
+        StubCritic(endpoints(told, "critics")["default"])  # config reads it before there is a folder
+
+
+def asked(text, form, **told):
+    """The answer to one call, as data."""
+    rules = {"role": "system", "content": "The mark is [0123456789abcdef]."}
+    shown = f"[0123456789abcdef] response begins\n7\n[0123456789abcdef] response ends\n\n{text}"
+    call = StubCritic(Stub.model_validate(told)).reply([rules, {"role": "user", "content": shown}], form, (), 0)
+    return json.loads(asyncio.run(call).text)
+
+
+def test_several_criteria_in_one_call_have_the_same_opinions_each():
+    form = schema(SCALE)
+    alone = {
+        text: asked(f"Criterion: {text}\n\nGive your reasoning.", form) for text in ("It is odd.", "Is it\n\nlong?")
+    }
+    listed = "\n\n".join(f"Criterion c{n}: {text}\nIts labels: x" for n, text in enumerate(alone, 1))
+    several = {"type": "object", "properties": {"c1": form, "c2": form}}
+    assert asked(listed, several) == dict(zip(("c1", "c2"), alone.values(), strict=True))
+    assert alone["It is odd."] != alone["Is it\n\nlong?"]
+    assert list(asked(listed, several, faults={"dropped": 1})) == ["c1"]
 
 
 def test_it_takes_its_time_so_many_at_once():

@@ -17,7 +17,6 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from grape_rl.reward.callables import python_callable
-from grape_rl.reward.critic.limiter import Limiter
 from grape_rl.reward.critic.prompt import CERTAINTY
 from grape_rl.reward.critic.reply import Reply
 from grape_rl.reward.strict import Strict
@@ -98,10 +97,6 @@ class Stub(Strict):
         """The function that ``call`` names, once it was loaded under a rubric's folder and ``allow``."""
         return self._function
 
-    def limiter(self) -> Limiter:
-        """The one limiter of all calls to it."""
-        return Limiter(self.concurrency)
-
 
 class _Opinion(NamedTuple):
     """What it thinks of one response on one item: a label, and the probability with which it is right."""
@@ -111,16 +106,16 @@ class _Opinion(NamedTuple):
 
 
 class StubCritic:
-    """Answers as its ``Stub`` says, in the form that it is asked for.
+    """Answers as its ``Stub`` says, in the form that it is asked for. It belongs to one event loop.
 
-    It has one opinion of each question. Asked to name its confidence, it names it; asked for labels' log-probs, they
-    have it; and of several samples of the same question each says the label with that probability.
+    It has one opinion of a response by a criterion, however it is asked. Asked to name its confidence, it names it;
+    asked for labels' log-probs, they have it; and of several samples each says the label with that probability.
     """
 
-    def __init__(self, stub: Stub, limiter: Limiter) -> None:
+    def __init__(self, stub: Stub) -> None:
         if stub.call and not stub.function:
             raise ValueError(f"the stub critic's call {stub.call!r} was not loaded: it needs the rubric's folder")
-        self.stub, self.limiter = stub, limiter
+        self.stub, self._room = stub, asyncio.Semaphore(stub.concurrency)
         self.name = json.dumps({"stub": {"seed": stub.seed, "call": stub.call}})
 
     async def close(self) -> None:
@@ -132,40 +127,47 @@ class StubCritic:
         """The answer, or the failure, that the hash of all this draws. The fence's mark is no part of it."""
         of = self.stub
         asked = _unmarked(messages)
-        question = json.dumps([asked, schema, list(labels)], sort_keys=True)
+        called = json.dumps([asked, schema, list(labels), seed])
         tries = 0
-        async with self.limiter.turn() as ended:
+        async with self._room:
             turned_away = True
             while turned_away and tries < TRIES:
                 tries += 1
                 await asyncio.sleep(of.delay_s)
-                turned_away = _draw(of.fault_seed, "429", question, seed, tries) < of.faults.rate_limited
-            ended(0, 0.0)
+                turned_away = _draw(of.fault_seed, "429", called, tries) < of.faults.rate_limited
         if turned_away:
             return Reply(f"RateLimitError: 429 on each of {tries} tries", status="infrastructure", tries=tries)
-        fault = of.faults.kind(_draw(of.fault_seed, "fault", question, seed))
+        fault = of.faults.kind(_draw(of.fault_seed, "fault", called))
         if fault in ("timeout", "refused", "infrastructure"):
             return Reply(f"the stub critic's {fault}, as asked", status=fault, tries=tries)
+        forms = {"": schema} if "verdict" in schema["properties"] else schema["properties"]
         try:
-            opinion = self._opinion(asked, question, list(labels or schema["properties"]["verdict"]["enum"]))
+            opinions = {name: self._opinion(asked, name, form) for name, form in forms.items()}
         except Exception as error:
             return Reply(f"{of.call}: {type(error).__name__}: {error}", status="infrastructure", tries=tries)
-        if opinion is None:
+        if None in opinions.values():
             return Reply(f"{of.call} gave no label", status="refused", tries=tries)
+        said = {name: opinion for name, opinion in opinions.items() if opinion}
         if labels:
-            told = {} if fault else _logp(opinion, labels)
-            return Reply(opinion.label if not fault else "", "stop", label_logp=told, tries=tries)
-        text = json.dumps(self._answer(opinion, schema, question, seed, fault == "dropped"), ensure_ascii=False)
+            return Reply(
+                "" if fault else said[""].label, label_logp={} if fault else _logp(said[""], labels), tries=tries
+            )
+        answers = {name: self._answer(said[name], form, called) for name, form in forms.items()}
+        if fault == "dropped":
+            answers.get("", answers).pop("verdict" if "" in answers else [*answers][-1])
+        text = json.dumps(answers.get("", answers), ensure_ascii=False)
         if fault in ("truncated", "unparseable"):
             text = text[: len(text) // 2]
         return Reply(text, "length" if fault == "truncated" else "stop", tries=tries)
 
-    def _opinion(self, asked: Sequence[Mapping[str, str]], question: str, names: Sequence[str]) -> _Opinion | None:
-        of = self.stub
+    def _opinion(self, asked: Sequence[Mapping[str, str]], name: str, form: Mapping[str, Any]) -> _Opinion | None:
+        of, names = self.stub, form["properties"]["verdict"]["enum"]
+        shown, criterion = _matter(asked[-1]["content"], name)
         if of.function is None:
+            question = json.dumps([shown, criterion, names])
             sure = 1 / len(names) + (1 - 1 / len(names)) * _draw(of.seed, "confidence", question)
             return _Opinion(names[int(len(names) * _draw(of.seed, "label", question))], sure)
-        found = of.function(_response(asked), _criterion(asked), tuple(names))
+        found = of.function(_response(shown), criterion, tuple(names))
         if found is None:
             return None
         label, sure = found if isinstance(found, tuple) else (found, 1.0)
@@ -175,23 +177,16 @@ class StubCritic:
             raise ValueError(f"said the confidence {sure!r}, which is not in [0, 1]")
         return _Opinion(label, float(sure))
 
-    def _answer(
-        self, opinion: _Opinion, schema: Mapping[str, Any], question: str, sample: int, dropped: bool
-    ) -> dict[str, Any]:
-        """The fields of the schema. Where it has no confidence, this is one of several samples."""
-        names, label = schema["properties"]["verdict"]["enum"], opinion.label
+    def _answer(self, opinion: _Opinion, form: Mapping[str, Any], called: str) -> dict[str, Any]:
+        """The fields of the form. Where it has no confidence, this is one of several samples."""
+        names, label = form["properties"]["verdict"]["enum"], opinion.label
         told: dict[str, Any] = {"reasoning": "No model judged this: the stub critic did."}
-        if "confidence" in schema["properties"]:
-            told |= {"verdict": label, "confidence": round(opinion.confidence * CERTAINTY)}
-        else:
-            others = [name for name in names if name != label]
-            chance = _draw(self.stub.seed, "sample", question, sample)
-            if chance >= opinion.confidence:
-                label = others[int(len(others) * _draw(self.stub.seed, "other", question, sample))]
-            told["verdict"] = label
-        if dropped:
-            del told["verdict"]
-        return told
+        if "confidence" in form["properties"]:
+            return told | {"verdict": label, "confidence": round(opinion.confidence * CERTAINTY)}
+        others = [name for name in names if name != label]
+        if _draw(self.stub.seed, "sample", called) >= opinion.confidence:
+            label = others[int(len(others) * _draw(self.stub.seed, "other", called))]
+        return told | {"verdict": label}
 
 
 def _draw(*of: object) -> float:
@@ -217,11 +212,13 @@ def _unmarked(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     return [{**each, "content": each["content"].replace(mark, "[mark]")} for each in messages]
 
 
-def _response(asked: Sequence[Mapping[str, str]]) -> str:
-    text = asked[-1]["content"]
-    return text.partition("[mark] response begins\n")[2].partition("\n[mark] response ends")[0]
+def _matter(text: str, name: str) -> tuple[str, str]:
+    """What the critic is shown, and the criterion (with what its labels stand for) that has this name in the call."""
+    shown, fence, rest = text.rpartition("[mark] response ends")
+    if name:
+        return shown + fence, rest.partition(f"Criterion {name}: ")[2].partition("\nIts labels: ")[0]
+    return shown + fence, rest.partition("Criterion: ")[2].rpartition("\n\n")[0]
 
 
-def _criterion(asked: Sequence[Mapping[str, str]]) -> str:
-    text = asked[-1]["content"].rpartition("[mark] response ends")[2]
-    return text.partition("Criterion: ")[2].partition("\n")[0]
+def _response(shown: str) -> str:
+    return shown.partition("[mark] response begins\n")[2].rpartition("\n[mark] response ends")[0]
