@@ -69,7 +69,7 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
 
     Raises:
         ValueError: anything wrong with the configuration, the data, the model or the rubric, before any training.
-        RuntimeError: too many verdicts of a step are missing.
+        RuntimeError: too many verdicts of a step are missing. The steps before it have a checkpoint, to resume from.
     """
     config = config if isinstance(config, Config) else loaded(dict(config))
     checkpoint = resumable(config, resume)
@@ -96,6 +96,20 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
             told = {str(s): e.as_json() for s, e in evaluations.items()}
             write(folder / "held_out.json", json.dumps(told, indent=1))
 
+    def saved(step: int) -> None:
+        save_checkpoint(
+            folder / "checkpoints", step, now.model, now.tokenizer, optimizer,
+            config.keep_checkpoints, setup.memory, setup.value,
+        )  # fmt: skip
+
+    def kept(step: int) -> AnyExperience:
+        try:
+            return source(step)
+        except RuntimeError:  # no update has begun: the steps before are whole
+            if step > done and not (config.checkpoint_every and step % config.checkpoint_every == 0):
+                saved(step)
+            raise
+
     def ended(step: int, experience: AnyExperience) -> None:
         if experience.records:
             lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in experience.records)
@@ -103,17 +117,14 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
         if step == config.steps or (config.evaluation.every and step % config.evaluation.every == 0):
             evaluated(step)
         if step == config.steps or (config.checkpoint_every and step % config.checkpoint_every == 0):
-            save_checkpoint(
-                folder / "checkpoints", step, now.model, now.tokenizer, optimizer,
-                config.keep_checkpoints, setup.memory, setup.value,
-            )  # fmt: skip
+            saved(step)
 
     with Log(folder, config.method, config.steps, done) as log:
         if not done:
             for key, message in [*_template_unused(setup), *warnings]:
                 log.warn(key, message)
             evaluated(0)
-        fit(source, _update(setup, optimizer), log, done, config.steps, ended)
+        fit(kept, _update(setup, optimizer), log, done, config.steps, ended)
     return Run(folder, config, evaluations)
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,15 @@ from grape_rl.training.checkpoint import checkpoints
 
 FREE = (
     "steps", "output", "device", "tokens_per_microbatch", "rows_at_once", "measure_kl", "checkpoint_every",
-    "keep_checkpoints",
+    "keep_checkpoints", "reward.failure_limit", "reward.critic_cache",
+    *(f"reward.critics.*.{name}" for name in (
+        "base_url", "api_key", "concurrency", "requests_per_minute", "tokens_per_minute", "call_timeout_s",
+        "total_timeout_s", "prompt_price", "completion_price", "cost_cap",
+    )),
+    *(f"reward.critics.*.stub.{name}" for name in ("delay_s", "concurrency", "faults.*", "fault_seed")),
 )  # fmt: skip
-"""What may change when a run is resumed: memory, place and bookkeeping, which change no result."""
+"""What may change when a run is resumed: memory, place and bookkeeping, which change no result, and a critic's way of
+failing, which ought to change none. A star stands for a name."""
 
 
 def resumable(config: Config, resume: bool) -> Path | None:
@@ -32,10 +39,14 @@ def resumable(config: Config, resume: bool) -> Path | None:
         raise ValueError(f"{folder}: holds no run to resume")
     before, after = _flat(loaded(parsed(saved), str(saved)).model_dump()), _flat(config.model_dump())
     both = dict.fromkeys([*after, *before])
-    if changed := [key for key in both if before.get(key) != after.get(key) and key not in FREE]:
+    if changed := [key for key in both if before.get(key) != after.get(key) and not _free(key)]:
         raise ValueError(f"{folder}: was run with another {', '.join(changed)}; resume it with the same configuration")
     found = checkpoints(folder / "checkpoints")
     return found[-1] if found else None
+
+
+def _free(key: str) -> bool:
+    return any(fnmatchcase(key, each) for each in FREE)
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -44,7 +44,9 @@ def grader(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Seque
         source = row.source if isinstance(row.source, Sampled) else None
         aggregate, compared = (source.aggregate, source.compared) if source else (unweighted, None)
         kept = Path(config.reward.critic_cache) if config.reward.critic_cache else None
-        critics = rubric_critics(rubric, endpoints(config.reward.critics, "reward.critics"), kept)
+        folder = Path(config.reward.rubric).parent
+        where_from = endpoints(config.reward.critics, "reward.critics", folder, config.reward.allow)
+        critics = rubric_critics(rubric, where_from, kept)
         scorer = rubric_scorer(
             rubric,
             partial(aggregate, **keywords(aggregate, chosen)),

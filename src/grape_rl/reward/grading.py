@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from grape_rl.reward.classify import UNCLASSIFIED
-from grape_rl.reward.critic.grading import Job, Judging
+from grape_rl.reward.critic.grading import Critic, Job, Judging
+from grape_rl.reward.critic.stub import Stub, StubCritic
 from grape_rl.reward.critic.where import Endpoint
 from grape_rl.reward.item import Item
 from grape_rl.reward.killable import Job as CheckJob
@@ -110,7 +111,9 @@ def rubric_models(
     return found
 
 
-def rubric_critics(rubric: Rubric, endpoints: Mapping[str, Endpoint], cache: Path | None = None) -> Judging | None:
+def rubric_critics(
+    rubric: Rubric, endpoints: Mapping[str, Endpoint | Stub], cache: Path | None = None
+) -> Judging | None:
     """The critics that a rubric names; None where it names none. ``cache`` is a file that keeps their answers.
 
     Rows' own items are known once the rows are checked (``check_rows``).
@@ -127,6 +130,13 @@ def rubric_critics(rubric: Rubric, endpoints: Mapping[str, Endpoint], cache: Pat
             raise ValueError(f"{place}: no critic {name!r}; say where it is in critics (there: {known})")
     if not named:
         return None
+    return Judging({name: _critic(endpoints[name]) for name in named}, cache)
+
+
+def _critic(at: Endpoint | Stub) -> Callable[[], Critic]:
+    """What makes a critic of an endpoint for each batch, all of them within one limiter."""
+    if isinstance(at, Stub):
+        return partial(StubCritic, at)
     from grape_rl.reward.critic.endpoint import Client  # openai takes its time to import
 
-    return Judging({name: partial(Client, endpoints[name], endpoints[name].limiter()) for name in named}, cache)
+    return partial(Client, at, at.limiter())

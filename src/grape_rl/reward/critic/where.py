@@ -1,11 +1,13 @@
 """Where a critic is, and how much may be asked of it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
 from grape_rl.reward.critic.limiter import Limiter
+from grape_rl.reward.critic.stub import Stub
 from grape_rl.reward.strict import Strict, validated
 
 Positive = Annotated[float, Field(gt=0)]
@@ -44,10 +46,28 @@ class Endpoint(Strict):
         return Limiter(self.concurrency, self.requests_per_minute, self.tokens_per_minute, self.cost_cap)
 
 
-def endpoints(told: Mapping[str, Any], where: str) -> dict[str, Endpoint]:
-    """The endpoints that plain data says, by name.
+class _Stubbed(Strict):
+    """Where a critic is that is no model."""
+
+    stub: Stub
+
+
+def endpoints(
+    told: Mapping[str, Any], where: str, folder: Path | None = None, allow: Collection[str] = ()
+) -> dict[str, Endpoint | Stub]:
+    """The endpoints that plain data says, by name: {stub: {…}} is a stub critic, anything else a server.
+
+    With the rubric's ``folder``, the function that a stub calls is loaded from there, if ``allow`` names its file.
 
     Raises:
         ValueError: one line with every fault of the first that is amiss, and its place.
     """
-    return {str(name): validated(Endpoint, data, f"{where}.{name}", {}) for name, data in told.items()}
+    context = {"folder": folder, "allow": frozenset(allow)} if folder is not None else {}
+    found: dict[str, Endpoint | Stub] = {}
+    for name, data in told.items():
+        place = f"{where}.{name}"
+        if isinstance(data, Mapping) and "stub" in data:
+            found[str(name)] = validated(_Stubbed, data, place, context).stub
+        else:
+            found[str(name)] = validated(Endpoint, data, place, {})
+    return found
