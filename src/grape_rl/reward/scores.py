@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,8 +25,18 @@ from grape_rl.reward.model_grader import RewardModel, rewards
 from grape_rl.reward.rubric import Item, Rubric
 from grape_rl.types import Response, Scores, Status, Verdict, failed
 
-Scorer = Callable[[Sequence[Response], Int[Tensor, " b"]], Scores]
-"""Responses, and which of them share a prompt → their verdicts and rewards (on the CPU, as the text is)."""
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Whatever makes verdicts and rewards of responses (on the CPU, as the text is)."""
+
+    def __call__(self, responses: Sequence[Response], group: Int[Tensor, " b"], known: Scores | None = None) -> Scores:
+        """Of the responses that are ``known``, then these: ``group`` says of all of them which share a prompt.
+
+        Verdicts that are known stay; the rewards are made of all verdicts.
+        """
+        ...
+
 
 Aggregate = Callable[[Float[Tensor, "b k"], Float[Tensor, "b k"], Weight, Int[Tensor, " b"]], Float[Tensor, " b"]]
 """Score, confidence, weight and group → reward, as ``grape_rl.maths.grape.confidence_weighted``."""
@@ -46,10 +56,8 @@ class ItemSummary:
 def model_scorer(of: RewardModel, aggregate: StepReward | None) -> Scorer:
     """A scorer by a reward model: the reward is the model's own score (see ``rewards``)."""
 
-    def scores(responses: Sequence[Response], group: Int[Tensor, " b"]) -> Scores:
-        verdicts = rewards(of, responses, "reward_model", aggregate)
-        reward = torch.tensor([each.score for each in verdicts], dtype=torch.float64)
-        return Scores(reward, tuple((each,) for each in verdicts), ("all",) * len(responses))
+    def scores(responses: Sequence[Response], group: Int[Tensor, " b"], known: Scores | None = None) -> Scores:
+        return _plain(rewards(of, responses, "reward_model", aggregate), known)
 
     return scores
 
@@ -70,13 +78,15 @@ def rubric_scorer(
         ValueError: a row that belongs to no category or to more than one, or a group that spans categories.
     """
 
-    def scores(responses: Sequence[Response], group: Int[Tensor, " b"]) -> Scores:
+    def scores(responses: Sequence[Response], group: Int[Tensor, " b"], known: Scores | None = None) -> Scores:
         category, verdicts = grade(rubric, responses, models, critics)
+        if known:
+            category, verdicts = known.category + category, known.verdicts + verdicts
         home: dict[int, str] = {}
         for number, name in zip(group.tolist(), category, strict=True):
             if home.setdefault(number, name) != name:
                 raise ValueError(f"group {number} has responses of the categories {home[number]!r} and {name!r}")
-        made = [torch.full((len(responses),), math.nan, dtype=torch.float64) for _ in (aggregate, compared)]
+        made = [torch.full((len(verdicts),), math.nan, dtype=torch.float64) for _ in (aggregate, compared)]
         for name in dict.fromkeys(category):
             rows = torch.tensor([i for i, other in enumerate(category) if other == name])
             items = rubric.categories[name].rewarded
@@ -112,7 +122,7 @@ def function_scorer(function: Callable[..., Any], name: str) -> Scorer:
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     accepts_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
 
-    def scores(responses: Sequence[Response], group: Int[Tensor, " b"]) -> Scores:
+    def scores(responses: Sequence[Response], group: Int[Tensor, " b"], known: Scores | None = None) -> Scores:
         columns = {
             key: [r.row.get(key) for r in responses] for key in dict.fromkeys(k for r in responses for k in r.row)
         }
@@ -121,9 +131,7 @@ def function_scorer(function: Callable[..., Any], name: str) -> Scorer:
         if unfilled:
             raise ValueError(f"{name}: no column for the parameters {unfilled}; there are {', '.join(columns)}")
         accepted = columns if accepts_all else {p.name: columns[p.name] for p in named if p.name in columns}
-        verdicts = tuple((each,) for each in _returned(function, accepted, name, len(responses)))
-        reward = torch.tensor([each.score for (each,) in verdicts], dtype=torch.float64)
-        return Scores(reward, verdicts, ("all",) * len(responses))
+        return _plain(_returned(function, accepted, name, len(responses)), known)
 
     return scores
 
@@ -159,6 +167,13 @@ def checked(scores: Scores, limit: float = 0.1) -> int:
             f"limit of {limit:.0%}; {count} of them of item {item!r}, mostly {reason[0]}: {' '.join(reason[1].split())}"
         )
     return len(missing)
+
+
+def _plain(found: Sequence[Verdict], known: Scores | None) -> Scores:
+    """Scores of one verdict a response, which is its reward."""
+    verdicts = (known.verdicts if known else ()) + tuple((each,) for each in found)
+    reward = torch.tensor([each.score for (each,) in verdicts], dtype=torch.float64)
+    return Scores(reward, verdicts, ("all",) * len(verdicts))
 
 
 def _matrix(values: list[list[float]]) -> Float[Tensor, "b k"]:

@@ -22,7 +22,7 @@ from grape_rl.model.logprobs import lengths, logprobs, microbatches, selected
 from grape_rl.model.pack import packs
 from grape_rl.reward.scores import Scorer, checked, item_table
 from grape_rl.training.credit import PLAIN, Credit, credited
-from grape_rl.training.draw import Draw, Drawn, equal_groups
+from grape_rl.training.draw import UNREVISED, Draw, Drawn, Revised, equal_groups
 from grape_rl.types import Batch, Response, Rollout, Scores, Sequences, Verdict
 
 
@@ -126,11 +126,11 @@ def responses(
         usable = ~given.advantage.isnan()
         metrics = found.metrics | {"used": float(usable.sum()), "reference_seconds": time.perf_counter() - began}
         if reference_logp is not None:
-            metrics["kl"] = float(k3(rollout.behavior_logp, reference_logp)[rollout.mask].mean())
+            metrics["kl"] = float(k3(rollout.behavior_logp, reference_logp)[found.drawn.own].mean())
         warnings = found.warnings
         if not bool(usable.any()):
             warnings += (("nothing_usable", "no response of the step has an advantage: the step changes nothing"),)
-        told = records(found.drawn.answers, scores, given.advantage)
+        told = records(found.drawn.answers, scores, given.advantage, found.drawn.revised)
         return Experience(rollout, given.batch, metrics | given.metrics, warnings, told, given.memory)
 
     return source
@@ -182,12 +182,16 @@ def drawn(
         return rounds[-1]
 
     kept = draws(draw, prompts_per_step)
-    missing = [v for each in rounds for row in each.scores.verdicts for v in row if v.missing]
+    graded = [row for each in rounds for row in each.scores.verdicts]
+    graded += kept.scores.verdicts[len(kept.answers) - len(kept.revised.of) :]
+    missing = [v for row in graded for v in row if v.missing]
     metrics = rollout_metrics(rounds[0].rollout, rounds[0].scores) | {"missing": float(len(missing))} | seconds
     if len(rounds) > 1:
         metrics["tokens"] = float(sum(each.rollout.mask.sum() for each in rounds))
         metrics["extra_draws"] = float(len(rounds) - 1)
-    return Round(kept, metrics, _warnings(kept.scores, kept.rollout, missing))
+    metrics["tokens"] += float(kept.rollout.mask.sum() - kept.own.sum())
+    warnings = _warnings(kept.scores, kept.rollout, missing) + kept.revised.warnings
+    return Round(kept, metrics | kept.revised.metrics, warnings)
 
 
 def graded_responses(rollout: Rollout, prompts: Sequence[Prompt], tokenizer: Any) -> list[Response]:
@@ -251,8 +255,14 @@ def _warnings(scores: Scores, rollout: Rollout, missing: Sequence[Verdict]) -> t
     return tuple(found)
 
 
-def records(answers: Sequence[Response], scores: Scores, advantage: Float[Tensor, " b"]) -> tuple[dict[str, Any], ...]:
-    """Each response as plain data: what was asked and answered, its verdicts, reward and advantage."""
+def records(
+    answers: Sequence[Response], scores: Scores, advantage: Float[Tensor, " b"], revised: Revised = UNREVISED
+) -> tuple[dict[str, Any], ...]:
+    """Each response as plain data: what was asked and answered, its verdicts, reward and advantage.
+
+    A revision says the number of the response that it revises, and by what critique.
+    """
+    notes = [{"revision_of": of, "critique": by} for of, by in zip(revised.of, revised.critiques, strict=True)]
     return tuple(
         {
             "prompt": answer.prompt,
@@ -263,9 +273,16 @@ def records(answers: Sequence[Response], scores: Scores, advantage: Float[Tensor
             "reward": json_number(reward),
             "advantage": json_number(a),
             "verdicts": [{k: json_number(v) for k, v in asdict(verdict).items()} for verdict in verdicts],
+            **note,
         }
-        for answer, category, reward, a, verdicts in zip(
-            answers, scores.category, scores.reward.tolist(), advantage.tolist(), scores.verdicts, strict=True
+        for answer, category, reward, a, verdicts, note in zip(
+            answers,
+            scores.category,
+            scores.reward.tolist(),
+            advantage.tolist(),
+            scores.verdicts,
+            [{}] * (len(answers) - len(notes)) + notes,
+            strict=True,
         )
     )
 

@@ -1,0 +1,58 @@
+"""A critique: what the verdicts of a rubric hold against a response, in words for the policy that wrote it."""
+
+from collections.abc import Collection, Sequence
+
+from grape_rl.reward.critic.item import Judge
+from grape_rl.reward.rubric import Item, Rubric
+from grape_rl.types import Response, Verdict
+
+
+def critique(
+    rubric: Rubric,
+    response: Response,
+    category: str,
+    verdicts: Sequence[Verdict],
+    items: int = 3,
+    max_characters: int = 2000,
+    show_gold: bool = False,
+) -> str:
+    """The items that cost the response most, a line each, at most ``items`` of them; "" where none cost it anything.
+
+    What an item cost is the weight that its score left out: ``w (1 − s)``, or ``|w| s`` on a pitfall; a closed gate
+    cost all that is behind it. Missing verdicts and monitors hold nothing against a response. What is longer than
+    ``max_characters`` loses its end.
+
+    A judged item is told with its criterion, the label and the critic's reasoning. What may tell the gold answer is
+    left out unless ``show_gold``: then only the item's id and its score are told of a program or a reward model, and
+    the label too of a critic that was shown a reference, or whose criterion looks into the row.
+    """
+    rewarded = {item.id: item for item in rubric.categories[category].rewarded}
+    graded = [(rewarded[v.item], v) for v in verdicts if v.item in rewarded and not v.missing]
+    costs = [_cost(item, verdict, rewarded.values()) for item, verdict in graded]
+    costly = sorted((i for i, cost in enumerate(costs) if cost > 0), key=lambda i: -costs[i])  # of equal ones the first
+    text = "\n".join(_line(*graded[i], response, show_gold) for i in costly[:items])
+    return text if len(text) <= max_characters else text[: max_characters - 1] + "…"
+
+
+def _cost(item: Item, verdict: Verdict, items: Collection[Item]) -> float:
+    if item.gate and verdict.score == 0:
+        return sum(each.weight for each in items if each.weight > 0)
+    return item.weight * (1 - verdict.score) if item.weight > 0 else -item.weight * verdict.score
+
+
+def _line(item: Item, verdict: Verdict, response: Response, show_gold: bool) -> str:
+    judge, best = item.judge, 1 if item.weight > 0 else 0
+    told = [f"- {item.id}: {verdict.score:g}, where {best} is best."]
+    open_to_all = show_gold or (judge is not None and judge.reference is None and not judge.lookups)
+    if judge and open_to_all:
+        told.append(str(judge.of(response.row).criterion))
+    if judge and (label := _label(judge, verdict.score)):
+        told.append(f"Verdict: {label}.")
+    if verdict.reasoning and open_to_all:
+        told.append(" ".join(verdict.reasoning.split()))
+    return " ".join(told)
+
+
+def _label(judge: Judge, score: float) -> str | None:
+    """The label that has the score; None for a mean of several verdicts that no label has."""
+    return next((name for name, of in judge.labels.items() if of == score), None)
