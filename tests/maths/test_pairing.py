@@ -88,6 +88,19 @@ def test_the_order_of_responses_orders_their_pairs(batch, random, pairing):
     assert {(order[w], order[x]) for w, x in moved} == found
 
 
+@unhurried
+@given(batches, st.lists(st.integers(-1, 9), min_size=10, max_size=10), gaps)
+def test_a_revision_stands_against_what_it_revises_and_nothing_else(batch, of, min_gap):
+    of = [j if j < i and batch[j][1] == batch[i][1] else -1 for i, j in zip(range(len(batch)), of, strict=False)]
+    expected = {
+        (i, j)
+        for i, j in enumerate(of)
+        if j >= 0 and batch[i][0] > batch[j][0] and batch[i][0] - batch[j][0] >= min_gap and batch[i][2] != batch[j][2]
+    }
+    found = ranked_pairs(*tensors(batch)[:3], torch.tensor(of), "revised", min_gap).tolist()
+    assert len(found) == len(expected) and {tuple(pair) for pair in found} == expected
+
+
 def test_of_equal_rewards_the_earliest_stands_first():
     reward, group = torch.tensor([1.0, 2.0, 1.0, 2.0]), torch.zeros(4, dtype=torch.long)
     assert ranked_pairs(reward, group, torch.arange(4), NONE).tolist() == [[1, 0]]
