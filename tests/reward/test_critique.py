@@ -58,6 +58,8 @@ def test_what_graders_know_of_the_answer_is_not_told_unless_asked_for(tmp_path):
         "- same: 0, where 1 is best. Verdict: no.",
         "- answer: 0, where 1 is best.",
     ]
+    fixed = RUBRIC.replace('reference: "${row.answer}"', "reference: Two and two.")
+    assert found(tmp_path, *lost, text=fixed) == told
     assert found(tmp_path, *lost, show_gold=True).splitlines() == [
         "- told: 0, where 1 is best. It says 73. Verdict: no. 73 of told.",
         "- same: 0, where 1 is best. It says what is known. Verdict: no. 73 of same.",
@@ -78,6 +80,8 @@ def test_a_mean_of_verdicts_has_no_label(tmp_path):
 def test_a_closed_gate_cost_all_that_is_behind_it(tmp_path):
     gated = RUBRIC.replace("- {id: rigor, weight: 3,", "- {id: rigor, weight: 1, gate: true,")
     assert found(tmp_path, *verdicts(told=0, rigor=0), text=gated).startswith("- rigor")
+    deep = gated.replace("weight: -2", "weight: -50")
+    assert found(tmp_path, *verdicts(rigor=0), text=deep).startswith("- rigor"), "pitfalls are not behind it"
     assert found(tmp_path, *verdicts(told=0, rigor=0.5), text=gated).startswith("- told"), "half open is open"
 
 

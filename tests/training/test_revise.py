@@ -53,7 +53,8 @@ def revise(tokenizer, found, new, per_group=1, lengths=None, silent=(), long=(),
 
     def sampler(prompts, n, seed, version):
         asked.append(([p.tolist() for p in prompts], n, seed, version))
-        return replace(rollout(range(len(prompts)), lengths or [2] * len(prompts), tuple(prompts), 30), version=version)
+        written = rollout(range(len(prompts)), lengths or [2] * len(prompts), tuple(prompts), 30)
+        return replace(written, version=version, finish=("length",) * len(prompts))
 
     def scorer(answers, group, known=None):
         asked.append((answers, group, known))
@@ -81,8 +82,9 @@ def revise(tokenizer, found, new, per_group=1, lengths=None, silent=(), long=(),
 
 
 def test_the_worst_of_each_group_are_revised_and_join_it(tokenizer):
+    before = draw(*REWARDS)
     found, ((prompts, n, seed, version), (answers, group, known)) = revise(
-        tokenizer, draw(*REWARDS), (0.75, 0.5, NAN, 1.0), per_group=2, lengths=(6, 1, 2, 3)
+        tokenizer, before, (0.75, 0.5, NAN, 1.0), per_group=2, lengths=(6, 1, 2, 3)
     )
     assert (prompts, n, version) == ([[40, 3], [41, 3], [43, 3], [45, 3]], 1, 4), "4 has no reward"
     assert seed == step_seed(9, 4, "revise") != step_seed(9, 4, "sample")
@@ -94,7 +96,8 @@ def test_the_worst_of_each_group_are_revised_and_join_it(tokenizer):
     ]  # fmt: skip
     assert [a.text for a in answers] == [tokenizer.decode([30 + i] * k) for i, k in enumerate((6, 1, 2, 3))]
     assert group.tolist() == [*GROUP, 0, 0, 1, 1]
-    assert known.reward.tolist()[:4] == list(REWARDS[:4]) and len(known.verdicts) == 6
+    assert known is before.scores, "what was graded is not graded again"
+    assert [a.finish for a in found.answers] == list(found.rollout.finish) == ["stop"] * 6 + ["length"] * 4
     after = found.rollout
     assert all(map(torch.equal, after.prompts, PROMPTS)), "what is trained on is the prompt alone"
     assert after.group.tolist() == [*GROUP, 0, 0, 1, 1] and len(after.finish) == 10 == len(found.answers)
@@ -259,7 +262,10 @@ def test_the_pair_is_the_revision_over_what_it_revises(tokenizer):
     def experience(new, **more):
         found = revise(tokenizer, draw(0.5, 0.25, 1.0, 0.75, 0.6, 0.0), new)[0]
         pairing = partial(ranked_pairs, pairing="revised", **more)
-        return sampled_preferences(lambda step: Round(found, {}, ()), pairing, None, None)(0)
+        return sampled_preferences(lambda step: Round(found, {}, ()), pairing, None, start)(0)
+
+    def start(sequences):
+        return -1.0 * sequences.mask
 
     what = experience((0.75, 0.5))
     own = [t[m].tolist() for t, m in zip(what.sequences.tokens, what.sequences.mask, strict=True)]
@@ -270,6 +276,7 @@ def test_the_pair_is_the_revision_over_what_it_revises(tokenizer):
         "none", "rejected", "none", "none", "none", "rejected", "chosen", "chosen"
     ]  # fmt: skip
     assert what.records[6]["revision_of"] == 1
+    assert what.metrics["kl"] == pytest.approx(math.exp(-0.5) - 1 + 0.5), "of what was sampled, at -0.5 a token"
     assert experience((0.75, 0.4), min_gap=0.45).metrics["pairs"] == 1
     assert experience((0.25, -1.0)).metrics["pairs"] == 0, "no better, and worse"
 

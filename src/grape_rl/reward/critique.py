@@ -27,9 +27,10 @@ def critique(
     the label too of a critic that was shown a reference, or whose criterion looks into the row.
     """
     rewarded = {item.id: item for item in rubric.categories[category].rewarded}
-    graded = [(rewarded[v.item], v) for v in verdicts if v.item in rewarded and not v.missing]
+    graded = [(rewarded[v.item], v) for v in verdicts if v.item in rewarded]
     costs = [_cost(item, verdict, rewarded.values()) for item, verdict in graded]
-    costly = sorted((i for i, cost in enumerate(costs) if cost > 0), key=lambda i: -costs[i])  # of equal ones the first
+    # A missing score is NaN, and its cost above nothing. Of equal costs the rubric's first stands first.
+    costly = sorted((i for i, cost in enumerate(costs) if cost > 0), key=lambda i: -costs[i])
     text = "\n".join(_line(*graded[i], response, show_gold) for i in costly[:items])
     return text if len(text) <= max_characters else text[: max_characters - 1] + "…"
 
