@@ -13,7 +13,7 @@ from grape_rl.maths.reward_model import StepReward
 from grape_rl.methods import Demonstrations, Responses, Sampled, chosen_options
 from grape_rl.reward.critic.where import endpoints
 from grape_rl.reward.strict import nearest, parsed, validated
-from grape_rl.sections import Model, Section
+from grape_rl.sections import Model, Revise, Section
 
 
 class Teacher(Section):
@@ -143,6 +143,7 @@ class Config(Section):
     data: Data = Field(Data.model_validate({}))
     reward: Reward = Field(Reward.model_validate({}))
     sampling: Sampling = Sampling()
+    revise: Revise = Revise()
     optimizer: Optimizer = Optimizer()
     evaluation: Evaluation = Evaluation()
     options: dict[str, Any] = Field({})
@@ -191,9 +192,12 @@ class Config(Section):
         except (LookupError, ValueError, AttributeError):
             raise ValueError(f"output: {self.output!r}: only {{method}} and {{seed}} may stand in braces") from None
         if not isinstance(row.source, Sampled):
+            if self.revise.per_group:
+                raise ValueError(f"revise: {self.method} samples no responses that could be revised")
             return self
         if not graded:
             raise ValueError(f"reward: {self.method} scores responses: name exactly one of rubric, function and model")
+        self.revise.check(self.method, self.reward.rubric, self.group_size, self.options)
         if self.method in OF_ITEMS and not self.reward.rubric:
             raise ValueError(
                 f"reward: {self.method} {OF_ITEMS[self.method]} the items of a rubric: name reward.rubric, or use grpo"

@@ -1,9 +1,12 @@
-"""Sections of the configuration: what all of them are, and those that say which model is trained and how much of it."""
+"""Sections of the configuration: what all of them are, and those that say which model is trained and how much of it,
+and whether responses are revised."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, ConfigDict, PositiveFloat, PositiveInt, model_validator
 
+from grape_rl.maths.bounds import Count
 from grape_rl.reward.strict import Strict
 
 
@@ -53,3 +56,45 @@ class Model(Section):
         if self.scratch and self.name != Model.model_fields["name"].default:
             raise ValueError(f"name exactly one of name ({self.name}) and scratch")
         return self
+
+
+def _with_critique(request: str) -> str:
+    if "{critique}" not in request:
+        raise ValueError("has no {critique} in it: the policy would not know what to do better")
+    return request
+
+
+class Revise(Section):
+    """Responses that the policy writes anew, with a critique before it: further responses to the same prompt.
+
+    A critique is what the rubric's verdicts hold against the response.
+    """
+
+    per_group: Count = 0
+    """How many responses to each prompt are revised, from the worst up; 0 for none."""
+    items: PositiveInt = 3
+    """The most items that a critique tells of, those first that cost most."""
+    max_characters: PositiveInt = 2000
+    """The longest critique; what is longer loses its end."""
+    request: Annotated[str, AfterValidator(_with_critique)] = (
+        "This answer was criticised:\n\n{critique}\n\nAnswer once more, and better in what was criticised. "
+        "Write the new answer and nothing about the old one."
+    )
+    """What follows the response, as the user's next message, or as text before the prompt once more."""
+    show_gold: bool = False
+    """Whether a critique may tell what the graders know of the right answer: why a check failed, and what a critic says
+    that was shown a reference or the row."""
+
+    def check(self, method: str, rubric: str | None, group_size: int, options: Mapping[str, Any]) -> None:
+        """That a run of a method that samples responses can revise as it is told to.
+
+        Raises:
+            ValueError: there is no rubric, more to revise than is sampled, or pairs of revisions and none revised.
+        """
+        if not self.per_group:
+            if options.get("pairing") == "revised":
+                raise ValueError("options: pairing is revised, and nothing is: set revise.per_group")
+        elif not rubric:
+            raise ValueError("revise: a critique is made of a rubric's verdicts: name reward.rubric")
+        elif self.per_group > group_size:
+            raise ValueError(f"revise: per_group is {self.per_group}, and {method} samples {group_size} a prompt")

@@ -22,7 +22,7 @@ from grape_rl.maths.pairing import ranked_pairs
 from grape_rl.maths.preference import dpo, rpo
 from grape_rl.maths.surrogate import policy_gradient
 
-NAN = math.nan
+NAN, NONE = math.nan, torch.full((4,), -1)
 unhurried = settings(deadline=None, max_examples=80)  # the first call loads things
 numbers = st.integers(0, 6).map(lambda i: i / 4)  # few, and exact in binary: many ties
 responses = st.tuples(st.one_of(st.just(NAN), numbers), st.sampled_from([-3, 0, 8]), st.integers(0, 3))
@@ -35,7 +35,8 @@ def tensors(batch):
     reward, group, text = zip(*batch, strict=True)
     # The same text to another prompt is another response.
     number = [10 * (g + 3) + t for g, t in zip(group, text, strict=True)]
-    return torch.tensor(reward, dtype=torch.float64), torch.tensor(group), torch.tensor(number)
+    none = torch.full((len(batch),), -1)
+    return torch.tensor(reward, dtype=torch.float64), torch.tensor(group), torch.tensor(number), none
 
 
 def looped(batch, pairing, min_gap):
@@ -87,17 +88,30 @@ def test_the_order_of_responses_orders_their_pairs(batch, random, pairing):
     assert {(order[w], order[x]) for w, x in moved} == found
 
 
+@unhurried
+@given(batches, st.lists(st.integers(-1, 9), min_size=10, max_size=10), gaps)
+def test_a_revision_stands_against_what_it_revises_and_nothing_else(batch, of, min_gap):
+    of = [j if j < i and batch[j][1] == batch[i][1] else -1 for i, j in zip(range(len(batch)), of, strict=False)]
+    expected = {
+        (i, j)
+        for i, j in enumerate(of)
+        if j >= 0 and batch[i][0] > batch[j][0] and batch[i][0] - batch[j][0] >= min_gap and batch[i][2] != batch[j][2]
+    }
+    found = ranked_pairs(*tensors(batch)[:3], torch.tensor(of), "revised", min_gap).tolist()
+    assert len(found) == len(expected) and {tuple(pair) for pair in found} == expected
+
+
 def test_of_equal_rewards_the_earliest_stands_first():
     reward, group = torch.tensor([1.0, 2.0, 1.0, 2.0]), torch.zeros(4, dtype=torch.long)
-    assert ranked_pairs(reward, group, torch.arange(4)).tolist() == [[1, 0]]
-    assert ranked_pairs(reward, group, torch.arange(4), "adjacent").tolist() == [[3, 0]]
-    assert ranked_pairs(reward, group, torch.arange(4), "all").tolist() == [[1, 0], [1, 2], [3, 0], [3, 2]]
+    assert ranked_pairs(reward, group, torch.arange(4), NONE).tolist() == [[1, 0]]
+    assert ranked_pairs(reward, group, torch.arange(4), NONE, "adjacent").tolist() == [[3, 0]]
+    assert ranked_pairs(reward, group, torch.arange(4), NONE, "all").tolist() == [[1, 0], [1, 2], [3, 0], [3, 2]]
 
 
 def test_nothing_has_no_pairs():
     for reward in (torch.zeros(0), torch.ones(1), torch.ones(3), torch.full((3,), NAN)):
         group = torch.zeros(len(reward), dtype=torch.long)
-        assert ranked_pairs(reward, group, torch.arange(len(reward))).shape == (0, 2)
+        assert ranked_pairs(reward, group, torch.arange(len(reward)), torch.full((len(reward),), -1)).shape == (0, 2)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +124,7 @@ def test_nothing_has_no_pairs():
 )
 def test_what_is_refused(reward, more, message):
     with pytest.raises(ValueError, match=message):
-        ranked_pairs(torch.tensor(reward), torch.tensor([0, 0]), torch.arange(2), **more)
+        ranked_pairs(torch.tensor(reward), torch.tensor([0, 0]), torch.arange(2), NONE[:2], **more)
 
 
 # What the pairs teach, with everything enumerated.
@@ -123,7 +137,7 @@ EXACT = {"rtol": 1e-10, "atol": 1e-12}  # sums of some hundred terms in float64
 
 def sides(table, reference, index, reward, pairing="best_worst"):
     """Log-probs and rewards of the pairs of a group of responses ``index`` to one prompt."""
-    pairs = index[ranked_pairs(reward[index], torch.zeros_like(index), index, pairing)]
+    pairs = index[ranked_pairs(reward[index], torch.zeros_like(index), index, torch.full_like(index, -1), pairing)]
     policy, frozen = logprobs(WORLD, table).sum(1), logprobs(WORLD, reference).sum(1).detach()
     w, x = pairs.T
     return policy[w], policy[x], frozen[w], frozen[x], reward[w], reward[x]

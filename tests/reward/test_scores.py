@@ -309,3 +309,29 @@ def test_too_many_missing_verdicts_stop_the_run():
     rows = [(failed("a", "timeout", reason),) for reason in "rrst"] + [(failed("b", "refused", "q"),)] * 3
     with pytest.raises(RuntimeError, match=r"4 of them of item 'a', mostly timeout: r$"):  # a's own reason
         checked(scores(*rows))
+
+
+def test_verdicts_that_are_known_stay_and_rewards_are_made_anew_of_all(tmp_path):
+    """As if all had been graded at once: the mean confidence of a group is over old and new."""
+    says = {
+        "x": {"a": (0.5, 0.9), "b": (1, 0.2)}, "y": {"a": (1, 0.1), "b": (0, 0.6)},
+        "z": {"a": (0, 0.4), "b": (0.5, 1)}, "w": {"a": (1, 1), "b": (0.25, 0)},
+    }  # fmt: skip
+    rubric = rubric_of(tmp_path, sums={"a": "weight: 2", "b": "weight: 1"})
+    score = rubric_scorer(rubric, confidence_weighted, functools.partial(confidence_weighted, scope="batch"))
+    rows, group = responses_of(says), groups(0, 1, 0, 1)
+    known = score(rows[:2], group[:2])
+    whole, later = score(rows, group), score(rows, group, known)
+    assert torch.equal(later.reward, whole.reward) and torch.equal(later.compared, whole.compared)
+    assert (later.verdicts, later.category) == (whole.verdicts, whole.category)
+    assert not torch.equal(later.reward[:2], known.reward), "or the test says nothing"
+
+
+def test_a_function_is_asked_of_what_is_new_alone():
+    asked = []
+    score = function_scorer(lambda completions: asked.append(completions) or [float(len(c)) for c in completions], "f")
+    rows = [Response("p", text, {}, 5, "stop") for text in ("a", "bb", "ccc")]
+    known = score(rows[:2], groups(0, 0))
+    found = score(rows, groups(0, 0, 0), known)
+    assert asked == [["a", "bb"], ["ccc"]]
+    assert found.reward.tolist() == [1, 2, 3] and len(found.verdicts) == len(found.category) == 3

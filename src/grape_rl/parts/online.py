@@ -7,6 +7,7 @@ from grape_rl.model.load import frozen
 from grape_rl.model.sampler import Sampling
 from grape_rl.parts.preferences import reference_of_pairs
 from grape_rl.parts.responses import RESPONSES, sampler, sampling_prompts
+from grape_rl.parts.revise import revising
 from grape_rl.parts.setup import Kind, Setup, Told
 from grape_rl.training.draw import once
 from grape_rl.training.fit import AnySource
@@ -24,12 +25,13 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
         start = reference_logprobs(
             frozen(setup.start.model), sampling.temperature, config.tokens_per_microbatch, setup.precision
         )
+    drawing = sampler(setup, sampling)
     draw = partial(
         drawn,
         prompts=sampling_prompts(setup.train, setup.now, sampling.max_tokens, "data"),
-        sampler=sampler(setup, sampling),
+        sampler=drawing,
         scorer=setup.scorer,
-        draws=once,
+        draws=revising(setup, once, drawing, sampling),
         tokenizer=setup.now.tokenizer,
         prompts_per_step=config.prompts_per_step,
         group_size=config.group_size,

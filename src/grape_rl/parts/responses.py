@@ -13,6 +13,7 @@ from grape_rl.methods import Algorithm, Responses, in_force, keywords, objective
 from grape_rl.model.sampler import Ended, Sampling, sample
 from grape_rl.model.value import Valued
 from grape_rl.parts.policy import Policy
+from grape_rl.parts.revise import revising
 from grape_rl.parts.rows import Row, plain, prompted, sources, split
 from grape_rl.parts.setup import Kind, Setup, Told
 from grape_rl.parts.suited import suited
@@ -49,11 +50,12 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
         raise ValueError(
             "options: kl_target adapts the coefficient kl or kl_in_reward, and both are 0: give one to begin"
         )
+    drawing = sampler(setup, sampling)
     found = responses(
         sampling_prompts(setup.train, setup.now, sampling.max_tokens, "data"),
-        sampler(setup, sampling),
+        drawing,
         setup.scorer,
-        partial(row.source.draws, **keywords(row.source.draws, chosen)),
+        revising(setup, partial(row.source.draws, **keywords(row.source.draws, chosen)), drawing, sampling),
         partial(row.source.advantage, **keywords(row.source.advantage, chosen)),
         setup.now.tokenizer,
         reference,

@@ -34,8 +34,8 @@ def stopping_for_people(scorer: Scorer, rubric: Rubric) -> Scorer:
                 "grape score); for sampled ones people need human.labels, a file"
             )
 
-    def scores(responses: Sequence[Response], group: Int[Tensor, " b"]) -> Scores:
-        found = scorer(responses, group)
+    def scores(responses: Sequence[Response], group: Int[Tensor, " b"], known: Scores | None = None) -> Scores:
+        found = scorer(responses, group, known)
         waiting: dict[Path, list[Key]] = {}
         for response, category, verdicts in zip(responses, found.category, found.verdicts, strict=True):
             people = {item.id: item.human.file for item in items_of(rubric, category, response.row) if item.human}

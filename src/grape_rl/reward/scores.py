@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -28,8 +28,18 @@ from grape_rl.reward.row_items import PREFIX
 from grape_rl.reward.rubric import Rubric, items_of
 from grape_rl.types import Response, Scores, Status, Verdict, failed
 
-Scorer = Callable[[Sequence[Response], Int[Tensor, " b"]], Scores]
-"""Responses, and which of them share a prompt → their verdicts and rewards (on the CPU, as the text is)."""
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Whatever makes verdicts and rewards of responses (on the CPU, as the text is)."""
+
+    def __call__(self, responses: Sequence[Response], group: Int[Tensor, " b"], known: Scores | None = None) -> Scores:
+        """Of the responses, of which ``group`` says which share a prompt.
+
+        The first of them may be ``known``: their verdicts stay as they are, and the rewards are made of all.
+        """
+        ...
+
 
 Aggregate = Callable[[Float[Tensor, "b k"], Float[Tensor, "b k"], Weight, Int[Tensor, " b"]], Float[Tensor, " b"]]
 """Score, confidence, weight and group → reward, as ``grape_rl.maths.grape.confidence_weighted``."""
@@ -52,10 +62,8 @@ class ItemSummary:
 def model_scorer(of: RewardModel, aggregate: StepReward | None) -> Scorer:
     """A scorer by a reward model: the reward is the model's own score (see ``rewards``)."""
 
-    def scores(responses: Sequence[Response], group: Int[Tensor, " b"]) -> Scores:
-        verdicts = rewards(of, responses, "reward_model", aggregate)
-        reward = torch.tensor([each.score for each in verdicts], dtype=torch.float64)
-        return Scores(reward, tuple((each,) for each in verdicts), ("all",) * len(responses))
+    def scores(responses: Sequence[Response], group: Int[Tensor, " b"], known: Scores | None = None) -> Scores:
+        return _plain(rewards(of, _new(responses, known), "reward_model", aggregate), known)
 
     return scores
 
@@ -78,8 +86,10 @@ def rubric_scorer(
             that spans categories, or has different items of its own.
     """
 
-    def scores(responses: Sequence[Response], group: Int[Tensor, " b"]) -> Scores:
-        category, verdicts = grade(rubric, responses, models, critics)
+    def scores(responses: Sequence[Response], group: Int[Tensor, " b"], known: Scores | None = None) -> Scores:
+        category, verdicts = grade(rubric, _new(responses, known), models, critics)
+        if known:
+            category, verdicts = known.category + category, known.verdicts + verdicts
         home: dict[int, str] = {}
         for number, name in zip(group.tolist(), category, strict=True):
             if home.setdefault(number, name) != name:
@@ -121,7 +131,8 @@ def function_scorer(function: Callable[..., Any], name: str) -> Scorer:
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     accepts_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
 
-    def scores(responses: Sequence[Response], group: Int[Tensor, " b"]) -> Scores:
+    def scores(responses: Sequence[Response], group: Int[Tensor, " b"], known: Scores | None = None) -> Scores:
+        responses = _new(responses, known)
         columns = {
             key: [r.row.get(key) for r in responses] for key in dict.fromkeys(k for r in responses for k in r.row)
         }
@@ -130,9 +141,7 @@ def function_scorer(function: Callable[..., Any], name: str) -> Scorer:
         if unfilled:
             raise ValueError(f"{name}: no column for the parameters {unfilled}; there are {', '.join(columns)}")
         accepted = columns if accepts_all else {p.name: columns[p.name] for p in named if p.name in columns}
-        verdicts = tuple((each,) for each in _returned(function, accepted, name, len(responses)))
-        reward = torch.tensor([each.score for (each,) in verdicts], dtype=torch.float64)
-        return Scores(reward, verdicts, ("all",) * len(responses))
+        return _plain(_returned(function, accepted, name, len(responses)), known)
 
     return scores
 
@@ -172,6 +181,18 @@ def checked(scores: Scores, limit: float = 0.1) -> int:
 
 def _rewarded(items: Sequence[Item]) -> tuple[Item, ...]:
     return tuple(item for item in items if item.role == "reward")
+
+
+def _new(responses: Sequence[Response], known: Scores | None) -> Sequence[Response]:
+    """The responses behind those that are known."""
+    return responses[len(known.verdicts) if known else 0 :]
+
+
+def _plain(found: Sequence[Verdict], known: Scores | None) -> Scores:
+    """Scores of one verdict a response, which is its reward."""
+    verdicts = (known.verdicts if known else ()) + tuple((each,) for each in found)
+    reward = torch.tensor([each.score for (each,) in verdicts], dtype=torch.float64)
+    return Scores(reward, verdicts, ("all",) * len(verdicts))
 
 
 def _returned(function: Callable[..., Any], columns: Mapping[str, Any], name: str, count: int) -> list[Verdict]:

@@ -73,7 +73,7 @@ def credited(
     per_token = {"behavior_logp": behavior, "reference_logp": against, "mask": mask}
     metrics = dict(credit.memory)
     at_hand: dict[str, Any] = {**per_token, **credit.memory}
-    response_kl = float((behavior - against).masked_fill(~mask, 0).sum(dim=1).mean())
+    response_kl = float((behavior - against).masked_fill(~mask, 0).sum(dim=1)[drawn.revision_of < 0].mean())
     if credit.token_reward:
         at_hand["token_reward"] = credit.token_reward(reward=reward, **per_token)
         spent = -credit.token_reward(reward=torch.zeros_like(reward), **per_token).sum(dim=1).to(reward)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,13 +15,48 @@ from grape_rl.types import Response, Rollout, Scores
 
 
 @dataclass(frozen=True)
+class Revised:
+    """Which of a draw's responses are others written anew: its last rows, in order.
+
+    ``of`` is the row that each revises, ``critiques`` what the policy read as it wrote it. ``metrics`` and ``warnings``
+    are what the log says of it.
+    """
+
+    of: tuple[int, ...] = ()
+    critiques: tuple[str, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
+    warnings: tuple[tuple[str, str], ...] = ()
+
+
+UNREVISED = Revised()
+"""None of them is."""
+
+
+@dataclass(frozen=True)
 class Drawn:
     """Responses that were sampled, as graders saw them, with scores, and log-probs under the reference, if any."""
 
     rollout: Rollout
     answers: tuple[Response, ...]
     scores: Scores
-    reference_logp: Float[Tensor, "b t"] | None = None
+    reference_logp: Float[Tensor, "_ t"] | None = None
+    revised: Revised = UNREVISED
+
+    @property
+    def sampled(self) -> int:
+        """How many of the responses were sampled from their prompt alone: the first ones."""
+        return len(self.answers) - len(self.revised.of)
+
+    @property
+    def revision_of(self) -> Int[Tensor, " b"]:
+        """The row that each row revises; -1 for a response that was sampled from its prompt alone."""
+        sampled = torch.full((len(self.rollout.group) - len(self.revised.of),), -1)
+        return torch.cat([sampled, torch.tensor(self.revised.of, dtype=torch.long)])
+
+    @property
+    def own(self) -> Bool[Tensor, "b t"]:
+        """The tokens that were sampled from their prompt alone: all that say how the policy stands to another."""
+        return self.rollout.mask & (self.revision_of < 0)[:, None]
 
 
 Draw = Callable[[int, int], Drawn]
@@ -65,6 +100,24 @@ def numbered(rollout: Rollout) -> Int[Tensor, " b"]:
     return torch.unique(torch.cat(parts, dim=1), dim=0, return_inverse=True)[1]
 
 
+def appended(old: Rollout, new: Rollout) -> Rollout:
+    """The rows of both, as wide as the wider one. The prompts are ``old``'s, and the groups of both mean those."""
+    return replace(
+        old,
+        tokens=stacked_rows(old.tokens, new.tokens),
+        mask=stacked_rows(old.mask, new.mask),
+        group=torch.cat([old.group, new.group]),
+        behavior_logp=stacked_rows(old.behavior_logp, new.behavior_logp),
+        finish=old.finish + new.finish,
+    )
+
+
+def stacked_rows(*fields: Tensor) -> Tensor:
+    """Fields ``"b t"`` one below the other, as wide as the widest, with zeros behind the others."""
+    width = max(field.shape[1] for field in fields)
+    return torch.cat([pad(field, (0, width - field.shape[1])) for field in fields])
+
+
 def _filled(old: Drawn, new: Drawn) -> Drawn:
     """The old groups, but for each new one whose rewards differ, in the place of one whose rewards do not."""
     idle = equal_groups(old.scores.reward, old.rollout.group).nonzero().flatten().tolist()
@@ -76,21 +129,18 @@ def _filled(old: Drawn, new: Drawn) -> Drawn:
     stay = torch.tensor([g not in leaving for g in old.rollout.group.tolist()])
     come = torch.tensor([n in place for n in new.rollout.group.tolist()])
     renumbered = torch.tensor([place.get(n, -1) for n in new.rollout.group.tolist()])
-    width = max(old.rollout.tokens.shape[1], new.rollout.tokens.shape[1])
-
-    def both(was: Tensor, now: Tensor) -> Tensor:
-        return torch.cat([pad(field, (0, width - field.shape[1]))[rows] for field, rows in ((was, stay), (now, come))])
+    both, kept = appended(old.rollout, replace(new.rollout, group=renumbered)), torch.cat([stay, come])
 
     def joined(a: Sequence[Any], b: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(v for values, rows in ((a, stay), (b, come)) for v, kept in zip(values, rows, strict=True) if kept)
 
     rollout = replace(
-        old.rollout,
+        both,
         prompts=tuple(prompts),
-        tokens=both(old.rollout.tokens, new.rollout.tokens),
-        mask=both(old.rollout.mask, new.rollout.mask),
-        group=torch.cat([old.rollout.group[stay], renumbered[come]]),
-        behavior_logp=both(old.rollout.behavior_logp, new.rollout.behavior_logp),
+        tokens=both.tokens[kept],
+        mask=both.mask[kept],
+        group=both.group[kept],
+        behavior_logp=both.behavior_logp[kept],
         finish=joined(old.rollout.finish, new.rollout.finish),
     )
     compared = None
@@ -104,5 +154,5 @@ def _filled(old: Drawn, new: Drawn) -> Drawn:
     )
     reference_logp = None
     if old.reference_logp is not None and new.reference_logp is not None:
-        reference_logp = both(old.reference_logp, new.reference_logp)
+        reference_logp = stacked_rows(old.reference_logp, new.reference_logp)[kept]
     return Drawn(rollout, joined(old.answers, new.answers), scores, reference_logp)

@@ -26,11 +26,11 @@ def sampled_preferences(
 ) -> Callable[[int], PairExperience]:
     """A source of preferences between the policy's own responses: sample → score → pair.
 
-    ``pairing`` is given the rewards, the groups, and which responses are the same. A response whose reward is missing
-    is in no pair. ``reference`` gives the log-probs that the loss compares with (None for a loss that does not), and
-    ``reference_model`` is the policy that they are of. What ``draw`` knows of every response under the model at the
-    start is for the KL alone (that of the pairs would be of the best and the worst). A step without a pair says so,
-    and has none.
+    ``pairing`` is given the rewards, the groups, which responses are the same, and which revises which. A response
+    whose reward is missing is in no pair. ``reference`` gives the log-probs that the loss compares with (None for a
+    loss that does not), and ``reference_model`` is the policy that they are of. What ``draw`` knows of every response
+    under the model at the start is for the KL alone (that of the pairs would be of the best and the worst). A step
+    without a pair says so, and has none.
 
     Raises (the source): as ``training.source.drawn``.
     """
@@ -40,21 +40,21 @@ def sampled_preferences(
         began = time.perf_counter()
         rollout, scores = found.drawn.rollout, found.drawn.scores
         reward = scores.reward.float()  # as the loss will see it: two that differ by less are equal
-        pairs = pairing(reward, rollout.group, numbered(rollout))
+        pairs = pairing(reward, rollout.group, numbered(rollout), found.drawn.revision_of)
         made = paired(_stacked(rollout, pairs), reward[pairs], reference if len(pairs) else None)
         metrics = made.metrics | found.metrics
         metrics["pairs"] = float(len(pairs))
         metrics["unpaired_groups"] = float(len(rollout.prompts) - len(rollout.group[pairs[:, 0]].unique()))
         metrics["reward_gap"] = float((reward[pairs[:, 0]] - reward[pairs[:, 1]]).mean())
         if (start := found.drawn.reference_logp) is not None:
-            metrics["kl"] = float(k3(rollout.behavior_logp, start)[rollout.mask].mean())
+            metrics["kl"] = float(k3(rollout.behavior_logp, start)[found.drawn.own].mean())
         metrics["reference_seconds"] += time.perf_counter() - began
         warnings = found.warnings
         if not len(pairs):
             warnings += (("no_pairs", "no two responses of the step make a pair: the step changes nothing"),)
         chosen, rejected = (torch.isin(torch.arange(len(reward)), side).tolist() for side in pairs.T)
         roles = (ROLES[c + 2 * r] for c, r in zip(chosen, rejected, strict=True))
-        told = records(found.drawn.answers, scores, torch.full_like(reward, torch.nan))
+        told = records(found.drawn.answers, scores, torch.full_like(reward, torch.nan), found.drawn.revised)
         with_roles = tuple({**each, "role": role} for each, role in zip(told, roles, strict=True))
         return PairExperience(made.sequences, made.batch, metrics, warnings, with_roles, reference_model)
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from grape_rl.reward.scores import item_table
-from grape_rl.training.draw import equal_groups
+from grape_rl.training.draw import UNREVISED, Revised, equal_groups
 from grape_rl.types import Response, Rollout, Scores, Verdict
 
 
@@ -80,8 +80,14 @@ def warnings_of(
     return tuple(found)
 
 
-def records(answers: Sequence[Response], scores: Scores, advantage: Float[Tensor, " b"]) -> tuple[dict[str, Any], ...]:
-    """Each response as plain data: what was asked and answered, its verdicts, reward and advantage."""
+def records(
+    answers: Sequence[Response], scores: Scores, advantage: Float[Tensor, " b"], revised: Revised = UNREVISED
+) -> tuple[dict[str, Any], ...]:
+    """Each response as plain data: what was asked and answered, its verdicts, reward and advantage.
+
+    A revision says the number of the response that it revises, and by what critique.
+    """
+    notes = [{"revision_of": of, "critique": by} for of, by in zip(revised.of, revised.critiques, strict=True)]
     return tuple(
         {
             "prompt": answer.prompt,
@@ -92,9 +98,16 @@ def records(answers: Sequence[Response], scores: Scores, advantage: Float[Tensor
             "reward": json_number(reward),
             "advantage": json_number(a),
             "verdicts": [{k: json_number(v) for k, v in asdict(verdict).items()} for verdict in verdicts],
+            **note,
         }
-        for answer, category, reward, a, verdicts in zip(
-            answers, scores.category, scores.reward.tolist(), advantage.tolist(), scores.verdicts, strict=True
+        for answer, category, reward, a, verdicts, note in zip(
+            answers,
+            scores.category,
+            scores.reward.tolist(),
+            advantage.tolist(),
+            scores.verdicts,
+            [{}] * (len(answers) - len(notes)) + notes,
+            strict=True,
         )
     )
 

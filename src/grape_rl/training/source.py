@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from grape_rl.data.chat import Example, stacked, text
 from grape_rl.maths.divergence import k3
@@ -23,7 +24,7 @@ from grape_rl.model.pack import packs
 from grape_rl.model.sampler import Ended
 from grape_rl.reward.scores import Scorer, checked
 from grape_rl.training.credit import PLAIN, Credit, credited
-from grape_rl.training.draw import Draw, Drawn
+from grape_rl.training.draw import Draw, Drawn, stacked_rows
 from grape_rl.training.records import records, rollout_metrics, verdict_metrics, warnings_of
 from grape_rl.types import Batch, Finish, Response, Rollout, Sequences
 
@@ -132,11 +133,11 @@ def responses(
         usable = ~given.advantage.isnan()
         metrics = found.metrics | {"used": float(usable.sum())}
         if reference_logp is not None:
-            metrics["kl"] = float(k3(rollout.behavior_logp, reference_logp)[rollout.mask].mean())
+            metrics["kl"] = float(k3(rollout.behavior_logp, reference_logp)[found.drawn.own].mean())
         warnings = found.warnings
         if not bool(usable.any()):
             warnings += (("nothing_usable", "no response of the step has an advantage: the step changes nothing"),)
-        told = records(found.drawn.answers, scores, given.advantage)
+        told = records(found.drawn.answers, scores, given.advantage, found.drawn.revised)
         return Experience(rollout, given.batch, metrics | given.metrics, warnings, told, given.memory)
 
     return source
@@ -203,13 +204,26 @@ def drawn(
         return rounds[-1]
 
     kept = draws(draw, prompts_per_step)
-    verdicts = [each for one in rounds for row in one.scores.verdicts for each in row]
+    kept = _referred_whole(kept, reference) if reference else kept
+    graded = [row for one in rounds for row in one.scores.verdicts]
+    verdicts = [each for row in (*graded, *kept.scores.verdicts[kept.sampled :]) for each in row]
     told = verdict_metrics(verdicts, kept.scores, kept.rollout.group)
     metrics = rollout_metrics(rounds[0].rollout, rounds[0].scores) | told | seconds
     if len(rounds) > 1:
         metrics["tokens"] = float(sum(each.rollout.mask.sum() for each in rounds))
         metrics["extra_draws"] = float(len(rounds) - 1)
-    return Round(kept, metrics, warnings_of(kept.scores, kept.rollout, verdicts, told))
+    metrics["tokens"] += float(kept.rollout.mask.sum() - kept.own.sum())
+    warnings = warnings_of(kept.scores, kept.rollout, verdicts, told) + kept.revised.warnings
+    return Round(kept, metrics | kept.revised.metrics, warnings)
+
+
+def _referred_whole(drawn: Drawn, reference: Callable[[Sequences], Float[Tensor, "b t"]]) -> Drawn:
+    """The draw with the reference's log-probs of its revisions too, which came when the others were known."""
+    if drawn.sampled == len(drawn.answers) or drawn.reference_logp is None:
+        return drawn
+    late = reference(selected(drawn.rollout, torch.arange(drawn.sampled, len(drawn.answers))))
+    width = drawn.rollout.mask.shape[1]
+    return replace(drawn, reference_logp=pad(stacked_rows(drawn.reference_logp, late), (0, width))[:, :width])
 
 
 def graded_responses(rollout: Rollout, prompts: Sequence[Prompt], tokenizer: Any) -> list[Response]:

@@ -1,0 +1,123 @@
+"""Runs that revise: what is revised and learned, killed and resumed; what is off is as it was; what is refused."""
+
+import pytest
+import torch
+
+from grape_rl import train
+from grape_rl.config import laid_over, loaded
+from grape_rl.data.chat import prompt_tokens
+from grape_rl.model.scratch import character_tokenizer, scratch
+from grape_rl.parts import responses as parts_responses
+from small_runs import killed_and_resumed, lines, settings, told, weights
+
+REVISE = {"per_group": 2, "request": "{critique}\nagain:"}
+WIDE = {"scratch": {"hidden": 32, "layers": 2, "heads": 2, "context": 192}}
+
+
+def revising(folder, method, **more):
+    return laid_over(settings(folder, method), {"model": WIDE, "revise": REVISE, **more})
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("grape", {}), ("online_dpo", {"pairing": "revised"}), ("rejection_sampling", {"epochs": 2})],
+)
+def test_the_worst_are_revised_and_a_killed_run_goes_on_to_the_same_bits(method, options, tmp_path, monkeypatch):
+    wanted = revising(tmp_path, method, steps=3, checkpoint_every=1, options=options)
+    run, straight = killed_and_resumed(wanted, tmp_path, monkeypatch)
+    name = "rollouts/step-000003.jsonl"
+    assert lines(run.folder / name) == lines(straight.folder / name)
+    for number, step in enumerate(run.metrics, 1):
+        found = lines(run.folder / f"rollouts/step-{number:06d}.jsonl")
+        own, revisions = found[:12], found[12:]
+        assert all("revision_of" not in each for each in own) and 0 < len(revisions) == step["revised"] <= 6
+        gains = [each["reward"] - own[each["revision_of"]]["reward"] for each in revisions]
+        assert step["revision_gain"] == pytest.approx(sum(gains) / len(gains))
+        for each in revisions:
+            of = own[each["revision_of"]]
+            assert each["prompt"] == of["prompt"] and len(each["verdicts"]) == 2
+            lost = [v["item"] for v in of["verdicts"] if v["score"] < 1]
+            assert lost and [line.split(":")[0] for line in each["critique"].splitlines()] == [f"- {x}" for x in lost]
+            worse = [other for other in own if other["prompt"] == of["prompt"] and other["reward"] < of["reward"]]
+            assert len(worse) < 2
+        if method == "online_dpo":
+            better = [each for each, gain in zip(revisions, gains, strict=True) if gain > 0]
+            assert step["pairs"] == len(better)
+            assert [each["role"] for each in revisions] == ["chosen" if e in better else "none" for e in revisions]
+        elif method == "grape":
+            assert step["used"] == 12 + len(revisions) and step["step_kl"] < 1e-6, "the ratio starts at 1"
+            assert step["revision_kl"] > 1e-4, "what it would be under the prompt to revise by"
+        else:
+            assert step["used"] == 3
+
+
+def test_where_no_revision_fits_the_run_says_so_and_is_that_without_revisions(tmp_path):
+    small = {"scratch": WIDE["scratch"] | {"context": 40}}
+    run = train(revising(tmp_path, "grape", model=small))
+    assert all(step["revised"] == 0 and step["revision_too_long"] > 0 for step in run.metrics)
+    assert "revision_too_long" in [line["key"] for line in lines(run.folder / "warnings.jsonl")]
+    off = {"per_group": 0}
+    other = train(revising(tmp_path, "grape", model=small, revise=off, output=str(tmp_path / "off")))
+    assert all(map(torch.equal, weights(run.model).values(), weights(other.model).values()))
+    assert "revis" not in told(other)
+
+
+TEMPLATE = (
+    "{% for m in messages %}"
+    "{% if m.role == 'tool' and not loop.last %}{{ raise_exception('no answer to a tool') }}{% endif %}"
+    "{{ m.role[0] }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+)
+
+
+def chat_model(folder):
+    tokenizer = character_tokenizer(["0123456789+=:; uaAgin,.whersbtcf-"])
+    tokenizer.chat_template = TEMPLATE
+    scratch(tokenizer, 32, 2, 2, 192, seed=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer, {"scratch": None, "name": str(folder)}
+
+
+def test_in_a_conversation_the_answer_is_the_assistants_and_the_request_the_users(tmp_path, monkeypatch):
+    tokenizer, model = chat_model(tmp_path / "model")
+    seen = []
+    sample = parts_responses.sample
+    monkeypatch.setattr(parts_responses, "sample", lambda *given: seen.append((given[1], given[2])) or sample(*given))
+    wanted = {**revising(tmp_path, "grape", data={"chat": True}, steps=1), "model": model}
+    train(wanted)
+    found = lines(tmp_path / "run" / "rollouts" / "step-000001.jsonl")
+    (_, n), (prompts, one) = seen
+    assert (n, one) == (4, 1) and len(prompts) == len(found) - 12 > 0
+    for prompt, revision in zip(prompts, found[12:], strict=True):
+        of = found[revision["revision_of"]]
+        asked = f"u:{of['prompt']};a:{of['response']};u:{revision['critique']}\nagain:;A:"
+        assert torch.equal(prompt, prompt_tokens(tokenizer, asked))
+
+
+def test_a_template_that_refuses_to_revise_is_refused_before_the_first_step(tmp_path):
+    _, model = chat_model(tmp_path / "model")
+    wanted = {**revising(tmp_path, "grape"), "model": model}
+    prompt = [{"role": "user", "content": "1+1"}, {"role": "tool", "content": "2"}]
+    good = '{"prompt": [{"role": "user", "content": "1+2"}]}\n'
+    bad = str({"prompt": prompt}).replace("'", '"')
+    (tmp_path / "rows.jsonl").write_text(good + bad + "\n" + good)
+    with pytest.raises(ValueError, match=r"revise: .*no answer to a tool"):
+        train(wanted)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"method": "sft"}, "revise: sft samples no responses that could be revised"),
+        ({"reward": {"function": "f.py:f"}, "method": "grpo"}, "revise: a critique is made of a rubric's verdicts"),
+        ({"revise": {"per_group": 5}}, "revise: per_group is 5, and grape samples 4 a prompt"),
+        ({"revise": {"request": "Again!"}}, r"revise.request: .*has no \{critique\} in it"),
+        (
+            {"method": "online_dpo", "options": {"pairing": "revised"}, "revise": {"per_group": 0}},
+            "options: pairing is revised, and nothing is: set revise.per_group",
+        ),
+    ],
+)
+def test_what_is_refused(tmp_path, more, message):
+    with pytest.raises(ValueError, match=message):
+        loaded(laid_over(revising(tmp_path, "grape"), more))
