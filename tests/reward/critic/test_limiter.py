@@ -3,6 +3,8 @@
 import asyncio
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from grape_rl.reward.critic.limiter import CostCap, Limiter
 
@@ -29,30 +31,62 @@ def starts(limiter, clock, count, tokens=0, cost=0.0):
     async def run():
         found = []
         for _ in range(count):
-            async with limiter.turn() as ended:
-                found.append(clock.now)
-                ended(tokens, cost)
+            ended = await limiter.turn()
+            found.append(clock.now)
+            ended(tokens, cost)
         return found
 
     return asyncio.run(run())
 
 
 def test_requests_a_minute(clock):
-    found = starts(Limiter(8, requests_per_minute=3, clock=clock), clock, 8)
+    found = starts(Limiter(requests_per_minute=3, clock=clock), clock, 8)
     assert found == pytest.approx([0, 0, 0, 60, 60, 60, 120, 120])
 
 
 def test_tokens_a_minute(clock):
-    found = starts(Limiter(8, tokens_per_minute=100, clock=clock), clock, 5, tokens=50)
+    found = starts(Limiter(tokens_per_minute=100, clock=clock), clock, 5, tokens=50)
     assert found == pytest.approx([0, 0, 60, 60, 120])
 
 
 def test_no_limits_no_waiting(clock):
-    assert starts(Limiter(1, clock=clock), clock, 50, tokens=10**6) == [0] * 50
+    assert starts(Limiter(clock=clock), clock, 50, tokens=10**6) == [0] * 50
 
 
 def test_the_cost_cap(clock):
-    limiter = Limiter(1, cost_cap=2.0, clock=clock)
+    limiter = Limiter(cost_cap=2.0, clock=clock)
     with pytest.raises(CostCap):
         starts(limiter, clock, 5, cost=1.0)
     assert limiter.cost == 2
+
+
+@given(st.lists(st.tuples(st.floats(0, 30), st.integers(0, 60), st.booleans()), max_size=40), st.integers(1, 100))
+def test_the_running_sum_is_the_sum(calls, tokens):
+    """Against the sum over all calls of the last minute: a call may end long after it has left that minute."""
+    clock, under_way, told = Clock(), [], []
+    limiter = Limiter(tokens_per_minute=tokens, clock=clock)
+    for pause, size, ends_now in calls:
+        clock.now += pause
+        recent = sum(t for began, t in told if began > clock.now - 60)
+        alone = not any(began > clock.now - 60 for began, _ in told)
+        begun = limiter._begun()
+        assert isinstance(begun, float) == (recent >= tokens and not alone)
+        if not isinstance(begun, float):
+            told.append([clock.now, begun.tokens])
+            under_way.append((begun, told[-1], size))
+        if ends_now and under_way:
+            call, entry, size = under_way.pop(0)
+            limiter._count(call, size, 0.0)
+            entry[1] = size
+
+
+def test_a_call_that_begins_is_taken_for_the_mean():
+    limiter = Limiter(tokens_per_minute=100, clock=Clock())
+
+    async def run():
+        (await limiter.turn())(40, 0.0)
+        await limiter.turn()  # 40 so far, and 40 expected
+        await limiter.turn()  # 80, and 40 expected
+        return limiter._begun()
+
+    assert asyncio.run(run()) == 60

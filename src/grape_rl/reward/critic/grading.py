@@ -1,78 +1,50 @@
-"""Judging a batch: every call of every item at once, within the critic's limits, and their answers as verdicts."""
+"""Judging responses by critics: every question of a batch, within the critics' limits, and the answers as verdicts."""
 
-import asyncio
-import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
 
-from grape_rl.reward.critic.cache import Cache, key
-from grape_rl.reward.critic.item import Judge
-from grape_rl.reward.critic.limiter import CostCap
-from grape_rl.reward.critic.prompt import fresh_mark, messages, schema
-from grape_rl.reward.critic.reply import Reply, judged, reading
-from grape_rl.types import Response, Verdict
+from grape_rl.reward.critic.batch import Batch, Critic
+from grape_rl.reward.critic.plan import Job
+from grape_rl.reward.critic.usage import Usage
+from grape_rl.types import Verdict
 
-
-class Job(NamedTuple):
-    """A verdict to give: on which item, by what criterion (its look-ups filled in), and of which response.
-
-    ``worst`` is the score that hurts the response most: 0, or 1 on a pitfall.
-    """
-
-    item: str
-    judge: Judge
-    response: Response
-    worst: float = 0.0
-
-
-class Critic(Protocol):
-    """Whatever answers a conversation: a server's ``Client``."""
-
-    name: str
-    """Which model it is and how it is asked: a part of the key of its answers."""
-
-    async def reply(
-        self, messages: Sequence[Mapping[str, str]], schema: Mapping[str, Any], labels: Sequence[str], seed: int
-    ) -> Reply:
-        """The answer, or a typed failure."""
-        ...
-
-    async def close(self) -> None:
-        """Give back what it holds."""
-        ...
-
-
-@dataclass
-class Usage:
-    """What judging has used: calls, those of them that the cache answered, tries, tokens and cost."""
-
-    calls: int = 0
-    cached: int = 0
-    tries: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost: float = 0.0
+__all__ = ["Critic", "Job", "Judging", "Usage"]
 
 
 class Judging:
     """Asks critics, by name. Each batch has a thread, an event loop and connections of its own, which end with it.
 
-    ``critics`` makes each critic of a batch. ``cache`` is a file that keeps the answers.
+    ``critics`` makes each critic of a batch. ``cache`` is a file that keeps the answers. ``usage`` is what all batches
+    have used so far; what a step used is its difference.
     """
 
     def __init__(self, critics: Mapping[str, Callable[[], Critic]], cache: Path | None = None) -> None:
         self.usage = Usage()
         self._critics, self._cache = critics, cache
+        self._lock, self._counting = threading.Lock(), threading.Lock()
+        self._open: Batch | None = None
+        self._begun: list[Batch] = []
+
+    def ahead(self, jobs: Sequence[Job]) -> None:
+        """Start judging some of the jobs that the next ``begin`` will have, while the others are not there yet.
+
+        Verdicts do not depend on it. Items that share a call (``calls: batched``) have to come together, or the call is
+        made in vain. Whatever goes wrong is told by the result of ``begin``.
+        """
+        with self._lock:
+            self._batch().add(jobs)
 
     def begin(self, jobs: Sequence[Job]) -> "Future[list[Verdict]]":
-        """Start judging, while others compute; the result is each job's verdict, in their order."""
-        pool = ThreadPoolExecutor(1, thread_name_prefix="critic")
-        found = pool.submit(lambda: asyncio.run(self._judged(jobs)))
-        pool.shutdown(wait=False)
-        return found
+        """Start judging, while others compute; the result is each job's verdict, in their order.
+
+        The result raises ``CostCap`` where a critic's calls have cost its cap.
+        """
+        with self._lock:
+            batch, self._open = self._batch(), None
+            self._begun = [each for each in self._begun if not each.result.done()] + [batch]
+            return batch.finish(jobs)
 
     def verdicts(self, jobs: Sequence[Job]) -> list[Verdict]:
         """The verdicts of the jobs, in their order.
@@ -82,48 +54,18 @@ class Judging:
         """
         return self.begin(jobs).result()
 
-    async def _judged(self, jobs: Sequence[Job]) -> list[Verdict]:
-        # One mark for the batch, drawn after its responses: none of them can know it, and prompts begin alike.
-        mark = fresh_mark()
-        critics = {name: self._critics[name]() for name in {judge.critic for _, judge, _, _ in jobs}}
-        cache = Cache(self._cache) if self._cache else None
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                waiting = [
-                    [
-                        tasks.create_task(self._reply(critics[judge.critic], cache, judge, response, mark, n))
-                        for n in range(judge.confidence.k)
-                    ]
-                    for _, judge, response, _ in jobs
-                ]
-        except* CostCap as caps:
-            raise caps.exceptions[0] from None
-        finally:
-            for critic in critics.values():
-                await critic.close()
-            if cache:
-                cache.close()
-        return [
-            judged(item, judge, [reading(each.result(), judge) for each in calls], f"critic {judge.critic}")
-            for (item, judge, _, _), calls in zip(jobs, waiting, strict=True)
-        ]
+    def close(self) -> None:
+        """End what is under way, such as judging ahead of a batch that never came. The cache keeps the answers."""
+        with self._lock:
+            under_way, self._open, self._begun = [*self._begun, self._open], None, []
+        for batch in under_way:
+            if batch:
+                batch.stop()
 
-    async def _reply(
-        self, critic: Critic, cache: Cache | None, judge: Judge, response: Response, mark: str, sample: int
-    ) -> Reply:
-        asked, form = messages(judge, response, mark), schema(judge)
-        labels = tuple(judge.labels) if judge.confidence.mode == "logprob" else ()
-        told = json.loads(json.dumps(asked).replace(json.dumps(mark)[1:-1], "[mark]"))
-        called = key({"critic": critic.name, "messages": told, "schema": form, "labels": labels, "sample": sample})
-        self.usage.calls += 1
-        if cache and (found := cache.get(called)):
-            self.usage.cached += 1
-            return found
-        reply = await critic.reply(asked, form, labels, sample)
-        self.usage.tries += reply.tries
-        self.usage.prompt_tokens += reply.prompt_tokens
-        self.usage.completion_tokens += reply.completion_tokens
-        self.usage.cost += reply.cost
-        if cache:
-            cache.put(called, reply)
-        return reply
+    def _batch(self) -> Batch:
+        self._open = self._open or Batch(self._critics, self._cache, self._count)
+        return self._open
+
+    def _count(self, used: Usage) -> None:
+        with self._counting:
+            self.usage += used

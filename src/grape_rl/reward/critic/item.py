@@ -45,7 +45,10 @@ class Confidence(Strict):
 class Judge(Strict):
     """A criterion that a critic judges by one of several ``labels``, each with its score in [0, 1].
 
-    ``anchors`` says of labels what they stand for: {"1": "wrong throughout", "5": "right in every detail"}.
+    ``anchors`` says of labels what they stand for: {"1": "wrong throughout", "5": "right in every detail"}. With
+    ``calls: batched`` the items of a response that show and ask the same are asked in one call: cheaper, but verdicts
+    in one answer pull at each other. A response of more than ``max_characters`` is the policy's own fault. With
+    ``canary: false`` an item is not tried out on responses that say nothing: one that they rightly meet ("is brief").
     """
 
     criterion: Text
@@ -57,6 +60,9 @@ class Judge(Strict):
     reference: Text | None = None
     confidence: Confidence = Confidence()
     critic: str = "default"
+    calls: Literal["per_item", "batched"] = "per_item"
+    max_characters: Annotated[int, Field(ge=1)] | None = None
+    canary: Annotated[bool, Field(strict=True)] = True
 
     @property
     def lookups(self) -> tuple[str, ...]:
@@ -65,10 +71,14 @@ class Judge(Strict):
 
     def of(self, row: Mapping[str, Any]) -> "Judge":
         """The same with its look-ups filled in from a row."""
+        if not self.lookups:
+            return self
         return self.model_copy(update={n: filled(text, row) for n in _TEXTS if (text := getattr(self, n))})
 
     @model_validator(mode="after")
     def _sensible(self) -> "Judge":
+        if self.calls == "batched" and self.confidence.mode == "logprob":
+            raise ValueError("calls: batched: with confidence mode logprob an answer is one label, for one item")
         if not self.criterion.strip():
             raise ValueError("the criterion is empty")
         if len(self.labels) < 2 or len(set(self.labels.values())) < 2:
