@@ -56,6 +56,9 @@ def test_in(grape, tmp_path):
     assert "Zoë" in (out / "rows.jsonl").read_text(encoding="utf-8")
     (row,) = lines(out / "rows.jsonl")
     assert row == {"prompt": RAR["question"], "reference_answer": "5 mg", "rubric": RAR["rubric"]}
+    code, told, _ = grape("lint", out / "rubric.yaml", "--data", out / "rows.jsonl")
+    assert code == 0 and told.endswith("no fault found\n")
+    assert "row/…" in told and "items of ${row.rubric}" in told
     code, _, told = grape("convert", data, "--from", "rar", "--output", out, "--drop")
     assert code == 2 and f"{out}/rubric.yaml is there already: name another folder" in told
 

@@ -27,7 +27,7 @@ OPENRUBRICS = """1. Has five lines. [Hard Rule]
 
   2) Is kind. [principle]
 - Ends with [a mark]. **[Hard Rule]**
-Costs $3. [Principle].
+Costs ${3}. [Principle].
 """
 BIGGEN = {
     "criteria": "Is it kind?",
@@ -70,7 +70,7 @@ def test_openrubrics():
         judged("hard-rule-1", 3, "Has five lines."),
         judged("principle-2", 1, "Is kind."),
         judged("hard-rule-3", 3, "Ends with [a mark]."),
-        judged("principle-4", 1, "Costs $3."),
+        judged("principle-4", 1, "Costs $ {3}."),
     ]
     assert FORMATS["openrubrics"](OPENRUBRICS) == wanted
     assert FORMATS["openrubrics"](OPENRUBRICS.splitlines()) == wanted

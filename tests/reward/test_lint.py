@@ -125,6 +125,7 @@ def test_weights_far_apart():
     assert complaints(checked("x", 1001), checked("y", -1, "b")) == [
         "against item 'x' (1001), item 'y' (-1) counts for nothing: mend the weights"
     ]
+    assert len(complaints(checked("x", -1001), checked("y", 1, "b"))) == 1
     assert complaints(checked("x", 1000), checked("y", -1, "b")) == []
     assert complaints(checked("x", 1e6), checked("y", 1, "b", role="monitor")) == []
 

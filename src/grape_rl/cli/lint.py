@@ -28,6 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     from grape_rl.parts.policy import device
     from grape_rl.reward.grading import rubric_models
     from grape_rl.reward.lint import bare_words, lint
+    from grape_rl.reward.row_items import PREFIX
     from grape_rl.reward.rubric import category_name, check_rows, load_rubric
     from grape_rl.training.display import table
 
@@ -44,16 +45,14 @@ def main(arguments: Sequence[str]) -> None:
         counts = {name: "" if by_critic else str(homes.count(name)) for name in rubric.categories}
     rubric_models(rubric, found or [], device("cpu"), 8192)
     lines = [
-        [
-            category,
-            item.id,
-            f"{item.weight:g}",
-            item.role,
-            item.grader,
-            counts[category],
-        ]
-        for category, part in rubric.categories.items()
+        [name, item.id, f"{item.weight:g}", item.role, item.grader, counts[name]]
+        for name, part in rubric.categories.items()
         for item in part.items
+    ]
+    lines += [
+        [name, f"{PREFIX}…", "", "", f"items of {part.row_items.column}", counts[name]]
+        for name, part in rubric.categories.items()
+        if part.row_items
     ]
     table(words[0], ["category", "item", "weight", "role", "check", "rows"], lines)
     if faults:
