@@ -96,6 +96,29 @@ def test_the_process_lives_on_and_is_started_again(check):
     assert again.poll() is not None and worker.process is None
 
 
+def test_a_batch_that_breaks_off_leaves_nothing_for_the_next(check, monkeypatch):
+    jobs = [Job(name, check("length"), response(text)) for name, text in (("one", "1"), ("two", "12"))]
+    worker = Worker()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Worker, "_heard", interrupted(Worker._heard))
+        worker.verdicts(jobs)
+    assert [found.score for found in worker.verdicts(jobs[::-1])] == [0.2, 0.1]
+    worker.end()
+
+
+def interrupted(heard):
+    """As someone who stops the run before the second verdict."""
+    calls = []
+
+    def told(self, seconds):
+        calls.append(seconds)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return heard(self, seconds)
+
+    return told
+
+
 @pytest.mark.skipif(bool(unusable()), reason="no bubblewrap")
 def test_programs_are_graded_side_by_side_and_in_order(check):
     spec = {"type": "unit_tests", "tests": "import time\ntime.sleep(0.5)\nassert f(1) == 1\nassert f(2) == 4"}

@@ -204,6 +204,34 @@ def test_a_group_in_two_categories_or_a_row_in_none_is_an_error(tmp_path):
         grade(rubric, responses_of(says, "other"))
 
 
+def test_the_policy_s_own_fault_scores_the_worst_on_a_pitfall_too(tmp_path):
+    rubric = rubric_of(tmp_path, sums={"a": "weight: 2", "b": "weight: -3"})
+    fault = '\ndef b(response): return Verdict("b", 0.0, 0.5, status="policy_fault")\na = b\n'
+    (tmp_path / "checks.py").write_text(CHECKS + fault)
+    rubric = load_rubric(tmp_path / "rubric.yaml", ["checks.py"])
+    scores = rubric_scorer(rubric, confidence_weighted)(responses_of({"x": {}}), groups(0))
+    ((good, bad),) = scores.verdicts
+    assert (good.score, good.confidence, good.status) == (0, 1, "policy_fault")
+    assert (bad.score, bad.confidence, bad.status) == (1, 1, "policy_fault")
+    assert scores.reward.tolist() == [-3 / 5]
+
+
+def test_behind_a_closed_gate_what_is_missing_takes_the_confidence_of_its_own_group(tmp_path):
+    rubric = rubric_of(tmp_path, sums={"a": "weight: 1, gate: true", "b": "weight: 1", "c": "weight: -1"})
+    says = {
+        "x": {"a": 0, "b": None, "c": 1},
+        "y": {"a": 1, "b": (1, 0.2), "c": 0},
+        "z": {"a": 1, "b": (0, 0.2), "c": 1},
+    }
+    others = {"u": {"a": 1, "b": (0.5, 1), "c": 1}, "v": {"a": 1, "b": (0.3, 1), "c": 1}}
+    score = rubric_scorer(rubric, confidence_weighted)
+    alone = score(responses_of(says), groups(0, 0, 0)).reward
+    together = score(responses_of(says | others), groups(0, 0, 0, 1, 1)).reward
+    assert torch.equal(together[:3], alone)
+    # b weighs 0.2 in the group
+    assert alone.tolist() == pytest.approx([-1 / 2.2, 1.2 / 2.2, 0], abs=1e-15)
+
+
 BATCH = [
     Response("p0", "one", {"answer": 1, "extra": "e"}, 5, "stop"),
     Response("p0", "two", {"answer": 2, "extra": "f"}, 5, "stop"),
