@@ -8,9 +8,10 @@ import torch
 
 from grape_rl.maths.advantage import group_relative
 from grape_rl.maths.grape import confidence_weighted, mean_score
+from grape_rl.reward.function import function_scorer
 from grape_rl.reward.grading import grade
 from grape_rl.reward.rubric import load_rubric
-from grape_rl.reward.scores import checked, function_scorer, item_table, rubric_scorer
+from grape_rl.reward.scores import checked, item_table, rubric_scorer
 from grape_rl.types import Response, Scores, Verdict, failed
 
 # Each item reads its verdict off the data row: a number, or None to raise.
@@ -230,75 +231,6 @@ def test_behind_a_closed_gate_what_is_missing_takes_the_confidence_of_its_own_gr
     assert torch.equal(together[:3], alone)
     # b weighs 0.2 in the group
     assert alone.tolist() == pytest.approx([-1 / 2.2, 1.2 / 2.2, 0], abs=1e-15)
-
-
-BATCH = [
-    Response("p0", "one", {"answer": 1, "extra": "e"}, 5, "stop"),
-    Response("p0", "two", {"answer": 2, "extra": "f"}, 5, "stop"),
-    Response("p1", "three", {"answer": 3}, 5, "stop"),
-]
-
-
-def test_a_function_gets_the_batch_and_the_columns_it_asks_for():
-    seen = []
-
-    def everything(prompts, completions, **columns):
-        seen.append((prompts, completions, columns))
-        return [1, 2.5, True]
-
-    def some(completions, answer, scale=10):
-        seen.append((completions, answer, scale))
-        return torch.tensor([-1.0, 0.0, 1e6])
-
-    scores = function_scorer(everything, "mine")(BATCH, groups(0, 0, 1))
-    assert scores.reward.tolist() == [1, 2.5, 1]
-    assert scores.verdicts[1] == (Verdict("mine", 2.5, provenance="function"),)
-    assert seen == [(["p0", "p0", "p1"], ["one", "two", "three"], {"answer": [1, 2, 3], "extra": ["e", "f", None]})]
-    assert function_scorer(some, "some")(BATCH, groups(0, 0, 1)).reward.tolist() == [-1, 0, 1e6]
-    assert seen[1:] == [(["one", "two", "three"], [1, 2, 3], 10)]
-
-
-def test_a_functions_reward_is_the_number_it_returned():
-    assert function_scorer(lambda **_: [0.1, 1e300, -1 / 3], "f")(BATCH, groups(0, 0, 1)).reward.tolist() == [
-        0.1,
-        1e300,
-        -1 / 3,
-    ]
-
-
-def test_what_is_no_number_is_missing():
-    for value, status in (
-        (None, "refused"),
-        (math.nan, "infrastructure"),
-        (math.inf, "infrastructure"),
-        ("1", "infrastructure"),
-        ([1], "infrastructure"),
-    ):
-        scores = function_scorer(lambda value=value, **_: [1.0, value, 0.0], "f")(BATCH, groups(0, 0, 1))
-        assert scores.reward[0] == 1 and scores.reward[2] == 0 and math.isnan(scores.reward[1])
-        assert [v.status for (v,) in scores.verdicts] == ["ok", status, "ok"]
-
-
-def test_a_function_that_raises_makes_the_batch_missing():
-    def broken(**columns):
-        raise ConnectionError("no route to the judge")
-
-    scores = function_scorer(broken, "mine")(BATCH, groups(0, 0, 1))
-    assert scores.reward.isnan().all()
-    assert {(v.status, v.reasoning) for (v,) in scores.verdicts} == {
-        ("infrastructure", "ConnectionError: no route to the judge")
-    }
-
-
-def test_a_function_that_does_not_fit_stops_the_run():
-    with pytest.raises(ValueError, match="mine: returned 2 values for 3 responses"):
-        function_scorer(lambda **_: [1, 2], "mine")(BATCH, groups(0, 0, 1))
-    with pytest.raises(ValueError, match=r"mine: should return a list, one value a response, but returned 1\.0"):
-        function_scorer(lambda **_: 1.0, "mine")(BATCH, groups(0, 0, 1))
-    with pytest.raises(
-        ValueError, match=r"no column for the parameters \['solution'\]; there are answer, extra, prompts"
-    ):
-        function_scorer(lambda completions, solution: [1], "mine")(BATCH, groups(0, 0, 1))
 
 
 def test_item_table():

@@ -15,11 +15,12 @@ from grape_rl.parts.policy import device
 from grape_rl.parts.rows import Row
 from grape_rl.reward.callables import python_callable
 from grape_rl.reward.critic.where import endpoints
+from grape_rl.reward.function import function_scorer
 from grape_rl.reward.grading import rubric_critics, rubric_models
 from grape_rl.reward.labelling import stopping_for_people
 from grape_rl.reward.model_grader import readable, reward_model
 from grape_rl.reward.rubric import check_rows, load_rubric
-from grape_rl.reward.scores import Scorer, function_scorer, model_scorer, rubric_scorer
+from grape_rl.reward.scores import Scorer, model_scorer, rubric_scorer
 from grape_rl.training.source import Ahead
 
 

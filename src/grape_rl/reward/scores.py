@@ -4,13 +4,12 @@ Rewards stay in float64 here. A rubric of one item has to give back its score to
 function the number it returned; what is trained in less precision is the advantage, made of differences of these.
 """
 
-import inspect
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from grape_rl.maths.grape import Weight
 from grape_rl.maths.reward_model import StepReward
-from grape_rl.reward.checks import real
 from grape_rl.reward.columns import gated, laid_out
 from grape_rl.reward.critic.grading import Judging
 from grape_rl.reward.grading import Models, grade
@@ -26,7 +24,7 @@ from grape_rl.reward.item import Item
 from grape_rl.reward.model_grader import RewardModel, rewards
 from grape_rl.reward.row_items import PREFIX
 from grape_rl.reward.rubric import Rubric, items_of
-from grape_rl.types import Response, Scores, Status, Verdict, failed
+from grape_rl.types import Response, Scores, Status, Verdict
 
 
 @runtime_checkable
@@ -63,7 +61,7 @@ def model_scorer(of: RewardModel, aggregate: StepReward | None) -> Scorer:
     """A scorer by a reward model: the reward is the model's own score (see ``rewards``)."""
 
     def scores(responses: Sequence[Response], group: Int[Tensor, " b"], known: Scores | None = None) -> Scores:
-        return _plain(rewards(of, _new(responses, known), "reward_model", aggregate), known)
+        return single_scores(rewards(of, new_responses(responses, known), "reward_model", aggregate), known)
 
     return scores
 
@@ -87,7 +85,7 @@ def rubric_scorer(
     """
 
     def scores(responses: Sequence[Response], group: Int[Tensor, " b"], known: Scores | None = None) -> Scores:
-        category, verdicts = grade(rubric, _new(responses, known), models, critics)
+        category, verdicts = grade(rubric, new_responses(responses, known), models, critics)
         if known:
             category, verdicts = known.category + category, known.verdicts + verdicts
         home: dict[int, str] = {}
@@ -111,37 +109,6 @@ def rubric_scorer(
                 if function:
                     out[rows] = function(score, confidence, columns.weight, of).masked_fill(unknown, math.nan)
         return Scores(made[0], verdicts, category, made[1] if compared else None)
-
-    return scores
-
-
-def function_scorer(function: Callable[..., Any], name: str) -> Scorer:
-    """A scorer by a reward function of one's own: ``function(prompts, completions, **columns) -> list``.
-
-    The form that TRL's reward functions have. The function is called once a batch, with those of the prompts, the
-    responses' texts and the columns of the data (each a list, in the batch's order; None where a row lacks the column)
-    that it has parameters for: all of them if it takes ``**kwargs``. The reward is the number it returns, of any
-    scale; None means that it does not apply to the response. What is no finite number is a missing verdict, and if
-    the function raises, so is every verdict of the batch.
-
-    Raises (the scorer):
-        ValueError: a parameter that no column fills, or a result that is not one value for each response.
-    """
-    parameters = inspect.signature(function).parameters.values()
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    accepts_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-
-    def scores(responses: Sequence[Response], group: Int[Tensor, " b"], known: Scores | None = None) -> Scores:
-        responses = _new(responses, known)
-        columns = {
-            key: [r.row.get(key) for r in responses] for key in dict.fromkeys(k for r in responses for k in r.row)
-        }
-        columns |= {"prompts": [r.prompt for r in responses], "completions": [r.text for r in responses]}
-        unfilled = [p.name for p in named if p.default is p.empty and p.name not in columns]
-        if unfilled:
-            raise ValueError(f"{name}: no column for the parameters {unfilled}; there are {', '.join(columns)}")
-        accepted = columns if accepts_all else {p.name: columns[p.name] for p in named if p.name in columns}
-        return _plain(_returned(function, accepted, name, len(responses)), known)
 
     return scores
 
@@ -183,37 +150,13 @@ def _rewarded(items: Sequence[Item]) -> tuple[Item, ...]:
     return tuple(item for item in items if item.role == "reward")
 
 
-def _new(responses: Sequence[Response], known: Scores | None) -> Sequence[Response]:
+def new_responses(responses: Sequence[Response], known: Scores | None) -> Sequence[Response]:
     """The responses behind those that are known."""
     return responses[len(known.verdicts) if known else 0 :]
 
 
-def _plain(found: Sequence[Verdict], known: Scores | None) -> Scores:
+def single_scores(found: Sequence[Verdict], known: Scores | None) -> Scores:
     """Scores of one verdict a response, which is its reward."""
     verdicts = (known.verdicts if known else ()) + tuple((each,) for each in found)
     reward = torch.tensor([each.score for (each,) in verdicts], dtype=torch.float64)
     return Scores(reward, verdicts, ("all",) * len(verdicts))
-
-
-def _returned(function: Callable[..., Any], columns: Mapping[str, Any], name: str, count: int) -> list[Verdict]:
-    """The verdicts of what a reward function returns."""
-    try:
-        result = function(**columns)
-    except (Exception, SystemExit) as error:
-        return [failed(name, "infrastructure", f"{type(error).__name__}: {error}", "function")] * count
-    try:
-        values = list(result)
-    except TypeError:
-        raise ValueError(f"{name}: should return a list, one value a response, but returned {result!r:.80}") from None
-    if len(values) != count:
-        raise ValueError(f"{name}: returned {len(values)} values for {count} responses")
-    return [_valued(name, value) for value in values]
-
-
-def _valued(name: str, value: Any) -> Verdict:
-    if value is None:
-        return failed(name, "refused", "returned None: it does not apply to this response", "function")
-    try:
-        return Verdict(name, real(value), provenance="function")
-    except Exception as error:
-        return failed(name, "infrastructure", f"{type(error).__name__}: {error}", "function")
