@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from grape_rl import train
+from grape_rl.cli.settings import derived
 from grape_rl.config import laid_over, loaded
 from grape_rl.data.chat import prompt_tokens
 from grape_rl.model.scratch import character_tokenizer, scratch
@@ -145,3 +146,8 @@ def test_a_template_that_refuses_to_revise_is_refused_before_the_first_step(tmp_
 def test_what_is_refused(tmp_path, more, message):
     with pytest.raises(ValueError, match=message):
         loaded(laid_over(revising(tmp_path, "grape"), more))
+
+
+def test_the_step_that_is_announced_has_the_revisions_in_it(tmp_path):
+    said = derived(loaded(revising(tmp_path, "grape")))
+    assert "3 prompts x 4 responses = 12 responses a step and 6 revisions, up to 180 tokens" in said
