@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from grape_rl import train
+from grape_rl.cli.settings import derived
 from grape_rl.config import laid_over, loaded
 from grape_rl.data.chat import prompt_tokens
 from grape_rl.model.scratch import character_tokenizer, scratch
 from grape_rl.parts import responses as parts_responses
+from grape_rl.parts import revise as parts_revise
+from grape_rl.types import Response
 from small_runs import killed_and_resumed, lines, settings, told, weights
 
 REVISE = {"per_group": 2, "request": "{critique}\nagain:"}
@@ -30,7 +33,7 @@ def test_the_worst_are_revised_and_a_killed_run_goes_on_to_the_same_bits(method,
     for number, step in enumerate(run.metrics, 1):
         found = lines(run.folder / f"rollouts/step-{number:06d}.jsonl")
         own, revisions = found[:12], found[12:]
-        assert all("revision_of" not in each for each in own) and 0 < len(revisions) == step["revised"] <= 6
+        assert all("revision_of" not in each for each in own) and 3 < len(revisions) == step["revised"] <= 6
         gains = [each["reward"] - own[each["revision_of"]]["reward"] for each in revisions]
         assert step["revision_gain"] == pytest.approx(sum(gains) / len(gains))
         for each in revisions:
@@ -60,6 +63,28 @@ def test_where_no_revision_fits_the_run_says_so_and_is_that_without_revisions(tm
     other = train(revising(tmp_path, "grape", model=small, revise=off, output=str(tmp_path / "off")))
     assert all(map(torch.equal, weights(run.model).values(), weights(other.model).values()))
     assert "revis" not in told(other)
+
+
+def test_what_the_configuration_says_is_what_is_revised_by(tmp_path, monkeypatch):
+    seen = []
+    whole = parts_revise.revised
+    monkeypatch.setattr(parts_revise, "revised", lambda found, **how: seen.append(how) or whole(found, **how))
+    revise = {"items": 1, "max_characters": 17, "show_gold": True}
+    wanted = revising(
+        tmp_path, "grape", revise=REVISE | revise, seed=5, sampling={"temperature": 0.6}, reward={"failure_limit": 0.3}
+    )
+    run = train(wanted)
+    how = seen[0]
+    assert (how["seed"], how["per_group"], how["failure_limit"]) == (5, 2, 0.3)
+    assert how["critique"].keywords == revise
+    assert all(step["step_kl"] < 1e-6 for step in run.metrics), "the behavior policy is that of the temperature"
+    found = lines(run.folder / "rollouts/step-000001.jsonl")
+    assert {len(each["critique"]) for each in found[12:]} == {17}
+    answer = Response("1+1=", "3", {"prompt": "1+1="}, 1, "stop")
+    fixed = len(how["tokens"](answer, ""))  # one token a character, and one that begins
+    room = 192 - 10 - fixed
+    assert len(how["tokens"](answer, "1" * room)) == 192 - 10
+    assert how["tokens"](answer, "1" * (room + 1)) is None
 
 
 TEMPLATE = (
@@ -121,3 +146,8 @@ def test_a_template_that_refuses_to_revise_is_refused_before_the_first_step(tmp_
 def test_what_is_refused(tmp_path, more, message):
     with pytest.raises(ValueError, match=message):
         loaded(laid_over(revising(tmp_path, "grape"), more))
+
+
+def test_the_step_that_is_announced_has_the_revisions_in_it(tmp_path):
+    said = derived(loaded(revising(tmp_path, "grape")))
+    assert "3 prompts x 4 responses = 12 responses a step and 6 revisions, up to 180 tokens" in said

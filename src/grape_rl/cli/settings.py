@@ -66,9 +66,10 @@ def derived(config: Config) -> str:
         changes = f"{updates} optimizer step{'s' * (updates > 1)} each"
     if isinstance(row.source, Sampled):
         count = config.prompts_per_step * config.group_size
+        anew = config.prompts_per_step * config.revise.per_group
         batch = (
-            f"{config.prompts_per_step} prompts x {config.group_size} responses = {count} responses a step, up to "
-            f"{count * config.sampling.max_tokens} tokens"
+            f"{config.prompts_per_step} prompts x {config.group_size} responses = {count} responses a step"
+            f"{f' and {anew} revisions' if anew else ''}, up to {(count + anew) * config.sampling.max_tokens} tokens"
         )
     else:
         words = {
