@@ -1,13 +1,14 @@
 """Cohen's κ against tables worked by hand, an independent loop, limits, and its interval by simulation."""
 
 import math
+import statistics
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grape_rl.maths.agreement import cohen_kappa, confusion, weighted_kappa
+from grape_rl.maths.agreement import cohen_kappa, confusion, correlation, rank_correlation, weighted_kappa
 
 pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=40)
 
@@ -97,3 +98,13 @@ def test_the_interval_covers(noise):
     for rater in (lambda a, b: cohen_kappa(a, b, 3), lambda a, b: weighted_kappa(a, b, scale)):
         inside = [r.low <= 1 - noise <= r.high for r in map(rater, told, truth)]
         assert 0.92 <= sum(inside) / 400 <= 0.98
+
+
+def test_correlations_by_hand_and_by_a_peer():
+    x, y = torch.tensor([1.0, 2.0, 3.0, 5.0]), torch.tensor([2.0, 1.0, 4.0, 4.0])
+    assert correlation(x, y) == pytest.approx(statistics.correlation(x.tolist(), y.tolist()))
+    ranks = [1, 2, 3, 4], [2, 1, 3.5, 3.5]
+    assert rank_correlation(x, y) == pytest.approx(statistics.correlation(*ranks))
+    assert rank_correlation(x, x.exp()) == 1 and correlation(x, x.exp()) < 1
+    for one, other in ((x, torch.full((4,), 0.1)), (x[:0], x[:0])):
+        assert math.isnan(correlation(one, other)) and math.isnan(rank_correlation(other, one))

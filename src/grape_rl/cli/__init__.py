@@ -12,6 +12,7 @@ COMMANDS = {
     "explain": ("explain", "one method: the functions that it runs, its options, a command"),
     "lint": ("lint", "check a rubric file, and the data that it is to grade"),
     "score": ("score", "grade existing responses by a rubric, without training"),
+    "calibrate": ("calibrate", "fit what critics' confidence is worth to people's labels"),
 }
 
 

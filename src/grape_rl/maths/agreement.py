@@ -1,5 +1,6 @@
-"""How far two raters agree beyond chance: Cohen's κ, plain and for labels on a scale."""
+"""How far two raters agree beyond chance (Cohen's κ, on scales too), and how two scores go together."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +63,29 @@ def weighted_kappa(a: Int[Tensor, " n"], b: Int[Tensor, " n"], position: Float[T
     at = position.double()
     apart = (at[:, None] - at[None, :]).square()
     return _kappa(confusion(a, b, len(position)), 1 - apart / apart.max())
+
+
+def correlation(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:
+    """Pearson's correlation. NaN where either does not vary, or there are no examples.
+
+    >>> correlation(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([5.0, 3.0, 1.0]))
+    -1.0
+    """
+    if not len(x) or bool((x == x[0]).all()) or bool((y == y[0]).all()):
+        return math.nan
+    x, y = x.double() - x.double().mean(), y.double() - y.double().mean()
+    return max(-1.0, min(1.0, float((x * y).sum() / (x.square().sum() * y.square().sum()).sqrt())))
+
+
+def rank_correlation(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:
+    """Spearman's correlation: Pearson's of the ranks, where equal values share the mean of theirs. NaN likewise."""
+    return correlation(_ranks(x), _ranks(y))
+
+
+def _ranks(x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """How many are lower, and half of those that are equal."""
+    ordered = x.sort().values
+    return (torch.searchsorted(ordered, x) + torch.searchsorted(ordered, x, right=True)).double() / 2
 
 
 def _kappa(table: Int[Tensor, "l l"], weight: Float[Tensor, "l l"]) -> Kappa:
