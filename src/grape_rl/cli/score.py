@@ -24,7 +24,8 @@ HELP = """usage: grape score --rubric FILE --data FILE [--KEY VALUE ...]
 --allow     the Python files and modules that the rubric may call, with commas between
 --tokenizer a folder or model of the Hub, whose tokens the length checks count (they count words without one)
 --human     the column with people's labels by item, {ITEM: LABEL}, or the beginning of columns NAME.ITEM: how far the
-            critics agree with them, and how often they are right by how sure they are
+            critics agree with them, and how often they are right by how sure they are. The confidence is as the rubric
+            transforms it; that of a calibration looks better than it is on the data that it was fitted to.
 --plot      draw that as reliability curves there (needs --human, and matplotlib: pip install 'grape-rl[bench]')
 --output    write every response's reward and verdicts there, as JSON lines
 --table     write the table of items there, as .json or .csv

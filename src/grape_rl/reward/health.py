@@ -120,7 +120,7 @@ def item_health(
                 pstdev(sure[name]) if sure[name] else math.nan,
                 signal[name] / total if weight and total else math.nan,
                 with_rest,
-                Counter(each.status for each in every if each.missing),
+                dict(Counter(each.status for each in every if each.missing)),
                 sum(each.status == "policy_fault" for each in every),
                 math.fsum(each.cost for each in every),
                 sum(each.tokens for each in every),

@@ -171,6 +171,65 @@ def test_chance_is_taken_off_what_is_calibrated(folder, asked, capsys):
     assert found["calibrated_chance_corrected"] == pytest.approx((3 * found["calibrated"] - 1) / 2)
 
 
+def test_the_table_as_json_and_the_plot(folder, asked, capsys, monkeypatch):
+    (folder / "rows.jsonl").write_text("".join((folder / "rows.jsonl").read_text().splitlines(True)[:16]))
+    more = {"human": "human", "plot": "p.png", "table": "t.json", "failure_limit": "0"}
+    code, _, complaint = grape(folder, "score", capsys, **more)
+    assert code == 0, complaint
+    assert (folder / "p.png").read_bytes().startswith(b"\x89PNG")
+    table = {each["item"]: each for each in json.loads((folder / "t.json").read_text())}
+    assert table["brief"]["spread"] is None and table["brief"]["kappa"] is None and table["brief"]["missing"] == {}
+    assert table["right"]["human_n"] == 16 and table["right"]["tokens"] == table["right"]["cost"] == 0
+    assert {flag["kind"] for flag in table["rare"]["flags"]} == {"unreachable", "dead confidence"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    before = len(asked)
+    code, said, complaint = grape(folder, "score", capsys, **more)
+    assert (code, said) == (2, "") and "not installed: pip install 'grape-rl[bench]'" in complaint
+    assert len(asked) == before, "nothing is asked that cannot be drawn"
+
+
+KNOTS = {"items": ["x"], "method": "isotonic", "knots": [[0.5, 0.4], [1, 0.9]], "n": 40, "ece_before": 0.1}
+OF = {"critic": "default", "mode": "verbalized"}
+
+
+@pytest.mark.parametrize(
+    ("told", "complaint"),
+    [
+        ("{", "c.json: Expecting property name"),
+        ({"schema": "grape-calibration/2", "curves": []}, "schema: Input should be 'grape-calibration/1'"),
+        ({"curves": [{**KNOTS, "of": OF, "a": 1}]}, "method isotonic needs knots, and neither a nor b"),
+        ({"curves": [{**KNOTS, "of": OF, "method": "platt"}]}, "method platt needs a and b, and no knots"),
+        ({"curves": [{**KNOTS, "of": OF, "knots": [[0.5, 0.9], [1, 0.4]]}]}, "the knots have to rise"),
+        ({"curves": [{**KNOTS, "of": OF, "knots": [[1, 0.4], [1, 0.4]]}]}, "the knots have to rise"),
+        ({"curves": [{**KNOTS, "of": OF, "knots": [[0.5, 1.4]]}]}, "less than or equal to 1"),
+        (
+            {"curves": [{**KNOTS, "of": {**OF, "mode": "logprob"}}]},
+            "the calibration has nothing for critic 'default' in",
+        ),
+        ({"curves": [{**KNOTS, "of": {**OF, "critic": "big"}}]}, "make it again with grape calibrate"),
+        ({"curves": [{**KNOTS, "of": {**OF, "criterion": "It is nice."}}]}, "mode verbalized, on 'It is right"),
+        ({"curves": [{**KNOTS, "of": OF}]}, None),
+    ],
+)
+def test_a_calibration_is_read_as_the_rubric_loads(folder, told, complaint):
+    rubric = json.loads(json.dumps(RUBRIC))
+    confidence = {"transform": "calibrated", "calibration": "c.json"}
+    rubric["categories"]["all"]["items"][1]["judge"]["confidence"] = confidence
+    (folder / "rubric.yaml").write_text(yaml.safe_dump(rubric))
+    (folder / "c.json").write_text(
+        told if isinstance(told, str) else json.dumps({"schema": "grape-calibration/1"} | told)
+    )
+    if complaint is None:
+        judge = load_rubric(folder / "rubric.yaml").categories["all"].items[1].judge
+        assert float(judge.of({"gold": "3"}).curve(torch.tensor(0.75))) == pytest.approx(0.65)
+        del confidence["transform"]
+        (folder / "rubric.yaml").write_text(yaml.safe_dump(rubric))
+        complaint = "transform calibrated and a file as calibration go together"
+    with pytest.raises(ValueError) as error:
+        load_rubric(folder / "rubric.yaml")
+    assert complaint in str(error.value) and "\n" not in str(error.value) and "items[right].judge" in str(error.value)
+
+
 def test_labels_in_columns_of_their_own_and_as_numbers(folder, plan, capsys):
     """A table has a column an item; 1.0 is yes, 0.2 is nearest to rude, and an empty cell is no label."""
     with open(folder / "rows.csv", "w", newline="") as file:
