@@ -95,6 +95,9 @@ def test_help_of_train_names_every_setting(grape):
     assert top == Config.model_fields.keys() - {"method"}, "the method is the word before the settings"
 
 
+CALIBRATE = ["calibrate", "--rubric", "r", "--data", "d.jsonl", "--critics", "c"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -109,6 +112,14 @@ def test_help_of_train_names_every_setting(grape):
         (["lint", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["score", "--rubric", "r.yaml"], "grape score needs --rubric FILE and --data FILE"),
         (["score", "--rubric"], "--rubric needs a value behind it"),
+        (["score", "--rubric", "r", "--data", "d", "--table", "t.txt"], "--table t.txt: should end in .json or .csv"),
+        (["score", "--rubric", "r", "--data", "d", "--plot", "p.png"], "say with --human which column has them"),
+        (["score", "--rubric", "r", "--data", "d", "--output", "d"], "--output d: is the data itself"),
+        (["score", "--rubric", "r", "--data", "d", "--failure_limit", "2"], "--failure_limit 2: should be a share"),
+        (["calibrate", "--rubric", "r"], "grape calibrate needs --rubric, --data, --critics and --output"),
+        ([*CALIBRATE, "--output", "d.jsonl"], "--output d.jsonl: should be a .json file, and not the data"),
+        ([*CALIBRATE, "--output", "o.json", "--method", "x"], "--method x: there are isotonic and platt"),
+        ([*CALIBRATE, "--output", "o.json", "--fewest", "1"], "--fewest 1: should be a whole number of at least 2"),
         (["train", "grop"], "unknown method 'grop'; did you mean 'grpo'?"),
         (["train", "--steps", "2"], "name one method to train by, not none"),
         (["train", "sft", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
@@ -202,7 +213,8 @@ def test_score(grape, tmp_path):
     rewards = [1.0, 0.25, 0.75, 0.0]
     assert f"mean reward {sum(rewards) / 4:.3f}" in said
     rows = [line.split() for line in said.splitlines() if line.startswith("sums")]
-    assert rows == [["sums", "even", "4", "0.500", "-"], ["sums", "brief", "4", "0.500", "-"]]
+    assert rows == [["sums", item, "4", "0.500", "-", "-", "1.00", "±", "0.00", "-", "-"] for item in ("even", "brief")]
+    assert "no prompt has two graded ones" in said and "nothing is flagged on fewer than 10 graded responses" in said
     records = lines(tmp_path / "out.jsonl")
     assert [record["reward"] for record in records] == pytest.approx(rewards)
     assert [record["response"] for record in records] == texts
@@ -220,9 +232,14 @@ def test_score_counts_what_could_not_be_graded(grape, tmp_path):
         "      - {id: right, check: {type: numeric, gold: '${row.gold}'}}\n"
     )
     rows = [{"prompt": "p", "response": "1", "gold": gold} for gold in ("1", "one", "2", "two")]
-    code, said, _ = grape("score", "--rubric", tmp_path / "r.yaml", "--data", written(tmp_path / "d.jsonl", rows))
+    given = ("score", "--rubric", tmp_path / "r.yaml", "--data", written(tmp_path / "d.jsonl", rows))
+    code, said, told = grape(*given)
     (row,) = [line.split() for line in said.splitlines() if line.startswith("all ")]
-    assert code == 0 and row[2:4] == ["2", "0.500"] and row[-1] == "2"
+    assert row[2:4] == ["2", "0.500"] and row[-2:] == ["infrastructure", "2"]
+    assert code == 1 and told.startswith(
+        "error: 2 of 4 verdicts (50%) are missing, over the limit of 10%; 2 of them of"
+    )
+    assert grape(*given, "--failure_limit", "0.5") == (0, said, "")
 
 
 def test_a_dry_run_prints_settings_that_are_a_config_and_leaves_nothing(grape, tmp_path):

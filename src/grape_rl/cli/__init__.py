@@ -13,6 +13,7 @@ COMMANDS = {
     "lint": ("lint", "check a rubric file, and the data that it is to grade"),
     "convert": ("convert", "rubric data sets to a rubric file and rows, and back"),
     "score": ("score", "grade existing responses by a rubric, without training"),
+    "calibrate": ("calibrate", "fit what critics' confidence is worth to people's labels"),
 }
 
 

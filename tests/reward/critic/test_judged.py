@@ -124,8 +124,9 @@ def test_grape_score_asks_critics(tmp_path, capsys):
         files = {name: str(tmp_path / name) for name in ("judged.yaml", "rows.jsonl", "critics.yaml", "out.jsonl")}
         named = {"rubric": "judged.yaml", "data": "rows.jsonl", "critics": "critics.yaml", "output": "out.jsonl"}
         code = main(["score", *(word for key, file in named.items() for word in (f"--{key}", files[file]))])
-    said = capsys.readouterr().out
-    assert code == 0 and "unparseable 1" in said
+    said, complaint = capsys.readouterr()
+    assert code == 1 and "unparseable 1" in said and "written: " in said, "one of nine verdicts is over a tenth"
+    assert "1 of them of item 'kind', mostly unparseable: no JSON" in complaint
     found = {v["item"]: v for v in lines(tmp_path / "out.jsonl")[0]["verdicts"]}
     assert (found["kind"]["score"], found["kind"]["confidence"]) == (1.0, 0.5)
 

@@ -1,10 +1,12 @@
 """The ``judge`` of a rubric's item: what a critic is asked, which answers it may give, and how sure of them it is."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
+from grape_rl.reward.critic.calibration import Calibration, Curve, Judged, load_calibration
 from grape_rl.reward.fields import Text
 from grape_rl.reward.lookup import filled, lookups
 from grape_rl.reward.strict import Strict
@@ -21,17 +23,31 @@ def _labels(value: Any) -> Any:
     return value
 
 
+def _calibration(value: Any, info: Any) -> Any:  # a pydantic.ValidationInfo, which beartype cannot check
+    folder = (info.context or {}).get("folder", Path())
+    return load_calibration(Path(folder) / value) if isinstance(value, str) else value
+
+
 class Confidence(Strict):
     """How the critic's confidence is found, and what becomes of it.
 
     ``verbalized``: it names it, from 0 to 20. ``logprob``: the probability of its label among the labels, when it
     answers by a label alone. ``agreement``: ``k`` calls, and how many of them agree. ``raw`` takes it as it is, as the
-    paper does; ``chance_corrected`` takes off what a guess would have.
+    paper does; ``chance_corrected`` takes off what a guess would have; ``calibrated`` is the probability that the label
+    is right, by the curves of the file ``calibration`` beside the rubric (see ``grape calibrate``);
+    ``calibrated_chance_corrected`` is that, with a guess's taken off.
     """
 
     mode: Literal["verbalized", "logprob", "agreement"] = "verbalized"
     k: Annotated[int, Field(ge=1)] = 1
-    transform: Literal["raw", "chance_corrected"] = "raw"
+    transform: Literal["raw", "chance_corrected", "calibrated", "calibrated_chance_corrected"] = "raw"
+    calibration: Annotated[Calibration, BeforeValidator(_calibration)] | None = None
+
+    @model_validator(mode="after")
+    def _told(self) -> "Confidence":
+        if self.transform.startswith("calibrated") != (self.calibration is not None):
+            raise ValueError("transform calibrated and a file as calibration go together: name both, or neither")
+        return self
 
     @model_validator(mode="after")
     def _several(self) -> "Confidence":
@@ -63,6 +79,24 @@ class Judge(Strict):
     calls: Literal["per_item", "batched"] = "per_item"
     max_characters: Annotated[int, Field(ge=1)] | None = None
     canary: Annotated[bool, Field(strict=True)] = True
+    _curve: Curve | None = PrivateAttr(None)
+
+    @property
+    def judged(self) -> Judged:
+        """What a calibration knows the item by."""
+        told = {"critic": self.critic, "mode": self.confidence.mode, "k": self.confidence.k}
+        return Judged(**told, criterion=self.criterion, labels=self.labels)
+
+    @property
+    def curve(self) -> Curve | None:
+        """What calibrates its confidence: found as the rubric loads, before look-ups are filled in."""
+        return self._curve
+
+    @model_validator(mode="after")
+    def _calibrated(self) -> "Judge":
+        if found := self.confidence.calibration:
+            self._curve = found.curve(self.judged)
+        return self
 
     @property
     def lookups(self) -> tuple[str, ...]:

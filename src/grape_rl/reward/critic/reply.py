@@ -138,7 +138,9 @@ def judged(item: str, judge: Judge, readings: Sequence[Reading], provenance: str
     sure = next(each.confidence for each in said if each.label == label)
     if judge.confidence.mode == "agreement":
         sure = float(agreement(torch.tensor([[count[name] for name in judge.labels]]))[0])
-    if judge.confidence.transform == "chance_corrected":
+    if judge.curve:
+        sure = float(judge.curve(torch.tensor(sure, dtype=torch.float64)))
+    if judge.confidence.transform.endswith("chance_corrected"):
         sure = float(chance_corrected(torch.tensor(sure, dtype=torch.float64), len(judge.labels)))
     reasoning = next(each.reasoning for each in said if each.label == label)
     return Verdict(item, judge.labels[label], sure, "ok", reasoning, provenance, cost, tokens, label)

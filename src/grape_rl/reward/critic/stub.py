@@ -116,13 +116,19 @@ class StubCritic:
         if stub.call and not stub.function:
             raise ValueError(f"the stub critic's call {stub.call!r} was not loaded: it needs the rubric's folder")
         self.stub, self._room = stub, asyncio.Semaphore(stub.concurrency)
+        self.concurrency, self.deadline_s = stub.concurrency, None
         self.name = json.dumps({"stub": {"seed": stub.seed, "call": stub.call}})
 
     async def close(self) -> None:
         """It holds nothing."""
 
     async def reply(
-        self, messages: Sequence[Mapping[str, str]], schema: Mapping[str, Any], labels: Sequence[str], seed: int
+        self,
+        messages: Sequence[Mapping[str, str]],
+        schema: Mapping[str, Any],
+        labels: Sequence[str],
+        seed: int,
+        items: int = 1,
     ) -> Reply:
         """The answer, or the failure, that the hash of all this draws. The fence's mark is no part of it."""
         of = self.stub

@@ -1,0 +1,139 @@
+"""``grape calibrate``: fit what critics' confidence is worth to people's labels of the same responses."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from grape_rl.cli.arguments import listed, parsed_arguments
+
+if TYPE_CHECKING:
+    from grape_rl.cli.existing import Existing
+    from grape_rl.reward.critic.calibration import Curve
+    from grape_rl.reward.critic.grading import Judging
+    from grape_rl.reward.critic.people import Compared
+    from grape_rl.reward.rubric import Rubric
+
+HELP = """usage: grape calibrate --rubric FILE --data FILE --critics FILE --output FILE [--KEY VALUE ...]
+
+--rubric    a rubric file, with items that critics judge
+--data      rows with a response each, and people's labels of it
+--critics   a YAML file with the critics, by name: {default: {base_url: URL, model: NAME}}
+--output    where the calibration goes, a .json file: what a rubric names by
+            confidence: {mode: verbalized, transform: calibrated, calibration: FILE}, a path beside the rubric
+--human     the column with the labels by item, {ITEM: LABEL}, or the beginning of columns NAME.ITEM (human). A number
+            from 0 to 1 that is no label stands for the one with the nearest score.
+--method    isotonic (a rising curve of any shape) or platt (a logistic one, of two numbers) (isotonic)
+--fewest    labels that a curve needs; an item with fewer takes that of its critic as a whole (30)
+--cache     a file that keeps the critics' answers: what was asked once is not paid for again
+--response  the column with the response (response)
+--prompt    the column with the prompt (prompt)
+--allow     the Python files and modules that the rubric may call, with commas between
+
+Only what people have labelled is judged, and the confidence is taken as the critic tells it, whatever transform the
+rubric names. base rate is what always giving people's commonest label would have; κ the agreement beyond chance, with
+its interval of 95 %; ECE how far confidence is from the share of right labels: before, and after, by curves fitted to
+other prompts than those they are measured on.
+"""
+
+KNOWN = ("rubric", "data", "critics", "output", "human", "method", "fewest", "cache", "response", "prompt", "allow")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Judge what people have labelled, fit the curves, print how good they are, and write them."""
+    if not arguments or "--help" in arguments or "-h" in arguments:
+        print(HELP)
+        return
+    words, own, _ = parsed_arguments(arguments, known=KNOWN)
+    if words or not {"rubric", "data", "critics", "output"} <= own.keys():
+        raise ValueError("grape calibrate needs --rubric, --data, --critics and --output, a FILE each, and no words")
+    out, told = Path(str(own["output"])), str(own.get("method", "isotonic"))
+    if out.suffix != ".json" or str(out) == own["data"]:
+        raise ValueError(f"--output {out}: should be a .json file, and not the data")
+    if told not in ("isotonic", "platt"):
+        raise ValueError(f"--method {told}: there are isotonic and platt")
+    from grape_rl.cli.existing import counter, endpoints_of, existing
+    from grape_rl.cli.people import people_of
+    from grape_rl.reward.critic.calibration import FEWEST, Calibration, raw, written
+    from grape_rl.reward.critic.people import curves
+    from grape_rl.reward.grading import rubric_critics
+    from grape_rl.reward.rubric import Rubric
+    from grape_rl.reward.strict import parsed, validated
+
+    fewest = str(own.get("fewest", FEWEST))
+    if not fewest.isdigit() or int(fewest) < 2:
+        raise ValueError(f"--fewest {fewest}: should be a whole number of at least 2")
+    path = Path(str(own["rubric"]))
+    # As load_rubric, but for the transforms: the calibration that the rubric names may not be there yet.
+    context = {"folder": path.parent, "allow": frozenset(listed(own.get("allow", "")))}
+    rubric = validated(Rubric, raw(parsed(path)), str(path), context)
+    columns = str(own.get("response", "response")), str(own.get("prompt", "prompt"))
+    found = existing(rubric, str(own["data"]), *columns, counter(None))
+    people = people_of(rubric, found, str(own.get("human", "human")), str(own["data"]))
+    critics = rubric_critics(rubric, endpoints_of(own["critics"]), Path(str(own["cache"])) if "cache" in own else None)
+    assert critics  # people's labels are of judged items
+    items = _judged(rubric, found, people, critics)
+    made = curves(items, told, int(fewest))
+    _print(items, made, str(own["data"]), int(fewest))
+    of = critics.usage
+    tokens = of.prompt_tokens + of.completion_tokens
+    print(f"{of.calls} calls, {of.cached} of them answered by the cache; {tokens} tokens, cost {of.cost:.4g}")
+    if not made:
+        raise ValueError(f"no critic has {fewest} labels to be calibrated by, and nothing is written")
+    out.write_text(written(Calibration(curves=made)), encoding="utf-8")
+    print(f"written: {out}")
+
+
+def _judged(
+    rubric: "Rubric", found: "Existing", people: Sequence[dict[str, float]], critics: "Judging"
+) -> "list[Compared]":
+    """The critics' verdicts on what people have labelled, item by item."""
+    from grape_rl.reward.critic.grading import Job
+    from grape_rl.reward.critic.people import Labelled, compared
+
+    asked = [
+        (name, item, item.judge, answer, labels[item.id], group)
+        for name, answer, labels, group in zip(found.category, found.answers, people, found.group.tolist(), strict=True)
+        for item in rubric.categories[name].items
+        if item.judge and item.id in labels
+    ]
+    jobs = [
+        Job(item.id, judge.of(answer.row), answer, float(item.weight < 0)) for _, item, judge, answer, _, _ in asked
+    ]
+    verdicts = critics.verdicts(jobs)
+    return compared(
+        Labelled(name, judge, verdict, human, group)
+        for (name, _, judge, _, human, group), verdict in zip(asked, verdicts, strict=True)
+    )
+
+
+def _print(items: "Sequence[Compared]", made: "Sequence[Curve]", source: str, fewest: int) -> None:
+    """How far the critics agree with people, and what calibration does to their confidence."""
+    from grape_rl.cli.people import AGREEMENT, agreement_cells
+    from grape_rl.maths.calibration import brier, expected_calibration_error
+    from grape_rl.training.display import table
+
+    def curve_of(judged: object) -> "Curve | None":
+        return next((each for each in made if each.of == judged), None)
+
+    lines: list[list[str | float | int]] = []
+    for of in items:
+        curve = curve_of(of.judged)
+        scores = [expected_calibration_error(of.confidence, of.correct), brier(of.confidence, of.correct)]
+        which = "its own" if curve else "its critic's" if curve_of(of.judged.whole) else "none"
+        lines.append([*agreement_cells(of), scores[0], _after(curve), scores[1], which])
+    for curve in made:
+        if curve.of == curve.of.whole:
+            name = f"critic {curve.of.critic} ({curve.of.mode})"
+            lines.append([name, curve.n, *[math.nan] * 3, "", curve.ece_before, _after(curve), math.nan, ""])
+    table(f"critics beside people's labels of {source}", [*AGREEMENT, "ECE", "after", "Brier", "curve"], lines)
+    if any(len(of.judged.labels or ()) > 2 for of in items):
+        print("κ beyond two labels: a miss counts by the square of its distance")
+    if failed := sum(of.missing for of in items):
+        print(f"left out: {failed} labels where the critic's verdict failed")
+    if few := [", ".join(of.items) for of in items if len(of.correct) < fewest]:
+        print(f"fewer than {fewest} labels, so no curve of its own: {'; '.join(few)}")
+
+
+def _after(curve: "Curve | None") -> float:
+    return math.nan if curve is None or curve.ece_after is None else curve.ece_after
