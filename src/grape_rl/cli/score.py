@@ -13,7 +13,8 @@ HELP = """usage: grape score --rubric FILE --data FILE [--KEY VALUE ...]
 --data      rows with a response each
 --response  the column with the response (response)
 --prompt    the column with the prompt (prompt)
---critics   a YAML file with the critics that judge items, by name: {default: {base_url: URL, model: NAME}}
+--critics   a YAML file with the critics that judge items, by name: {default: {base_url: URL, model: NAME}},
+            or {default: {local: MODEL}} for one that runs here
 --allow     the Python files and modules that the rubric may call, with commas between
 --tokenizer a folder or model of the Hub, whose tokens the length checks count (they count words without one)
 --output    also write every response's reward and verdicts there, as JSON lines
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"--output {own['output']}: is the data itself; name another file")
     answers = [Response(str(r[prompt]), str(r[response]), r, counted(str(r[response])), "stop") for r in found]
     models = rubric_models(rubric, [{"prompt": row[prompt]} for row in found], device("auto"), 8192)
-    critics = rubric_critics(rubric, _endpoints(own.get("critics")))
+    critics = rubric_critics(rubric, _endpoints(own.get("critics")), device=device("auto"))
     scores = rubric_scorer(rubric, unweighted, models=models, critics=critics)(answers, torch.arange(len(answers)))
     lines = [[item.category, item.item, item.graded, item.mean, _counts(item.missing)] for item in item_table(scores)]
     table(f"{len(answers)} responses of {own['data']}", ["category", "item", "graded", "mean", "missing"], lines)

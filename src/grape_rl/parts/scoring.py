@@ -41,6 +41,9 @@ def scorer(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Seque
                 rubric,
                 endpoints(config.reward.critics, "reward.critics"),
                 Path(cache) if (cache := config.reward.critic_cache) else None,
+                where,
+                config.tokens_per_microbatch,
+                precision,
             ),
         )
     if config.reward.model:

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 
 from grape_rl.reward.critic.grading import Job, Judging
-from grape_rl.reward.critic.where import Endpoint
+from grape_rl.reward.critic.local import LocalCritic, local_critic, local_verdicts
+from grape_rl.reward.critic.where import Endpoint, Local
 from grape_rl.reward.killable import graded
 from grape_rl.reward.model_grader import RewardModel, item_verdicts, readable, reward_model
 from grape_rl.reward.rubric import Item, Rubric, category_name
 from grape_rl.types import Response, Verdict
+
+CPU = torch.device("cpu")
 
 Models = Mapping[str, RewardModel]
 """The reward models that a rubric names, loaded, by their names there."""
@@ -92,19 +95,40 @@ def rubric_models(
     return found
 
 
-def rubric_critics(rubric: Rubric, endpoints: Mapping[str, Endpoint], cache: Path | None = None) -> Judging | None:
-    """The critics that a rubric's items name; None where none does. ``cache`` is a file that keeps their answers.
+def rubric_critics(
+    rubric: Rubric,
+    endpoints: Mapping[str, Endpoint | Local],
+    cache: Path | None = None,
+    device: torch.device = CPU,
+    tokens_per_microbatch: int = 8192,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Judging | None:
+    """The critics that a rubric's items name; None where none does. ``cache`` is a file that keeps servers' answers.
+
+    Those that run here are loaded, once each, onto ``device``.
 
     Raises:
-        ValueError: one that no endpoint has the name of.
+        ValueError: one that no endpoint has the name of; one that cannot be loaded, or cannot judge its item.
     """
-    named = {item.judge.critic: item for part in rubric.categories.values() for item in part.items if item.judge}
-    for name, item in named.items():
-        if name not in endpoints:
+    judges = [(item.id, item.judge) for part in rubric.categories.values() for item in part.items if item.judge]
+    local: dict[str, LocalCritic] = {}
+    for item, judge in judges:
+        if judge.critic not in endpoints:
             known = ", ".join(endpoints) or "none"
-            raise ValueError(f"item {item.id!r}: no critic {name!r}; say where it is in critics (there: {known})")
-    if not named:
+            raise ValueError(f"item {item!r}: no critic {judge.critic!r}; say where it is in critics (there: {known})")
+        if isinstance(where := endpoints[judge.critic], Local):
+            try:
+                if judge.critic not in local:
+                    local[judge.critic] = local_critic(where.local, device, tokens_per_microbatch, precision)
+                local[judge.critic].checked(judge)
+            except ValueError as error:
+                raise ValueError(f"item {item!r}: {error}") from None
+    if not judges:
         return None
+    computed = {name: partial(local_verdicts, of) for name, of in local.items()}
+    served = {judge.critic: where for _, judge in judges if isinstance(where := endpoints[judge.critic], Endpoint)}
+    if not served:
+        return Judging({}, cache, computed)
     from grape_rl.reward.critic.endpoint import Client  # openai takes its time to import
 
-    return Judging({name: partial(Client, endpoints[name], endpoints[name].limiter()) for name in named}, cache)
+    return Judging({name: partial(Client, where, where.limiter()) for name, where in served.items()}, cache, computed)

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from grape_rl.reward.critic.cache import Cache, key
 from grape_rl.reward.critic.item import Judge
 from grape_rl.reward.critic.limiter import CostCap
-from grape_rl.reward.critic.prompt import fresh_mark, messages, schema
+from grape_rl.reward.critic.prompt import mark_of, messages, schema
 from grape_rl.reward.critic.reply import Reply, judged, reading
 from grape_rl.types import Response, Verdict
 
@@ -57,20 +58,41 @@ class Usage:
     cost: float = 0.0
 
 
+Computed = Callable[[Sequence[Job]], list[Verdict]]
+"""A critic that computes here: a batch's jobs → their verdicts."""
+
+
 class Judging:
     """Asks critics, by name. Each batch has a thread, an event loop and connections of its own, which end with it.
 
-    ``critics`` makes each critic of a batch. ``cache`` is a file that keeps the answers.
+    ``critics`` makes each critic of a batch. ``cache`` is a file that keeps the answers. ``computed`` are the critics
+    that compute here, by name: in the caller's thread, where the device's other work is, and without the cache.
     """
 
-    def __init__(self, critics: Mapping[str, Callable[[], Critic]], cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        critics: Mapping[str, Callable[[], Critic]],
+        cache: Path | None = None,
+        computed: Mapping[str, Computed] = MappingProxyType({}),
+    ) -> None:
         self.usage = Usage()
-        self._critics, self._cache = critics, cache
+        self._critics, self._cache, self._computed = critics, cache, computed
 
     def begin(self, jobs: Sequence[Job]) -> "Future[list[Verdict]]":
-        """Start judging, while others compute; the result is each job's verdict, in their order."""
+        """Start judging, while others compute; the result is each job's verdict, in their order.
+
+        The critics that compute here have done so when this returns: meanwhile the others are waited for.
+        """
         pool = ThreadPoolExecutor(1, thread_name_prefix="critic")
-        found = pool.submit(lambda: asyncio.run(self._judged(jobs)))
+        by_critic = {name: [job for job in jobs if job.judge.critic == name] for name in self._computed}
+        asked = pool.submit(lambda: asyncio.run(self._judged([j for j in jobs if j.judge.critic not in by_critic])))
+        here = {name: iter(self._computed[name](part)) for name, part in by_critic.items() if part}
+
+        def in_order() -> list[Verdict]:
+            served = iter(asked.result())
+            return [next(here.get(job.judge.critic, served)) for job in jobs]
+
+        found = pool.submit(in_order)
         pool.shutdown(wait=False)
         return found
 
@@ -83,8 +105,8 @@ class Judging:
         return self.begin(jobs).result()
 
     async def _judged(self, jobs: Sequence[Job]) -> list[Verdict]:
-        # One mark for the batch, drawn after its responses: none of them can know it, and prompts begin alike.
-        mark = fresh_mark()
+        # One mark for the batch, made of all that its judges read: no text can know it, and prompts begin alike.
+        mark = mark_of(*(text for _, judge, of, _ in jobs for text in (of.prompt, of.text, judge.reference)))
         critics = {name: self._critics[name]() for name in {judge.critic for _, judge, _, _ in jobs}}
         cache = Cache(self._cache) if self._cache else None
         try:

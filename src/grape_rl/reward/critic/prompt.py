@@ -4,9 +4,9 @@ The parts stand in the order in which they change: rules, prompt, reference, res
 keeps the beginnings of prompts reads a response once for all of its items, and a prompt once for its group.
 """
 
+import hashlib
 import json
 import re
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,9 +24,12 @@ CERTAINTY = 20
 _MARKUP = re.compile(r"<\|[^<>|]{0,64}\|>|\[/?INST\]|<</?SYS>>|</?s>")
 
 
-def fresh_mark() -> str:
-    """A mark that no text can foresee."""
-    return f"[{secrets.token_hex(8)}]"
+def mark_of(*texts: str | None) -> str:
+    """A mark that none of the texts can hold: it is a digest of them all. The same texts have the same mark.
+
+    So a critic that answers alike what is alike gives a run that is repeated, or resumed, the same verdicts.
+    """
+    return f"[{hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]}]"
 
 
 def messages(judge: Judge, response: Response, mark: str) -> list[dict[str, str]]:

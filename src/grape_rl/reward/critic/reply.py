@@ -58,7 +58,8 @@ def reading(reply: Reply, judge: Judge) -> Reading:
         return Reading(status="truncated", reasoning="the answer was cut off: raise the critic's max_tokens")
     found = _FENCE.match(reply.text)
     try:
-        answer = json.loads(found[1] if found else reply.text)
+        # Not strict: some servers' grammars let raw tabs into a string, and what is meant is plain.
+        answer = json.loads(found[1] if found else reply.text, strict=False)
     except (ValueError, RecursionError):
         return Reading(status="unparseable", reasoning=f"no JSON: {reply.text[:200]!r}")
     if not isinstance(answer, dict) or answer.get("verdict") not in judge.labels:

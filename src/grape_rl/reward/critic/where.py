@@ -44,10 +44,24 @@ class Endpoint(Strict):
         return Limiter(self.concurrency, self.requests_per_minute, self.tokens_per_minute, self.cost_cap)
 
 
-def endpoints(told: Mapping[str, Any], where: str) -> dict[str, Endpoint]:
-    """The endpoints that plain data says, by name.
+class Local(Strict):
+    """A critic that runs here, on the run's device: a causal language model that tells how likely each label is.
+
+    It writes no reasoning, and its items need ``confidence: {mode: logprob}``.
+    """
+
+    local: Annotated[str, Field(min_length=1)]
+    """A folder, or a model of the Hub, with a chat template."""
+
+
+def endpoints(told: Mapping[str, Any], where: str) -> dict[str, Endpoint | Local]:
+    """The critics that plain data says, by name: with ``local`` one that runs here, else one behind a server.
 
     Raises:
         ValueError: one line with every fault of the first that is amiss, and its place.
     """
-    return {str(name): validated(Endpoint, data, f"{where}.{name}", {}) for name, data in told.items()}
+    found: dict[str, Endpoint | Local] = {}
+    for name, data in told.items():
+        kind = Local if isinstance(data, Mapping) and "local" in data else Endpoint
+        found[str(name)] = validated(kind, data, f"{where}.{name}", {})
+    return found
