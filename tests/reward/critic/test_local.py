@@ -8,7 +8,6 @@ import torch
 
 from grape_rl import train
 from grape_rl.cli import main
-from grape_rl.data.chat import prompt_tokens
 from grape_rl.model.load import readied
 from grape_rl.model.scratch import bpe_tokenizer, scratch
 from grape_rl.reward.critic.grading import Job, Judging
@@ -294,10 +293,3 @@ def test_grape_learns_from_a_local_critic(of, tmp_path):
     assert len(verdicts) == 12 and {v["status"] for v in verdicts} == {"ok"}
     assert len({v["confidence"] for v in verdicts}) > 1
     assert told[0] == told[1]
-
-
-def test_the_prompt_ends_where_the_answer_begins(of):
-    told = messages(Judge(criterion="x", confidence=LOGPROB), response("So."), "[mark]")
-    head = prompt_tokens(of.tokenizer, told).tolist()
-    answer = of.answers(Judge(criterion="x", confidence=LOGPROB))[1].tolist()
-    assert of.tokenizer.decode(head + answer).endswith("<bos>assistant\nyes<eos>")
