@@ -28,7 +28,7 @@ def wanted(vllm, tmp_path):
     found = settings(tmp_path, "grape")
     (tmp_path / "rubric.yaml").write_text(RUBRIC)
     critic = {"base_url": vllm.base_url, "model": NAME, "temperature": 1.0, "max_tokens": 256, "concurrency": 2}
-    critic |= {"total_timeout_s": 60}
+    critic |= {"total_timeout_s": 20}
     return found | {"reward": found["reward"] | {"critics": {"default": critic}, "failure_limit": 0.3}}
 
 
@@ -60,7 +60,6 @@ def test_a_run_whose_critic_goes_away_stops_and_goes_on_to_the_same_bits(wanted,
     assert {v["status"] for v in verdicts} <= {"ok", "truncated"}
     assert sum(v["status"] == "ok" for v in verdicts) > 4
     dying = wanted | {"steps": 2, "checkpoint_every": 1}
-    dying["reward"] = _within(dying["reward"], 8.0)
 
     def kill(answered):
         vllm.answered(answered + 2)
@@ -84,13 +83,8 @@ def test_a_run_whose_critic_goes_away_stops_and_goes_on_to_the_same_bits(wanted,
     killers[0].join()
     assert not vllm.up()
     vllm.start()
-    run = train(wanted | {"steps": 2, "checkpoint_every": 1}, resume=True)
+    run = train(dying, resume=True)
     one, other = weights(run.model), weights(straight.model)
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert judged(run, 2) == judged(straight, 2)
     assert told(run) == told(straight)
-
-
-def _within(reward, seconds):
-    critic = reward["critics"]["default"]
-    return reward | {"critics": {"default": critic | {"total_timeout_s": seconds}}}
