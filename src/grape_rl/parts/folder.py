@@ -15,6 +15,12 @@ FREE = (
 )  # fmt: skip
 """What may change when a run is resumed: memory, place and bookkeeping, which change no result."""
 
+FREE_OF_CRITICS = frozenset((
+    "base_url", "api_key", "concurrency", "requests_per_minute", "tokens_per_minute", "call_timeout_s",
+    "total_timeout_s", "prompt_price", "completion_price", "cost_cap",
+))  # fmt: skip
+"""The same of a critic: a run that stopped at its cap, or whose server has moved, can go on."""
+
 
 def resumable(config: Config, resume: bool) -> Path | None:
     """The checkpoint to go on from, if any; refuses a folder that holds another run."""
@@ -32,10 +38,15 @@ def resumable(config: Config, resume: bool) -> Path | None:
         raise ValueError(f"{folder}: holds no run to resume")
     before, after = _flat(loaded(parsed(saved), str(saved)).model_dump()), _flat(config.model_dump())
     both = dict.fromkeys([*after, *before])
-    if changed := [key for key in both if before.get(key) != after.get(key) and key not in FREE]:
+    if changed := [key for key in both if before.get(key) != after.get(key) and not _free(key)]:
         raise ValueError(f"{folder}: was run with another {', '.join(changed)}; resume it with the same configuration")
     found = checkpoints(folder / "checkpoints")
     return found[-1] if found else None
+
+
+def _free(key: str) -> bool:
+    """Whether a setting may change when a run is resumed."""
+    return key in FREE or (key.startswith("reward.critics.") and key.rpartition(".")[2] in FREE_OF_CRITICS)
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
