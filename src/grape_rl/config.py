@@ -91,7 +91,7 @@ class Reward(Section):
     """The Python files and modules that a rubric file may call."""
     critics: dict[str, dict[str, Any]] = Field({})
     """The critics that judge a rubric's items, by name: {default: {base_url: …, model: …}}, behind any server that
-    speaks OpenAI's chat completions."""
+    speaks OpenAI's chat completions, or {default: {local: MODEL}}, a language model that runs here."""
     critic_cache: str | None = None
     """A file that keeps the critics' answers (SQLite), so that nothing is asked twice."""
     failure_limit: Share = 0.1

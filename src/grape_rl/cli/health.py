@@ -10,7 +10,7 @@ from typing import Any
 
 from grape_rl.reward.health import FEWEST, ItemHealth
 from grape_rl.training.display import short, table
-from grape_rl.training.source import json_number
+from grape_rl.training.records import json_number
 
 
 def print_health(title: str, items: Sequence[ItemHealth]) -> None:

@@ -19,7 +19,8 @@ HELP = """usage: grape score --rubric FILE --data FILE [--KEY VALUE ...]
 --data      rows with a response each; those with the same prompt are compared with each other
 --response  the column with the response (response)
 --prompt    the column with the prompt (prompt)
---critics   a YAML file with the critics that judge items, by name: {default: {base_url: URL, model: NAME}}
+--critics   a YAML file with the critics that judge items, by name: {default: {base_url: URL, model: NAME}},
+            or {default: {local: MODEL}} for one that runs here
 --cache     a file that keeps the critics' answers: what was asked once is not paid for again
 --allow     the Python files and modules that the rubric may call, with commas between
 --tokenizer a folder or model of the Hub, whose tokens the length checks count (they count words without one)
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str]) -> None:
     found = existing(rubric, source, str(own.get("response", "response")), str(own.get("prompt", "prompt")), counted)
     people = people_of(rubric, found, str(own["human"]), source) if "human" in own else None
     models = rubric_models(rubric, [{"prompt": each.prompt} for each in found.answers], device("auto"), 8192)
-    critics = rubric_critics(rubric, endpoints_of(own.get("critics")), named.get("cache"))
+    critics = rubric_critics(rubric, endpoints_of(own.get("critics")), named.get("cache"), device("auto"))
     scores = rubric_scorer(rubric, unweighted, models=models, critics=critics)(found.answers, found.group)
     weighing = {
         (name, item.id): Weighing(item.weight if item.role == "reward" else 0.0, item.judge is not None)

@@ -47,7 +47,7 @@ def grader(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Seque
         kept = Path(config.reward.critic_cache) if config.reward.critic_cache else None
         folder = Path(config.reward.rubric).parent
         where_from = endpoints(config.reward.critics, "reward.critics", folder, config.reward.allow)
-        critics = rubric_critics(rubric, where_from, kept)
+        critics = rubric_critics(rubric, where_from, kept, where, config.tokens_per_microbatch, precision)
         scorer = rubric_scorer(
             rubric,
             partial(aggregate, **keywords(aggregate, chosen)),

@@ -57,6 +57,18 @@ class Classify(Strict):
             self._known[key] = found
         return self._known[key]
 
+    def judge(self, about: Mapping[str, str]) -> Judge | None:
+        """What a critic is asked of a prompt, where one classifies."""
+        if self.critic is None:
+            return None
+        return Judge(
+            criterion="Which category the prompt belongs to. There is no response to grade.",
+            labels={name: n / (len(about) - 1) for n, name in enumerate(about)},  # any scores: the label is what counts
+            anchors=dict(about),
+            show=("prompt",),
+            critic=self.critic,
+        )
+
     def judged(
         self, responses: Iterable[Response], about: Mapping[str, str], critics: Judging
     ) -> dict[str, str | Verdict]:
@@ -64,14 +76,8 @@ class Classify(Strict):
 
         ``about`` says what each category is about. A prompt that failed is asked again the next time.
         """
-        assert self.critic is not None
-        judge = Judge(
-            criterion="Which category the prompt belongs to. There is no response to grade.",
-            labels={name: n / (len(about) - 1) for n, name in enumerate(about)},  # any scores: the label is what counts
-            anchors=dict(about),
-            show=("prompt",),
-            critic=self.critic,
-        )
+        judge = self.judge(about)
+        assert judge is not None
         prompts = {each.prompt: Response(each.prompt, "", each.row, 0, "stop") for each in responses}
         asked = [Job(ITEM, judge, prompts[prompt]) for prompt in prompts if prompt not in self._known]
         told = {job.response.prompt: each for job, each in zip(asked, critics.verdicts(asked), strict=True)}

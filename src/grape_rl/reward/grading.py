@@ -11,14 +11,17 @@ import torch
 
 from grape_rl.reward.classify import UNCLASSIFIED
 from grape_rl.reward.critic.grading import Critic, Job, Judging
-from grape_rl.reward.critic.stub import Stub, StubCritic
-from grape_rl.reward.critic.where import Endpoint
+from grape_rl.reward.critic.local import LocalCritic, local_critic, local_verdicts
+from grape_rl.reward.critic.stub import StubCritic
+from grape_rl.reward.critic.where import Endpoint, Local, Stubbed, Where
 from grape_rl.reward.item import Item
 from grape_rl.reward.killable import Job as CheckJob
 from grape_rl.reward.killable import graded
 from grape_rl.reward.model_grader import RewardModel, item_verdicts, readable, reward_model
 from grape_rl.reward.rubric import Rubric, category_name, items_of
 from grape_rl.types import Response, Verdict
+
+CPU = torch.device("cpu")
 
 Models = Mapping[str, RewardModel]
 """The reward models that a rubric names, loaded, by their names there."""
@@ -69,8 +72,7 @@ def _homes(rubric: Rubric, responses: Sequence[Response], critics: Judging | Non
     if rubric.classify is None or rubric.classify.critic is None:
         return [category_name(rubric, response.row) for response in responses]
     assert critics
-    about = {name: category.about or "" for name, category in rubric.categories.items()}
-    found = rubric.classify.judged(responses, about, critics)
+    found = rubric.classify.judged(responses, rubric.about, critics)
     return [found[response.prompt] for response in responses]
 
 
@@ -112,31 +114,47 @@ def rubric_models(
 
 
 def rubric_critics(
-    rubric: Rubric, endpoints: Mapping[str, Endpoint | Stub], cache: Path | None = None
+    rubric: Rubric,
+    endpoints: Mapping[str, Where],
+    cache: Path | None = None,
+    device: torch.device = CPU,
+    tokens_per_microbatch: int = 8192,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Judging | None:
-    """The critics that a rubric names; None where it names none. ``cache`` is a file that keeps their answers.
+    """The critics that a rubric names; None where it names none. ``cache`` is a file that keeps servers' answers.
 
-    Rows' own items are known once the rows are checked (``check_rows``).
+    Those that run here are loaded, once each, onto ``device``. Rows' own items are known once the rows are checked
+    (``check_rows``).
 
     Raises:
-        ValueError: one that no endpoint has the name of.
+        ValueError: one that no endpoint has the name of; one that cannot be loaded, or cannot judge its item.
     """
-    named = {item.judge.critic: f"item {item.id!r}" for _, item in rubric.known_items if item.judge}
-    if rubric.classify and rubric.classify.critic:
-        named[rubric.classify.critic] = "classify"
-    for name, place in named.items():
-        if name not in endpoints:
+    judges = [(f"item {item.id!r}", item.judge) for _, item in rubric.known_items if item.judge]
+    if rubric.classify and (asked := rubric.classify.judge(rubric.about)):
+        judges.append(("classify", asked))
+    local: dict[str, LocalCritic] = {}
+    for place, judge in judges:
+        if judge.critic not in endpoints:
             known = ", ".join(endpoints) or "none"
-            raise ValueError(f"{place}: no critic {name!r}; say where it is in critics (there: {known})")
-    if not named:
+            raise ValueError(f"{place}: no critic {judge.critic!r}; say where it is in critics (there: {known})")
+        if isinstance(where := endpoints[judge.critic], Local):
+            try:
+                if judge.critic not in local:
+                    local[judge.critic] = local_critic(where.local, device, tokens_per_microbatch, precision)
+                local[judge.critic].checked(judge)
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from None
+    if not judges:
         return None
-    return Judging({name: _critic(endpoints[name]) for name in named}, cache)
+    served = {judge.critic: where for _, judge in judges if not isinstance(where := endpoints[judge.critic], Local)}
+    asked_of = {name: _served(where) for name, where in served.items()}
+    return Judging(asked_of, cache, {name: partial(local_verdicts, of) for name, of in local.items()})
 
 
-def _critic(at: Endpoint | Stub) -> Callable[[], Critic]:
-    """What makes a critic of an endpoint for each batch, all of them within one limiter."""
-    if isinstance(at, Stub):
-        return partial(StubCritic, at)
+def _served(where: Endpoint | Stubbed) -> Callable[[], Critic]:
+    """What makes a critic for each batch, all of them within one limiter."""
+    if isinstance(where, Stubbed):
+        return partial(StubCritic, where.stub)
     from grape_rl.reward.critic.endpoint import Client  # openai takes its time to import
 
-    return partial(Client, at, at.limiter())
+    return partial(Client, where, where.limiter())

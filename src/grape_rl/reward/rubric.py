@@ -84,6 +84,11 @@ class Rubric(Headed):
         return self
 
     @property
+    def about(self) -> dict[str, str]:
+        """What each category says it is about."""
+        return {name: category.about or "" for name, category in self.categories.items()}
+
+    @property
     def known_items(self) -> Iterator[tuple[str, Item]]:
         """Every item with its category's name: those of the file, and those of the rows that were read so far."""
         for name, category in self.categories.items():

@@ -154,6 +154,20 @@ def test_what_the_policy_wrote_stays_in_its_fence(text):
     assert mark not in again.requests[0]["messages"][0]["content"], "another for each batch"
 
 
+def test_the_same_batch_has_the_same_mark():
+    """So a critic that gives equal questions equal answers repeats its verdicts when a run is repeated or resumed."""
+    jobs = [Job("item", Judge(criterion="It is right."), response(text)) for text in ("one", "two")]
+    asked = [sorted(json.dumps(request) for request in judged(verdict("no"), jobs)[1].requests) for _ in range(2)]
+    assert asked[0] == asked[1]
+    assert asked[0] != sorted(json.dumps(request) for request in judged(verdict("no"), jobs[:1] * 2)[1].requests)
+
+
+def test_a_raw_tab_in_the_reasoning_is_read():
+    """Grammars of a bounded string let control characters through: what is meant is plain all the same."""
+    (found,), _, _ = judged({"content": '{"reasoning": "so\tit is", "verdict": "yes", "confidence": 20}'})
+    assert (found.status, found.score, found.reasoning) == ("ok", 1, "so\tit is")
+
+
 def test_only_what_is_to_be_shown_is_shown():
     judge = Judge(criterion="It is right.", show=("response", "reference"), reference="the truth")
     _, server, _ = judged(verdict("yes"), judge=judge)

@@ -111,7 +111,7 @@ def test_what_a_judge_looks_up_has_to_be_there(rubric):
 
 
 def test_a_critic_that_is_nowhere_is_told_before_anything(rubric):
-    with pytest.raises(ValueError, match="item 'long': no critic 'default'; say where it is in critics"):
+    with pytest.raises(ValueError, match="item 'kind': no critic 'default'; say where it is in critics"):
         rubric_critics(rubric, {})
 
 

@@ -12,7 +12,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 from grape_rl.reward.critic.cache import Cache, key
 from grape_rl.reward.critic.plan import Fault, Job, Place, Question, planned
-from grape_rl.reward.critic.prompt import fresh_mark, messages, schema
+from grape_rl.reward.critic.prompt import mark_of, messages, schema
 from grape_rl.reward.critic.reply import Reading, Reply, judged, readings
 from grape_rl.reward.critic.usage import Usage
 from grape_rl.types import Verdict
@@ -67,7 +67,6 @@ class Batch:
         self.result: Future[list[Verdict]] = Future()
         self.result.set_running_or_notify_cancel()  # so that nobody cancels it: what is asked is asked
         self._critics, self._path, self._count = critics, cache, count
-        self._mark = fresh_mark()  # one for the batch: prompts begin alike, and no policy gets to see it
         self._readings: dict[tuple[object, ...], list[list[Reading] | None]] = {}
         self._lines: dict[str, _Line] = {}
         self._verdicts: Callable[[], list[Verdict]] = list
@@ -156,10 +155,10 @@ class Batch:
         """What the critic says of each of the question's judges, in their order there."""
         order = question.order(sample)
         judges = [question.judges[i] for i in order]
-        asked, form = messages(judges, question.response, self._mark), schema(judges)
+        asked, form = messages(judges, question.response, mark_of(question.response.prompt)), schema(judges)
         labels = tuple(judges[0].labels) if judges[0].confidence.mode == "logprob" else ()
         said = {"critic": critic.name, "messages": asked, "schema": form, "labels": labels, "sample": sample}
-        called = key(said, self._mark) if cache else ""
+        called = key(said) if cache else ""
         kept = cache.get(called) if cache else None
         reply = kept or await critic.reply(asked, form, labels, sample, len(judges))
         self._count(

@@ -14,12 +14,9 @@ from grape_rl.reward.critic.reply import Reply
 _KEPT, _SECONDS = 200, 1.0
 
 
-def key(asked: Mapping[str, Any], mark: str) -> str:
-    """The key of a call: a digest of all that it says, the number of the sample among equal calls included.
-
-    The ``mark`` of its fences is another for each batch, and left out.
-    """
-    said = json.dumps(asked, sort_keys=True, ensure_ascii=False).replace(mark, "[mark]")
+def key(asked: Mapping[str, Any]) -> str:
+    """The key of a call: a digest of all that it says, the number of the sample among equal calls included."""
+    said = json.dumps(asked, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
 
 

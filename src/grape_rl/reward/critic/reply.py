@@ -85,7 +85,8 @@ def _readings(reply: Reply, judges: Sequence[Judge]) -> list[Reading]:
         return [cut] * len(judges)
     found = _FENCE.match(reply.text)
     try:
-        answer = json.loads(found[1] if found else reply.text, object_pairs_hook=_Answer)
+        # Not strict: some servers' grammars let raw tabs into a string, and what is meant is plain.
+        answer = json.loads(found[1] if found else reply.text, strict=False, object_pairs_hook=_Answer)
     except (ValueError, RecursionError):
         return [_unparseable(f"no JSON: {reply.text[:200]!r}")] * len(judges)
     if len(judges) == 1:

@@ -116,7 +116,8 @@ class StubCritic:
         if stub.call and not stub.function:
             raise ValueError(f"the stub critic's call {stub.call!r} was not loaded: it needs the rubric's folder")
         self.stub, self._room = stub, asyncio.Semaphore(stub.concurrency)
-        self.concurrency, self.deadline_s = stub.concurrency, None
+        self.concurrency = stub.concurrency
+        self.deadline_s: float | None = None
         self.name = json.dumps({"stub": {"seed": stub.seed, "call": stub.call}})
 
     async def close(self) -> None:

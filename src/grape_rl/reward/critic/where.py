@@ -64,16 +64,30 @@ class Endpoint(Strict):
         return self
 
 
-class _Stubbed(Strict):
-    """Where a critic is that is no model."""
+class Local(Strict):
+    """A critic that runs here, on the run's device: a causal language model that tells how likely each label is.
+
+    It writes no reasoning, and its items need ``confidence: {mode: logprob}``.
+    """
+
+    local: Annotated[str, Field(min_length=1)]
+    """A folder, or a model of the Hub, with a chat template."""
+
+
+class Stubbed(Strict):
+    """A critic that is no model, for trying things out."""
 
     stub: Stub
 
 
+Where = Endpoint | Local | Stubbed
+"""Where a critic is."""
+
+
 def endpoints(
     told: Mapping[str, Any], where: str, folder: Path | None = None, allow: Collection[str] = ()
-) -> dict[str, Endpoint | Stub]:
-    """The endpoints that plain data says, by name: {stub: {…}} is a stub critic, anything else a server.
+) -> dict[str, Where]:
+    """Where critics are, as plain data says it, by name: {local: …} runs here, {stub: {…}} is none, others are served.
 
     With the rubric's ``folder``, the function that a stub calls is loaded from there, if ``allow`` names its file.
 
@@ -81,11 +95,9 @@ def endpoints(
         ValueError: one line with every fault of the first that is amiss, and its place.
     """
     context = {"folder": folder, "allow": frozenset(allow)} if folder is not None else {}
-    found: dict[str, Endpoint | Stub] = {}
+    found: dict[str, Where] = {}
     for name, data in told.items():
-        place = f"{where}.{name}"
-        if isinstance(data, Mapping) and "stub" in data:
-            found[str(name)] = validated(_Stubbed, data, place, context).stub
-        else:
-            found[str(name)] = validated(Endpoint, data, place, {})
+        kinds = {"local": Local, "stub": Stubbed}
+        kind = next((kinds[key] for key in kinds if isinstance(data, Mapping) and key in data), Endpoint)
+        found[str(name)] = validated(kind, data, f"{where}.{name}", context)
     return found
