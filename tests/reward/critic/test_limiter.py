@@ -90,3 +90,17 @@ def test_a_call_that_begins_is_taken_for_the_mean():
         return limiter._begun()
 
     assert asyncio.run(run()) == 60
+
+
+def test_a_call_that_ends_after_its_minute_counts_in_no_other():
+    clock = Clock()
+    limiter = Limiter(tokens_per_minute=100, clock=clock)
+
+    async def run():
+        late = await limiter.turn()
+        clock.now = 61.0
+        (await limiter.turn())(10, 0.0)
+        late(1000, 0.0)
+        return limiter._begun()
+
+    assert not isinstance(asyncio.run(run()), float)
