@@ -138,8 +138,9 @@ def failed(item: str, status: Status, reasoning: str, provenance: str = "") -> V
 
 @dataclass(frozen=True)
 class Scores:
-    """The graded batch: each response's verdicts, one per item of its category, and the reward made of them.
+    """The graded batch: each response's verdicts, one per item of its category and its row, and the reward of them.
 
+    A response whose prompt could not be classified has the missing verdict of that alone, and no reward.
     ``reward`` is NaN where too little is known of a response to use it. ``compared`` is what the advantage is made of
     where a method makes it of something else than the reward.
     """
