@@ -127,11 +127,12 @@ def _setup(config: Config, checkpoint: Path | None) -> Setup:
     graded = isinstance(row.source, Sampled) or (
         test_rows and not kind.scalar and (named.rubric or named.function or named.model)
     )
-    grader = scorer(config, row, chosen, [*train_rows, *test_rows]) if graded else None
+    memory: dict[str, Any] = {**start_memory(row)}
+    grader = scorer(config, row, chosen, [*train_rows, *test_rows], memory) if graded else None
     now = policy_at(checkpoint, start) if checkpoint else start
     settings = value_settings(row, chosen)
     value = value_function(settings, start, checkpoint) if settings else None
-    return Setup(config, row, chosen, train_rows, test_rows, start, now, grader, value, start_memory(row))
+    return Setup(config, row, chosen, train_rows, test_rows, start, now, grader, value, memory)
 
 
 def _template_unused(setup: Setup) -> Iterator[tuple[str, str]]:

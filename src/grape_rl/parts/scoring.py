@@ -1,6 +1,6 @@
 """The scorer that a configuration names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 
 from grape_rl.config import Config
 from grape_rl.maths.grape import unweighted
-from grape_rl.methods import Algorithm, Sampled, keywords
+from grape_rl.methods import Algorithm, Responses, Sampled, keywords
 from grape_rl.parts.policy import device
 from grape_rl.parts.rows import Row
 from grape_rl.reward.callables import python_callable
@@ -17,11 +17,16 @@ from grape_rl.reward.critic.where import endpoints
 from grape_rl.reward.grading import rubric_critics, rubric_models
 from grape_rl.reward.model_grader import readable, reward_model
 from grape_rl.reward.rubric import check_rows, load_rubric
-from grape_rl.reward.scores import Scorer, function_scorer, model_scorer, rubric_scorer
+from grape_rl.reward.scores import Running, Scorer, function_scorer, model_scorer, rubric_scorer
 
 
-def scorer(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Sequence[Row]) -> Scorer:
-    """The scorer that the configuration names, checked against the rows that it will grade."""
+def scorer(
+    config: Config, row: Algorithm, chosen: dict[str, Any], graded: Sequence[Row], memory: Mapping[str, Any]
+) -> Scorer:
+    """The scorer that the configuration names, checked against the rows that it will grade.
+
+    ``memory`` holds what the last step left, whenever it is called.
+    """
     where = device(config.device)
     precision = partial(torch.autocast, where.type, torch.bfloat16, enabled=config.precision == "bf16")
     if config.reward.aggregate and not config.reward.model:
@@ -42,6 +47,7 @@ def scorer(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Seque
                 endpoints(config.reward.critics, "reward.critics"),
                 Path(cache) if (cache := config.reward.critic_cache) else None,
             ),
+            _running(row, chosen, memory),
         )
     if config.reward.model:
         of = reward_model(config.reward.model, where, config.tokens_per_microbatch, precision)
@@ -52,3 +58,11 @@ def scorer(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Seque
     place, _, name = config.reward.function.rpartition(":")
     folder, place = (Path(place).parent, Path(place).name) if place.endswith(".py") else (Path(), place)
     return function_scorer(python_callable(f"{place}:{name}", folder, allow=[place]), name)
+
+
+def _running(row: Algorithm, chosen: dict[str, Any], memory: Mapping[str, Any]) -> Running | None:
+    """The running means of a method that is to use them."""
+    source = row.source
+    if not isinstance(source, Responses) or source.running is None or chosen["scope"] != "running":
+        return None
+    return Running(partial(source.running, **keywords(source.running, chosen)), memory)

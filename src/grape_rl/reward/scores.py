@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +17,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from grape_rl.maths.grape import Weight
 from grape_rl.maths.reward_model import StepReward
 from grape_rl.reward.checks import real
 from grape_rl.reward.critic.grading import Judging
@@ -28,8 +28,9 @@ from grape_rl.types import Response, Scores, Status, Verdict, failed
 Scorer = Callable[[Sequence[Response], Int[Tensor, " b"]], Scores]
 """Responses, and which of them share a prompt → their verdicts and rewards (on the CPU, as the text is)."""
 
-Aggregate = Callable[[Float[Tensor, "b k"], Float[Tensor, "b k"], Weight, Int[Tensor, " b"]], Float[Tensor, " b"]]
-"""Score, confidence, weight and group → reward, as ``grape_rl.maths.grape.confidence_weighted``."""
+Aggregate = Callable[..., Float[Tensor, " b"]]
+"""Score, confidence, weight and group → reward, as ``grape_rl.maths.grape.confidence_weighted``; with ``Running`` also
+the running means, as ``running``."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,39 @@ class ItemSummary:
     graded: int
     mean: float
     missing: Mapping[Status, int]
+
+
+@dataclass(frozen=True)
+class Running:
+    """The running mean confidence in each item of a rubric, of which the reward is made.
+
+    ``step`` (confidence, the means so far → the means a batch further, as ``grape_rl.maths.grape.running_confidence``)
+    makes what a batch leaves; ``memory`` holds what the last one left, under the names of ``running_name``.
+    """
+
+    step: Callable[[Float[Tensor, "b k"], Float[Tensor, " k"]], Float[Tensor, " k"]]
+    memory: Mapping[str, float]
+
+    def means(self, category: str, items: Sequence[str]) -> Float[Tensor, " k"]:
+        """The means so far, NaN for an item that has none."""
+        return torch.tensor(
+            [self.memory.get(running_name(category, item), math.nan) for item in items], dtype=torch.float64
+        )
+
+    def left(self, category: str, items: Sequence[str], confidence: Float[Tensor, "b k"]) -> dict[str, float]:
+        """The means after a batch, by name. An item of a single prompt has none."""
+        moved = self.step(confidence, self.means(category, items)).tolist()
+        known = [(item, mean) for item, mean in zip(items, moved, strict=True) if not math.isnan(mean)]
+        return {running_name(category, item): mean for item, mean in known if not item.startswith(OF_ROW)}
+
+
+OF_ROW = "row/"
+"""How the name of an item begins that a single prompt brings: no other prompt's item of that name is the same."""
+
+
+def running_name(category: str, item: str) -> str:
+    """What a running mean is kept and told under."""
+    return f"confidence/{category}/{item}"
 
 
 def model_scorer(of: RewardModel, aggregate: StepReward | None) -> Scorer:
@@ -60,11 +94,13 @@ def rubric_scorer(
     compared: Aggregate | None = None,
     models: Models = MappingProxyType({}),
     critics: Judging | None = None,
+    running: Running | None = None,
 ) -> Scorer:
     """A scorer by a rubric: ``aggregate`` makes the reward of the rewarded items, category by category.
 
     ``compared`` makes of the same what the advantage is to compare, where that is not the reward. ``models`` are those
-    of ``rubric_models``, and ``critics`` those of ``rubric_critics``, for a rubric that names any.
+    of ``rubric_models``, and ``critics`` those of ``rubric_critics``, for a rubric that names any. With ``running``,
+    ``aggregate`` is given the running means (``running``) beside the verdicts, and the batch leaves them moved on.
 
     Raises (the scorer):
         ValueError: a row that belongs to no category or to more than one, or a group that spans categories.
@@ -76,6 +112,7 @@ def rubric_scorer(
         for number, name in zip(group.tolist(), category, strict=True):
             if home.setdefault(number, name) != name:
                 raise ValueError(f"group {number} has responses of the categories {home[number]!r} and {name!r}")
+        left: dict[str, float] = {}
         made = [torch.full((len(responses),), math.nan, dtype=torch.float64) for _ in (aggregate, compared)]
         for name in dict.fromkeys(category):
             rows = torch.tensor([i for i, other in enumerate(category) if other == name])
@@ -87,11 +124,16 @@ def rubric_scorer(
             # Whether a gate that could not be graded is open is not known, and neither is the reward behind it.
             gate = torch.tensor([item.gate for item in items])
             unknown = (score.isnan() & gate).any(dim=1)
+            aggregated = aggregate
+            if running:
+                names = [item.id for item in items]
+                aggregated = partial(aggregate, running=running.means(name, names))
+                left |= running.left(name, names, confidence)
             score, confidence = _gated(score, confidence, items)
-            for out, function in zip(made, (aggregate, compared), strict=True):
+            for out, function in zip(made, (aggregated, compared), strict=True):
                 if function:
                     out[rows] = function(score, confidence, weight, group[rows].cpu()).masked_fill(unknown, math.nan)
-        return Scores(made[0], verdicts, category, made[1] if compared else None)
+        return Scores(made[0], verdicts, category, made[1] if compared else None, left)
 
     return scores
 

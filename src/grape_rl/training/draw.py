@@ -101,5 +101,6 @@ def _filled(old: Drawn, new: Drawn) -> Drawn:
         joined(old.scores.verdicts, new.scores.verdicts),
         joined(old.scores.category, new.scores.category),
         compared,
+        old.scores.memory,
     )
     return Drawn(rollout, joined(old.answers, new.answers), scores)

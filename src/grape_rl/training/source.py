@@ -131,7 +131,8 @@ def responses(
         if not bool(usable.any()):
             warnings += (("nothing_usable", "no response of the step has an advantage: the step changes nothing"),)
         told = records(found.drawn.answers, scores, given.advantage)
-        return Experience(rollout, given.batch, metrics | given.metrics, warnings, told, given.memory)
+        memory = {**given.memory, **scores.memory}
+        return Experience(rollout, given.batch, metrics | given.metrics, warnings, told, memory)
 
     return source
 
