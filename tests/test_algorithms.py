@@ -262,7 +262,7 @@ PREFERENCE_NAMES = {name for name in ALGORITHMS if name in OF_PAIRS}
 OUT_OF_RANGE = {
     **dict.fromkeys(("clip_low", "ring_low", "tail_weight", "decay", "lam"), (-0.01, 1.01)),
     **dict.fromkeys(("clip_high", "ring_high", "odds_weight", "nll_weight", "fall_weight", "length_weight"), (-0.01,)),
-    **dict.fromkeys(("offset_weight", "reward_scale", "gamma", "damping", "min_gap", "kl_target"), (-0.01,)),
+    **dict.fromkeys(("power", "offset_weight", "reward_scale", "gamma", "damping", "min_gap", "kl_target"), (-0.01,)),
     **dict.fromkeys(("kl", "entropy", "advantage_entropy", "pull", "sft", "centering", "value_coefficient"), (-0.01,)),
     **dict.fromkeys(("overlong_buffer", "extra_draws", "backtracks", "value_warmup"), (-1, 0.5)),
     **dict.fromkeys(("keep", "epochs", "minibatches", "cg_iterations"), (0, 1.5)),

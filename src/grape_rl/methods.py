@@ -53,6 +53,9 @@ class Responses:
     cut, or that another temperature drew, since it imitates them; a policy gradient may not, for its tokens must come
     from the policy itself.
 
+    ``running`` makes what a batch leaves of the confidence in each item, for an ``aggregate`` of which the option
+    ``scope`` can be "running", and that is given those means as ``running``.
+
     ``token_reward`` gives rewards to tokens, less the KL to the reference. ``rescaled`` sets the scale of tokens'
     advantages. ``value`` is how a method's value function is set, for one that has it, and ``remembers`` what a step
     leaves to the next: see ``training.credit``.
@@ -66,6 +69,7 @@ class Responses:
     smallest_group: int = 1
     any_sampler: bool = False
     compared: Callable[..., Tensor] | None = None
+    running: Callable[..., Tensor] | None = None
     token_reward: Callable[..., Tensor] | None = None
     rescaled: Callable[..., Tensor] | None = None
     value: Callable[..., ValueFunction] | None = None
@@ -74,7 +78,7 @@ class Responses:
     @property
     def functions(self) -> Functions:
         """Those that make a batch, in the order in which they run."""
-        scored = (self.draws, self.aggregate, self.compared, self.token_reward)
+        scored = (self.draws, self.aggregate, self.compared, self.running, self.token_reward)
         credited = (self.value, self.advantage, self.rescaled, *(each.function for each in self.remembers))
         return tuple(each for each in (*scored, *credited) if each)
 
@@ -199,7 +203,7 @@ def options(row: Algorithm) -> dict[str, tuple[Any, Any]]:
         ValueError: the row has a default for an option that none of its functions has.
     """
     found: dict[str, tuple[Any, Any]] = {}
-    given = {*FIELDS, *start_memory(row)}
+    given = {*FIELDS, *start_memory(row), "running"}
     for function in row.functions:
         hints = get_type_hints(function, include_extras=True)
         for parameter in inspect.signature(function).parameters.values():

@@ -138,13 +138,14 @@ def _setup(config: Config, checkpoint: Path | None) -> Setup:
     graded = isinstance(row.source, Sampled) or (
         test_rows and not kind.scalar and (named.rubric or named.function or named.model)
     )
-    who = grader(config, row, chosen, [*train_rows, *test_rows]) if graded else None
+    memory: dict[str, Any] = {**start_memory(row)}
+    who = grader(config, row, chosen, [*train_rows, *test_rows], memory) if graded else None
     now = policy_at(checkpoint, start) if checkpoint else start
     settings = value_settings(row, chosen)
     value = value_function(settings, start, checkpoint) if settings else None
     return Setup(
         config, row, chosen, train_rows, test_rows, start, now,
-        who and who.scorer, who and who.ahead, value, start_memory(row),
+        who and who.scorer, who and who.ahead, value, memory,
     )  # fmt: skip
 
 

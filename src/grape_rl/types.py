@@ -6,7 +6,7 @@ One mask, True where the policy chose the token. One alignment: column t of ever
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jaxtyping import Bool, Float, Int
@@ -142,13 +142,15 @@ class Scores:
 
     A response whose prompt could not be classified has the missing verdict of that alone, and no reward.
     ``reward`` is NaN where too little is known of a response to use it. ``compared`` is what the advantage is made of
-    where a method makes it of something else than the reward.
+    where a method makes it of something else than the reward. ``memory`` is what scoring the batch leaves to the next,
+    by name: training keeps it, and an evaluation does not.
     """
 
     reward: Float[Tensor, " b"]
     verdicts: tuple[tuple[Verdict, ...], ...]
     category: tuple[str, ...]
     compared: Float[Tensor, " b"] | None = None
+    memory: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)

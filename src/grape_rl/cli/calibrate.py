@@ -54,25 +54,27 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"--method {told}: there are isotonic and platt")
     from grape_rl.cli.existing import counter, endpoints_of, existing
     from grape_rl.cli.people import people_of
+    from grape_rl.parts.policy import device
     from grape_rl.reward.critic.calibration import FEWEST, Calibration, raw, written
     from grape_rl.reward.critic.people import curves
-    from grape_rl.reward.grading import rubric_critics
-    from grape_rl.reward.rubric import Rubric
-    from grape_rl.reward.strict import parsed, validated
+    from grape_rl.reward.grading import categories_of, rubric_critics
+    from grape_rl.reward.rubric import rubric_of
+    from grape_rl.reward.strict import parsed
 
     fewest = str(own.get("fewest", FEWEST))
     if not fewest.isdigit() or int(fewest) < 2:
         raise ValueError(f"--fewest {fewest}: should be a whole number of at least 2")
     path = Path(str(own["rubric"]))
-    # As load_rubric, but for the transforms: the calibration that the rubric names may not be there yet.
-    context = {"folder": path.parent, "allow": frozenset(listed(own.get("allow", "")))}
-    rubric = validated(Rubric, raw(parsed(path)), str(path), context)
+    # Without its transforms: the calibration that the rubric names may not be there yet.
+    rubric = rubric_of(raw(parsed(path)), path, listed(own.get("allow", "")))
     columns = str(own.get("response", "response")), str(own.get("prompt", "prompt"))
     found = existing(rubric, str(own["data"]), *columns, counter(None))
-    people = people_of(rubric, found, str(own.get("human", "human")), str(own["data"]))
-    critics = rubric_critics(rubric, endpoints_of(own["critics"]), Path(str(own["cache"])) if "cache" in own else None)
+    kept = Path(str(own["cache"])) if "cache" in own else None
+    critics = rubric_critics(rubric, endpoints_of(own), kept, device("auto"))
+    homes = categories_of(rubric, found.answers, critics)
+    people = people_of(rubric, found, homes, str(own.get("human", "human")), str(own["data"]))
     assert critics  # people's labels are of judged items
-    items = _judged(rubric, found, people, critics)
+    items = _judged(rubric, found, homes, people, critics)
     made = curves(items, told, int(fewest))
     _print(items, made, str(own["data"]), int(fewest))
     of = critics.usage
@@ -85,16 +87,21 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _judged(
-    rubric: "Rubric", found: "Existing", people: Sequence[dict[str, float]], critics: "Judging"
+    rubric: "Rubric",
+    found: "Existing",
+    homes: Sequence[str],
+    people: Sequence[dict[str, float]],
+    critics: "Judging",
 ) -> "list[Compared]":
     """The critics' verdicts on what people have labelled, item by item."""
     from grape_rl.reward.critic.grading import Job
     from grape_rl.reward.critic.people import Labelled, compared
+    from grape_rl.reward.rubric import items_of
 
     asked = [
         (name, item, item.judge, answer, labels[item.id], group)
-        for name, answer, labels, group in zip(found.category, found.answers, people, found.group.tolist(), strict=True)
-        for item in rubric.categories[name].items
+        for name, answer, labels, group in zip(homes, found.answers, people, found.group.tolist(), strict=True)
+        for item in items_of(rubric, name, answer.row)
         if item.judge and item.id in labels
     ]
     jobs = [

@@ -5,22 +5,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grape_rl.cli.arguments import listed
+
 if TYPE_CHECKING:
     from jaxtyping import Int
     from torch import Tensor
 
-    from grape_rl.reward.critic.where import Endpoint
+    from grape_rl.reward.critic.where import Where
     from grape_rl.reward.rubric import Rubric
     from grape_rl.types import Response
 
 
 @dataclass(frozen=True)
 class Existing:
-    """Rows with a response each. Those with the same prompt, and of the same category, are one ``group``."""
+    """Rows with a response each. Those with the same prompt are one ``group``."""
 
     rows: "list[dict[str, Any]]"
     answers: "list[Response]"
-    category: tuple[str, ...]
     group: "Int[Tensor, ' b']"
 
 
@@ -28,30 +29,33 @@ def existing(rubric: "Rubric", source: str, response: str, prompt: str, counted:
     """The responses in the columns so named of a data file. ``counted`` tells how long one is.
 
     Raises:
-        ValueError: a row that lacks a column, or whose prompt or response is no text, or that the rubric cannot grade.
+        ValueError: a row that lacks a column, or whose prompt is neither text nor messages, or whose response is no
+            text, or that the rubric cannot grade.
     """
     import torch
 
+    from grape_rl.data.messages import text_or_messages
     from grape_rl.data.rows import require, rows
-    from grape_rl.reward.rubric import category_name, check_rows
+    from grape_rl.parts.rows import plain
+    from grape_rl.reward.rubric import check_rows
     from grape_rl.types import Response
 
     found = rows(source)
     require(found, [response, prompt], source)
     check_rows(rubric, found)
+    answers: list[Response] = []
     for index, row in enumerate(found):
-        for column in (response, prompt):
-            if not isinstance(row[column], str):
-                raise ValueError(f"{source}, row {index}: {column!r} is {row[column]!r:.40}, and should be text")
-    answers = [Response(row[prompt], row[response], row, counted(row[response]), "stop") for row in found]
-    category = tuple(category_name(rubric, row) for row in found)
-    number: dict[tuple[str, str], int] = {}
-    group = [number.setdefault((name, each.prompt), len(number)) for name, each in zip(category, answers, strict=True)]
-    return Existing(found, answers, category, torch.tensor(group))
+        if not isinstance(row[response], str):
+            raise ValueError(f"{source}, row {index}: {response!r} is {row[response]!r:.40}, and should be text")
+        asked = text_or_messages(row[prompt], f"{source}, row {index}: {prompt!r}")
+        answers.append(Response(plain(asked), row[response], row, counted(row[response]), "stop"))
+    number: dict[str, int] = {}
+    group = [number.setdefault(each.prompt, len(number)) for each in answers]
+    return Existing(found, answers, torch.tensor(group))
 
 
-def endpoints_of(file: str | bool | None) -> "Mapping[str, Endpoint]":
-    """The critics of a YAML file, by name; none without a file.
+def endpoints_of(own: Mapping[str, str | bool]) -> "Mapping[str, Where]":
+    """The critics of the YAML file ``--critics``, by name; none without a file.
 
     Raises:
         ValueError: the file says something else.
@@ -59,12 +63,13 @@ def endpoints_of(file: str | bool | None) -> "Mapping[str, Endpoint]":
     from grape_rl.reward.critic.where import endpoints
     from grape_rl.reward.strict import parsed
 
+    file = own.get("critics")
     if not isinstance(file, str):
         return {}
     told = parsed(Path(file))
     if not isinstance(told, dict):
         raise ValueError(f"{file}: should be critics by name, each with base_url and model")
-    return endpoints(told, file)
+    return endpoints(told, file, Path(str(own["rubric"])).parent, listed(own.get("allow", "")))
 
 
 def counter(tokenizer: str | bool | None) -> Callable[[str], int]:

@@ -11,22 +11,24 @@ from grape_rl.cli.existing import Existing
 from grape_rl.maths.agreement import confusion
 from grape_rl.maths.calibration import brier, expected_calibration_error, reliability
 from grape_rl.reward.critic.people import Compared, human_scores
-from grape_rl.reward.rubric import Rubric
+from grape_rl.reward.rubric import Rubric, items_of
 from grape_rl.training.display import table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def people_of(rubric: Rubric, found: Existing, column: str, source: str) -> list[dict[str, float]]:
-    """People's scores of each row's judged items, by the item's id.
+def people_of(
+    rubric: Rubric, found: Existing, homes: Sequence[str], column: str, source: str
+) -> list[dict[str, float]]:
+    """People's scores of each row's judged items, by the item's id; ``homes`` are the rows' categories.
 
     Raises:
         ValueError: a label that is none, or no label at all.
     """
     told: list[dict[str, float]] = []
-    for index, (row, name) in enumerate(zip(found.rows, found.category, strict=True)):
-        items = rubric.categories[name].items
+    for index, (row, name) in enumerate(zip(found.rows, homes, strict=True)):
+        items = items_of(rubric, name, row)
         judges = {item.id: item.judge for item in items if item.judge}
         others = [item.id for item in items if not item.judge]
         told.append(human_scores(row, column, judges, others, f"{source}, row {index}"))

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> None:
     from grape_rl.cli.people import measures, people_of, plot, print_people, require_matplotlib
     from grape_rl.maths.grape import unweighted
     from grape_rl.parts.policy import device
-    from grape_rl.reward.grading import rubric_critics, rubric_models
+    from grape_rl.reward.grading import categories_of, rubric_critics, rubric_models
     from grape_rl.reward.health import Weighing, item_health
     from grape_rl.reward.rubric import load_rubric
     from grape_rl.reward.scores import rubric_scorer
@@ -84,9 +84,11 @@ def main(arguments: Sequence[str]) -> None:
     rubric = load_rubric(str(own["rubric"]), listed(own.get("allow", "")))
     source = str(own["data"])
     found = existing(rubric, source, str(own.get("response", "response")), str(own.get("prompt", "prompt")), counted)
-    people = people_of(rubric, found, str(own["human"]), source) if "human" in own else None
-    models = rubric_models(rubric, [{"prompt": each.prompt} for each in found.answers], device("auto"), 8192)
-    critics = rubric_critics(rubric, endpoints_of(own.get("critics")), named.get("cache"), device("auto"))
+    prompt = str(own.get("prompt", "prompt"))
+    models = rubric_models(rubric, [{"prompt": row[prompt]} for row in found.rows], device("auto"), 8192)
+    critics = rubric_critics(rubric, endpoints_of(own), named.get("cache"), device("auto"))
+    homes = categories_of(rubric, found.answers, critics)
+    people = people_of(rubric, found, homes, str(own["human"]), source) if "human" in own else None
     scores = rubric_scorer(rubric, unweighted, models=models, critics=critics)(found.answers, found.group)
     weighing = {
         (name, item.id): Weighing(item.weight if item.role == "reward" else 0.0, item.judge is not None)
@@ -128,7 +130,7 @@ def _beside(
     return compared(
         Labelled(category, judge, each, labels[each.item], group)
         for category, verdicts, labels, group in zip(
-            found.category, scores.verdicts, people, found.group.tolist(), strict=True
+            scores.category, scores.verdicts, people, found.group.tolist(), strict=True
         )
         for each in verdicts
         if each.item in labels and (judge := judges.get((category, each.item)))

@@ -24,6 +24,7 @@ def group_relative(
     reward: Float[Tensor, " b"],
     group: Int[Tensor, " b"],
     scale: Scale = "group",
+    baseline: Literal["group", "leave_one_out"] = "group",
 ) -> Float[Tensor, " b"]:
     """Reward relative to its group: ``(reward − mean) / (std + 1e-6)``, the mean over the group's valid rewards.
 
@@ -35,14 +36,23 @@ def group_relative(
     Without scaling, the expected policy gradient is (G−1)/G times the true one for groups of G. Scaling changes the
     objective: groups of two with ``scale="group"``, for one, see only which of the rewards is the larger.
 
+    ``baseline`` "leave_one_out" takes the mean of the *others* in the group, as ``leave_one_out`` does: all that is
+    G/(G−1) times as large, the deviation that divides is the same, and a reward without another in its group is NaN.
+
     Raises:
-        ValueError: an infinite reward, or an unknown ``scale``.
+        ValueError: an infinite reward, or an unknown ``scale`` or ``baseline``.
 
     >>> group_relative(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([7, 4, 7]), scale="none")
     tensor([-2.,  0.,  2.])
     """
     _refuse_infinite(reward)
-    deviation = reward - group_mean(reward, group)
+    match baseline:
+        case "group":
+            deviation = reward - group_mean(reward, group)
+        case "leave_one_out":
+            deviation = leave_one_out(reward, group)
+        case _:
+            raise ValueError(f"baseline is {baseline!r}; it must be 'group' or 'leave_one_out'")
     match scale:
         case "none":
             return deviation

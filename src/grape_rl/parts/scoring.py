@@ -1,6 +1,6 @@
 """Who grades responses, as a configuration names it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,16 +10,17 @@ import torch
 
 from grape_rl.config import Config
 from grape_rl.maths.grape import unweighted
-from grape_rl.methods import Algorithm, Sampled, keywords
+from grape_rl.methods import Algorithm, Responses, Sampled, keywords
 from grape_rl.parts.policy import device
 from grape_rl.parts.rows import Row
 from grape_rl.reward.callables import python_callable
 from grape_rl.reward.critic.where import endpoints
 from grape_rl.reward.function import function_scorer
-from grape_rl.reward.grading import rubric_critics, rubric_models
+from grape_rl.reward.grading import judging_ahead, rubric_critics, rubric_models
 from grape_rl.reward.labelling import stopping_for_people
 from grape_rl.reward.model_grader import readable, reward_model
 from grape_rl.reward.rubric import check_rows, load_rubric
+from grape_rl.reward.running import Running
 from grape_rl.reward.scores import Scorer, model_scorer, rubric_scorer
 from grape_rl.training.source import Ahead
 
@@ -32,8 +33,13 @@ class Grader:
     ahead: Ahead | None = None
 
 
-def grader(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Sequence[Row]) -> Grader:
-    """The grader that the configuration names, checked against the rows that it will grade."""
+def grader(
+    config: Config, row: Algorithm, chosen: dict[str, Any], graded: Sequence[Row], memory: Mapping[str, Any]
+) -> Grader:
+    """The grader that the configuration names, checked against the rows that it will grade.
+
+    ``memory`` holds what the last step left, whenever it is called.
+    """
     where = device(config.device)
     precision = partial(torch.autocast, where.type, torch.bfloat16, enabled=config.precision == "bf16")
     if config.reward.aggregate and not config.reward.model:
@@ -54,8 +60,9 @@ def grader(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Seque
             partial(compared, **keywords(compared, chosen)) if compared else None,
             models,
             critics,
+            _running(row, chosen, memory),
         )
-        return Grader(stopping_for_people(scorer, rubric))
+        return Grader(stopping_for_people(scorer, rubric), judging_ahead(rubric, critics) if critics else None)
     if config.reward.model:
         of = reward_model(config.reward.model, where, config.tokens_per_microbatch, precision)
         of.checked(config.reward.aggregate)
@@ -65,3 +72,11 @@ def grader(config: Config, row: Algorithm, chosen: dict[str, Any], graded: Seque
     place, _, name = config.reward.function.rpartition(":")
     folder, place = (Path(place).parent, Path(place).name) if place.endswith(".py") else (Path(), place)
     return Grader(function_scorer(python_callable(f"{place}:{name}", folder, allow=[place]), name))
+
+
+def _running(row: Algorithm, chosen: dict[str, Any], memory: Mapping[str, Any]) -> Running | None:
+    """The running means of a method that is to use them."""
+    source = row.source
+    if not isinstance(source, Responses) or source.running is None or chosen["scope"] != "running":
+        return None
+    return Running(partial(source.running, **keywords(source.running, chosen)), memory)

@@ -38,13 +38,11 @@ def grade(
         ValueError: a row that belongs to no category, or to more than one, or whose own items are at fault.
     """
     homes = _homes(rubric, responses, critics)
-    categories = tuple(home if isinstance(home, str) else UNCLASSIFIED for home in homes)
+    categories = _named(homes)
     graded_on = [items_of(rubric, name, each.row) for name, each in zip(categories, responses, strict=True)]
     pairs = [(i, item) for i, items in enumerate(graded_on) for item in items]
     # Critics are asked first, of everything at once: programs, people and models have graded before they answer.
-    asked = [
-        (i, Job(item.id, item.judge.of(responses[i].row), responses[i], item.worst)) for i, item in pairs if item.judge
-    ]
+    asked = [(i, _job(item, responses[i])) for i, item in pairs if item.judge]
     assert critics or not asked, "critics are to be made of the rubric, once its rows are checked"
     waiting = critics.begin([job for _, job in asked]) if critics and asked else None
     found: dict[tuple[int, str], Verdict] = {}
@@ -65,6 +63,39 @@ def grade(
     return categories, tuple(
         line if isinstance(home, str) else (home,) for home, line in zip(homes, lines, strict=True)
     )
+
+
+def categories_of(rubric: Rubric, responses: Sequence[Response], critics: Judging | None = None) -> tuple[str, ...]:
+    """Each response's category, as ``grade`` will find it.
+
+    Raises:
+        ValueError: a row that belongs to no category, or to more than one.
+    """
+    return _named(_homes(rubric, responses, critics))
+
+
+def judging_ahead(rubric: Rubric, critics: Judging) -> Callable[[Response], None] | None:
+    """What begins to judge a response while the rest of its batch is still being written.
+
+    None where a critic says which items a prompt is judged on: it is asked when the batch is whole.
+    """
+    if rubric.classify and rubric.classify.critic:
+        return None
+
+    def ahead(response: Response) -> None:
+        items = items_of(rubric, category_name(rubric, response.row), response.row)
+        critics.ahead([_job(item, response) for item in items if item.judge])
+
+    return ahead
+
+
+def _job(item: Item, response: Response) -> Job:
+    assert item.judge
+    return Job(item.id, item.judge.of(response.row), response, item.worst)
+
+
+def _named(homes: Sequence[str | Verdict]) -> tuple[str, ...]:
+    return tuple(home if isinstance(home, str) else UNCLASSIFIED for home in homes)
 
 
 def _homes(rubric: Rubric, responses: Sequence[Response], critics: Judging | None) -> list[str | Verdict]:

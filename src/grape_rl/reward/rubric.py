@@ -105,8 +105,16 @@ def load_rubric(path: str | Path, allow: Collection[str] = ()) -> Rubric:
     Raises:
         ValueError: the file does not say what a rubric says; one line, with every fault and its place.
     """
+    return rubric_of(parsed(Path(path)), path, allow)
+
+
+def rubric_of(told: Any, path: str | Path, allow: Collection[str] = ()) -> Rubric:
+    """The rubric that the plain data of a file says; ``path`` is the file's, for what lies beside it.
+
+    Raises:
+        ValueError: as ``load_rubric``.
+    """
     path = Path(path)
-    told = parsed(path)
     context: dict[str, Any] = {"folder": path.parent, "allow": frozenset(allow), "labels": {}}
     if isinstance(told, Mapping) and told.get("defaults") is not None:
         # Before the items, which are read with it: its own faults are told once, and not with each of them.

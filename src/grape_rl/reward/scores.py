@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
@@ -15,7 +16,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from grape_rl.maths.grape import Weight
 from grape_rl.maths.reward_model import StepReward
 from grape_rl.reward.columns import gated, laid_out
 from grape_rl.reward.critic.grading import Judging
@@ -24,6 +24,7 @@ from grape_rl.reward.item import Item
 from grape_rl.reward.model_grader import RewardModel, rewards
 from grape_rl.reward.row_items import PREFIX
 from grape_rl.reward.rubric import Rubric, items_of
+from grape_rl.reward.running import Running
 from grape_rl.types import Response, Scores, Status, Verdict
 
 
@@ -39,8 +40,9 @@ class Scorer(Protocol):
         ...
 
 
-Aggregate = Callable[[Float[Tensor, "b k"], Float[Tensor, "b k"], Weight, Int[Tensor, " b"]], Float[Tensor, " b"]]
-"""Score, confidence, weight and group → reward, as ``grape_rl.maths.grape.confidence_weighted``."""
+Aggregate = Callable[..., Float[Tensor, " b"]]
+"""Score, confidence, weight and group → reward, as ``grape_rl.maths.grape.confidence_weighted``; with ``Running`` also
+the running means, as ``running``."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ def rubric_scorer(
     compared: Aggregate | None = None,
     models: Models = MappingProxyType({}),
     critics: Judging | None = None,
+    running: Running | None = None,
 ) -> Scorer:
     """A scorer by a rubric: ``aggregate`` makes the reward of the rewarded items, category by category.
 
     ``compared`` makes of the same what the advantage is to compare, where that is not the reward. ``models`` are those
     of ``rubric_models``, and ``critics`` those of ``rubric_critics``, for a rubric that names any. Where rows bring
-    items along, each group has columns of its own for them, and in the others' rows they weigh 0.
+    items along, each group has columns of its own for them, and in the others' rows they weigh 0. With ``running``,
+    ``aggregate`` is given the running means (``running``) beside the verdicts, and the batch leaves them moved on.
 
     Raises (the scorer):
         ValueError: a row that belongs to no category or to more than one, or whose own items are at fault; or a group
@@ -92,6 +96,7 @@ def rubric_scorer(
         for number, name in zip(group.tolist(), category, strict=True):
             if home.setdefault(number, name) != name:
                 raise ValueError(f"group {number} has responses of the categories {home[number]!r} and {name!r}")
+        left: dict[str, float] = {}
         made = [torch.full((len(responses),), math.nan, dtype=torch.float64) for _ in (aggregate, compared)]
         for name in (name for name in dict.fromkeys(category) if name in rubric.categories):
             rows = [i for i, other in enumerate(category) if other == name]
@@ -104,11 +109,16 @@ def rubric_scorer(
             )
             # Whether a gate that could not be graded is open is not known, and neither is the reward behind it.
             unknown = (columns.score.isnan() & columns.gate).any(dim=1)
+            aggregated = aggregate
+            if running:
+                names = [item.id for item in rubric.categories[name].rewarded]
+                aggregated = partial(aggregate, running=running.means(name, names, columns.score.shape[1]))
+                left |= running.left(name, names, columns.confidence)
             score, confidence = gated(columns, of)
-            for out, function in zip(made, (aggregate, compared), strict=True):
+            for out, function in zip(made, (aggregated, compared), strict=True):
                 if function:
                     out[rows] = function(score, confidence, columns.weight, of).masked_fill(unknown, math.nan)
-        return Scores(made[0], verdicts, category, made[1] if compared else None)
+        return Scores(made[0], verdicts, category, made[1] if compared else None, left)
 
     return scores
 

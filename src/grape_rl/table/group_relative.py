@@ -2,7 +2,7 @@
 
 from grape_rl.maths.advantage import group_relative, normalized
 from grape_rl.maths.gdpo import items_normalized
-from grape_rl.maths.grape import confidence_weighted, unweighted
+from grape_rl.maths.grape import confidence_weighted, running_confidence, unweighted
 from grape_rl.maths.reweighting import length_penalized
 from grape_rl.maths.surrogate import cispo, clipped, sequence_clipped
 from grape_rl.methods import Algorithm, Responses, RowTerm
@@ -24,7 +24,7 @@ GROUP_RELATIVE = (
         summary="Rubric items weighted by the critic's confidence in them, then GRPO's advantage and PPO's clip.",
         equation="R_i = Σ_k w_k c_k s_ik / Σ_k |w_k| c_k;  A_i = (R_i − mean R)/(std R + ε);  L as in PPO's clip",
         paper="arXiv 2509.04501, GRAPE",
-        source=Responses(group_relative, confidence_weighted, smallest_group=2),
+        source=Responses(group_relative, confidence_weighted, smallest_group=2, running=running_confidence),
         terms=(RowTerm(clipped), *PENALTIES),
         reduction="token",
     ),

@@ -151,6 +151,7 @@ def _filled(old: Drawn, new: Drawn) -> Drawn:
         joined(old.scores.verdicts, new.scores.verdicts),
         joined(old.scores.category, new.scores.category),
         compared,
+        old.scores.memory,
     )
     reference_logp = None
     if old.reference_logp is not None and new.reference_logp is not None:

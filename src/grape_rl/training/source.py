@@ -138,7 +138,8 @@ def responses(
         if not bool(usable.any()):
             warnings += (("nothing_usable", "no response of the step has an advantage: the step changes nothing"),)
         told = records(found.drawn.answers, scores, given.advantage, found.drawn.revised)
-        return Experience(rollout, given.batch, metrics | given.metrics, warnings, told, given.memory)
+        memory = {**given.memory, **scores.memory}
+        return Experience(rollout, given.batch, metrics | given.metrics, warnings, told, memory)
 
     return source
 

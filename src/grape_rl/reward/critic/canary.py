@@ -6,7 +6,9 @@ from typing import Any
 
 from grape_rl.reward.critic.grading import Judging
 from grape_rl.reward.critic.plan import Job
-from grape_rl.reward.rubric import Item, Rubric, category_name
+from grape_rl.reward.grading import categories_of
+from grape_rl.reward.item import Item
+from grape_rl.reward.rubric import Rubric, items_of
 from grape_rl.types import Response, Verdict
 
 TEXTS = (
@@ -73,13 +75,14 @@ def canaries(rubric: Rubric, prompts: Sequence[tuple[str, Mapping[str, Any]]], c
         CostCap: a critic's calls have cost its cap.
         ValueError: a row that belongs to no category, or to more than one.
     """
-    first: dict[str, tuple[str, Mapping[str, Any]]] = {}
-    for prompt, row in prompts:
-        first.setdefault(category_name(rubric, row), (prompt, row))
+    asked = [Response(prompt, "", row, 0, "stop") for prompt, row in prompts]
+    first: dict[str, Response] = {}
+    for name, response in zip(categories_of(rubric, asked, critics), asked, strict=True):
+        first.setdefault(name, response)
     jobs = [
         (name, job)
-        for name, (prompt, row) in first.items()
-        for job in canary_jobs(rubric.categories[name].items, prompt, row)
+        for name, of in first.items()
+        for job in canary_jobs(items_of(rubric, name, of.row), of.prompt, of.row)
     ]
     verdicts = critics.verdicts([job for _, job in jobs])
     return tuple(
