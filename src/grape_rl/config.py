@@ -94,6 +94,8 @@ class Reward(Section):
     speaks OpenAI's chat completions, or {default: {local: MODEL}}, a language model that runs here."""
     critic_cache: str | None = None
     """A file that keeps the critics' answers (SQLite), so that nothing is asked twice."""
+    canary_every: Count = 0
+    """Steps between trials of the critics on responses that say nothing, which must score 0; 0 for none."""
     failure_limit: Share = 0.1
     """The share of missing verdicts in a step at which the run stops."""
 

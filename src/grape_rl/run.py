@@ -4,7 +4,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,13 +116,22 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
             write(folder / "rollouts" / f"step-{step:06d}.jsonl", lines)
         if step == config.steps or (config.evaluation.every and step % config.evaluation.every == 0):
             evaluated(step)
+        fooled(step, log)
         if step == config.steps or (config.checkpoint_every and step % config.checkpoint_every == 0):
             saved(step)
 
-    with Log(folder, config.method, config.steps, done) as log:
+    def fooled(step: int, log: Log) -> None:
+        every = config.reward.canary_every
+        if every and step % every == 0 and setup.grader and setup.grader.canaries:
+            for each in setup.grader.canaries():
+                if each.fooled or each.verdict.missing:
+                    log.warn(f"canary {each.category}/{each.item}", each.finding)
+
+    with closing(setup), Log(folder, config.method, config.steps, done) as log:
         if not done:
             for key, message in [*_template_unused(setup), *warnings]:
                 log.warn(key, message)
+            fooled(0, log)
             evaluated(0)
         fit(kept, _update(setup, optimizer), log, done, config.steps, ended)
     return Run(folder, config, evaluations)
@@ -143,10 +152,7 @@ def _setup(config: Config, checkpoint: Path | None) -> Setup:
     now = policy_at(checkpoint, start) if checkpoint else start
     settings = value_settings(row, chosen)
     value = value_function(settings, start, checkpoint) if settings else None
-    return Setup(
-        config, row, chosen, train_rows, test_rows, start, now,
-        who and who.scorer, who and who.ahead, value, memory,
-    )  # fmt: skip
+    return Setup(config, row, chosen, train_rows, test_rows, start, now, who, value, memory)
 
 
 def _template_unused(setup: Setup) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from grape_rl.reward.critic.canary import Canary
 from grape_rl.reward.health import FEWEST, ItemHealth
 from grape_rl.training.display import short, table
 from grape_rl.training.records import json_number
@@ -29,6 +30,20 @@ def print_health(title: str, items: Sequence[ItemHealth]) -> None:
         table("to look at", ["category", "item", "flag", "why"], flags)
     elif all(of.graded < FEWEST for of in items):
         print(f"nothing is flagged on fewer than {FEWEST} graded responses")
+
+
+def print_canaries(found: Sequence[Canary]) -> None:
+    """What the critics gave for responses that say nothing, item by item, and every one that they were fooled by."""
+    of = dict.fromkeys((each.category, each.item) for each in found)
+    lines: list[list[str | float | int]] = []
+    for category, item in of:
+        those = [each for each in found if (each.category, each.item) == (category, item)]
+        counts = [sum(each.verdict.missing for each in those), sum(each.fooled for each in those)]
+        lines.append([category, item, len(those), *counts])
+    table("canaries: responses that say nothing", ["category", "item", "tried", "missing", "fooled"], lines)
+    for each in found:
+        if each.fooled or each.verdict.missing:
+            print(f"- {each.finding}")
 
 
 def write_table(path: Path, items: Sequence[ItemHealth], more: Mapping[str, Mapping[str, float | int]]) -> None:

@@ -27,6 +27,7 @@ HELP = """usage: grape score --rubric FILE --data FILE [--KEY VALUE ...]
 --human     the column with people's labels by item, {ITEM: LABEL}, or the beginning of columns NAME.ITEM: how far the
             critics agree with them, and how often they are right by how sure they are. The confidence is as the rubric
             transforms it; that of a calibration looks better than it is on the data that it was fitted to.
+--canaries  also try the critics on responses that say nothing: every one must get the lowest score
 --plot      draw that as reliability curves there (needs --human, and matplotlib: pip install 'grape-rl[bench]')
 --output    write every response's reward and verdicts there, as JSON lines
 --table     write the table of items there, as .json or .csv
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
     if not arguments or "--help" in arguments or "-h" in arguments:
         print(HELP)
         return
-    words, own, _ = parsed_arguments(arguments, known=KNOWN)
+    words, own, _ = parsed_arguments(arguments, ["canaries"], known=KNOWN)
     if words or not {"rubric", "data"} <= own.keys():
         raise ValueError("grape score needs --rubric FILE and --data FILE, and no other words")
     named = {name: Path(str(own[name])) for name in ("cache", "output", "table", "plot") if name in own}
@@ -68,10 +69,11 @@ def main(arguments: Sequence[str]) -> None:
     if "plot" in named and "human" not in own:
         raise ValueError("--plot draws critics beside people's labels: say with --human which column has them")
     from grape_rl.cli.existing import counter, endpoints_of, existing
-    from grape_rl.cli.health import print_health, write_table
+    from grape_rl.cli.health import print_canaries, print_health, write_table
     from grape_rl.cli.people import measures, people_of, plot, print_people, require_matplotlib
     from grape_rl.maths.grape import unweighted
     from grape_rl.parts.policy import device
+    from grape_rl.reward.critic.canary import canaries
     from grape_rl.reward.grading import categories_of, rubric_critics, rubric_models
     from grape_rl.reward.health import Weighing, item_health
     from grape_rl.reward.rubric import load_rubric
@@ -98,6 +100,8 @@ def main(arguments: Sequence[str]) -> None:
     items = item_health(scores, found.group, weighing)
     prompts = len(found.group.unique())
     print_health(f"{len(found.answers)} responses to {prompts} prompts of {source}", items)
+    if "canaries" in own and critics:
+        print_canaries(canaries(rubric, [(each.prompt, each.row) for each in found.answers], critics))
     graded = int((~scores.reward.isnan()).sum())
     print(f"mean reward {float(scores.reward.nanmean()):.3f}, of {graded} responses with enough verdicts")
     beside = _beside(rubric, found, scores, people) if people else []

@@ -12,7 +12,7 @@ from grape_rl.training.checkpoint import checkpoints
 
 FREE = (
     "steps", "output", "device", "tokens_per_microbatch", "rows_at_once", "measure_kl", "checkpoint_every",
-    "keep_checkpoints", "reward.failure_limit", "reward.critic_cache",
+    "keep_checkpoints", "reward.failure_limit", "reward.critic_cache", "reward.canary_every",
     *(f"reward.critics.*.{name}" for name in (
         "base_url", "api_key", "concurrency", "requests_per_minute", "tokens_per_minute", "call_timeout_s",
         "total_timeout_s", "prompt_price", "completion_price", "cost_cap",

@@ -1,7 +1,6 @@
 """Who grades responses, as a configuration names it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from grape_rl.config import Config
 from grape_rl.maths.grape import unweighted
 from grape_rl.methods import Algorithm, Responses, Sampled, keywords
 from grape_rl.parts.policy import device
-from grape_rl.parts.rows import Row
+from grape_rl.parts.rows import Row, plain
+from grape_rl.parts.setup import Grader
 from grape_rl.reward.callables import python_callable
+from grape_rl.reward.critic.canary import canaries
 from grape_rl.reward.critic.where import endpoints
 from grape_rl.reward.function import function_scorer
 from grape_rl.reward.grading import judging_ahead, rubric_critics, rubric_models
@@ -21,16 +22,10 @@ from grape_rl.reward.labelling import stopping_for_people
 from grape_rl.reward.model_grader import readable, reward_model
 from grape_rl.reward.rubric import check_rows, load_rubric
 from grape_rl.reward.running import Running
-from grape_rl.reward.scores import Scorer, model_scorer, rubric_scorer
-from grape_rl.training.source import Ahead
+from grape_rl.reward.scores import model_scorer, rubric_scorer
 
-
-@dataclass(frozen=True)
-class Grader:
-    """Who grades responses: ``scorer`` a batch of them, and ``ahead``, where critics judge, hears of each before."""
-
-    scorer: Scorer
-    ahead: Ahead | None = None
+CANARY_ROWS = 100
+"""Among how many rows at the start of the data a prompt of each category is looked for, to try the critics on."""
 
 
 def grader(
@@ -62,7 +57,13 @@ def grader(
             critics,
             _running(row, chosen, memory),
         )
-        return Grader(stopping_for_people(scorer, rubric), judging_ahead(rubric, critics) if critics else None)
+        stopping = stopping_for_people(scorer, rubric)
+        if critics is None:
+            return Grader(stopping)
+        asked = [(plain(row["prompt"]), row) for row in graded[:CANARY_ROWS]]
+        return Grader(
+            stopping, judging_ahead(rubric, critics), partial(canaries, rubric, asked, critics), critics.close
+        )
     if config.reward.model:
         of = reward_model(config.reward.model, where, config.tokens_per_microbatch, precision)
         of.checked(config.reward.aggregate)

@@ -16,6 +16,7 @@ from grape_rl.model.load import frozen
 from grape_rl.model.value import Valued
 from grape_rl.parts.policy import Policy
 from grape_rl.parts.rows import Row
+from grape_rl.reward.critic.canary import Canary
 from grape_rl.reward.scores import ItemSummary, Scorer
 from grape_rl.training.fit import AnySource
 from grape_rl.training.source import Ahead
@@ -25,13 +26,26 @@ Told = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
+class Grader:
+    """Who grades responses: ``scorer`` a batch of them.
+
+    Where critics judge, ``ahead`` hears of each response before its batch is whole, ``canaries`` tries the critics on
+    responses that say nothing, and ``close`` gives back what they hold.
+    """
+
+    scorer: Scorer
+    ahead: Ahead | None = None
+    canaries: Callable[[], tuple[Canary, ...]] | None = None
+    close: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
 class Setup:
     """One run: its method with the options chosen, its rows, the policy it starts from and the policy as it is now.
 
-    The two differ where a run goes on from a checkpoint. ``scorer`` is None where nothing is graded, ``ahead`` where
-    nobody wants to hear of responses before their batch is whole, and ``value`` where no value function learns.
-    ``memory`` is what a step leaves to the next beside the weights, by name: numbers, and the weights of a reference
-    that moves. It is kept with each checkpoint.
+    The two differ where a run goes on from a checkpoint. ``grader`` is None where nothing is graded, and ``value``
+    where no value function learns. ``memory`` is what a step leaves to the next beside the weights, by name: numbers,
+    and the weights of a reference that moves. It is kept with each checkpoint.
     """
 
     config: Config
@@ -41,10 +55,19 @@ class Setup:
     test: list[Row]
     start: Policy
     now: Policy
-    scorer: Scorer | None
-    ahead: Ahead | None = None
+    grader: Grader | None
     value: nn.Linear | PreTrainedModel | None = None
     memory: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def scorer(self) -> Scorer | None:
+        """What grades responses, where they are graded."""
+        return self.grader and self.grader.scorer
+
+    @property
+    def ahead(self) -> Ahead | None:
+        """Who hears of responses before their batch is whole, where anybody does."""
+        return self.grader and self.grader.ahead
 
     @property
     def trained(self) -> nn.Module:
@@ -55,6 +78,11 @@ class Setup:
     def reference(self) -> PreTrainedModel:
         """The reference policy: a copy of the start, made when first asked for, which is before training."""
         return frozen(self.start.model)
+
+    def close(self) -> None:
+        """End what runs beside the run: connections to critics, and what they still judge."""
+        if self.grader:
+            self.grader.close()
 
     def precision(self) -> AbstractContextManager[Any]:
         """What one forward pass runs in.
