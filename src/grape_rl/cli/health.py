@@ -33,7 +33,7 @@ def print_health(title: str, items: Sequence[ItemHealth]) -> None:
 
 
 def print_canaries(found: Sequence[Canary]) -> None:
-    """What the critics gave for responses that say nothing, item by item, and every one that they were fooled by."""
+    """What the critics gave for responses that say nothing, item by item, and of each the first that fooled one."""
     of = dict.fromkeys((each.category, each.item) for each in found)
     lines: list[list[str | float | int]] = []
     for category, item in of:
@@ -41,8 +41,10 @@ def print_canaries(found: Sequence[Canary]) -> None:
         counts = [sum(each.verdict.missing for each in those), sum(each.fooled for each in those)]
         lines.append([category, item, len(those), *counts])
     table("canaries: responses that say nothing", ["category", "item", "tried", "missing", "fooled"], lines)
+    told: set[tuple[str, str]] = set()
     for each in found:
-        if each.fooled or each.verdict.missing:
+        if (each.fooled or each.verdict.missing) and (each.category, each.item) not in told:
+            told.add((each.category, each.item))
             print(f"- {each.finding}")
 
 
