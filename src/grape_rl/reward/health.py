@@ -11,10 +11,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from grape_rl.maths.agreement import correlation, rank_correlation
+from grape_rl.reward.row_items import PREFIX
 from grape_rl.types import Scores, Status, Verdict
-
-ROW = "row/"
-"""How the verdicts begin on items that a data row brings along. They differ by prompt, and are one line, ``row``."""
 
 FEWEST = 10
 """Graded responses (or, of two items, responses with both) under which nothing is flagged."""
@@ -93,7 +91,7 @@ def item_health(
         columns: dict[str, Column] = {}
         for i, verdicts in enumerate(scores.verdicts):
             for each in verdicts if scores.category[i] == category else ():
-                name = "row" if each.item.startswith(ROW) else each.item
+                name = "row" if each.item.startswith(PREFIX) else each.item
                 columns.setdefault(name, {}).setdefault(i, []).append(each)
         known = {name: items.get((category, name), Weighing(1.0, True)) for name in columns}
         means = {name: _means(column) for name, column in columns.items()}
