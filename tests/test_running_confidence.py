@@ -95,14 +95,15 @@ def test_an_item_that_comes_later_begins_with_its_groups_and_one_of_a_prompts_ow
     (tmp_path / "critics.py").write_text(CRITICS)
     (tmp_path / "rubric.yaml").write_text(
         RUBRIC + '      - {id: later, weight: 1, check: {type: python, call: "critics.py:seldom"}}\n'
-        '      - {id: row/1, weight: 1, check: {type: python, call: "critics.py:sure"}}\n'
+        '    row_items: {from: "${row.own}", format: grape}\n'
     )
     memory = {}
     rubric = load_rubric(tmp_path / "rubric.yaml", ["critics.py"])
     scorer = rubric_scorer(rubric, lambda *given, **more: confidence_weighted(*given, "running", **more),
                            running=Running(running_confidence, memory))  # fmt: skip
     texts = ["22", "2", "212", "1"]
-    early, late = ([Response("p", text, row, 3, "stop") for text in texts] for row in ({}, {"late": 0.75}))
+    own = {"own": [{"id": "1", "weight": 1, "check": {"type": "python", "call": "critics.py:sure"}}]}
+    early, late = ([Response("p", text, row, 3, "stop") for text in texts] for row in (own, own | {"late": 0.75}))
     group = torch.tensor([0, 0, 1, 1])
 
     first = scorer(early, group)
@@ -122,6 +123,6 @@ def test_an_item_that_comes_later_begins_with_its_groups_and_one_of_a_prompts_ow
 def test_a_category_has_means_of_its_own(tmp_path):
     memory = {"confidence/sums/twos": 0.25}
     running = Running(running_confidence, memory)
-    assert running.means("sums", ["twos"]).tolist() == [0.25]
-    assert running.means("words", ["twos"]).isnan().all()
+    assert running.means("sums", ["twos"], 1).tolist() == [0.25]
+    assert running.means("words", ["twos"], 1).isnan().all()
     assert running.left("words", ["twos"], torch.tensor([[1.0], [0.5]]).double()) == {"confidence/words/twos": 0.75}

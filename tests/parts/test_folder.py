@@ -10,7 +10,9 @@ from small_runs import settings
 
 def config(folder, **critic):
     told = settings(folder, "grape")
-    critics = {"default": {"model": "m", "base_url": "http://127.0.0.1:1/v1", "cost_cap": 1.0} | critic}
+    critics = {
+        "default": {"model": "m", "base_url": "http://127.0.0.1:1/v1", "cost_cap": 1.0, "prompt_price": 1.0} | critic
+    }
     return Config.model_validate(told | {"reward": told["reward"] | {"critics": critics}})
 
 

@@ -28,11 +28,16 @@ def found(tmp_path, *verdicts, text=RUBRIC, **more):
     return critique(load_rubric(tmp_path / "rubric.yaml"), RESPONSE, "sums", verdicts, **more)
 
 
+LABELS = {"rigor": {0: "broken", 0.5: "gaps", 1: "sound"}, "rude": {0: "polite", 1: "rude"}}
+LABELS |= {item: {0: "no", 1: "yes"} for item in ("same", "told", "spy")}
 BEST = {"answer": 1, "rigor": 1, "rude": 0, "same": 1, "told": 1, "spy": 1}
 
 
 def verdicts(**scores):
-    return [Verdict(item, float(score), reasoning=f"73 of {item}.") for item, score in (BEST | scores).items()]
+    return [
+        Verdict(item, float(score), reasoning=f"73 of {item}.", label=LABELS.get(item, {}).get(score, ""))
+        for item, score in (BEST | scores).items()
+    ]
 
 
 def test_nothing_is_held_against_a_response_that_lost_nothing(tmp_path):

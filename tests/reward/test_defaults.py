@@ -22,7 +22,9 @@ def test_a_judge_takes_what_it_does_not_say(tmp_path):
     found = load(tmp_path, "{criterion: It is right.}")
     assert (found.criterion, found.critic, found.labels) == ("It is right.", "small", {"bad": 0, "good": 1})
     assert (found.show, found.reference) == (("prompt", "response", "reference"), "${row.answer}")
-    assert found.confidence.model_dump() == {"mode": "agreement", "k": 3, "transform": "chance_corrected"}
+    assert found.confidence.model_dump(exclude_defaults=True) == {
+        "mode": "agreement", "k": 3, "transform": "chance_corrected"
+    }  # fmt: skip
     assert found.anchors == {"bad": "worthless"}
     plain = load(tmp_path, "{criterion: x}", "{}")
     assert (plain.critic, plain.labels, plain.confidence.mode) == ("default", {"no": 0, "yes": 1}, "verbalized")

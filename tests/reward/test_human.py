@@ -165,7 +165,9 @@ def test_a_column_says_nothing_of_what_is_yet_to_be_sampled(tmp_path):
 def test_grape_score_counts_what_has_no_label(tmp_path, capsys):
     written(tmp_path / "labels.jsonl", [label(5, "a")])
     load(tmp_path)
-    data = written(tmp_path / "d.jsonl", [{"prompt": "p", "response": text} for text in "abc"])
+    data = written(
+        tmp_path / "d.jsonl", [{"prompt": prompt, "response": text} for prompt, text in zip("pqr", "abc", strict=True)]
+    )
     assert main(["score", "--rubric", str(tmp_path / "rubric.yaml"), "--data", str(data)]) == 0
     said = capsys.readouterr().out
     assert "unlabelled 2" in said and "mean reward 1.000, of 1 responses" in said

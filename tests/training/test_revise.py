@@ -189,7 +189,7 @@ def test_what_the_log_tells_of_the_policy_is_of_its_own_responses_alone(tokenize
         return scores(*REWARDS[:4], 0.5, 0.0)
 
     def off_by_row(sequences):
-        return sequences.mask * torch.linspace(-3, -0.1, len(sequences.mask))[:, None]
+        return sequences.mask * sequences.tokens * -0.1  # a row has one token, again and again
 
     def revising(found):
         told = tuple(replace(a, text=f"text {i}") for i, a in enumerate(found.answers))
@@ -264,10 +264,8 @@ def test_the_pair_is_the_revision_over_what_it_revises(tokenizer):
     def experience(new, **more):
         found = revise(tokenizer, draw(0.5, 0.25, 1.0, 0.75, 0.6, 0.0), new)[0]
         pairing = partial(ranked_pairs, pairing="revised", **more)
-        return sampled_preferences(lambda step: Round(found, {}, ()), pairing, None, start)(0)
-
-    def start(sequences):
-        return -1.0 * sequences.mask
+        found = replace(found, reference_logp=-1.0 * found.rollout.mask)
+        return sampled_preferences(lambda step: Round(found, {"reference_seconds": 0.0}, ()), pairing, None)(0)
 
     what = experience((0.75, 0.5))
     own = [t[m].tolist() for t, m in zip(what.sequences.tokens, what.sequences.mask, strict=True)]

@@ -228,7 +228,7 @@ def test_what_is_recorded_of_each_response(tokenizer):
     assert second["reward"] is None and second["advantage"] is None
     assert second["verdicts"] == [
         {"item": "correct", "score": None, "confidence": None, "status": "timeout", "reasoning": "too\nslow",
-         "provenance": "", "cost": 0.0, "tokens": 0}
+         "provenance": "", "cost": 0.0, "tokens": 0, "label": ""}
     ]  # fmt: skip
 
 

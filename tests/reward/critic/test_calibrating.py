@@ -70,12 +70,12 @@ def asked(plan, monkeypatch):
     calls = []
 
     class Planned:
-        name = "planned"
+        name, concurrency, deadline_s = "planned", 8, None
 
         def __init__(self, endpoint, limiter):
             pass
 
-        async def reply(self, messages, schema, labels, seed):
+        async def reply(self, messages, schema, labels, seed, items=1):
             calls.append(messages)
             return Reply(verdict(*_said(plan[1], messages))["content"], prompt_tokens=100, completion_tokens=10)
 
@@ -179,7 +179,8 @@ def test_the_table_as_json_and_the_plot(folder, asked, capsys, monkeypatch):
     assert (folder / "p.png").read_bytes().startswith(b"\x89PNG")
     table = {each["item"]: each for each in json.loads((folder / "t.json").read_text())}
     assert table["brief"]["spread"] is None and table["brief"]["kappa"] is None and table["brief"]["missing"] == {}
-    assert table["right"]["human_n"] == 16 and table["right"]["tokens"] == table["right"]["cost"] == 0
+    assert table["right"]["human_n"] == 16 and table["right"]["cost"] == 0
+    assert table["right"]["tokens"] == 110 * 16, "what each call used"
     assert {flag["kind"] for flag in table["rare"]["flags"]} == {"unreachable", "dead confidence"}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     before = len(asked)

@@ -49,7 +49,7 @@ def response(text, prompt="What is it?"):
 
 def by_hand(of, judge, asked):
     """Each label's probability among the labels: one forward pass over the whole conversation for each of them."""
-    told = messages(judge, asked, mark_of(asked.prompt, asked.text, judge.reference))
+    told = messages([judge], asked, mark_of(asked.prompt))
     prompt = of.tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True)
     chance = []
     for label in judge.labels:
@@ -236,9 +236,9 @@ def test_critics_of_both_kinds_answer_in_the_order_of_the_jobs():
     from grape_rl.types import Verdict
 
     class Far:
-        name = "far"
+        name, concurrency, deadline_s = "far", 8, None
 
-        async def reply(self, messages, schema, labels, seed):
+        async def reply(self, messages, schema, labels, seed, items=1):
             return Reply(label_logp={"no": -5.0, "yes": 0.0})
 
         async def close(self):

@@ -12,7 +12,7 @@ from grape_rl.reward.critic.grading import Job, Judging
 from grape_rl.reward.critic.item import Confidence, Judge
 from grape_rl.reward.critic.prompt import schema
 from grape_rl.reward.critic.stub import TRIES, Faults, Stub, StubCritic
-from grape_rl.reward.critic.where import endpoints
+from grape_rl.reward.critic.where import Stubbed, endpoints
 from grape_rl.types import Response
 
 SCALE = Judge(criterion="It is right.", labels={"bad": 0, "fair": 0.5, "good": 1})
@@ -31,7 +31,7 @@ def jobs(count, judge=SCALE):
 
 
 def judging(stub, cache=None):
-    stub = stub if isinstance(stub, Stub) else Stub.model_validate(stub)
+    stub = stub.stub if isinstance(stub, Stubbed) else Stub.model_validate(stub)
     return Judging({"default": lambda: StubCritic(stub)}, cache)
 
 
@@ -58,7 +58,7 @@ def test_the_answer_is_the_same_on_any_machine():
         {"role": "user", "content": "[0123456789abcdef] x"},
     ]
     stub = Stub()
-    reply = asyncio.run(StubCritic(stub).reply(messages, schema(SCALE), (), 0))
+    reply = asyncio.run(StubCritic(stub).reply(messages, schema([SCALE]), (), 0))
     assert [json.loads(reply.text)[key] for key in ("verdict", "confidence")] == ["bad", 9]
 
 
@@ -145,7 +145,7 @@ def test_a_function_gives_the_opinion(tmp_path):
     with pytest.raises(ValueError, match=r"critics\.default: .*not allowed: if you trust it, add 'mine.py' to reward"):
         endpoints(told, "critics", tmp_path)
     with pytest.raises(ValueError, match=r"'mine.py:judge' was not loaded"):
-        StubCritic(endpoints(told, "critics")["default"])  # config reads it before there is a folder
+        StubCritic(endpoints(told, "critics")["default"].stub)  # config reads it before there is a folder
 
 
 def asked(text, form, **told):
@@ -157,7 +157,7 @@ def asked(text, form, **told):
 
 
 def test_several_criteria_in_one_call_have_the_same_opinions_each():
-    form = schema(SCALE)
+    form = schema([SCALE])
     alone = {
         text: asked(f"Criterion: {text}\n\nGive your reasoning.", form) for text in ("It is odd.", "Is it\n\nlong?")
     }
