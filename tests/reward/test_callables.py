@@ -1,6 +1,14 @@
+import sys
+
 import pytest
 
 from grape_rl.reward.callables import python_callable
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
 
 MARKER = "from pathlib import Path\nPath(__file__).with_suffix('.ran').touch()\n"
 
@@ -11,6 +19,50 @@ def test_a_file_beside_the_rubric_and_a_module(tmp_path):
     )
     assert python_callable("mine.py:f", tmp_path, ["mine.py"])(3) == 3
     assert python_callable("os.path:join", tmp_path, ["os.path"])("a", "b") == "a/b"
+
+
+def test_a_file_imports_those_beside_it(tmp_path):
+    (tmp_path / "neighbour_of_mine.py").write_text("from other_of_mine.inner import VALUE\n")
+    (tmp_path / "other_of_mine").mkdir()
+    (tmp_path / "other_of_mine/__init__.py").touch()
+    (tmp_path / "other_of_mine/inner.py").write_text("VALUE = 3\n")
+    (tmp_path / "mine.py").write_text("import neighbour_of_mine as n\ndef f(): return n.VALUE\n")
+    assert python_callable("mine.py:f", tmp_path, ["mine.py"])() == 3
+    size = len(sys.path)
+    assert python_callable("mine.py:f", tmp_path, ["mine.py"])() == 3
+    assert len(sys.path) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["import shared_name", "from shared_name.deep import f", "def f(): import os, shared_name as s"]
+)
+def test_an_import_that_finds_another_file_than_the_one_beside_is_refused(tmp_path, text):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+        (folder / "shared_name.py").write_text(f"VALUE = {folder.name!r}")
+        (folder / "mine.py").write_text("import shared_name\ndef f(): return shared_name.VALUE\n")
+    assert python_callable("mine.py:f", first, ["mine.py"])() == "first"
+    (second / "mine.py").write_text(text)
+    told = r"import shared_name finds \S*first/shared_name.py and not the one beside mine.py: rename yours"
+    with pytest.raises(ValueError, match=told):
+        python_callable("mine.py:f", second, ["mine.py"])
+    sys.modules.pop("shared_name")
+
+
+def test_a_file_that_hides_a_module_of_pythons_is_refused_only_if_it_is_imported(tmp_path):
+    (tmp_path / "json.py").touch()
+    (tmp_path / "sys").mkdir()
+    (tmp_path / "sys/__init__.py").touch()
+    (tmp_path / "mine.py").write_text("from . import json\ndef f(): return 3\n")
+    with pytest.raises(ValueError, match="cannot be loaded: ImportError: attempted relative import"):
+        python_callable("mine.py:f", tmp_path, ["mine.py"])
+    (tmp_path / "mine.py").write_text("import math\ndef f(): return 3\n")
+    assert python_callable("mine.py:f", tmp_path, ["mine.py"])() == 3
+    for name in ("json", "sys"):
+        (tmp_path / "mine.py").write_text(f"import {name}\ndef f(): return 3\n")
+        with pytest.raises(ValueError, match=rf"import {name} finds .* and not the one beside mine.py: rename yours"):
+            python_callable("mine.py:f", tmp_path, ["mine.py"])
 
 
 def test_nothing_runs_that_is_not_allowed(tmp_path):

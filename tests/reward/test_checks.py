@@ -80,7 +80,7 @@ def test_a_gold_answer_that_is_no_number_is_missing_and_not_zero(gold):
     assert missing(graded({"type": "numeric", "gold": "${row.gold}"}, response("72", {"gold": gold})), "gold answer")
 
 
-@pytest.mark.parametrize("gold", ["", "  ", None, True, {"a": 1}])
+@pytest.mark.parametrize("gold", ["", "  ", None, True, math.nan, {"a": 1}])
 def test_a_gold_answer_that_is_no_text_is_missing_and_not_zero(gold):
     assert missing(graded({"type": "exact", "gold": "${row.gold}"}, response("", {"gold": gold})), "gold answer")
 
@@ -177,16 +177,22 @@ def test_an_unknown_reasoning_gym_task_is_missing():
 
 FUNCTIONS = """
 import math
+import torch
 from grape_rl.types import Verdict, failed
 
 def half(r): return 0.5
 def yes(r): return r.text == "yes" and r.tokens == 10 and r.prompt == "the prompt"
+async def waits(r): return yes(r)
 def sure(r): return Verdict("other", 0.25, 0.75, reasoning="because", provenance="mine")
 def fault(r): return Verdict("other", 0.0, status="policy_fault")
 def late(r): return failed("other", "timeout", "too slow")
 def wild(r): return Verdict("other", 3.0)
 def nothing(r): return None
 def text(r): return "1"
+def code(r): return b"1"
+def several(r): return [1.0, 0.0]
+def tensor(r): return torch.tensor(several(r))
+def one(r): return torch.tensor([[0.5]])
 def nan(r): return math.nan
 def inf(r): return math.inf
 def over(r): return 1.01
@@ -207,7 +213,8 @@ def call(tmp_path):
 
 def test_python_functions(call):
     assert (call("half").score, call("half").confidence, call("half").provenance) == (0.5, 1, "python")
-    assert call("yes").score == 1
+    assert call("yes").score == call("waits").score == 1
+    assert call("one").score == 0.5
     found = call("sure")
     assert (found.item, found.score, found.confidence) == ("item", 0.25, 0.75)
     assert (found.reasoning, found.provenance) == ("because", "mine")
@@ -218,8 +225,11 @@ def test_python_functions(call):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("nothing", "NoneType"),
-        ("text", "'1' is no number"),
+        ("nothing", "TypeError: returned None, which is no number"),
+        ("text", "TypeError: returned '1', which is no number"),
+        ("code", "TypeError: returned b'1', which is no number"),
+        ("several", "TypeError: returned [1.0, 0.0], which is no number"),
+        ("tensor", "TypeError: returned tensor([1., 0.]), which is no number"),
         ("nan", "nan"),
         ("inf", "inf"),
         ("over", "score 1.01 is not in [0, 1]"),

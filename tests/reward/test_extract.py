@@ -93,10 +93,13 @@ def test_gold_number(gold, pattern, number):
     [
         ("none", None, "has 0 numbers"),
         ("3 or 4", None, "has 2 numbers and should have one; name the one that counts with gold_extract"),
-        (True, None, "is no number"),
-        (None, None, "is no number"),
-        ({"n": 1}, None, "is no number"),
-        (math.nan, None, "has 0 numbers"),
+        (True, None, "gold answer True is neither text nor a number"),
+        (None, None, "is neither text nor a number"),
+        ({"n": 1}, None, "is neither text nor a number"),
+        (math.nan, None, "gold answer nan is neither text nor a number"),
+        (math.inf, None, "has 0 numbers"),
+        (" ", None, "no gold answer in ' '"),
+        ("#### ", "#### (.*)", "no gold answer in '#### '"),
         ("the 4", "#### (.*)", "finds nothing in the gold answer"),
     ],
 )

@@ -1,6 +1,7 @@
 """Answers in a formal language: JSON under a schema, mathematics by its meaning."""
 
 import json
+import math
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -84,6 +85,26 @@ def test_math_verify_of_a_part():
     assert graded(spec, "3").score == 0
 
 
-def test_a_gold_answer_that_is_no_mathematics_is_missing():
-    found = graded({"type": "math_verify", "gold": "${row.gold}"}, "3", {"gold": "?!"})
-    assert found.missing and "is no mathematics" in found.reasoning
+def test_math_verify_of_a_part_of_the_gold_answer():
+    spec = {"type": "math_verify", "gold": "${row.gold}", "gold_extract": "#### (.*)"}
+    gold = {"gold": "She pays $4.00 + $2.00 = $6.00.\n#### 6"}
+    assert graded(spec, "It is 6.00", gold).score == 1
+    assert graded(spec, "It is 4", gold).score == 0
+    assert graded(spec | {"gold": "#### 5 or\n#### \\frac{12}{2}"}, "It is 6").score == 1
+
+
+@pytest.mark.parametrize(
+    ("gold", "pattern", "told"),
+    [
+        ("?!", None, "the gold answer '?!' is no mathematics"),
+        ("3 #### ?!", "#### (.*)", "the gold answer '?!' is no mathematics"),
+        ("3", "#### (.*)", "gold_extract '#### (.*)' finds nothing in the gold answer '3'"),
+        ("", None, "no gold answer in ''"),
+        (None, None, "the gold answer None is neither text nor a number"),  # and not N·o·n·e
+        (math.nan, None, "the gold answer nan is neither text nor a number"),
+    ],
+)
+def test_a_gold_answer_that_is_no_mathematics_is_missing(gold, pattern, told):
+    spec = {"type": "math_verify", "gold": "${row.gold}", "gold_extract": pattern}
+    found = graded(spec, "3", {"gold": gold})
+    assert found.missing and told in found.reasoning

@@ -1,14 +1,17 @@
-"""The numeric check and the GSM8K example against the data set itself and four models' real solutions."""
+"""The numeric and math_verify checks and the GSM8K example against the data and four models' real solutions."""
 
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from grape_rl.reward.callables import python_callable
-from grape_rl.reward.checks import Numeric, verdict
+from grape_rl.reward.checks import Numeric
+from grape_rl.reward.formal import MathVerify
 from grape_rl.reward.grading import grade
+from grape_rl.reward.killable import Job, graded
 from grape_rl.reward.rubric import check_rows, load_rubric
 from grape_rl.types import Response
 
@@ -43,16 +46,31 @@ def marks():
     return python_callable("checks.py:calculator_marks", EXAMPLE, ["checks.py"])
 
 
-def test_four_models_solutions_are_graded_as_the_data_set_grades_them():
-    check = Numeric(type="numeric", gold="${row.ground_truth}", extract="A: (.*)", gold_extract="A: (.*)")
-    count = Counter()
-    for row in rows("gsm8k_model_solutions.jsonl"):
-        for model in ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification"):
-            found = verdict("correct", check, response(row[model]["solution"], row))
-            assert found.status == "ok"
-            assert found.score == row[model]["is_correct"], (found, row[model])
-            count[found.score] += 1
-    assert count.total() == 4000 and min(count.values()) > 1000
+def solutions(check, of):
+    """A job for each of the four models' solutions of the rows, and whether the data set says it is correct."""
+    models = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+    each = [(row, row[model]) for row in of for model in models]
+    jobs = [Job("correct", check, response(said["solution"], row)) for row, said in each]
+    return jobs, [said["is_correct"] for _, said in each]
+
+
+GOLD: dict[str, Any] = {"gold": "${row.ground_truth}", "extract": "A: (.*)", "gold_extract": "A: (.*)"}
+
+
+@pytest.mark.parametrize(
+    ("check", "step", "count"),
+    [
+        (Numeric(type="numeric", **GOLD), 1, 4000),
+        (MathVerify(type="math_verify", **GOLD), 20, 200),  # of all 4,000, too, but that takes half a minute
+    ],
+    ids=["numeric", "math_verify"],
+)
+def test_four_models_solutions_are_graded_as_the_data_set_grades_them(check, step, count):
+    jobs, correct = solutions(check, rows("gsm8k_model_solutions.jsonl")[::step])
+    found = graded(jobs)
+    assert {v.status for v in found} == {"ok"}
+    assert [v for v, right in zip(found, correct, strict=True) if v.score != right] == []
+    assert len(found) == count and min(Counter(correct).values()) > count / 4
 
 
 def test_gold_answers_score_on_every_item_of_the_example():

@@ -1,10 +1,13 @@
 """Functions that a rubric file names. The file may come from a stranger, so the caller says which are allowed."""
 
+import ast
+import asyncio
 import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,6 +39,12 @@ def python_callable(call: str, folder: Path, allow: Collection[str]) -> Callable
     return function
 
 
+def awaited(result: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns, in a thread of its own: there may be a loop here already, as in a notebook."""
+    with ThreadPoolExecutor(1, thread_name_prefix="reward") as pool:
+        return pool.submit(asyncio.run, result).result()
+
+
 def _file_module(path: Path) -> ModuleType:
     name = f"grape_rubric_{path.stem}_{abs(hash(path.resolve()))}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -43,5 +52,25 @@ def _file_module(path: Path) -> ModuleType:
         raise ImportError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # a dataclass in the file looks its own module up there
+    folder = path.resolve().parent
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # for the files beside it, at the end so that they hide no one else's
+    _need_neighbours(path, folder)
     spec.loader.exec_module(module)
     return module
+
+
+def _need_neighbours(path: Path, folder: Path) -> None:
+    """An import of a file's own that has a file beside it by that name has to find that one.
+
+    Raises:
+        ImportError: it finds another.
+    """
+    nodes = list(ast.walk(ast.parse(path.read_bytes())))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    for name in dict.fromkeys(each.partition(".")[0] for each in names):
+        beside = [folder / f"{name}.py", folder / name / "__init__.py"]
+        found = importlib.util.find_spec(name) if any(map(Path.exists, beside)) else None
+        if found and (not found.origin or Path(found.origin).resolve() not in map(Path.resolve, beside)):
+            raise ImportError(f"import {name} finds {found.origin} and not the one beside {path.name}: rename yours")

@@ -6,6 +6,7 @@ that is no number, a function that raised) is a missing verdict and never a scor
 
 import functools
 import importlib.util
+import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -15,8 +16,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from grape_rl.reward.callables import python_callable
-from grape_rl.reward.extract import extracted, gold_number, numbers
+from grape_rl.reward.callables import awaited, python_callable
+from grape_rl.reward.extract import extracted, gold_number, gold_text, numbers
 from grape_rl.reward.fields import PATTERNS, Count, Gold, Pattern, Seconds, Text, Tolerance
 from grape_rl.reward.formal import JsonSchema, MathVerify
 from grape_rl.reward.lookup import filled, lookups
@@ -37,11 +38,7 @@ class Exact(Strict):
 
     def score(self, response: Response) -> tuple[float, str]:
         """The score, and what it rests on."""
-        if isinstance(self.gold, bool) or not isinstance(self.gold, (str, int, float)):  # a look-up can find anything
-            raise ValueError(f"the gold answer {self.gold!r} is no text")
-        gold = extracted(self.gold_extract, str(self.gold))
-        if not gold:
-            raise ValueError(f"no gold answer in {self.gold!r}")
+        gold = gold_text(self.gold, self.gold_extract)
         answer = extracted(self.extract, response.text)
         if answer is None:
             return 0.0, f"nothing matches {self.extract!r}"
@@ -164,7 +161,10 @@ def _reasoning_gym_score(task: str) -> Callable[..., float]:
 
 
 class Python(Strict):
-    """A function of one's own, ``f(response) -> float | bool | Verdict``: ``"file.py:name"`` or ``"module:name"``."""
+    """A function of one's own, ``f(response) -> float | bool | Verdict``: ``"file.py:name"`` or ``"module:name"``.
+
+    ``async`` ones too, one response after the other.
+    """
 
     type: Literal["python"]
     call: str
@@ -186,6 +186,8 @@ class Python(Strict):
     def score(self, response: Response) -> tuple[float, str] | Verdict:
         """What the function returns."""
         result = self._function(response)
+        if inspect.iscoroutine(result):
+            result = awaited(result)
         return result if isinstance(result, Verdict) else (real(result), "")
 
 
@@ -229,9 +231,12 @@ def real(value: Any) -> float:
     Raises:
         TypeError: it is no number.
     """
-    if isinstance(value, str):
-        raise TypeError(f"{value!r} is no number")
-    return float(value)
+    try:
+        if not isinstance(value, str | bytes | bytearray):  # all of which float reads
+            return float(value)
+    except (TypeError, ValueError, RuntimeError):  # a tensor of several numbers raises the last
+        pass
+    raise TypeError(f"returned {value!r:.80}, which is no number")
 
 
 def _texts(check: Check) -> dict[str, str]:

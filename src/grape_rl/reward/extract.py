@@ -55,17 +55,29 @@ def numbers(text: str) -> tuple[Fraction, ...]:
     return tuple(found)
 
 
+def gold_text(gold: Any, pattern: str | None) -> str:
+    """The part of what a data row gives as the right answer that ``extracted`` finds there.
+
+    Raises:
+        ValueError: it is neither text nor a number (a NaN is none), or there is nothing.
+    """
+    if isinstance(gold, bool) or not isinstance(gold, (str, int, float)) or gold != gold:
+        raise ValueError(f"the gold answer {gold!r} is neither text nor a number")
+    text = extracted(pattern, str(gold))
+    if text is None:
+        raise ValueError(f"gold_extract {pattern!r} finds nothing in the gold answer {gold!r}")
+    if not text:
+        raise ValueError(f"no gold answer in {gold!r}")
+    return text
+
+
 def gold_number(gold: Any, pattern: str | None) -> Fraction:
-    """The number that a data row gives as the right answer.
+    """The number in the gold text.
 
     Raises:
         ValueError: there is not exactly one.
     """
-    if isinstance(gold, bool) or not isinstance(gold, (str, int, float)):
-        raise ValueError(f"the gold answer {gold!r} is no number")
-    text = extracted(pattern, gold if isinstance(gold, str) else str(gold))
-    if text is None:
-        raise ValueError(f"gold_extract {pattern!r} finds nothing in the gold answer {gold!r}")
+    text = gold_text(gold, pattern)
     found = numbers(text)
     if len(found) != 1:
         hint = "; name the one that counts with gold_extract" if found else ""

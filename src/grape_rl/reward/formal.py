@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from grape_rl.reward.extract import extracted
+from grape_rl.reward.extract import extracted, gold_text
 from grape_rl.reward.fields import Gold, Pattern, Seconds
 from grape_rl.reward.strict import Strict, parsed
 from grape_rl.types import Response
@@ -60,6 +60,7 @@ class MathVerify(Strict):
     type: Literal["math_verify"]
     gold: Gold
     extract: Pattern | None = None
+    gold_extract: Pattern | None = None
     timeout_s: Seconds = 10.0
 
     @model_validator(mode="after")
@@ -72,9 +73,10 @@ class MathVerify(Strict):
         """The score, and what it rests on."""
         import math_verify
 
-        gold = math_verify.parse(_formula(str(self.gold)), **_AS)
+        right = gold_text(self.gold, self.gold_extract)
+        gold = math_verify.parse(_formula(right), **_AS)
         if not gold:
-            raise ValueError(f"the gold answer {self.gold!r} is no mathematics")
+            raise ValueError(f"the gold answer {right!r} is no mathematics")
         answer = extracted(self.extract, response.text)
         if answer is None:
             return 0.0, f"nothing matches {self.extract!r}"

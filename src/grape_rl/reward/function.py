@@ -1,14 +1,13 @@
 """A reward function of one's own, in the form that TRL's have, as a scorer."""
 
-import asyncio
 import inspect
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
 
+from grape_rl.reward.callables import awaited
 from grape_rl.reward.checks import real
 from grape_rl.reward.scores import Scorer, new_responses, single_scores
 from grape_rl.types import Response, Scores, Verdict, failed
@@ -72,7 +71,7 @@ def _returned(function: Callable[..., Any], columns: Mapping[str, Any], name: st
     try:
         result = function(**columns)
         if inspect.iscoroutine(result):
-            result = _awaited(result)
+            result = awaited(result)
     except (Exception, SystemExit) as error:
         return [failed(name, "infrastructure", f"{type(error).__name__}: {error}", "function")] * count
     try:
@@ -82,12 +81,6 @@ def _returned(function: Callable[..., Any], columns: Mapping[str, Any], name: st
     if len(values) != count:
         raise ValueError(f"{name}: returned {len(values)} values for {count} responses")
     return [_valued(name, value) for value in values]
-
-
-def _awaited(result: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine returns, in a thread of its own: there may be a loop here already, as in a notebook."""
-    with ThreadPoolExecutor(1, thread_name_prefix="reward") as pool:
-        return pool.submit(asyncio.run, result).result()
 
 
 def _valued(name: str, value: Any) -> Verdict:

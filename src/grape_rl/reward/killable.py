@@ -136,10 +136,16 @@ atexit.register(_WORKER.end)
 
 
 def serve() -> None:
-    """Grade what comes over standard input, until it ends. What checks print goes to standard error."""
+    """Grade what comes over standard input, until it ends. What checks print goes to standard error.
+
+    They read nothing from standard input, and each begins in the folder where this one did.
+    """
     jobs, verdicts = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    home = os.open(".", os.O_RDONLY)  # the folder itself, which is there even if its name is gone
     for content in _messages(jobs):
+        os.chdir(home)
         try:
             loaded: list[Job] = pickle.loads(content)
         except Exception as error:  # a check's own module does not load here
@@ -147,6 +153,7 @@ def serve() -> None:
             continue
         _write(verdicts, pickle.dumps(""))
         for job in loaded:
+            os.chdir(home)
             _write(verdicts, pickle.dumps(verdict(*job)))
 
 
