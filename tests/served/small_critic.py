@@ -19,7 +19,7 @@ CONTEXT = 2048
 
 def saved_critic(folder: Path) -> Path:
     """The model and its tokenizer, saved in ``folder``: it can write JSON."""
-    asked = messages(Judge(criterion="It is right."), Response("What is it?", "It is so.", {}, 4, "stop"), "[mark]")
+    asked = messages([Judge(criterion="It is right.")], Response("What is it?", "It is so.", {}, 4, "stop"), "[mark]")
     texts = [message["content"] for message in asked] * 3
     tokenizer = bpe_tokenizer([*texts, "yes", "no", "yes no"], 500)
     tokenizer.chat_template = TEMPLATE
