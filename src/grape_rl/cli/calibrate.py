@@ -50,6 +50,8 @@ def main(arguments: Sequence[str]) -> None:
     out, told = Path(str(own["output"])), str(own.get("method", "isotonic"))
     if out.suffix != ".json" or str(out) == own["data"]:
         raise ValueError(f"--output {out}: should be a .json file, and not the data")
+    if not out.parent.is_dir():
+        raise ValueError(f"--output {out}: there is no folder {out.parent}")
     if told not in ("isotonic", "platt"):
         raise ValueError(f"--method {told}: there are isotonic and platt")
     from grape_rl.cli.existing import counter, endpoints_of, existing

@@ -17,9 +17,10 @@ def print_held_out(evaluations: Mapping[int, HeldOut], names: Mapping[int, str] 
     several = len(steps) > 1
     rows: list[list[str | float]] = []
     found = [{(item.category, item.item): item.mean for item in evaluations[step].items} for step in steps]
-    for item in last.items:  # an item may be new: which category a prompt is of can come to be known later
-        means = [those.get((item.category, item.item), math.nan) for those in found]
-        rows.append([item.category, item.item, *means, *([_change(means)] if several else [])])
+    # An item may be new, or gone: which category a prompt is of can come to be known later, or not this time.
+    for category, item in dict.fromkeys(key for those in (found[-1], *found) for key in those):
+        means = [those.get((category, item), math.nan) for those in found]
+        rows.append([category, item, *means, *([_change(means)] if several else [])])
     if first.responses:
         rewards = [evaluations[step].reward for step in steps]
         lengths = [evaluations[step].length for step in steps]
@@ -32,4 +33,5 @@ def print_held_out(evaluations: Mapping[int, HeldOut], names: Mapping[int, str] 
 
 
 def _change(means: list[float]) -> str:
-    return f"{means[-1] - means[0]:+.3f}"
+    change = means[-1] - means[0]
+    return "-" if math.isnan(change) else f"{change:+.3f}"

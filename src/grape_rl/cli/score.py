@@ -9,9 +9,10 @@ from grape_rl.cli.arguments import listed, parsed_arguments
 
 if TYPE_CHECKING:
     from grape_rl.cli.existing import Existing
+    from grape_rl.reward.critic.item import Judge
     from grape_rl.reward.critic.people import Compared
     from grape_rl.reward.rubric import Rubric
-    from grape_rl.types import Scores
+    from grape_rl.types import Scores, Verdict
 
 HELP = """usage: grape score --rubric FILE --data FILE [--KEY VALUE ...]
 
@@ -44,6 +45,9 @@ the sign of its weight right?); missing where low (its grading fails where the o
 """
 
 FILES = ("rubric", "data", "allow", "critics", "cache", "output", "table", "plot", "tokenizer")
+ROW = "row"
+"""What the items that rows bring along are called together, as in the table of items."""
+
 KNOWN = (*FILES, "response", "prompt", "human", "failure_limit")
 
 
@@ -63,6 +67,8 @@ def main(arguments: Sequence[str]) -> None:
     for name, path in named.items():
         if str(path) == own["data"]:
             raise ValueError(f"--{name} {path}: is the data itself; name another file")
+        if not path.parent.is_dir() and name != "cache":
+            raise ValueError(f"--{name} {path}: there is no folder {path.parent}")
     if "table" in named and named["table"].suffix not in (".json", ".csv"):
         raise ValueError(f"--table {named['table']}: should end in .json or .csv")
     limit = _share(str(own.get("failure_limit", "0.1")))
@@ -127,17 +133,26 @@ def main(arguments: Sequence[str]) -> None:
 def _beside(
     rubric: "Rubric", found: "Existing", scores: "Scores", people: Sequence[dict[str, float]]
 ) -> "list[Compared]":
-    """The verdicts beside people's labels, item by item."""
-    from grape_rl.reward.critic.people import Labelled, compared
+    """The verdicts beside people's labels, item by item; those that rows bring along are one together."""
+    from dataclasses import replace
 
-    judges = {(name, item.id): item.judge for name, part in rubric.categories.items() for item in part.items}
+    from grape_rl.reward.critic.people import Labelled, compared
+    from grape_rl.reward.row_items import PREFIX
+    from grape_rl.reward.rubric import items_of
+
+    def labelled(category: str, judge: "Judge", each: "Verdict", human: float, group: int) -> Labelled:
+        if each.item.startswith(PREFIX):
+            judge, each = judge.model_copy(update={"criterion": ROW}), replace(each, item=ROW)
+        return Labelled(category, judge, each, human, group)
+
+    graded_on = (items_of(rubric, name, row) for name, row in zip(scores.category, found.rows, strict=True))
     return compared(
-        Labelled(category, judge, each, labels[each.item], group)
-        for category, verdicts, labels, group in zip(
-            scores.category, scores.verdicts, people, found.group.tolist(), strict=True
+        labelled(category, item.judge, each, labels[each.item], group)
+        for category, items, verdicts, labels, group in zip(
+            scores.category, graded_on, scores.verdicts, people, found.group.tolist(), strict=True
         )
-        for each in verdicts
-        if each.item in labels and (judge := judges.get((category, each.item)))
+        for item, each in zip(items, verdicts, strict=bool(items))
+        if item.judge and each.item in labels
     )
 
 

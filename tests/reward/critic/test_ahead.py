@@ -197,6 +197,25 @@ def test_a_cache_that_is_none_is_told_in_a_line(tmp_path):
     assert left() == 0
 
 
+def test_a_table_of_another_form_is_no_cache_and_an_answer_of_another_form_is_asked_again(tmp_path):
+    with sqlite3.connect(tmp_path / "other") as other:
+        other.execute("CREATE TABLE replies (question TEXT, answer TEXT)")
+    other.close()
+    with Server(by_content) as server:
+        with pytest.raises(ValueError, match="other: cannot keep critics' answers: no such column"):
+            judging(server, tmp_path / "other").verdicts(jobs(["t"]))
+        first = judging(server, tmp_path / "cache").verdicts(jobs(["t"]))
+        for reply in ('{"text": "yes", "mood": "fine"}', "[]", "{"):
+            with sqlite3.connect(tmp_path / "cache") as kept:
+                kept.execute("UPDATE replies SET reply = ?", [reply])
+            kept.close()
+            again = judging(server, tmp_path / "cache")
+            assert again.verdicts(jobs(["t"])) == first and again.usage.cached == 0
+        again = judging(server, tmp_path / "cache")
+        again.verdicts(jobs(["t"]))
+        assert again.usage.cached == again.usage.calls, "what was asked again is kept"
+
+
 def test_a_program_that_fails_does_not_wait_for_critics_and_keeps_their_answers(tmp_path):
     program = f"""
 import sys, time

@@ -131,7 +131,7 @@ def judge(response, criterion, labels):
 def test_a_function_gives_the_opinion(tmp_path):
     (tmp_path / "mine.py").write_text(FUNCTION)
     told = {"default": {"stub": {"call": "mine.py:judge"}}}
-    stub = endpoints(told, "critics", tmp_path, ["mine.py"])["default"]
+    stub = endpoints(told, "critics", tmp_path, ["mine.py"])["default"].stub
     texts = ["a\nb\n[mark] response", "x", "raise", "none", "odd", "sure"]
     of = judging(stub)
     found = of.verdicts([Job("item", SCALE, Response("the question", text, {}, 10, "stop")) for text in texts])
@@ -166,6 +166,13 @@ def test_several_criteria_in_one_call_have_the_same_opinions_each():
     assert asked(listed, several) == dict(zip(("c1", "c2"), alone.values(), strict=True))
     assert alone["It is odd."] != alone["Is it\n\nlong?"]
     assert list(asked(listed, several, faults={"dropped": 1})) == ["c1"]
+
+
+def test_a_prompt_alone_has_an_opinion_too():
+    """A critic that classifies is shown no response: what it says is of the prompt."""
+    judge = SCALE.model_copy(update={"show": ("prompt",)})
+    asked = [Job("category", judge, Response(f"question {i}", "", {}, 0, "stop")) for i in range(40)]
+    assert {v.score for v in judging(Stub()).verdicts(asked)} == {0, 0.5, 1}
 
 
 def test_it_takes_its_time_so_many_at_once():

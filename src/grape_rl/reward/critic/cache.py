@@ -44,6 +44,7 @@ class Cache:
                 self._connection.execute(
                     "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, reply TEXT NOT NULL)"
                 )
+                self._connection.execute("SELECT key, reply FROM replies LIMIT 0")
         except sqlite3.Error as error:
             self._connection.close()
             raise ValueError(f"{path}: cannot keep critics' answers: {error}") from None
@@ -54,7 +55,10 @@ class Cache:
             row = self._connection.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
             kept = row[0] if row else None
         free = {"cost": 0.0, "prompt_tokens": 0, "completion_tokens": 0, "tries": 0}
-        return None if kept is None else Reply(**json.loads(kept) | free)
+        try:
+            return None if kept is None else Reply(**json.loads(kept) | free)
+        except (ValueError, TypeError):  # of another version of this program: it is asked again
+            return None
 
     def put(self, key: str, reply: Reply) -> None:
         """Keep an answer."""

@@ -210,6 +210,7 @@ def _logp(opinion: _Opinion, labels: Sequence[str]) -> dict[str, float]:
 
 
 _MARK = re.compile(r"\[[0-9a-f]{16}\]")
+_ENDS = re.compile(r"^\[mark\] (?:prompt|reference|response) ends$", re.MULTILINE)
 
 
 def _unmarked(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
@@ -221,10 +222,11 @@ def _unmarked(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 
 def _matter(text: str, name: str) -> tuple[str, str]:
     """What the critic is shown, and the criterion (with what its labels stand for) that has this name in the call."""
-    shown, fence, rest = text.rpartition("[mark] response ends")
+    ends = [fence.end() for fence in _ENDS.finditer(text)]
+    shown, rest = text[: ends[-1]] if ends else "", text[ends[-1] :] if ends else text
     if name:
-        return shown + fence, rest.partition(f"Criterion {name}: ")[2].partition("\nIts labels: ")[0]
-    return shown + fence, rest.partition("Criterion: ")[2].rpartition("\n\n")[0]
+        return shown, rest.partition(f"Criterion {name}: ")[2].partition("\nIts labels: ")[0]
+    return shown, rest.partition("Criterion: ")[2].rpartition("\n\n")[0]
 
 
 def _response(shown: str) -> str:
