@@ -210,7 +210,7 @@ def draw(found: Paired, path: Path) -> None:
     right.axvline(0, color="#000000", linewidth=0.8)
     right.set_yticks(range(len(arms)), arms[::-1])
     right.set_title("after the last step: difference to off, with 95 % intervals", fontsize=10, loc="left")
-    right.legend(fontsize=8, frameon=False, loc="lower right")
+    right.legend(fontsize=8, frameon=False, loc="lower left")
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color="#eeeeee", linewidth=0.7)
