@@ -72,6 +72,15 @@ def test_a_json_rubric_says_the_same(tmp_path):
     assert [(item.id, item.judge.critic) for item in found] == [("row/kind", "small")]
 
 
+def test_a_row_may_name_a_file_that_is_allowed(tmp_path):
+    (tmp_path / "reply.json").write_text('{"type": "object"}')
+    rubric = load(tmp_path, allow=["reply.json"])
+    items = items_of(
+        rubric, "all", {"rubrics": [{"id": "s", "check": {"type": "json_schema", "schema": "reply.json"}}]}
+    )
+    assert [item.id for item in items] == ["row/s"]
+
+
 @pytest.mark.parametrize(
     ("rubrics", "message"),
     [
@@ -89,6 +98,19 @@ def test_a_json_rubric_says_the_same(tmp_path):
         ),
         ([{"id": "l", "human": {"labels": "../labels.jsonl"}}], "should be the name of a file beside the rubric"),
         ([regex("a", weight=0)], "weight 0 has no effect"),
+        (
+            [{"id": "s", "check": {"type": "json_schema", "schema": "../../etc/passwd"}}],
+            "'../../etc/passwd' is a file or model that a row names, and is not allowed",
+        ),
+        ([{"id": "m", "reward_model": {"model": "someone/model"}}], "'someone/model' is a file or model that a row"),
+        (
+            [{"id": "c", "judge": {"criterion": "x", "confidence": {"transform": "calibrated", "calibration": "/c"}}}],
+            "'/c' is a file or model that a row names, and is not allowed",
+        ),
+        (
+            [{"id": "k", "judge": {"criterion": "x", "confidence": {"mode": "agreement", "k": 101}}}],
+            "judge.confidence.k: Input should be less than or equal to 100",
+        ),
     ],
 )
 def test_what_is_wrong_in_a_row_is_told_with_row_and_item(rubrics, message, tmp_path):

@@ -8,7 +8,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from grape_rl.reward.extract import extracted, gold_text
 from grape_rl.reward.fields import Gold, Pattern, Seconds
-from grape_rl.reward.strict import Strict, parsed
+from grape_rl.reward.strict import Strict, entrusted, parsed
 from grape_rl.types import Response
 
 
@@ -26,6 +26,8 @@ class JsonSchema(Strict):
     def _sound(self, info: Any) -> "JsonSchema":  # a pydantic.ValidationInfo, which beartype cannot check
         from jsonschema import SchemaError, validators
 
+        if isinstance(self.fits, str):
+            entrusted(self.fits, info.context)
         found = parsed(info.context["folder"] / self.fits) if isinstance(self.fits, str) else self.fits
         try:
             validators.validator_for(found).check_schema(found)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, model_validator
 
 from grape_rl.maths.reward_model import StepReward
-from grape_rl.reward.strict import Strict
+from grape_rl.reward.strict import Strict, entrusted
 
 
 class RewardModelItem(Strict):
@@ -28,6 +28,8 @@ class RewardModelItem(Strict):
     def _beside(cls, data: Any, info: Any) -> Any:  # a pydantic.ValidationInfo, which beartype cannot check
         name = data.get("model") if isinstance(data, dict) else None
         folder: Path | None = (info.context or {}).get("folder")
+        if isinstance(name, str):
+            entrusted(name, info.context)
         if isinstance(name, str) and name and folder and (folder / name).is_dir():
             return {**data, "model": str(folder / name)}
         return data

@@ -43,7 +43,7 @@ class RowItems(Strict):
 
     @model_validator(mode="after")
     def _kept(self, info: Any) -> "RowItems":  # a pydantic.ValidationInfo, which beartype cannot check
-        self._context = info.context
+        self._context = {**info.context, "of_row": True}
         return self
 
     def of(self, row: Mapping[str, Any]) -> tuple[Item, ...]:

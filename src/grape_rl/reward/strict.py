@@ -31,6 +31,19 @@ class Strict(BaseModel):
         return data
 
 
+def entrusted(name: str, context: Mapping[str, Any] | None) -> None:
+    """That a file or a model may be read: any that the rubric names, and of what rows name only what ``allow`` has.
+
+    Raises:
+        ValueError: a row names it, and nobody has allowed it.
+    """
+    if context and context.get("of_row") and name not in context["allow"]:
+        raise ValueError(
+            f"{name!r} is a file or model that a row names, and is not allowed: if you trust it, add {name!r} to "
+            "reward.allow"
+        )
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a complaint about an unknown name: the nearest known one, or all of them.
 

@@ -9,9 +9,11 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from grape_rl.reward.critic.calibration import Calibration, Curve, Judged, load_calibration
 from grape_rl.reward.fields import Text
 from grape_rl.reward.lookup import filled, lookups
-from grape_rl.reward.strict import Strict
+from grape_rl.reward.strict import Strict, entrusted
 
 _TEXTS = ("criterion", "reference")
+MOST_CALLS = 100
+"""Of one verdict: a rubric may be a stranger's, and each is paid for."""
 Show = Literal["prompt", "response", "reference"]
 
 
@@ -24,8 +26,10 @@ def _labels(value: Any) -> Any:
 
 
 def _calibration(value: Any, info: Any) -> Any:  # a pydantic.ValidationInfo, which beartype cannot check
-    folder = (info.context or {}).get("folder", Path())
-    return load_calibration(Path(folder) / value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    entrusted(value, info.context)
+    return load_calibration(Path((info.context or {}).get("folder", Path())) / value)
 
 
 class Confidence(Strict):
@@ -39,7 +43,7 @@ class Confidence(Strict):
     """
 
     mode: Literal["verbalized", "logprob", "agreement"] = "verbalized"
-    k: Annotated[int, Field(ge=1)] = 1
+    k: Annotated[int, Field(ge=1, le=MOST_CALLS)] = 1
     transform: Literal["raw", "chance_corrected", "calibrated", "calibrated_chance_corrected"] = "raw"
     calibration: Annotated[Calibration, BeforeValidator(_calibration)] | None = None
 
