@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from grape_rl.reward.checks import Check, Exact, Length, ReasoningGym, Regex, verdict
+from grape_rl.reward.check.checks import Check, Exact, Length, ReasoningGym, Regex, verdict
 from grape_rl.types import Response, Verdict
 
 CATEGORIES = {"chain_sum": "arithmetic", "spell_backward": "spelling", "number_sorting": "ordering"}

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from grape_rl.reward.callables import python_callable
+from grape_rl.reward.check.callables import python_callable
 
 
 @pytest.fixture(autouse=True)

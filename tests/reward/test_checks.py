@@ -4,7 +4,7 @@ import pytest
 import reasoning_gym
 from pydantic import TypeAdapter
 
-from grape_rl.reward.checks import Check, verdict
+from grape_rl.reward.check.checks import Check, verdict
 from grape_rl.types import Response
 
 
@@ -165,7 +165,7 @@ def test_credit_summed_past_one_is_no_right_answer():
 @pytest.mark.parametrize("given", [math.nan, 1.5, -0.5])
 @pytest.mark.parametrize("partial", [False, True])
 def test_a_reasoning_gym_score_that_is_none_is_missing(monkeypatch, given, partial):
-    monkeypatch.setattr("grape_rl.reward.checks._reasoning_gym_score", lambda task: lambda answer, entry: given)
+    monkeypatch.setattr("grape_rl.reward.check.checks._reasoning_gym_score", lambda task: lambda answer, entry: given)
     found = graded({"type": "reasoning_gym", "partial": partial}, response("1", {"task": "t", "entry": {}}))
     assert missing(found, "which is not in [0, 1]")
 

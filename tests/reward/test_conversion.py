@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from grape_rl.reward.conversion import brought_in, row_items, taken_out
-from grape_rl.reward.lint import lint
+from grape_rl.reward.convert.conversion import brought_in, row_items, taken_out
+from grape_rl.reward.linting.lint import lint
 from grape_rl.reward.rubric import Rubric, check_rows
 
 DATA = Path(__file__).parents[3] / "shared/data/biggen_rubrics.jsonl"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grape_rl.reward.extract import extracted, gold_number, numbers
+from grape_rl.reward.check.extract import extracted, gold_number, numbers
 
 
 @pytest.mark.parametrize(

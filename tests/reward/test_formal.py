@@ -6,7 +6,7 @@ import math
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from grape_rl.reward.checks import Check, verdict
+from grape_rl.reward.check.checks import Check, verdict
 from grape_rl.types import Response
 
 

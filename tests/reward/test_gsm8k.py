@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from grape_rl.reward.callables import python_callable
-from grape_rl.reward.checks import Numeric
-from grape_rl.reward.formal import MathVerify
+from grape_rl.reward.check.callables import python_callable
+from grape_rl.reward.check.checks import Numeric
+from grape_rl.reward.check.formal import MathVerify
+from grape_rl.reward.check.killable import Job, graded
 from grape_rl.reward.grading import grade
-from grape_rl.reward.killable import Job, graded
 from grape_rl.reward.rubric import check_rows, load_rubric
 from grape_rl.types import Response
 

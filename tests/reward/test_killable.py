@@ -5,9 +5,9 @@ import os
 import pytest
 from pydantic import TypeAdapter
 
-from grape_rl.reward.checks import Check
-from grape_rl.reward.killable import Job, Worker, graded
-from grape_rl.reward.sandbox import unusable
+from grape_rl.reward.check.checks import Check
+from grape_rl.reward.check.killable import Job, Worker, graded
+from grape_rl.reward.check.sandbox import unusable
 from grape_rl.types import Response
 
 FUNCTIONS = """
@@ -198,7 +198,7 @@ def test_unit_tests(check, text, more, score, status):
 
 
 def test_unit_tests_are_refused_where_there_is_no_isolation(check, monkeypatch):
-    monkeypatch.setattr("grape_rl.reward.unit_tests.unusable", lambda: "no bwrap here")
+    monkeypatch.setattr("grape_rl.reward.check.unit_tests.unusable", lambda: "no bwrap here")
     with pytest.raises(ValueError, match="no bwrap here"):
         check({"type": "unit_tests", "tests": "assert f(1)"})
     assert check({"type": "unit_tests", "tests": "assert f(1)", "isolation": "none"})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from grape_rl.reward.lint import Finding, bare_words, lint
+from grape_rl.reward.linting.lint import Finding, bare_words, lint
 from grape_rl.reward.rubric import Rubric, load_rubric
 
 

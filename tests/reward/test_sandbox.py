@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hostile import HOSTILE
 
-from grape_rl.reward import sandbox
-from grape_rl.reward.examination import examined
-from grape_rl.reward.sandbox import Limits
+from grape_rl.reward.check import sandbox
+from grape_rl.reward.check.examination import examined
+from grape_rl.reward.check.sandbox import Limits
 
 pytestmark = pytest.mark.skipif(bool(sandbox.unusable()), reason=sandbox.unusable() or "bubblewrap works")
 
@@ -213,7 +213,7 @@ def test_faults_of_the_tests_are_none_of_the_program(tests, told):
 
 
 def test_tests_that_never_end_are_none_of_the_program(monkeypatch):
-    monkeypatch.setattr("grape_rl.reward.examination.GRACE_S", 0.5)
+    monkeypatch.setattr("grape_rl.reward.check.examination.GRACE_S", 0.5)
     with pytest.raises(TimeoutError, match="the tests did not end within 2 seconds"):
         ran("def f(x): return x", "while True: pass\nassert f(1)", seconds=1.0)
     assert not sandboxes()

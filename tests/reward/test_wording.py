@@ -2,8 +2,8 @@
 
 import pytest
 
-from grape_rl.reward.meaning import meaning, names_fault
-from grape_rl.reward.wording import two_things
+from grape_rl.reward.linting.meaning import meaning, names_fault
+from grape_rl.reward.linting.wording import two_things
 
 TWO = """
 Names the drug and explains how it works.

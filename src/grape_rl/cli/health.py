@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from grape_rl.reward.critic.canary import Canary
+from grape_rl.reward.canary import Canary
 from grape_rl.reward.health import FEWEST, ItemHealth
 from grape_rl.training.display import short, table
 from grape_rl.training.records import json_number

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
     from grape_rl.cli.people import measures, people_of, plot, print_people, require_matplotlib
     from grape_rl.maths.grape import unweighted
     from grape_rl.parts.policy import device
-    from grape_rl.reward.critic.canary import canaries
+    from grape_rl.reward.canary import canaries
     from grape_rl.reward.grading import categories_of, rubric_critics, rubric_models
     from grape_rl.reward.health import Weighing, item_health
     from grape_rl.reward.rubric import load_rubric

@@ -13,8 +13,8 @@ from grape_rl.methods import Algorithm, Responses, Sampled, keywords
 from grape_rl.parts.policy import device
 from grape_rl.parts.rows import Row, plain
 from grape_rl.parts.setup import Grader
-from grape_rl.reward.callables import python_callable
-from grape_rl.reward.critic.canary import canaries
+from grape_rl.reward.canary import canaries
+from grape_rl.reward.check.callables import python_callable
 from grape_rl.reward.critic.where import endpoints
 from grape_rl.reward.function import function_scorer
 from grape_rl.reward.grading import judging_ahead, rubric_critics, rubric_models

@@ -16,7 +16,7 @@ from grape_rl.model.load import frozen
 from grape_rl.model.value import Valued
 from grape_rl.parts.policy import Policy
 from grape_rl.parts.rows import Row
-from grape_rl.reward.critic.canary import Canary
+from grape_rl.reward.canary import Canary
 from grape_rl.reward.scores import ItemSummary, Scorer
 from grape_rl.training.fit import AnySource
 from grape_rl.training.source import Ahead

@@ -7,8 +7,8 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from grape_rl.reward.callables import awaited
-from grape_rl.reward.checks import real
+from grape_rl.reward.check.callables import awaited
+from grape_rl.reward.check.checks import real
 from grape_rl.reward.scores import Scorer, new_responses, single_scores
 from grape_rl.types import Response, Scores, Verdict, failed
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from grape_rl.reward.checks import Check, check_lookups
+from grape_rl.reward.check.checks import Check, check_lookups
 from grape_rl.reward.critic.item import Judge
 from grape_rl.reward.defaults import completed
 from grape_rl.reward.human import Human

@@ -6,7 +6,7 @@ import pytest
 from server import Server, verdict
 from test_grading import judging
 
-from grape_rl.reward.critic.canary import TEXTS, canaries, canary_jobs
+from grape_rl.reward.canary import TEXTS, canaries, canary_jobs
 from grape_rl.reward.rubric import load_rubric
 
 RUBRIC = """

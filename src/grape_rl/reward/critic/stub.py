@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
-from grape_rl.reward.callables import python_callable
+from grape_rl.reward.check.callables import python_callable
 from grape_rl.reward.critic.prompt import CERTAINTY
 from grape_rl.reward.critic.reply import Reply
 from grape_rl.reward.strict import Strict

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from grape_rl.reward.formats import anchored, healthbench, openrubrics, rar
+from grape_rl.reward.convert.formats import anchored, healthbench, openrubrics, rar
 
 Format = Callable[[Any], list[dict[str, Any]]]
 """What a column holds → the items, each as a rubric file would say it."""

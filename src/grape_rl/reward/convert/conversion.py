@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from grape_rl.data.messages import text_or_messages
-from grape_rl.reward.formats import FORMATS
-from grape_rl.reward.formats.reading import slug, unique
-from grape_rl.reward.layouts import LAYOUTS, Layout, Row
+from grape_rl.reward.convert.formats import FORMATS
+from grape_rl.reward.convert.formats.reading import slug, unique
+from grape_rl.reward.convert.layouts import LAYOUTS, Layout, Row
+from grape_rl.reward.convert.writing import WRITERS, filled_in
 from grape_rl.reward.row_items import PREFIX
 from grape_rl.reward.rubric import Item, Rubric, category_name, items_of
 from grape_rl.reward.strict import nearest, validated
-from grape_rl.reward.writing import WRITERS, filled_in
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from grape_rl.reward.examination import examined
-from grape_rl.reward.extract import extracted
-from grape_rl.reward.fields import Pattern, Seconds, Text
-from grape_rl.reward.sandbox import Isolation, Limits, unusable
+from grape_rl.reward.check.examination import examined
+from grape_rl.reward.check.extract import extracted
+from grape_rl.reward.check.fields import Pattern, Seconds, Text
+from grape_rl.reward.check.sandbox import Isolation, Limits, unusable
 from grape_rl.reward.strict import Strict
 from grape_rl.types import Response
 

@@ -16,13 +16,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from grape_rl.reward.callables import awaited, python_callable
-from grape_rl.reward.extract import extracted, gold_number, gold_text, numbers
-from grape_rl.reward.fields import PATTERNS, Count, Gold, Pattern, Seconds, Text, Tolerance
-from grape_rl.reward.formal import JsonSchema, MathVerify
+from grape_rl.reward.check.callables import awaited, python_callable
+from grape_rl.reward.check.extract import extracted, gold_number, gold_text, numbers
+from grape_rl.reward.check.fields import PATTERNS, Count, Gold, Pattern, Seconds, Text, Tolerance
+from grape_rl.reward.check.formal import JsonSchema, MathVerify
+from grape_rl.reward.check.unit_tests import UnitTests
 from grape_rl.reward.lookup import filled, lookups
 from grape_rl.reward.strict import Strict
-from grape_rl.reward.unit_tests import UnitTests
 from grape_rl.types import Response, Verdict, failed
 
 

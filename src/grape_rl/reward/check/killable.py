@@ -17,8 +17,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from grape_rl.reward.checks import Check, Length, verdict
-from grape_rl.reward.unit_tests import UnitTests
+from grape_rl.reward.check.checks import Check, Length, verdict
+from grape_rl.reward.check.unit_tests import UnitTests
 from grape_rl.types import Response, Verdict, failed
 
 
@@ -102,7 +102,7 @@ class Worker:
     def _running(self) -> subprocess.Popen[bytes]:
         if self.process is None:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "from grape_rl.reward.killable import serve; serve()"],
+                [sys.executable, "-c", "from grape_rl.reward.check.killable import serve; serve()"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from grape_rl.reward.meaning import Meaning, meaning, names_fault
+from grape_rl.reward.linting.meaning import Meaning, meaning, names_fault
+from grape_rl.reward.linting.wording import two_things
 from grape_rl.reward.rubric import Category, Item, Rubric, category_name
-from grape_rl.reward.wording import two_things
 
 FURTHEST = 1000.0
 """The largest weight over the smallest that is no slip."""

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from grape_rl.reward.sandbox import Isolation, Limits, Sandboxed, python_in_sandbox
+from grape_rl.reward.check.sandbox import Isolation, Limits, Sandboxed, python_in_sandbox
 
 GRACE_S = 10.0
 """Seconds that the tests get of their own, beside those that they wait for the program."""
