@@ -131,6 +131,16 @@ def test_what_is_compared_comes_along_where_there_is_such_a_thing():
     assert found.scores.compared is None and found.reference_logp is None
 
 
+def test_what_the_first_draw_leaves_to_the_next_step_stays():
+    draw, _ = script([SAME, VARIED], [VARIED])
+
+    def scored(turn, count):
+        one = draw(turn, count)
+        return replace(one, scores=replace(one.scores, memory={"turn": float(turn)}))
+
+    assert until_varied(scored, 2).scores.memory == {"turn": 0.0}
+
+
 def test_nothing_can_be_made_of_nothing():
     draw, asked = script(*[[SAME, SAME]] * 4)
     assert whole(until_varied(draw, 2)) == [members(0, 0, SAME), members(0, 1, SAME)]
