@@ -36,7 +36,7 @@ def existing(rubric: "Rubric", source: str, response: str, prompt: str, counted:
 
     from grape_rl.data.messages import text_or_messages
     from grape_rl.data.rows import require, rows
-    from grape_rl.parts.rows import plain
+    from grape_rl.parts.rows import graders_text
     from grape_rl.reward.rubric import check_rows
     from grape_rl.types import Response
 
@@ -48,7 +48,7 @@ def existing(rubric: "Rubric", source: str, response: str, prompt: str, counted:
         if not isinstance(row[response], str):
             raise ValueError(f"{source}, row {index}: {response!r} is {row[response]!r:.40}, and should be text")
         asked = text_or_messages(row[prompt], f"{source}, row {index}: {prompt!r}")
-        answers.append(Response(plain(asked), row[response], row, counted(row[response]), "stop"))
+        answers.append(Response(graders_text(asked), row[response], row, counted(row[response]), "stop"))
     number: dict[str, int] = {}
     group = [number.setdefault(each.prompt, len(number)) for each in answers]
     return Existing(found, answers, torch.tensor(group))

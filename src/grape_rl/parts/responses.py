@@ -14,7 +14,7 @@ from grape_rl.model.sampler import Ended, Sampling, sample
 from grape_rl.model.value import Valued
 from grape_rl.parts.policy import Policy
 from grape_rl.parts.revise import revising
-from grape_rl.parts.rows import Row, plain, prompted, sources, split
+from grape_rl.parts.rows import Row, graders_text, prompted, sources, split
 from grape_rl.parts.setup import Kind, Setup, Told
 from grape_rl.parts.suited import suited
 from grape_rl.training.credit import Credit, remembered
@@ -116,7 +116,7 @@ def sampling_prompts(found: Sequence[Row], at: Policy, max_tokens: int, where: s
     if max_tokens >= at.context:
         raise ValueError(f"sampling.max_tokens is {max_tokens}, and the model's whole context is {at.context} tokens")
     fitting(tokens, at.context - max_tokens, where)
-    return [Prompt(t, plain(row["prompt"]), row) for t, row in zip(tokens, found, strict=True)]
+    return [Prompt(t, graders_text(row["prompt"]), row) for t, row in zip(tokens, found, strict=True)]
 
 
 RESPONSES = Kind(_rows, _source)

@@ -63,3 +63,16 @@ def _read(source: str, limit: int | None) -> list[Row]:
 def plain(content: Any) -> str:
     """Text, or a conversation's messages as text."""
     return content if isinstance(content, str) else "\n".join(str(m.get("content") or "") for m in content)
+
+
+def graders_text(prompt: Any) -> str:
+    """A prompt as graders read it: text, or what the messages say, with who says it where there are several.
+
+    >>> graders_text([{"role": "user", "content": "Hi"}]), graders_text("Hi")
+    ('Hi', 'Hi')
+    >>> graders_text([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}])
+    'user: Hi\n\nassistant: Hello!'
+    """
+    if isinstance(prompt, str) or len(prompt) == 1:
+        return plain(prompt)
+    return "\n\n".join(f"{message['role']}: {message.get('content') or ''}" for message in prompt)

@@ -11,7 +11,7 @@ from grape_rl.config import Config
 from grape_rl.maths.grape import unweighted
 from grape_rl.methods import Algorithm, Responses, Sampled, keywords
 from grape_rl.parts.policy import device
-from grape_rl.parts.rows import Row, plain
+from grape_rl.parts.rows import Row, graders_text
 from grape_rl.parts.setup import Grader
 from grape_rl.reward.canary import canaries
 from grape_rl.reward.check.callables import python_callable
@@ -60,7 +60,7 @@ def grader(
         stopping = stopping_for_people(scorer, rubric)
         if critics is None:
             return Grader(stopping)
-        asked = [(plain(row["prompt"]), row) for row in graded[:CANARY_ROWS]]
+        asked = [(graders_text(row["prompt"]), row) for row in graded[:CANARY_ROWS]]
         return Grader(
             stopping, judging_ahead(rubric, critics), partial(canaries, rubric, asked, critics), critics.close
         )

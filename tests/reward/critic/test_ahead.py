@@ -14,10 +14,12 @@ import pytest
 from server import Server, verdict
 from test_grading import judging, response
 
+from grape_rl.reward.critic.cache import Cache
 from grape_rl.reward.critic.grading import Job, Judging
 from grape_rl.reward.critic.item import Judge
 from grape_rl.reward.critic.limiter import CostCap
 from grape_rl.reward.critic.plan import planned
+from grape_rl.reward.critic.reply import Reply
 
 CALLS = ("per_item", "batched")
 
@@ -195,6 +197,17 @@ def test_a_cache_that_is_none_is_told_in_a_line(tmp_path):
     with Server(by_content) as server, pytest.raises(ValueError, match="text: cannot keep critics' answers"):
         judging(server, tmp_path / "text").verdicts(jobs(["t"]))
     assert left() == 0
+
+
+def test_a_cache_that_breaks_in_the_middle_stops_the_run_in_a_line(tmp_path):
+    kept = Cache(tmp_path / "cache")
+    with sqlite3.connect(tmp_path / "cache") as other:
+        other.execute("DROP TABLE replies")
+    with pytest.raises(RuntimeError, match=r"cache: critics' answers cannot be kept: no such table: replies"):
+        kept.get("a")
+    kept.put("a", Reply("x"))
+    with pytest.raises(RuntimeError, match="cannot be kept"):
+        kept.close()
 
 
 def test_a_table_of_another_form_is_no_cache_and_an_answer_of_another_form_is_asked_again(tmp_path):

@@ -4,7 +4,8 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class Cache:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._waiting: dict[str, str] = {}
         self._since = 0.0
         try:
@@ -52,7 +54,8 @@ class Cache:
     def get(self, key: str) -> Reply | None:
         """The answer of a key, as it was paid for once: its own cost and tries are 0 now."""
         if (kept := self._waiting.get(key)) is None:
-            row = self._connection.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+            with self._told():
+                row = self._connection.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
             kept = row[0] if row else None
         free = {"cost": 0.0, "prompt_tokens": 0, "completion_tokens": 0, "tries": 0}
         try:
@@ -75,7 +78,14 @@ class Cache:
         finally:
             self._connection.close()
 
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:  # a full disk, say: the run stops, and keeps its steps
+            raise RuntimeError(f"{self._path}: critics' answers cannot be kept: {error}") from None
+
     def _write(self) -> None:
-        with self._connection:
+        with self._told(), self._connection:
             self._connection.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?)", list(self._waiting.items()))
         self._waiting.clear()
