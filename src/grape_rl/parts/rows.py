@@ -71,7 +71,7 @@ def graders_text(prompt: Any) -> str:
     >>> graders_text([{"role": "user", "content": "Hi"}]), graders_text("Hi")
     ('Hi', 'Hi')
     >>> graders_text([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}])
-    'user: Hi\n\nassistant: Hello!'
+    'user: Hi\\n\\nassistant: Hello!'
     """
     if isinstance(prompt, str) or len(prompt) == 1:
         return plain(prompt)
