@@ -39,8 +39,8 @@ def confidence_weighted(
       counts for nothing, and this is ``unweighted``.
     - The result is divided by Σ|w|c, so it stays in the range of the scores (mirrored for a pitfall), and only the
       confidences' proportions matter. With ``normalizer`` "none" nothing is divided: a reward that the critic is less
-      sure of is smaller, which ``group_relative`` with its scale "group" takes out again. A group with Σ|w|c = 0 has nothing to go
-      by: NaN.
+      sure of is smaller, which ``group_relative`` with its scale "group" takes out again. A group with Σ|w|c = 0 has
+      nothing to go by: NaN.
     - A verdict with a NaN score or confidence is missing, never 0. The mean confidence is over valid verdicts. A
       missing score is read as the item's mean in the group; an item with under half of its verdicts in a group is left
       out for that group, above and below the bar; a response without verdicts on over half of the weight (Σ|w| over
