@@ -187,7 +187,9 @@ def test_confidence_from_label_probabilities(told, score, confidence):
     judge = Judge(criterion="It is right.", confidence={"mode": "logprob"})
     (found,), server, _ = judged(labels(**told), judge=judge)
     assert (found.score, found.confidence) == (score, pytest.approx(confidence))
-    assert server.requests[0]["logprobs"] is True and "response_format" not in server.requests[0]
+    request = server.requests[0]
+    assert request["logprobs"] is True and "response_format" not in request
+    assert (request["top_logprobs"], request["max_tokens"]) == (20, 1), "the most that servers tell"
 
 
 def test_no_label_among_the_likely_answers_is_missing():

@@ -51,15 +51,16 @@ def by_hand(of, judge, asked):
     """Each label's probability among the labels: one forward pass over the whole conversation for each of them."""
     told = messages([judge], asked, mark_of(asked.prompt))
     prompt = of.tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True)
-    chance = []
+    chance, read = [], 0
     for label in judge.labels:
         head, answer = (of.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (prompt, label + "<eos>"))
         logits = of.model(input_ids=torch.tensor([head + answer])).logits[0]
+        read += len(answer)
         p = 1.0
         for place, token in enumerate(answer, len(head)):
             p *= float(torch.softmax(logits[place - 1], -1)[token])
         chance.append(p)
-    return {label: p / sum(chance) for label, p in zip(judge.labels, chance, strict=True)}
+    return {label: p / sum(chance) for label, p in zip(judge.labels, chance, strict=True)}, read + len(head)
 
 
 def test_probabilities_are_those_of_whole_answers(of):
@@ -73,7 +74,8 @@ def test_probabilities_are_those_of_whole_answers(of):
     found = local_verdicts(of, jobs)
     with torch.no_grad():
         for verdict, job in zip(found, jobs, strict=True):
-            chance = by_hand(of, job.judge, job.response)
+            chance, read = by_hand(of, job.judge, job.response)
+            assert verdict.tokens == read, "the prompt once, and each answer"
             best = max(chance, key=lambda label: chance[label])
             assert (verdict.item, verdict.status, verdict.provenance) == (job.item, "ok", "critic default")
             assert verdict.score == job.judge.labels[best]
