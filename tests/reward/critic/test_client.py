@@ -8,7 +8,7 @@ import pytest
 from server import Server, completion, labels, verdict
 from test_grading import judged, judging, response
 
-from grape_rl.reward.critic.endpoint import _seconds
+from grape_rl.reward.critic.endpoint import Client, _seconds
 from grape_rl.reward.critic.grading import Job
 from grape_rl.reward.critic.item import Judge
 from grape_rl.reward.critic.where import Endpoint, endpoints
@@ -52,6 +52,15 @@ def test_waiting_for_the_limits_is_no_fault_of_the_servers(monkeypatch):
     jobs = [Job(str(n), RIGHT, response(str(n))) for n in range(3)]
     found, _, _ = judged(verdict("yes"), jobs, requests_per_minute=1, total_timeout_s=0.9)
     assert [each.status for each in found] == ["ok"] * 3
+
+
+def test_the_limiter_hears_of_tokens_read_and_written_and_of_their_price():
+    heard = []
+    of = Endpoint(model="m", prompt_price=1.0, completion_price=100.0)
+    client = Client(of, of.limiter())
+    reply = client._read(completion(verdict("yes")), (), 1, lambda *told: heard.append(told))
+    assert heard == [(110, pytest.approx((100 + 10 * 100) / 1e6))]
+    assert (reply.prompt_tokens, reply.completion_tokens) == (100, 10)
 
 
 CUT = {"content": '{"reasoning": "so', "finish_reason": "length"}
