@@ -3,7 +3,6 @@
 import asyncio
 import json
 import math
-import threading
 from collections import Counter
 
 import pytest
@@ -167,19 +166,11 @@ def _said(verdict):
     return verdict.status, str(verdict.score), str(verdict.confidence), verdict.reasoning
 
 
-def test_a_server_that_dies_amid_a_batch_leaves_typed_failures(vllm):
+def test_a_server_that_dies_amid_a_batch_leaves_typed_failures(vllm, monkeypatch):
     """Some have answered by then; the rest are told apart from any verdict."""
     critics = judging(vllm, max_tokens=32, concurrency=4, total_timeout_s=8.0)
-    before = vllm.count("request_success")
-
-    def kill():
-        vllm.answered(before + 1)
-        vllm.kill()
-
-    killer = threading.Thread(target=kill)
-    killer.start()
+    vllm.killed_by_a_call(9, monkeypatch, lambda: True)
     found = critics.verdicts(jobs(VERBALIZED, 32))
-    killer.join()
     count = Counter(each.status for each in found)
     assert 1 <= count["ok"] + count["truncated"] < 32, count
     assert set(count) - {"ok", "truncated"} <= {"infrastructure", "timeout"}

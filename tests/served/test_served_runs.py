@@ -1,7 +1,6 @@
 """`grape score` and runs of GRAPE with a critic behind a real vLLM server: whole, killed, and resumed."""
 
 import json
-import threading
 
 import pytest
 import torch
@@ -61,26 +60,14 @@ def test_a_run_whose_critic_goes_away_stops_and_goes_on_to_the_same_bits(wanted,
     assert sum(v["status"] == "ok" for v in verdicts) > 4
     dying = wanted | {"steps": 2, "checkpoint_every": 1}
 
-    def kill(answered):
-        vllm.answered(answered + 2)
-        vllm.kill()
-
-    killers = []
-    whole = Log.step
-
-    def log(self, number, metrics):
-        whole(self, number, metrics)
-        if number == 1:
-            killers.append(threading.Thread(target=kill, args=(vllm.count("request_success"),)))
-            killers[0].start()
-
+    log, steps = Log.step, []
     with monkeypatch.context() as patch:
-        patch.setattr(Log, "step", log)
+        patch.setattr(Log, "step", lambda self, number, metrics: steps.append(number) or log(self, number, metrics))
+        vllm.killed_by_a_call(3, patch, lambda: steps == [1])
         with pytest.raises(
             RuntimeError, match=r"of 24 verdicts .* are missing, over the limit of 30%; .* of item 'right'"
         ):
             train(dying)
-    killers[0].join()
     assert not vllm.up()
     vllm.start()
     run = train(dying, resume=True)

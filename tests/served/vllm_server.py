@@ -8,8 +8,14 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grape_rl.reward.critic.endpoint import Client
 
 NAME = "critic"
 BLOCK = 32
@@ -82,11 +88,18 @@ class Vllm:
         assert told, f"the server counts no {metric}"
         return sum(float(line.rsplit(" ", 1)[1]) for line in told)
 
-    def answered(self, calls: float, limit: float = 60.0) -> None:
-        """Wait until it has answered so many calls since it started; no longer than ``limit`` seconds."""
-        until = time.monotonic() + limit
-        while self.count("request_success") < calls and time.monotonic() < until:
-            time.sleep(0.005)
+    def killed_by_a_call(self, number: int, patch: pytest.MonkeyPatch, counted: Callable[[], bool]) -> None:
+        """Kill it as a client begins its call of that number, of those for which ``counted`` holds."""
+        whole, calls = Client.reply, []
+
+        async def reply(client: Client, *asked: Any) -> Any:
+            if counted():
+                calls.append(asked)
+                if len(calls) == number:
+                    self.kill()
+            return await whole(client, *asked)
+
+        patch.setattr(Client, "reply", reply)
 
     def tail(self, lines: int = 30) -> str:
         """The end of what it said."""
