@@ -96,23 +96,20 @@ def _judged(
     critics: "Judging",
 ) -> "list[Compared]":
     """The critics' verdicts on what people have labelled, item by item."""
-    from grape_rl.reward.critic.grading import Job
     from grape_rl.reward.critic.people import Labelled, compared
+    from grape_rl.reward.grading import judge_job
     from grape_rl.reward.rubric import items_of
 
     asked = [
-        (name, item, item.judge, answer, labels[item.id], group)
+        (name, item.judge, judge_job(item, answer), labels[item.id], group)
         for name, answer, labels, group in zip(homes, found.answers, people, found.group.tolist(), strict=True)
         for item in items_of(rubric, name, answer.row)
         if item.judge and item.id in labels
     ]
-    jobs = [
-        Job(item.id, judge.of(answer.row), answer, float(item.weight < 0)) for _, item, judge, answer, _, _ in asked
-    ]
-    verdicts = critics.verdicts(jobs)
+    verdicts = critics.verdicts([job for _, _, job, _, _ in asked])
     return compared(
         Labelled(name, judge, verdict, human, group)
-        for (name, _, judge, _, human, group), verdict in zip(asked, verdicts, strict=True)
+        for (name, judge, _, human, group), verdict in zip(asked, verdicts, strict=True)
     )
 
 

@@ -95,8 +95,10 @@ def main(arguments: Sequence[str]) -> None:
     prompt = str(own.get("prompt", "prompt"))
     models = rubric_models(rubric, [{"prompt": row[prompt]} for row in found.rows], device("auto"), 8192)
     critics = rubric_critics(rubric, endpoints_of(own), named.get("cache"), device("auto"))
-    homes = categories_of(rubric, found.answers, critics)
-    people = people_of(rubric, found, homes, str(own["human"]), source) if "human" in own else None
+    people: list[dict[str, float]] | None = None
+    if "human" in own:
+        homes = categories_of(rubric, found.answers, critics)
+        people = people_of(rubric, found, homes, str(own["human"]), source)
     scores = rubric_scorer(rubric, unweighted, models=models, critics=critics)(found.answers, found.group)
     weighing = {
         (name, item.id): Weighing(item.weight if item.role == "reward" else 0.0, item.judge is not None)

@@ -12,7 +12,6 @@ from grape_rl.model.sampler import Sampling
 from grape_rl.parts.rows import Row
 from grape_rl.parts.setup import Setup
 from grape_rl.reward.critique import critique
-from grape_rl.reward.rubric import load_rubric
 from grape_rl.training.draw import Draw, Drawn
 from grape_rl.training.revise import revised, revision_prompt
 from grape_rl.training.source import Sampler, reference_logprobs
@@ -30,7 +29,7 @@ def revising(setup: Setup, draws: Draws, sampler: Sampler, sampling: Sampling) -
     config, of = setup.config, setup.config.revise
     if not of.per_group:
         return draws
-    assert setup.scorer and config.reward.rubric
+    assert setup.grader and setup.grader.rubric
     tokenizer, limit = setup.now.tokenizer, setup.now.context - sampling.max_tokens
 
     def tokens(row: Row, response: str, critique: str) -> Int[Tensor, " p"]:
@@ -48,14 +47,14 @@ def revising(setup: Setup, draws: Draws, sampler: Sampler, sampling: Sampling) -
     quoted = partial(critique, items=of.items, max_characters=of.max_characters, show_gold=of.show_gold)
     revise = partial(
         revised,
-        critique=partial(quoted, load_rubric(config.reward.rubric, config.reward.allow)),
+        critique=partial(quoted, setup.grader.rubric),
         tokens=fitting,
         sampler=sampler,
         # At temperature 0 only methods run that imitate: they never read the behavior policy.
         logp=reference_logprobs(
             setup.now.model, sampling.temperature or 1.0, config.tokens_per_microbatch, setup.precision
         ),
-        scorer=setup.scorer,
+        scorer=setup.grader.scorer,
         tokenizer=tokenizer,
         per_group=of.per_group,
         seed=config.seed,

@@ -59,10 +59,10 @@ def grader(
         )
         stopping = stopping_for_people(scorer, rubric)
         if critics is None:
-            return Grader(stopping)
+            return Grader(stopping, rubric)
         asked = [(graders_text(row["prompt"]), row) for row in graded[:CANARY_ROWS]]
         return Grader(
-            stopping, judging_ahead(rubric, critics), partial(canaries, rubric, asked, critics), critics.close
+            stopping, rubric, judging_ahead(rubric, critics), partial(canaries, rubric, asked, critics), critics.close
         )
     if config.reward.model:
         of = reward_model(config.reward.model, where, config.tokens_per_microbatch, precision)

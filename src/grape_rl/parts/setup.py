@@ -17,6 +17,7 @@ from grape_rl.model.value import Valued
 from grape_rl.parts.policy import Policy
 from grape_rl.parts.rows import Row
 from grape_rl.reward.canary import Canary
+from grape_rl.reward.rubric import Rubric
 from grape_rl.reward.scores import ItemSummary, Scorer
 from grape_rl.training.fit import AnySource
 from grape_rl.training.source import Ahead
@@ -27,13 +28,14 @@ Told = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Grader:
-    """Who grades responses: ``scorer`` a batch of them.
+    """Who grades responses: ``scorer`` a batch of them, by the ``rubric`` where there is one.
 
     Where critics judge, ``ahead`` hears of each response before its batch is whole, ``canaries`` tries the critics on
     responses that say nothing, and ``close`` gives back what they hold.
     """
 
     scorer: Scorer
+    rubric: Rubric | None = None
     ahead: Ahead | None = None
     canaries: Callable[[], tuple[Canary, ...]] | None = None
     close: Callable[[], None] = lambda: None

@@ -42,7 +42,7 @@ def grade(
     graded_on = [items_of(rubric, name, each.row) for name, each in zip(categories, responses, strict=True)]
     pairs = [(i, item) for i, items in enumerate(graded_on) for item in items]
     # Critics are asked first, of everything at once: programs, people and models have graded before they answer.
-    asked = [(i, _job(item, responses[i])) for i, item in pairs if item.judge]
+    asked = [(i, judge_job(item, responses[i])) for i, item in pairs if item.judge]
     assert critics or not asked, "critics are to be made of the rubric, once its rows are checked"
     waiting = critics.begin([job for _, job in asked]) if critics and asked else None
     found: dict[tuple[int, str], Verdict] = {}
@@ -84,12 +84,13 @@ def judging_ahead(rubric: Rubric, critics: Judging) -> Callable[[Response], None
 
     def ahead(response: Response) -> None:
         items = items_of(rubric, category_name(rubric, response.row), response.row)
-        critics.ahead([_job(item, response) for item in items if item.judge])
+        critics.ahead([judge_job(item, response) for item in items if item.judge])
 
     return ahead
 
 
-def _job(item: Item, response: Response) -> Job:
+def judge_job(item: Item, response: Response) -> Job:
+    """What a critic is to judge of a response, on an item that critics judge."""
     assert item.judge
     return Job(item.id, item.judge.of(response.row), response, item.worst)
 
