@@ -1,0 +1,78 @@
+"""Attention of our own in a model of the transformers library: which position sees which is up to who calls the model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+NAME = "grape_rl"
+"""Under which name transformers knows the attention. It makes no mask for it: the caller says what is seen."""
+
+
+class Attend(Protocol):
+    """What a layer's queries find in keys and values: softmax(scale · q · kᵀ) · v over what each of them may see.
+
+    ``layer`` counts from 0. Keys and values may have fewer heads than queries: each serves as many neighbours.
+    A ``window`` lets a position see itself and the ``window − 1`` before it; a ``cap`` c makes c · tanh(score / c) of
+    each score.
+    """
+
+    def __call__(
+        self,
+        layer: int,
+        query: Float[Tensor, "b h q d"],
+        key: Float[Tensor, "b g k d"],
+        value: Float[Tensor, "b g k e"],
+        scale: float,
+        window: int | None,
+        cap: float | None,
+    ) -> Float[Tensor, "b h q e"]: ...
+
+
+def _attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **told: Any
+) -> tuple[Tensor, None]:
+    """What transformers calls in each layer: hands over to the ``attend`` that the model was called with."""
+    scale = told.get("scaling")
+    found = told["attend"](
+        module.layer_idx,
+        query,
+        key,
+        value,
+        query.shape[-1] ** -0.5 if scale is None else scale,
+        told.get("sliding_window"),
+        told.get("softcap"),
+    )
+    return found.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, _attention)
+
+
+@contextmanager
+def attending(model: nn.Module) -> Iterator[None]:
+    """Within it, ``model`` is to be called with an ``attend``, which all its layers then ask."""
+    config: Any = model.config
+    of = [config, *(c for c in (getattr(config, key, None) for key in getattr(config, "sub_configs", ())) if c)]
+    before = [each._attn_implementation_internal for each in of]
+    for each in of:
+        each._attn_implementation_internal = NAME
+    try:
+        yield
+    finally:
+        for each, name in zip(of, before, strict=True):
+            each._attn_implementation_internal = name
+
+
+def trunk_states(model: nn.Module, attend: Attend, **read: Any) -> Float[Tensor, "b t d"]:
+    """The model's last hidden states of what it reads (``input_ids`` or ``inputs_embeds``, and ``position_ids``).
+
+    Raises:
+        TypeError: the model takes no attention of ours.
+    """
+    with attending(model):
+        return model.base_model(**read, use_cache=False, attend=attend).last_hidden_state  # pyright: ignore[reportCallIssue]
