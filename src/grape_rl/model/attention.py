@@ -1,10 +1,9 @@
-"""Attention of our own in a model of the transformers library: which position sees which is up to who calls the model."""
+"""Attention of our own in a transformers model: which position sees which is up to who calls the model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface

@@ -22,14 +22,13 @@ class Choices:
 
 
 def choices(
-    model: nn.Module, sequences: Sequences, reference: nn.Module | None, temperature: float = 1.0, tile: int = TILE // 8
+    model: nn.Module, sequences: Sequences, reference: nn.Module | None, temperature: float = 1.0, tile: int = TILE
 ) -> tuple[Outputs, Choices]:
     """What ``logprobs`` gives of each masked token, and what the whole choice says: in the same forward pass.
 
     Beside the model's, the reference's hidden states are taken for the same sequences, without a graph; without a
     reference ``kl`` is 0. Gradients flow through every field. At most ``tile`` logits of either model exist at once:
-    where tokens x vocabulary is more, the tokens go through in slices whose logits are computed again in backward. The
-    tile is smaller than that of ``logprobs`` since backward keeps several fields of its size, and not one.
+    where tokens x vocabulary is more, the tokens go through in slices whose logits are computed again in backward.
 
     Raises:
         ValueError: a prompt has no tokens, so that nothing stands before the first one after it.

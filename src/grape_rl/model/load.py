@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from grape_rl.model.linear import widened
 from grape_rl.model.logprobs import logprobs, values
 from grape_rl.model.pack import PACKS
 from grape_rl.model.sampler import Sampling, sample
@@ -82,6 +83,7 @@ def load_value_model(name: str, device: torch.device) -> PreTrainedModel:
         )
     _whole(model, found, where)
     model = model.to(device).eval()
+    widened(model)
     prompts, tokens = (torch.arange(1), torch.arange(3)), torch.arange(12).reshape(4, 3) % model.config.vocab_size
     probe = Sequences(prompts, tokens, torch.ones(4, 3, dtype=torch.bool), torch.tensor([0, 0, 1, 1]))
     try:
@@ -135,6 +137,7 @@ def readied(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
         ValueError: the model fails the probe.
     """
     model = model.to(device).eval()  # pyright: ignore[reportCallIssue, reportArgumentType]
+    widened(model)
     try:
         rollout = sample(model, [torch.arange(1), torch.arange(3)], 2, Sampling(max_tokens=3), end=(), seed=0)
         with torch.no_grad():

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from grape_rl.model.head import logits_of, token_logprobs
+from grape_rl.model.head import head_of, logits_of, token_logprobs
 from grape_rl.model.pack import first_fit, laid_out, packed_batches, packs
 from grape_rl.model.value import Valued
 from grape_rl.types import Outputs, Sequences
@@ -35,7 +35,7 @@ def logprobs(model: nn.Module, sequences: Sequences, temperature: float = 1.0, n
     policy = model.policy if isinstance(model, Valued) else model
     nonempty(sequences.prompts)
     hidden = (_joined(policy, sequences, noise) if noise else hidden_states(policy, sequences))[mask]
-    logp, entropy = token_logprobs(logits_of(policy), hidden, sequences.tokens[mask], temperature)
+    logp, entropy = token_logprobs(head_of(policy), hidden, sequences.tokens[mask], temperature)
     value = None
     if isinstance(model, Valued):
         seen = hidden if model.trunk is policy else hidden_states(model.trunk, sequences)[mask]

@@ -11,10 +11,10 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from grape_rl.maths.divergence import exact_kl
+from grape_rl.maths.divergence import entropy, exact_kl
 from grape_rl.maths.natural import conjugate_gradient, fisher_vector_product
 from grape_rl.maths.reduction import token_weight
-from grape_rl.model.head import TILE, token_logprobs
+from grape_rl.model.head import TILE
 from grape_rl.model.logprobs import masked_logits, microbatches, on_device, selected
 from grape_rl.model.pack import packs
 from grape_rl.training.objective import Objective, loss
@@ -175,9 +175,13 @@ def tried(
 
 
 def _outputs(logits: Tensor, part: Sequences) -> Outputs:
-    logp, entropy = token_logprobs(Tensor.double, logits, part.tokens[part.mask])
+    tiles = zip(
+        *(field.split(max(1, TILE // logits.shape[1])) for field in (logits, part.tokens[part.mask])), strict=True
+    )
+    both = [(z.double().log_softmax(dim=-1).gather(1, y[:, None])[:, 0], entropy(z.double())) for z, y in tiles]
+    logp, of_choice = (torch.cat(fields) for fields in zip(*both, strict=True))
     zeros = torch.zeros(part.mask.shape, dtype=torch.float64, device=logits.device)
-    return Outputs(zeros.masked_scatter(part.mask, logp), zeros.masked_scatter(part.mask, entropy))
+    return Outputs(zeros.masked_scatter(part.mask, logp), zeros.masked_scatter(part.mask, of_choice))
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
