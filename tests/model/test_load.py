@@ -136,10 +136,16 @@ def test_a_model_that_ignores_where_a_shared_prompt_ends_is_refused(model, monke
     inner = model.base_model.forward
 
     def deaf(**kwargs):
-        return inner(**{k: v for k, v in kwargs.items() if k != "attention_mask"})
+        return inner(**{k: v for k, v in kwargs.items() if k != "position_ids"})
 
     monkeypatch.setattr(model.base_model, "forward", deaf)
     with pytest.raises(ValueError, match="over a shared prompt"):
+        readied(model, CPU)
+
+
+def test_a_model_that_attends_by_chunks_is_refused(model):
+    model.config.attention_chunk_size = 8
+    with pytest.raises(ValueError, match="attends by chunks of 8 tokens"):
         readied(model, CPU)
 
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from grape_rl.maths.noise import embedding_noise
 from grape_rl.maths.surrogate import policy_gradient
-from grape_rl.model.pack import PACKS
 from grape_rl.training.objective import Objective, Term
 from grape_rl.training.source import Experience, step_seed
 from grape_rl.training.update import Limits, gradient, noisy_gradient
@@ -74,10 +73,8 @@ def test_without_noise_nothing_changes_by_a_bit(model):
     assert not torch.allclose(on, plain) and told_on["loss"] != told["loss"]
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_each_row_reads_its_own_noise_and_it_is_the_only_change(model, packed):
+def test_each_row_reads_its_own_noise_and_it_is_the_only_change(model):
     """A loop over rows, each by itself with its noise added to its embeddings by hand."""
-    setattr(model, PACKS, packed)
     found, told = lost(model, neftune=2.0, step=4)
     what, total = experience(), torch.zeros((), dtype=torch.float64)
     table = model.get_input_embeddings().weight
@@ -98,14 +95,12 @@ def test_each_row_reads_its_own_noise_and_it_is_the_only_change(model, packed):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
 
 
-def test_micro_batches_and_packing_change_nothing(model):
+def test_micro_batches_change_nothing(model):
     whole, _ = lost(model, neftune=2.0, minibatches=2)
     assert whole.abs().max() > 0.1
-    for packed in (False, True):
-        setattr(model, PACKS, packed)
-        for tokens in (1, 20):
-            found, _ = lost(model, limits=replace(LIMITS, tokens_per_microbatch=tokens), neftune=2.0, minibatches=2)
-            torch.testing.assert_close(found, whole, rtol=0, atol=1e-10 * float(whole.abs().max()))
+    for tokens in (1, 20):
+        found, _ = lost(model, limits=replace(LIMITS, tokens_per_microbatch=tokens), neftune=2.0, minibatches=2)
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-10 * float(whole.abs().max()))
 
 
 def test_every_step_pass_and_seed_draws_its_own(model):

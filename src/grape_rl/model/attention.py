@@ -1,8 +1,8 @@
 """Attention of our own in a transformers model: which position sees which is up to who calls the model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,24 +12,13 @@ NAME = "grape_rl"
 """Under which name transformers knows the attention. It makes no mask for it: the caller says what is seen."""
 
 
-class Attend(Protocol):
-    """What a layer's queries find in keys and values: softmax(scale · q · kᵀ) · v over what each of them may see.
+Attend = Callable[[int, Tensor, Tensor, Tensor, float, int | None, float | None, Tensor | None], Tensor]
+"""What a layer's queries find in keys and values: softmax(scale · q · kᵀ) · v over what each of them may see.
 
-    ``layer`` counts from 0. Keys and values may have fewer heads than queries: each serves as many neighbours.
-    A ``window`` lets a position see itself and the ``window − 1`` before it; a ``cap`` c makes c · tanh(score / c) of
-    each score.
-    """
-
-    def __call__(
-        self,
-        layer: int,
-        query: Float[Tensor, "b h q d"],
-        key: Float[Tensor, "b g k d"],
-        value: Float[Tensor, "b g k e"],
-        scale: float,
-        window: int | None,
-        cap: float | None,
-    ) -> Float[Tensor, "b h q e"]: ...
+Takes the layer's number (from 0), queries "b h q d", keys "b g k d", values "b g k e", the scale, the window, the cap
+and the sinks; gives "b h q e". Keys may have fewer heads than queries: each serves h / g neighbours. A window lets a
+position see itself and the window − 1 before it; a cap c makes c · tanh(score / c) of each score; sinks are one more
+score of each head, whose value is 0. Most layers have none of these three."""
 
 
 def _attention(
@@ -45,6 +34,7 @@ def _attention(
         query.shape[-1] ** -0.5 if scale is None else scale,
         told.get("sliding_window"),
         told.get("softcap"),
+        told.get("s_aux"),
     )
     return found.transpose(1, 2).contiguous(), None
 

@@ -1,8 +1,8 @@
 """The head: from hidden states to the log-probability of the chosen token and the entropy of the choice.
 
 The logits of all tokens never exist at once. A tile of them (all tokens x some of the vocabulary) is made, summed up,
-and forgotten, as small as the processor's cache; in backward it is made again. Making it twice costs a third more products,
-and less time than to write it to memory and read it back.
+and forgotten, as small as the processor's cache; in backward it is made again. That is a third more products, and takes
+less time than to write it to memory and read it back.
 """
 
 from collections.abc import Callable, Iterator

@@ -21,7 +21,6 @@ from transformers.utils import logging
 
 from grape_rl.model.linear import widened
 from grape_rl.model.logprobs import logprobs, values
-from grape_rl.model.pack import PACKS
 from grape_rl.model.sampler import Sampling, sample
 from grape_rl.model.value import Valued
 from grape_rl.types import Sequences
@@ -128,14 +127,16 @@ def readied(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
     Two prompts of different length are answered twice each: what the sampler recorded, and what ``logprobs`` finds
     over the shared prompts, must be what the model's own forward pass says of each sequence alone. Models whose cache
-    can't be expanded (recurrent ones), or whose logits are more than a known head, fail that. A model of which
-    ``logprobs`` finds the same with several sequences in a row ``packs`` from then on; another one runs them padded.
+    can't be expanded (recurrent ones), or whose logits are more than a known head, fail that.
 
     Dropout stays off in training too: with it, the ratio of a policy to itself would not be 1.
 
     Raises:
         ValueError: the model fails the probe.
     """
+    if size := getattr(model.config.get_text_config(), "attention_chunk_size", None):
+        # A probe shorter than its chunks could not tell whether they begin anew with each sequence.
+        raise ValueError(f"{type(model).__name__}: attends by chunks of {size} tokens, which is not supported")
     model = model.to(device).eval()  # pyright: ignore[reportCallIssue, reportArgumentType]
     widened(model)
     try:
@@ -151,25 +152,7 @@ def readied(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
             f"{type(model).__name__}: log-probabilities from its hidden states over a shared prompt are {gap:.2g} nats "
             "off its own forward pass"
         )
-    setattr(model, PACKS, _reads_packed(model))
     return model
-
-
-def _reads_packed(model: PreTrainedModel) -> bool:
-    """Whether the model, told positions alone, reads each of several sequences in a row as if it stood there alone."""
-    if getattr(model.config.get_text_config(), "attention_chunk_size", None):
-        return False  # a probe shorter than its chunks cannot tell whether they begin anew with each sequence
-    prompts = tuple(torch.arange(n) % 3 for n in (5, 2, 1, 2, 1))
-    tokens = torch.tensor([[1, 0, 2], [2, 0, 1], [0, 2, 1], [1, 1, 0], [2, 2, 1]])
-    probe = Sequences(prompts, tokens, torch.ones_like(tokens, dtype=torch.bool), torch.arange(5))
-    setattr(model, PACKS, True)
-    with torch.no_grad():
-        try:
-            found = logprobs(model, probe).logp.cpu()
-        except TypeError:  # positions are not among what it reads
-            return False
-        expected = torch.stack([_alone(model, probe, row) for row in range(len(tokens))]).cpu()
-    return bool((found - expected).abs().max() < 1e-3)
 
 
 def _alone(model: PreTrainedModel, sequences: Sequences, row: int) -> Float[Tensor, " t"]:

@@ -1,7 +1,7 @@
 """One forward pass: the log-probability of every token of some sequences under a model.
 
-A prompt that several rows share is encoded once: its key-value cache is expanded over the rows, and gradients flow
-back through it. Only tokens that the policy chose reach the head.
+A prompt that several rows share is read once, and nothing is padded: see ``grape_rl.model.forest``. Only tokens that
+the policy chose reach the head.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,8 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from grape_rl.model.attention import trunk_states
+from grape_rl.model.forest import Forest, lengths, planted
 from grape_rl.model.head import head_of, logits_of, token_logprobs
-from grape_rl.model.pack import first_fit, laid_out, packed_batches, packs
+from grape_rl.model.padded import padded
+from grape_rl.model.parts import by_parts
 from grape_rl.model.value import Valued
 from grape_rl.types import Outputs, Sequences
 
@@ -34,11 +37,13 @@ def logprobs(model: nn.Module, sequences: Sequences, temperature: float = 1.0, n
     mask = sequences.mask
     policy = model.policy if isinstance(model, Valued) else model
     nonempty(sequences.prompts)
-    hidden = (_joined(policy, sequences, noise) if noise else hidden_states(policy, sequences))[mask]
+    forest = planted(sequences, apart=noise is not None)
+    chosen = forest.before[mask]
+    hidden = _states(policy, forest, noise).index_select(0, chosen)
     logp, entropy = token_logprobs(head_of(policy), hidden, sequences.tokens[mask], temperature)
     value = None
     if isinstance(model, Valued):
-        seen = hidden if model.trunk is policy else hidden_states(model.trunk, sequences)[mask]
+        seen = hidden if model.trunk is policy else _states(model.trunk, forest).index_select(0, chosen)
         value = _spread(model.head(seen), mask)
     return Outputs(_spread(logp, mask), _spread(entropy, mask), value)
 
@@ -62,17 +67,30 @@ def masked_logits(model: nn.Module, sequences: Sequences, temperature: float = 1
         ValueError: a prompt has no tokens, so that nothing stands before the first one after it.
     """
     sequences = on_device(sequences, next(model.parameters()).device)
-    return logits_of(model)(hidden_states(model, sequences)[sequences.mask]) / temperature
+    forest = planted(_whole(sequences))
+    hidden = trunk_states(model, padded(forest), input_ids=forest.tokens[None], position_ids=forest.positions[None])[0]
+    return logits_of(model)(hidden.index_select(0, forest.before[sequences.mask])) / temperature
 
 
 def hidden_states(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t d"]:
-    """Hidden states before each token, masked or not.
+    """Hidden states before each token up to the last masked one; what stands behind it in a row means nothing.
 
     Raises:
         ValueError: a prompt has no tokens, so that nothing stands before the first one after it.
     """
-    nonempty(sequences.prompts)
-    return (_joined if len(sequences.prompts) == len(sequences.tokens) else _shared)(model, sequences)
+    forest = planted(_whole(sequences))
+    return _states(model, forest).index_select(0, forest.before.flatten()).unflatten(0, forest.before.shape)
+
+
+def _states(model: nn.Module, forest: Forest, noise: Noise | None = None) -> Float[Tensor, "n d"]:
+    """The hidden state at each place of the forest; with ``noise``, each stem is a row of its own."""
+    attend = (by_parts if forest.tokens.device.type == "cpu" else padded)(forest)
+    read = {"input_ids": forest.tokens[None]}
+    if noise:
+        embedded = model.get_input_embeddings()(forest.tokens)  # pyright: ignore[reportCallIssue]
+        added = torch.cat([noise(i, n) for i, n in enumerate(forest.stems)])
+        read = {"inputs_embeds": (embedded + added.to(embedded))[None]}
+    return trunk_states(model, attend, position_ids=forest.positions[None], **read)[0]
 
 
 def hidden_after(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b u d"]:
@@ -87,58 +105,6 @@ def hidden_after(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b u d
     return hidden_states(model, Sequences(given.prompts, tokens, mask, given.group))
 
 
-def _joined(model: nn.Module, sequences: Sequences, noise: Noise | None = None) -> Float[Tensor, "b t d"]:
-    """Hidden states before each token, each row's prompt and tokens read as one sequence up to its last masked token.
-
-    Padding stands on the right only, where a causal model can't see it: no attention mask is needed. A model that
-    ``packs`` reads several sequences in one row, no row longer than the longest sequence.
-    """
-    t = sequences.tokens.shape[1]
-    prompts = [sequences.prompts[g] for g in sequences.group.tolist()]
-    ends = lengths(sequences.mask).clamp(min=1).tolist()
-    rows = [torch.cat([p, y[: n - 1]]) for p, y, n in zip(prompts, sequences.tokens, ends, strict=True)]
-    sizes = [len(row) for row in rows]
-    bins = first_fit(sizes, max(sizes)) if packs(model) else [[i] for i in range(len(rows))]
-    ids, places, row, start = laid_out(rows, bins)
-    # Without places, a row is read as one sequence, and attention need not be told which position sees which.
-    told = {"use_cache": False} | ({} if len(bins) == len(rows) else {"position_ids": places})
-    if noise:
-        embedded = model.get_input_embeddings()(ids)  # pyright: ignore[reportCallIssue]
-        added = [torch.cat([noise(i, sizes[i]) for i in members]) for members in bins]
-        told["inputs_embeds"] = embedded + nn.utils.rnn.pad_sequence(added, batch_first=True).to(embedded)
-    else:
-        told["input_ids"] = ids
-    hidden = model.base_model(**told).last_hidden_state  # pyright: ignore[reportCallIssue]
-    first = start + torch.tensor([len(p) - 1 for p in prompts], device=ids.device)
-    before = first[:, None] + torch.arange(t, device=ids.device)
-    return hidden[row[:, None], before.clamp(max=ids.shape[1] - 1)]
-
-
-def _shared(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t d"]:
-    """The same, each unique prompt encoded once and its cache expanded over the rows of its group."""
-    tokens, group = sequences.tokens, sequences.group
-    ids, valid = left_padded(sequences.prompts)
-    trunk = model.base_model
-    prompt = trunk(  # pyright: ignore[reportCallIssue]
-        input_ids=ids, attention_mask=valid, position_ids=positions(valid), use_cache=True
-    )
-    last = prompt.last_hidden_state[:, -1:][group]
-    if tokens.shape[1] == 1:
-        return last
-    cache = prompt.past_key_values
-    cache.batch_select_indices(group)
-    seen = valid[group]
-    t = tokens.shape[1] - 1
-    rest = trunk(  # pyright: ignore[reportCallIssue]
-        input_ids=tokens[:, :-1],
-        attention_mask=torch.cat([seen, seen.new_ones(len(tokens), t)], dim=1),
-        position_ids=seen.sum(dim=1, keepdim=True) + torch.arange(t, device=tokens.device),
-        past_key_values=cache,
-        use_cache=True,
-    )
-    return torch.cat([last, rest.last_hidden_state], dim=1)
-
-
 def nonempty(prompts: tuple[Int[Tensor, " _"], ...]) -> tuple[Int[Tensor, " _"], ...]:
     """The prompts, each of at least one token.
 
@@ -149,6 +115,11 @@ def nonempty(prompts: tuple[Int[Tensor, " _"], ...]) -> tuple[Int[Tensor, " _"],
         if len(prompt) == 0:
             raise ValueError(f"prompt {i} of {len(prompts)} has no tokens; a model needs at least one to go on from")
     return prompts
+
+
+def _whole(sequences: Sequences) -> Sequences:
+    nonempty(sequences.prompts)
+    return sequences
 
 
 def left_padded(prompts: tuple[Int[Tensor, " _"], ...]) -> tuple[Int[Tensor, "p w"], Int[Tensor, "p w"]]:
@@ -183,44 +154,39 @@ def selected(sequences: Sequences, rows: Int[Tensor, " n"]) -> Sequences:
     return Sequences(tuple(sequences.prompts[g] for g in used.tolist()), tokens[:, :width], mask[:, :width], group)
 
 
-def lengths(mask: Bool[Tensor, "b t"]) -> Int[Tensor, " b"]:
-    """How many columns of each row matter: up to its last masked token, since later ones can't change a loss."""
-    columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    return (mask * columns).amax(dim=1)
+def microbatches(sequences: Sequences, tokens_per_microbatch: int) -> Iterator[Int[Tensor, " n"]]:
+    """Rows to run together: within the budget of positions, similar lengths and whole groups together.
 
-
-COPY = 8
-"""How many positions of copied keys and values take the memory of one that is run in full."""
-
-
-def microbatches(sequences: Sequences, tokens_per_microbatch: int, packed: bool = False) -> Iterator[Int[Tensor, " n"]]:
-    """Rows to run together: within the budget of padded positions, similar lengths and whole groups together.
-
-    A micro-batch costs (prompts x longest prompt) + (rows x (longest response + longest prompt / 8)) positions: each
-    row holds a copy of its prompt's keys and values. Rows of a group stand together so that its prompt is encoded once;
-    a group over the budget is split, and a single row over it runs alone. For a model that ``packs``, rows that share
-    no prompt cost the positions of the packed rows, hardly more than they have tokens.
+    A micro-batch has the positions of its prompts, each once, and of its rows. Rows of a group stand together so that
+    its prompt is encoded once; a group over the budget is split, and a single row over it runs alone.
     """
     width, group = lengths(sequences.mask).tolist(), sequences.group.tolist()
-    if packed and len(set(group)) == len(group):
-        sizes = [len(sequences.prompts[g]) + max(1, n) - 1 for g, n in zip(group, width, strict=True)]
-        yield from (torch.tensor(rows) for rows in packed_batches(sizes, tokens_per_microbatch))
-        return
 
     def cost(rows: list[int]) -> int:
-        prompts = {group[i] for i in rows}
-        longest = max(len(sequences.prompts[g]) for g in prompts)
-        return len(prompts) * longest + len(rows) * (max(width[i] for i in rows) + longest // COPY)
+        return sum(len(sequences.prompts[g]) for g in {group[i] for i in rows}) + sum(width[i] for i in rows)
 
     groups: dict[int, list[int]] = {}
     for row in sorted(range(len(group)), key=lambda i: width[i]):
         groups.setdefault(group[row], []).append(row)
     taken: list[int] = []
+    used = 0
     for rows in sorted(groups.values(), key=lambda rows: width[rows[-1]]):
-        for block in [rows] if cost(rows) <= tokens_per_microbatch else [[row] for row in rows]:
-            if taken and cost(taken + block) > tokens_per_microbatch:
+        for block in [rows] if cost(rows) <= tokens_per_microbatch else _parts(rows, cost, tokens_per_microbatch):
+            more = cost(block)
+            if taken and used + more > tokens_per_microbatch:
                 yield torch.tensor(taken)
-                taken = []
-            taken = taken + block
+                taken, used = [], 0
+            taken, used = taken + block, used + more
     if taken:
         yield torch.tensor(taken)
+
+
+def _parts(rows: list[int], cost: Callable[[list[int]], int], budget: int) -> Iterator[list[int]]:
+    """A group over the budget in as few parts as its order allows, each within it or of one row."""
+    part: list[int] = []
+    for row in rows:
+        if part and cost([*part, row]) > budget:
+            yield part
+            part = []
+        part = [*part, row]
+    yield part

@@ -20,7 +20,6 @@ from torch.nn.functional import pad
 from grape_rl.data.chat import Example, stacked, text
 from grape_rl.maths.divergence import k3
 from grape_rl.model.logprobs import lengths, logprobs, microbatches, selected
-from grape_rl.model.pack import packs
 from grape_rl.model.sampler import Ended
 from grape_rl.reward.scores import Scorer, checked
 from grape_rl.training.credit import PLAIN, Credit, credited
@@ -259,7 +258,7 @@ def reference_logprobs(
     @torch.no_grad()
     def reference(sequences: Sequences) -> Float[Tensor, "b t"]:
         out = torch.zeros(sequences.mask.shape)
-        for rows in microbatches(sequences, tokens_per_microbatch, packs(model)):
+        for rows in microbatches(sequences, tokens_per_microbatch):
             with precision():
                 part = logprobs(model, selected(sequences, rows), temperature).logp
             out[rows, : part.shape[1]] = part.float().cpu()

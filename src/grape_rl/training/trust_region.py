@@ -16,7 +16,6 @@ from grape_rl.maths.natural import conjugate_gradient, fisher_vector_product
 from grape_rl.maths.reduction import token_weight
 from grape_rl.model.head import TILE
 from grape_rl.model.logprobs import masked_logits, microbatches, on_device, selected
-from grape_rl.model.pack import packs
 from grape_rl.training.objective import Objective, loss
 from grape_rl.training.source import Experience
 from grape_rl.training.update import Limits, accumulated, batch_rows, cut
@@ -131,7 +130,7 @@ def fisher_product(
 
     def product(vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         total = torch.zeros_like(vector)
-        for rows in microbatches(sequences, limits.tokens_per_microbatch, packs(model)):
+        for rows in microbatches(sequences, limits.tokens_per_microbatch):
             total += share(rows, vector)
         return total
 
@@ -170,7 +169,7 @@ def tried(
         losses = [float(loss(objective, outputs, seen, each)[0]) for outputs in (was, now)]
         return losses[0], losses[1], kl / count, float(was.entropy.sum()) / count
 
-    shares = [share(rows) for rows in microbatches(sequences, limits.tokens_per_microbatch, packs(model))]
+    shares = [share(rows) for rows in microbatches(sequences, limits.tokens_per_microbatch)]
     return Trial(*(sum(column) for column in zip(*shares, strict=True)))
 
 

@@ -16,7 +16,6 @@ from grape_rl.maths.divergence import k3
 from grape_rl.maths.noise import embedding_noise
 from grape_rl.maths.reduction import token_weight
 from grape_rl.model.logprobs import Noise, logprobs, microbatches, selected
-from grape_rl.model.pack import packs
 from grape_rl.training.objective import Objective, loss
 from grape_rl.training.optimizer import clipped, parts
 from grape_rl.training.source import Experience, step_seed
@@ -157,7 +156,7 @@ def accumulated(
         return {}
     sums: dict[str, Tensor] = {}
     sequences = selected(experience.sequences, rows)
-    for part in microbatches(sequences, limits.tokens_per_microbatch, packs(model)):
+    for part in microbatches(sequences, limits.tokens_per_microbatch):
         of_part = (lambda i, length, at=rows[part]: noise(int(at[i]), length)) if noise else None
         with limits.precision():
             outputs = logprobs(model, selected(sequences, part), limits.temperature, of_part)
