@@ -142,7 +142,7 @@ def test_training_in_bf16_follows_training_in_fp32(method, tmp_path):
     found = {}
     for precision in ("fp32", "bf16"):
         more = {"precision": precision, "output": str(tmp_path / precision), "data": {"held_out_rows": 2}}
-        wanted = pair_settings(tmp_path, method, steps=15, optimizer={"learning_rate": 1e-2}, **more)
+        wanted = pair_settings(tmp_path, method, steps=15, optimizer={"learning_rate": 3e-3}, **more)
         run = train(wanted)
         found[precision] = [step["loss"] for step in run.metrics]
         assert run.evaluations[0].mean("margin") == 0, "the reference runs in the same precision"

@@ -157,6 +157,8 @@ class Config(Section):
     """Responses a prompt."""
     tokens_per_microbatch: PositiveInt = 8192
     """The most positions that one forward pass of the update holds: memory for time, never another result."""
+    gradient_checkpointing: bool = False
+    """Whether the update computes each layer twice instead of keeping what it computed: memory for time."""
     seed: Count = 0
     output: str = "runs/{method}"
     """The run's folder."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config, dumped, loaded
@@ -22,7 +23,9 @@ from grape_rl.methods import (
     objective,
     start_memory,
 )
+from grape_rl.model.heap import heap_kept
 from grape_rl.model.load import quiet
+from grape_rl.model.recompute import checkpointed
 from grape_rl.model.sampler import Sampling
 from grape_rl.parts.folder import resumable, write
 from grape_rl.parts.kinds import kind_of
@@ -61,6 +64,7 @@ class Run:
 
 
 @quiet()
+@heap_kept()
 def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     """Train as ``config`` says, into its own folder.
 
@@ -152,6 +156,10 @@ def _setup(config: Config, checkpoint: Path | None) -> Setup:
     now = policy_at(checkpoint, start) if checkpoint else start
     settings = value_settings(row, chosen)
     value = value_function(settings, start, checkpoint) if settings else None
+    if config.gradient_checkpointing:
+        for model in (now.model, value):
+            if isinstance(model, PreTrainedModel):
+                checkpointed(model)
     return Setup(config, row, chosen, train_rows, test_rows, start, now, who, value, memory)
 
 

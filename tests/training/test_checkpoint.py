@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from grape_rl.model.load import load
 from grape_rl.training.checkpoint import TRAINER, checkpoints, restored_step, save_checkpoint
 from grape_rl.training.optimizer import adamw, set_learning_rate
 
@@ -24,7 +25,7 @@ def test_training_goes_on_to_the_same_bits(model, tokenizer, tmp_path):
     path = save_checkpoint(tmp_path, 2, model, tokenizer, optimizer, keep=2, memory={})
     stepped(model, optimizer, 2)
 
-    again = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    again, _ = load(str(path), torch.device("cpu"))
     fresh = adamw(again, 0.1, (0.9, 0.95))
     assert restored_step(path, fresh, {}) == 2
     stepped(again, fresh, 2)
@@ -41,7 +42,8 @@ def test_transformers_loads_it(model, tokenizer, tmp_path):
         AutoTokenizer.from_pretrained(tmp_path / "last"),
     )
     ids = torch.tensor([words("1 + 1 = 2")["input_ids"]])
-    assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+    # Its linear layers may multiply by another library than the run's, which rounds in another order.
+    torch.testing.assert_close(loaded(input_ids=ids).logits, model(input_ids=ids).logits, rtol=0, atol=1e-5)
     assert words.eos_token_id == tokenizer.eos_token_id
     assert words.decode(ids[0], skip_special_tokens=True) == "1 + 1 = 2"
 

@@ -51,6 +51,18 @@ def built(name):
     return model.eval()
 
 
+class Itself(nn.Module):
+    """A trunk whose hidden state at a token is that token alone."""
+
+    def __init__(self, vocabulary):
+        super().__init__()
+        self.size = vocabulary
+        self.config = SimpleNamespace(_attn_implementation_internal=None)
+
+    def forward(self, input_ids, **_):
+        return SimpleNamespace(last_hidden_state=torch.eye(self.size, dtype=torch.float64)[input_ids])
+
+
 class Bigrams(nn.Module):
     """A language model that is a table: the logits of a token are the row of the one before it."""
 
@@ -61,15 +73,10 @@ class Bigrams(nn.Module):
             generator = torch.Generator().manual_seed(1)
             self.head.weight.copy_(torch.randn(vocabulary, vocabulary, generator=generator, dtype=torch.float64))
         self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace())
+        self.base_model = Itself(vocabulary)
 
     def get_output_embeddings(self):
         return self.head
-
-    def base_model(self, input_ids, **_):
-        eye = torch.eye(self.head.in_features, dtype=torch.float64)
-        return SimpleNamespace(
-            last_hidden_state=eye[input_ids], past_key_values=SimpleNamespace(batch_select_indices=lambda rows: None)
-        )
 
     def forward(self, input_ids):
         return SimpleNamespace(logits=self.head(self.base_model(input_ids).last_hidden_state))

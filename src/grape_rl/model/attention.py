@@ -45,7 +45,7 @@ AttentionInterface.register(NAME, _attention)
 @contextmanager
 def attending(model: nn.Module) -> Iterator[None]:
     """Within it, ``model`` is to be called with an ``attend``, which all its layers then ask."""
-    config: Any = model.config
+    config: Any = model.base_model.config  # pyright: ignore[reportAttributeAccessIssue]
     of = [config, *(c for c in (getattr(config, key, None) for key in getattr(config, "sub_configs", ())) if c)]
     before = [each._attn_implementation_internal for each in of]
     for each in of:

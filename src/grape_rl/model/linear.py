@@ -52,6 +52,7 @@ class WideLinear(nn.Linear):
     """A linear layer that multiplies by oneDNN where that suits, and as any other where it does not."""
 
     def forward(self, input: Float[Tensor, "*b k"]) -> Float[Tensor, "*b m"]:
+        """input · weightᵀ + bias."""
         if not input.numel() or not suits(input, self.weight):
             return super().forward(input)
         x = input.reshape(-1, input.shape[-1])

@@ -15,6 +15,7 @@ from grape_rl.model.forest import Forest, lengths, planted
 from grape_rl.model.head import head_of, logits_of, token_logprobs
 from grape_rl.model.padded import padded
 from grape_rl.model.parts import by_parts
+from grape_rl.model.recompute import recomputing
 from grape_rl.model.value import Valued
 from grape_rl.types import Outputs, Sequences
 
@@ -90,7 +91,8 @@ def _states(model: nn.Module, forest: Forest, noise: Noise | None = None) -> Flo
         embedded = model.get_input_embeddings()(forest.tokens)  # pyright: ignore[reportCallIssue]
         added = torch.cat([noise(i, n) for i, n in enumerate(forest.stems)])
         read = {"inputs_embeds": (embedded + added.to(embedded))[None]}
-    return trunk_states(model, attend, position_ids=forest.positions[None], **read)[0]
+    with recomputing(model):
+        return trunk_states(model, attend, position_ids=forest.positions[None], **read)[0]
 
 
 def hidden_after(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b u d"]:

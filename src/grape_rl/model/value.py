@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from grape_rl.model.linear import widened
+
 HEAD = "head.safetensors"
 
 
@@ -63,6 +65,7 @@ def own_model(policy: PreTrainedModel) -> PreTrainedModel:
             f"{type(policy).__name__}: no value model can be made of it ({reason}); use a shared trunk"
         ) from error
     setattr(model, model.base_model_prefix, copy.deepcopy(policy.base_model).requires_grad_())
+    widened(model)
     return model.eval()
 
 
