@@ -10,7 +10,8 @@ from tiny import MODELS, SHAPE, VOCABULARY, exactness, sharp
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from grape_rl.model.logprobs import logprobs
-from grape_rl.model.sampler import Sampling, _decoded, drawn, drawn_from, sample
+from grape_rl.model.decode import decoded
+from grape_rl.model.sampler import Sampling, drawn, drawn_from, sample
 
 PROMPTS = [torch.tensor(ids) for ids in ([5, 9, 3, 17], [4], [8, 8, 21, 3, 6, 12, 7], [11, 2])]
 END = (3, 7, 11)
@@ -93,7 +94,7 @@ def test_temperature_0_takes_the_likeliest_token_and_is_sure_of_it():
 @pytest.mark.parametrize("sampling", [s for s in CUTS if s.top_k or s.top_p < 1], ids=str)
 def test_the_cut_distribution_by_sorting_in_python(sampling):
     logits = 2.0 * torch.randn(40, 17, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for row, found in zip(logits.tolist(), drawn_from(logits, sampling).exp().tolist(), strict=True):
+    for row, found in zip(logits.tolist(), drawn_from(logits, sampling).tolist(), strict=True):
         kept = chances(row, sampling)
         assert found == pytest.approx([kept.get(v, 0.0) for v in range(17)], abs=1e-12)
         assert [p > 0 for p in found] == [v in kept for v in range(17)]
@@ -101,23 +102,23 @@ def test_the_cut_distribution_by_sorting_in_python(sampling):
 
 def test_the_nucleus_always_holds_a_token_and_a_wide_top_k_all_of_them():
     logits = torch.tensor([[0.0, 3.0, 1.0]])
-    assert drawn_from(logits, Sampling(1, top_p=1e-9)).exp().tolist() == [[0.0, 1.0, 0.0]]
-    assert torch.equal(drawn_from(logits, Sampling(1, top_k=9)), logits.log_softmax(-1))
+    assert drawn_from(logits, Sampling(1, top_p=1e-9)).tolist() == [[0.0, 1.0, 0.0]]
+    assert torch.equal(drawn_from(logits, Sampling(1, top_k=9)), logits.softmax(-1))
 
 
 def test_a_fine_grid_of_quantiles_draws_each_token_in_its_share():
     shares = [0.0, 0.1, 0.25, 0.0, 0.0, 0.0004, 0.6496, 0.0]
     points = 100_000
     grid = (torch.arange(points, dtype=torch.float64) + 0.5) / points
-    logp = torch.tensor(shares, dtype=torch.float64).log().expand(points, -1)
-    counts = drawn(logp, grid).bincount(minlength=8).tolist()
+    tokens, logp = drawn(torch.tensor(shares, dtype=torch.float64).expand(points, -1), grid)
+    counts = tokens.bincount(minlength=8).tolist()
     for share, count in zip(shares, counts, strict=True):
         assert abs(count - share * points) <= 1 and (count > 0) == (share > 0)
 
 
 def test_the_ends_of_the_unit_interval_draw_no_impossible_token():
-    logp = torch.tensor([0.0, 0.3, 0.0, 0.7, 0.0], dtype=torch.float64).log().expand(2, -1)
-    assert drawn(logp, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)).tolist() == [1, 3]
+    share = torch.tensor([0.0, 0.3, 0.0, 0.7, 0.0], dtype=torch.float64).expand(2, -1)
+    assert drawn(share, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))[0].tolist() == [1, 3]
 
 
 @pytest.mark.parametrize("sampling", [Sampling(3), Sampling(3, temperature=0.7, top_k=4, top_p=0.9)], ids=str)
@@ -131,8 +132,12 @@ def test_all_sequences_come_in_their_exact_proportion(sampling):
     shape = SHAPE | dict(vocab_size=size, hidden_size=8)
     model, prompt = sharp(lambda: Qwen2ForCausalLM(Qwen2Config(**shape)), torch.float32), torch.tensor([1, 3])
     marks = (torch.arange(points, dtype=torch.float64) + 0.5) / points
-    tokens, logp, length = _decoded(
-        model, (prompt,), torch.cartesian_prod(marks, marks, marks), sampling, torch.tensor([end]), 0, None
+    tokens, logp, length = decoded(
+        model,
+        [prompt],
+        torch.cartesian_prod(marks, marks, marks),
+        lambda logits, uniform: drawn(drawn_from(logits, sampling), uniform),
+        torch.tensor([end]),
     )
     drawn_rows = [tuple(row[:n]) for row, n in zip(tokens.tolist(), length.tolist(), strict=True)]
     counts = {row: 0 for row in drawn_rows}

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ NAME = "grape_rl"
 """Under which name transformers knows the attention. It makes no mask for it: the caller says what is seen."""
 
 
+@runtime_checkable
 class Attend(Protocol):
     """What a layer's queries find in keys and values: softmax(scale · q · kᵀ) · v over what each of them may see.
 
