@@ -44,14 +44,14 @@ def encoded(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], positions: i
 
         def read(
             layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, cap: float | None,
-            at: Tensor = at,
+            sinks: Tensor | None = None, at: Tensor = at,
         ) -> Tensor:  # fmt: skip
             for kept, new in ((keys, key), (values, value)):
                 if layer not in kept:
                     shape = (len(prompts), new.shape[1], max(sizes), new.shape[3])
                     kept[layer] = new.new_zeros(shape, dtype=_precise(_rounded(new)).dtype)
                 kept[layer][at, :, : new.shape[2]] = _precise(_rounded(new))
-            return _causal(query, key, value, scale, window, cap)
+            return _causal(query, key, value, scale, window, cap, sinks)
 
         ids = pad_sequence([prompts[i] for i in batch], batch_first=True)
         hidden = trunk_states(
@@ -81,19 +81,27 @@ def _batches(sizes: Sequence[int], positions: int) -> list[list[int]]:
 
 
 def _causal(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, cap: float | None
+    query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, cap: float | None, sinks: Tensor | None
 ) -> Float[Tensor, "b h t e"]:
     """Attention of each position to itself and those before it."""
     t, shared = query.shape[2], query.shape[1] // key.shape[1]
-    if cap is None and (window is None or window >= t):
-        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=shared > 1)
     at = torch.arange(t, device=query.device)
-    seen = _seen(at[:, None], at, window)
-    if cap is None:
-        return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale, enable_gqa=shared > 1)
-    scores = query @ key.repeat_interleave(shared, dim=1).transpose(2, 3) * (scale / cap)
-    share = (cap * scores.tanh()).masked_fill(~seen, -torch.inf).softmax(dim=-1)
+    if cap is None and sinks is None:
+        seen = None if window is None or window >= t else _seen(at[:, None], at, window)
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask=seen, is_causal=seen is None, scale=scale, enable_gqa=shared > 1
+        )
+    scores = query @ key.repeat_interleave(shared, dim=1).transpose(2, 3) * scale
+    scores = cap * (scores / cap).tanh() if cap else scores
+    share = _shares(scores.masked_fill(~_seen(at[:, None], at, window), -torch.inf), None if sinks is None else sinks[:, None, None])
     return share.to(value.dtype) @ value.repeat_interleave(shared, dim=1)
+
+
+def _shares(scores: Float[Tensor, "*q k"], sinks: Float[Tensor, "..."] | None) -> Float[Tensor, "*q k"]:
+    """Softmax of the scores, and of a sink beside them that takes its share and gives nothing."""
+    if sinks is None:
+        return scores.softmax(dim=-1)
+    return torch.cat([scores, sinks.to(scores).expand(*scores.shape[:-1], 1)], dim=-1).softmax(dim=-1)[..., :-1].contiguous()
 
 
 def _seen(position: Tensor, other: Tensor, window: int | None) -> Tensor:
@@ -168,16 +176,18 @@ class Cache:
         return self._masks[window]
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, cap: float | None
-    ) -> Float[Tensor, "b h 1 e"]:
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None,
+        cap: float | None, sinks: Tensor | None = None,
+    ) -> Float[Tensor, "b h 1 e"]:  # fmt: skip
         """What each row's token finds in its prompt and in its own tokens, itself included: one softmax over both."""
         query, key, value = (_precise(_rounded(each)) for each in (query, key, value))
         with _plain(query.device.type):
-            return self._attend(layer, query, key, value, scale, window, cap)
+            return self._attend(layer, query, key, value, scale, window, cap, sinks)
 
     def _attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, cap: float | None
-    ) -> Tensor:
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None,
+        cap: float | None, sinks: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         (b, h, _, d), (_, g, _, e) = query.shape, value.shape
         slots, rows = self._indices(g)
         s, p = len(slots), len(self._prompts.lengths)
@@ -199,8 +209,10 @@ class Cache:
         )
         if cap:
             scores, scale = (scores * (scale / cap)).tanh(), cap
-        together = scores.view(p, -1, scores.shape[-1])
-        share = torch.add(self._mask(window, scores.dtype), together, alpha=scale).softmax(dim=-1).to(value.dtype)
+        scores = torch.add(self._mask(window, scores.dtype), scores.view(p, -1, scores.shape[-1]), alpha=scale)
+        if sinks is not None:
+            sinks = sinks.view(g, 1, h // g, 1).expand(-1, self._width, -1, -1).reshape(-1, 1)
+        share = _shares(scores, sinks).to(value.dtype)
         found = torch.bmm(share.view(p * g, -1, share.shape[-1])[..., :n], values).view(s, -1, e)
         found = torch.baddbmm(found, share.view(s, -1, share.shape[-1])[..., n:], own_values[:, : self._room])
         return found.view(s, h // g * e).index_select(0, rows).view(b, h, 1, e)
