@@ -2,10 +2,13 @@
 
 import itertools
 import math
+from bisect import bisect_right
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from tiny import MODELS, SHAPE, VOCABULARY, exactness, sharp
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -119,6 +122,61 @@ def test_a_fine_grid_of_quantiles_draws_each_token_in_its_share():
 def test_the_ends_of_the_unit_interval_draw_no_impossible_token():
     share = torch.tensor([0.0, 0.3, 0.0, 0.7, 0.0], dtype=torch.float64).expand(2, -1)
     assert drawn(share, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))[0].tolist() == [1, 3]
+
+
+def exact(shares, quantile):
+    """The token at the quantile by a running sum that rounds nothing away, and how near the quantile is to another."""
+    below = list(itertools.accumulate(shares, initial=0.0))
+    token = min(bisect_right(below, quantile * below[-1]) - 1, max(v for v, share in enumerate(shares) if share > 0))
+    return token, min(quantile * below[-1] - below[token], below[token + 1] - quantile * below[-1])
+
+
+@pytest.mark.parametrize("size", [1, 2, 127, 128, 129, 256, 1000, 5003])
+@pytest.mark.parametrize("scale", [0.1, 3.0, 12.0])
+def test_blocks_draw_what_a_running_sum_does(size, scale):
+    """Only where the quantile is within float32's rounding of a boundary may a neighbour be drawn: 1e-6 of the sum."""
+    generator = torch.Generator().manual_seed(size)
+    logits = scale * torch.randn(40, size, generator=generator)
+    logits = logits.masked_fill(torch.rand(40, size, generator=generator) < 0.3, -torch.inf)
+    logits[:, size // 2] = 0.0  # so that no row is ruled out
+    logits[:8] = logits[0]
+    uniform = torch.rand(40, dtype=torch.float64, generator=generator)
+    uniform[:8] = torch.tensor([0.0, 5e-324, 1e-12, 0.5, 1 - 1e-7, 1 - 1e-12, 1 - 2**-53, 2**-30], dtype=torch.float64)
+    tokens, logp = drawn(logits.softmax(-1), uniform)
+    near = 0
+    for z, token, quantile, said in zip(logits, tokens.tolist(), uniform.tolist(), logp.tolist(), strict=True):
+        shares = z.double().softmax(-1).tolist()
+        assert shares[token] > 0 and said == pytest.approx(math.log(shares[token]), abs=1e-5)
+        expected, margin = exact(shares, quantile)
+        assert token == expected or margin < 1e-6
+        near += token != expected
+    assert near <= 2, "draws that rounding excuses ought to be rare"
+
+
+@given(
+    shares=st.lists(st.one_of(st.just(0.0), st.floats(2**-100, 1.0, width=32)), min_size=1, max_size=400),
+    quantile=st.floats(0.0, 1.0, exclude_max=True),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_no_quantile_draws_a_token_of_share_0_and_none_is_far_from_its_place(shares, quantile, dtype):
+    assume(any(shares))
+    field = torch.tensor([shares], dtype=dtype)
+    token, logp = drawn(field, torch.tensor([quantile], dtype=torch.float64))
+    assert shares[token] > 0
+    total = math.fsum(shares)
+    assert logp.item() == pytest.approx(math.log(shares[token] / total), abs=1e-5)
+    before = math.fsum(shares[: token])
+    assert before / total - 1e-6 <= quantile <= (before + shares[token]) / total + 1e-6
+
+
+def test_shares_too_small_to_move_their_block_are_no_way_out_of_it():
+    """A block's sum rounds in float32: here up, so that the last quantiles lie beyond what its tokens really hold."""
+    field = torch.full((1, 300), 2.0**-30)
+    field[0, 0], field[0, 127:] = 1.0, 0.0
+    field[0, 200] = 1.0
+    ends = torch.tensor([0.0, 0.4999999999, 0.5, 0.5000001, 1 - 2**-53], dtype=torch.float64)
+    tokens, _ = drawn(field.expand(5, -1), ends)
+    assert tokens.tolist()[0] == 0 and tokens.tolist()[3:] == [200, 200] and all(t < 127 for t in tokens.tolist()[:2])
 
 
 @pytest.mark.parametrize("sampling", [Sampling(3), Sampling(3, temperature=0.7, top_k=4, top_p=0.9)], ids=str)
