@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from grape_rl.model.attention import trunk_states
 from grape_rl.model.cache import Cache, encoded
+from grape_rl.model.graph import captured
 from grape_rl.model.head import logits_of
 from grape_rl.types import Finish
 
@@ -21,15 +23,17 @@ Over = Callable[[int, Int[Tensor, " t"], Finish], None]
 
 @dataclass(frozen=True)
 class Pace:
-    """Every how many tokens the host looks which rows have ended, and by how many columns the room attended to grows."""
+    """Every how many tokens the host looks which rows have ended, by how many columns the room attended to grows, and
+    what makes a step that is called until room or rows change."""
 
     look: int
     room: int
+    repeated: Callable[[Callable[[], None]], Callable[[], None]] = lambda step: step
 
 
 CPU = Pace(look=1, room=1)
-CUDA = Pace(look=16, room=256)
-"""A device runs ahead of a host that asks nothing of it, and repeats a captured step as long as its shapes stay."""
+CUDA = Pace(look=16, room=256, repeated=captured)
+"""A device runs ahead of a host that asks nothing of it, and replays a step as long as its shapes stay."""
 
 
 class _Running:
@@ -100,6 +104,8 @@ def decoded(
         running.write(draw, logits(hidden[:, 0]))
 
     def collect(rows: Int[Tensor, " n"], ends: Int[Tensor, " n"], finish: Finish) -> None:
+        if len(rows) == 0:
+            return
         to = running.row[rows]
         tokens[to], logp[to], lengths[to] = running.tokens[rows], running.logp[rows], ends
         if over:
@@ -107,8 +113,9 @@ def decoded(
             for row, written, n in sorted(told, key=lambda each: each[2]):
                 over(row, written[:n], finish)
 
-    running.write(draw, logits(read.last[group]))
-    looked = 0
+    running.write(draw, logits(read.last)[group])
+    del read  # the cache lets go of prompts whose rows have ended
+    looked, room, advance = 0, 0, None
     for t in range(1, limit + 1):  # how many tokens each row has
         if t == limit or t % pace.look == 0:
             collect(*running.stopped(looked, t, end), "stop")
@@ -120,6 +127,10 @@ def decoded(
             if len(going) <= 0.75 * len(running.row):  # what that copies, a smaller batch soon repays
                 running.keep(going)
                 cache.keep(going)
-        step(min(-(-t // pace.room) * pace.room, limit - 1))
+                advance = None
+        wide = min(-(-t // pace.room) * pace.room, limit - 1)
+        if advance is None or wide != room:
+            room, advance = wide, pace.repeated(partial(step, wide))
+        advance()
     beyond = torch.arange(limit, device=device) >= lengths[:, None]
     return tokens.masked_fill_(beyond, 0), logp.masked_fill_(beyond, 0.0), lengths

@@ -1,6 +1,7 @@
 """Sampling in-process: prompts in, a rollout out, with the log-probability of every token as it was drawn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -86,6 +87,23 @@ def _at(below: Float[Tensor, "n k"], quantile: Float[Tensor, " n"]) -> tuple[Int
     return part.squeeze(1), ((target - start) / (below.gather(1, part) - start)).squeeze(1)
 
 
+@contextmanager
+def _cast_once(model: nn.Module) -> Iterator[None]:
+    """Within autocast: each weight is cast once, and not at every token.
+
+    Autocast keeps its copies of weights that a gradient might be asked for, and of no others.
+    """
+    kind = next(model.parameters()).device.type
+    frozen = [p for p in model.parameters() if not p.requires_grad] if torch.is_autocast_enabled(kind) else []
+    for parameter in frozen:
+        parameter.requires_grad_(parameter.is_floating_point())
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
 def sample(
     model: nn.Module,
     prompts: Sequence[Int[Tensor, " _"]],
@@ -117,17 +135,18 @@ def sample(
         return drawn(drawn_from(logits.float(), sampling), uniform)
 
     per_chunk = max(1, rows_at_once // n)
-    chunks = [
-        decoded(
-            model,
-            [p.to(device) for p in prompts[i : i + per_chunk]],
-            uniform[i * n : (i + per_chunk) * n],
-            draw,
-            ends,
-            partial(_told, ended, i * n) if ended else None,
-        )
-        for i in range(0, len(prompts), per_chunk)
-    ]
+    with _cast_once(model):
+        chunks = [
+            decoded(
+                model,
+                [p.to(device) for p in prompts[i : i + per_chunk]],
+                uniform[i * n : (i + per_chunk) * n],
+                draw,
+                ends,
+                partial(_told, ended, i * n) if ended else None,
+            )
+            for i in range(0, len(prompts), per_chunk)
+        ]
     tokens, logp, length = (torch.cat(parts).cpu() for parts in zip(*chunks, strict=True))
     width = int(length.max())
     tokens, logp = tokens[:, :width].contiguous(), logp[:, :width].contiguous()
