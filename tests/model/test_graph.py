@@ -3,6 +3,7 @@
 import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from grape_rl.model.sampler import Sampling, drawn, drawn_from
 class Graph:
     """What CUDA's own does: writes down operations without doing them, then does them on the same memory."""
 
-    made: list["Graph"] = []
+    made: ClassVar[list["Graph"]] = []
 
     def __init__(self):
         self.operations, self.replays = [], 0

@@ -1,4 +1,4 @@
-"""Keys and values of rows that are being written: each prompt's once, and each row's own in room kept from the start."""
+"""Keys and values of rows that are being written: each prompt's once, and each row's own in room that is there."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -93,7 +93,8 @@ def _causal(
         )
     scores = query @ key.repeat_interleave(shared, dim=1).transpose(2, 3) * scale
     scores = cap * (scores / cap).tanh() if cap else scores
-    share = _shares(scores.masked_fill(~_seen(at[:, None], at, window), -torch.inf), None if sinks is None else sinks[:, None, None])
+    scores = scores.masked_fill(~_seen(at[:, None], at, window), -torch.inf)
+    share = _shares(scores, None if sinks is None else sinks[:, None, None])
     return share.to(value.dtype) @ value.repeat_interleave(shared, dim=1)
 
 
@@ -101,7 +102,8 @@ def _shares(scores: Float[Tensor, "*q k"], sinks: Float[Tensor, "..."] | None) -
     """Softmax of the scores, and of a sink beside them that takes its share and gives nothing."""
     if sinks is None:
         return scores.softmax(dim=-1)
-    return torch.cat([scores, sinks.to(scores).expand(*scores.shape[:-1], 1)], dim=-1).softmax(dim=-1)[..., :-1].contiguous()
+    beside = sinks.to(scores).expand(*scores.shape[:-1], 1)
+    return torch.cat([scores, beside], dim=-1).softmax(dim=-1)[..., :-1].contiguous()
 
 
 def _seen(position: Tensor, other: Tensor, window: int | None) -> Tensor:

@@ -1,6 +1,6 @@
 """A step that a CUDA device repeats by itself, without a host that names each of its operations.
 
-Not yet run on a device, nor measured: tests replay it on a CPU, operation by operation, on the memory it was captured in.
+Not yet run on a device, nor measured: tests replay it on a CPU, operation by operation, on the same memory.
 """
 
 import warnings

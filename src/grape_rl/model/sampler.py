@@ -58,9 +58,7 @@ BLOCK = 128
 """How many tokens are summed at a time."""
 
 
-def drawn(
-    share: Float[Tensor, "n v"], uniform: Float[Tensor, " n"]
-) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+def drawn(share: Float[Tensor, "n v"], uniform: Float[Tensor, " n"]) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
     """The token at quantile ``uniform`` of each row's shares (≥ 0, of any sum), and its log-probability.
 
     One pass sums blocks of ``BLOCK`` tokens; then the block that holds the quantile is found, and the token in it. What
@@ -131,8 +129,8 @@ def sample(
     uniform = torch.rand(len(prompts) * n, sampling.max_tokens, generator=generator, dtype=torch.float64).to(device)
     ends = torch.tensor(list(end), dtype=torch.long, device=device)
 
-    def draw(logits: Float[Tensor, "b v"], uniform: Float[Tensor, " b"]) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"]]:
-        return drawn(drawn_from(logits.float(), sampling), uniform)
+    def draw(logits: Float[Tensor, "b v"], at: Float[Tensor, " b"]) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"]]:
+        return drawn(drawn_from(logits.float(), sampling), at)
 
     per_chunk = max(1, rows_at_once // n)
     with _cast_once(model):
