@@ -1,50 +1,251 @@
-"""A key-value cache for sampling that has its room from the start, so that a new token copies nothing but itself."""
+"""Keys and values of rows that are being written: each prompt's once, and each row's own in room that is there."""
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
-from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
+
+from grape_rl.model.attention import trunk_states
+
+POSITIONS = 8192
+"""How many positions of prompts, padding included, are encoded at a time: what their activations hold in memory."""
 
 
-class _RoomyLayer(DynamicLayer):
-    """A layer's keys and values at the front of a longer buffer. transformers' own layer copies all of them a token."""
+@dataclass(frozen=True)
+class Encoded:
+    """Prompts that a model has read: keys and values of each layer, junk beyond a prompt's length, and the hidden state
+    after each prompt."""
 
-    def __init__(self, keys: Float[Tensor, "b h t d"], values: Float[Tensor, "b h t d"], room: int) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        b, h, t, _ = keys.shape
-        self._keys = keys.new_empty(b, h, t + room, keys.shape[-1])
-        self._values = values.new_empty(b, h, t + room, values.shape[-1])
-        self._keys[:, :, :t], self._values[:, :, :t] = keys, values
-        self._show(t)
-
-    def _show(self, length: int) -> None:
-        self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        start = self.get_seq_length()
-        stop = start + key_states.shape[-2]
-        self._keys[:, :, start:stop], self._values[:, :, start:stop] = key_states, value_states
-        self._show(stop)
-        return self._keys[:, :, :stop], self._values[:, :, :stop]
-
-    def batch_select_indices(self, indices: Int[Tensor, " n"]) -> None:
-        self._keys, self._values = self._keys[indices], self._values[indices]
-        self._show(self.get_seq_length())
+    keys: list[Float[Tensor, "p g l d"]]
+    values: list[Float[Tensor, "p g l e"]]
+    lengths: Int[Tensor, " p"]
+    last: Float[Tensor, "p m"]
 
 
-def roomy(cache: Cache, rows: Int[Tensor, " n"], room: int) -> Cache:
-    """The cache's ``rows``, each as often as it is named, with room for ``room`` more tokens.
+def encoded(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], positions: int = POSITIONS) -> Encoded:
+    """Each prompt read once, of similar lengths together, ``positions`` at a time (or one prompt that is longer).
 
-    Layers that keep only a window, or something else than all keys and values, stay as they are. No gradient flows
-    through a layer that was given room: it is written in place.
+    Raises:
+        TypeError: the model takes no attention of ours, or has layers that keep something else than keys and values.
     """
-    cache.batch_select_indices(rows)
-    cache.layers = [
-        _RoomyLayer(layer.keys, layer.values, room)  # pyright: ignore[reportArgumentType]
-        if type(layer) is DynamicLayer
-        else layer
-        for layer in cache.layers
-    ]
-    return cache
+    device = prompts[0].device
+    sizes = [len(prompt) for prompt in prompts]
+    keys: dict[int, Tensor] = {}
+    values: dict[int, Tensor] = {}
+    last: list[Tensor] = [prompts[0]] * len(prompts)
+    for batch in _batches(sizes, positions):
+        at = torch.tensor(batch, device=device)
+
+        def read(
+            layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, cap: float | None,
+            sinks: Tensor | None = None, at: Tensor = at,
+        ) -> Tensor:  # fmt: skip
+            for kept, new in ((keys, key), (values, value)):
+                if layer not in kept:
+                    shape = (len(prompts), new.shape[1], max(sizes), new.shape[3])
+                    kept[layer] = new.new_zeros(shape, dtype=_precise(_rounded(new)).dtype)
+                kept[layer][at, :, : new.shape[2]] = _precise(_rounded(new))
+            return _causal(query, key, value, scale, window, cap, sinks)
+
+        ids = pad_sequence([prompts[i] for i in batch], batch_first=True)
+        hidden = trunk_states(
+            model, read, input_ids=ids, position_ids=torch.arange(ids.shape[1], device=device).expand(ids.shape)
+        )
+        for row, i in enumerate(batch):
+            last[i] = hidden[row, sizes[i] - 1]
+    layers: int = model.config.get_text_config().num_hidden_layers  # pyright: ignore
+    if sorted(keys) != list(range(layers)):
+        raise TypeError(f"{len(keys)} of its {layers} layers have keys and values of their own")
+    return Encoded(
+        [keys[i] for i in range(layers)],
+        [values[i] for i in range(layers)],
+        torch.tensor(sizes, device=device),
+        torch.stack(last),
+    )
+
+
+def _batches(sizes: Sequence[int], positions: int) -> list[list[int]]:
+    """The prompts by number, shortest first, in batches whose number times longest is within ``positions``."""
+    batches: list[list[int]] = [[]]
+    for i in sorted(range(len(sizes)), key=lambda i: sizes[i]):
+        if batches[-1] and (len(batches[-1]) + 1) * sizes[i] > positions:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def _causal(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, cap: float | None, sinks: Tensor | None
+) -> Float[Tensor, "b h t e"]:
+    """Attention of each position to itself and those before it."""
+    t, shared = query.shape[2], query.shape[1] // key.shape[1]
+    at = torch.arange(t, device=query.device)
+    if cap is None and sinks is None:
+        seen = None if window is None or window >= t else _seen(at[:, None], at, window)
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask=seen, is_causal=seen is None, scale=scale, enable_gqa=shared > 1
+        )
+    scores = query @ key.repeat_interleave(shared, dim=1).transpose(2, 3) * scale
+    scores = cap * (scores / cap).tanh() if cap else scores
+    scores = scores.masked_fill(~_seen(at[:, None], at, window), -torch.inf)
+    share = _shares(scores, None if sinks is None else sinks[:, None, None])
+    return share.to(value.dtype) @ value.repeat_interleave(shared, dim=1)
+
+
+def _shares(scores: Float[Tensor, "*q k"], sinks: Float[Tensor, "..."] | None) -> Float[Tensor, "*q k"]:
+    """Softmax of the scores, and of a sink beside them that takes its share and gives nothing."""
+    if sinks is None:
+        return scores.softmax(dim=-1)
+    beside = sinks.to(scores).expand(*scores.shape[:-1], 1)
+    return torch.cat([scores, beside], dim=-1).softmax(dim=-1)[..., :-1].contiguous()
+
+
+def _seen(position: Tensor, other: Tensor, window: int | None) -> Tensor:
+    """Whether ``position`` sees the ``other``: what is no later, and in its window."""
+    seen = other <= position
+    return seen if window is None else seen & (other > position - window)
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    """As autocast hands it to attention."""
+    kind = tensor.device.type
+    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    """In a type whose products keep their sums: on CPU, 16 bits are multiplied as float32."""
+    return tensor.float() if tensor.device.type == "cpu" and tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+class Cache:
+    """What a running batch attends to. Each prompt's keys and values are stored and multiplied once for all its rows.
+
+    Row r answers prompt ``group[r]`` and may write up to ``limit`` tokens. Its queries, keys and values are gathered
+    into slots, prompt by prompt, each with as many as the most that one prompt's rows take; those left over repeat a
+    row. Heads that share a key stand side by side, so that a prompt's rows and heads are one matrix.
+    """
+
+    def __init__(self, prompts: Encoded, group: Int[Tensor, " b"], limit: int) -> None:
+        self._prompts, self._limit = prompts, limit
+        self._own: dict[int, tuple[Tensor, Tensor]] = {}
+        self._place(group)
+
+    def _place(self, group: Int[Tensor, " b"]) -> None:
+        """Gives each row a slot."""
+        self._group, p = group, len(self._prompts.lengths)
+        order = group.argsort(stable=True)
+        count = group.bincount(minlength=p)
+        self._width = width = int(count.max())
+        nth = torch.arange(len(group), device=group.device) - (count.cumsum(0) - count)[group[order]]
+        self._row = group.new_zeros(p, width).index_put((group[order], nth), order)
+        self._slot = torch.empty_like(group).index_put((order,), nth)
+        self._index: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def _indices(self, g: int) -> tuple[Int[Tensor, " s"], Int[Tensor, " n"]]:
+        """From rows of ``g`` key heads each to slots (prompt, head, slot), and back."""
+        if g not in self._index:
+            head = torch.arange(g, device=self._row.device)
+            slots = self._row[:, None] * g + head[:, None]
+            rows = (self._group[:, None] * g + head) * self._width + self._slot[:, None]
+            self._index[g] = slots.flatten(), rows.flatten()
+        return self._index[g]
+
+    def begin(self, token: Int[Tensor, "1"], room: int) -> None:
+        """From now on each row's token ``token`` (a number on the device, below ``room``) asks."""
+        self._token, self._room = token, room
+        self._masks: dict[int | None, Tensor] = {}
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "p 1 k"]:
+        """0 where the token sees a position of its prompt or of its row, −inf elsewhere."""
+        if window not in self._masks:
+            lengths, longest = self._prompts.lengths[:, None], self._prompts.keys[0].shape[2]
+            before = torch.arange(longest, device=lengths.device)
+            own = torch.arange(self._room, device=lengths.device)
+            seen = torch.cat(
+                [
+                    (before < lengths) & _seen(lengths + self._token, before, window),
+                    _seen(self._token, own, window).expand(len(lengths), -1),
+                ],
+                dim=1,
+            )
+            self._masks[window] = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -torch.inf)[:, None]
+        return self._masks[window]
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None,
+        cap: float | None, sinks: Tensor | None = None,
+    ) -> Float[Tensor, "b h 1 e"]:  # fmt: skip
+        """What each row's token finds in its prompt and in its own tokens, itself included: one softmax over both."""
+        query, key, value = (_precise(_rounded(each)) for each in (query, key, value))
+        with _plain(query.device.type):
+            return self._attend(layer, query, key, value, scale, window, cap, sinks)
+
+    def _attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None,
+        cap: float | None, sinks: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        (b, h, _, d), (_, g, _, e) = query.shape, value.shape
+        slots, rows = self._indices(g)
+        s, p = len(slots), len(self._prompts.lengths)
+        if layer not in self._own:
+            self._own[layer] = key.new_zeros(s, self._limit, d), value.new_zeros(s, self._limit, e)
+        own_keys, own_values = self._own[layer]
+        own_keys.index_copy_(1, self._token, key.reshape(b * g, 1, d).index_select(0, slots))
+        own_values.index_copy_(1, self._token, value.reshape(b * g, 1, e).index_select(0, slots))
+        keys, values = self._prompts.keys[layer].flatten(0, 1), self._prompts.values[layer].flatten(0, 1)
+        n = keys.shape[1]
+
+        asked = query.reshape(b * g, h // g * d).index_select(0, slots)
+        scores = torch.cat(
+            [
+                _scores(asked.view(p * g, -1, d), keys).view(s, h // g, n),
+                _scores(asked.view(s, -1, d), own_keys[:, : self._room]),
+            ],
+            dim=-1,
+        )
+        if cap:
+            scores, scale = (scores * (scale / cap)).tanh(), cap
+        scores = torch.add(self._mask(window, scores.dtype), scores.view(p, -1, scores.shape[-1]), alpha=scale)
+        if sinks is not None:
+            sinks = sinks.view(g, 1, h // g, 1).expand(-1, self._width, -1, -1).reshape(-1, 1)
+        share = _shares(scores, sinks).to(value.dtype)
+        found = torch.bmm(share.view(p * g, -1, share.shape[-1])[..., :n], values).view(s, -1, e)
+        found = torch.baddbmm(found, share.view(s, -1, share.shape[-1])[..., n:], own_values[:, : self._room])
+        return found.view(s, h // g * e).index_select(0, rows).view(b, h, 1, e)
+
+    def keep(self, rows: Int[Tensor, " n"]) -> None:
+        """Lets go all other rows, and prompts that no row answers any more."""
+        old, slot, width = self._group[rows], self._slot[rows], self._width
+        used, group = old.unique(return_inverse=True)
+        before, p = self._prompts, len(self._prompts.lengths)
+        if len(used) < p:
+            self._prompts = Encoded(
+                [keys[used] for keys in before.keys],
+                [values[used] for values in before.values],
+                before.lengths[used],
+                before.last[used],
+            )
+        self._place(group)
+        chosen = (used[:, None], slot[self._row])  # which old slot each new one takes over
+        for layer, kept in self._own.items():
+            new = (each.view(p, -1, width, *each.shape[1:])[chosen[0], :, chosen[1]] for each in kept)
+            keys, values = (each.transpose(1, 2).flatten(0, 2) for each in new)
+            self._own[layer] = keys, values
+
+
+def _scores(query: Float[Tensor, "n q d"], key: Float[Tensor, "n k d"]) -> Float[Tensor, "n q k"]:
+    """q · kᵀ, of 16 bits summed and kept in float32."""
+    if query.dtype in (torch.bfloat16, torch.float16):
+        return torch.bmm(query, key.transpose(1, 2), out_dtype=torch.float32)
+    return torch.bmm(query, key.transpose(1, 2))
+
+
+def _plain(kind: str) -> AbstractContextManager[Any]:
+    """Without autocast, which would round what is precise."""
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

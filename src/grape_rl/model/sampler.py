@@ -1,15 +1,16 @@
 """Sampling in-process: prompts in, a rollout out, with the log-probability of every token as it was drawn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grape_rl.model.cache import roomy
-from grape_rl.model.head import logits_of
-from grape_rl.model.logprobs import left_padded, nonempty, positions
+from grape_rl.model.decode import decoded
+from grape_rl.model.logprobs import nonempty
 from grape_rl.types import Finish, Rollout
 
 Ended = Callable[[int, Int[Tensor, " t"], Finish], None]
@@ -34,36 +35,73 @@ class Sampling:
 
 
 def drawn_from(logits: Float[Tensor, "n v"], sampling: Sampling) -> Float[Tensor, "n v"]:
-    """Log-probabilities (nats) of the distribution that tokens are really drawn from: log 0 = −inf where it is cut.
+    """The probabilities of the distribution that tokens are really drawn from: 0 where it is cut.
 
     Temperature first, then top-k, then the nucleus: the likeliest tokens that together hold at least ``top_p``.
     """
     if sampling.temperature == 0:
-        best = torch.full_like(logits, -torch.inf)
-        return best.scatter_(-1, logits.argmax(dim=-1, keepdim=True), 0.0)
-    logits = logits / sampling.temperature
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
+    if sampling.temperature != 1:
+        logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         kth = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if sampling.top_p < 1:
         ordered, index = logits.sort(dim=-1, descending=True)
-        before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
-        cut = (before >= sampling.top_p).scatter(-1, index, before >= sampling.top_p)
-        logits = logits.masked_fill(cut, -torch.inf)
-    return logits.log_softmax(dim=-1)
+        share = ordered.softmax(dim=-1)
+        outside = share.cumsum(dim=-1) - share >= sampling.top_p
+        logits = logits.masked_fill(outside.scatter(-1, index, outside), -torch.inf)
+    return logits.softmax(dim=-1)
 
 
-def drawn(logp: Float[Tensor, "n v"], uniform: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """The token at quantile ``uniform`` of each distribution.
+BLOCK = 128
+"""How many tokens are summed at a time."""
 
-    In float64, so that summing a large vocabulary moves no token's share; a token of probability 0 is never drawn.
+
+def drawn(share: Float[Tensor, "n v"], uniform: Float[Tensor, " n"]) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+    """The token at quantile ``uniform`` of each row's shares (≥ 0, of any sum), and its log-probability.
+
+    One pass sums blocks of ``BLOCK`` tokens; then the block that holds the quantile is found, and the token in it. What
+    is summed further is summed in float64, so that a large vocabulary moves no token's share. A token of share 0 is
+    never drawn.
     """
-    below = logp.double().exp().cumsum(dim=-1)
-    target = uniform.double()[:, None] * below[:, -1:]
-    return torch.searchsorted(below, target, right=True).squeeze(-1).clamp(max=logp.shape[-1] - 1)
+    n, v = share.shape
+    blocks = (nn.functional.pad(share, (0, -v % BLOCK)) if v % BLOCK else share).view(n, -1, BLOCK)
+    below = blocks.sum(dim=-1).double().cumsum(dim=-1)
+    block, within = _at(below, uniform.double())
+    inside, _ = _at(blocks[torch.arange(n, device=share.device), block].double().cumsum(dim=-1), within)
+    token = (block * BLOCK + inside).clamp(max=v - 1)  # what is not a number has no place
+    return token, (share.gather(1, token[:, None]).squeeze(1) / below[:, -1]).log().float()
 
 
-@torch.no_grad()
+def _at(below: Float[Tensor, "n k"], quantile: Float[Tensor, " n"]) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+    """Which part holds the quantile, given the sum up to each part and with it; and at which quantile of that part."""
+    total = below[:, -1:].contiguous()
+    target = quantile[:, None] * total
+    part = torch.searchsorted(below, target, right=True)
+    # Rounding may put the target at the total: then it is in the last part that adds anything.
+    part = part.minimum(torch.searchsorted(below, total)).clamp(max=below.shape[1] - 1)
+    start = torch.where(part > 0, below.gather(1, (part - 1).clamp(min=0)), 0.0)
+    return part.squeeze(1), ((target - start) / (below.gather(1, part) - start)).squeeze(1)
+
+
+@contextmanager
+def _cast_once(model: nn.Module) -> Iterator[None]:
+    """Within autocast: each weight is cast once, and not at every token.
+
+    Autocast keeps its copies of weights that a gradient might be asked for, and of no others.
+    """
+    kind = next(model.parameters()).device.type
+    frozen = [p for p in model.parameters() if not p.requires_grad] if torch.is_autocast_enabled(kind) else []
+    for parameter in frozen:
+        parameter.requires_grad_(parameter.is_floating_point())
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
 def sample(
     model: nn.Module,
     prompts: Sequence[Int[Tensor, " _"]],
@@ -89,27 +127,29 @@ def sample(
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(len(prompts) * n, sampling.max_tokens, generator=generator, dtype=torch.float64).to(device)
+    ends = torch.tensor(list(end), dtype=torch.long, device=device)
+
+    def draw(logits: Float[Tensor, "b v"], at: Float[Tensor, " b"]) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"]]:
+        return drawn(drawn_from(logits.float(), sampling), at)
+
     per_chunk = max(1, rows_at_once // n)
-    chunks = [
-        _decoded(
-            model,
-            tuple(p.to(device) for p in prompts[i : i + per_chunk]),
-            uniform[i * n : (i + per_chunk) * n],
-            sampling,
-            torch.tensor(list(end), dtype=torch.long, device=device),
-            i * n,
-            ended,
-        )
-        for i in range(0, len(prompts), per_chunk)
-    ]
-    width = max(tokens.shape[1] for tokens, _, _ in chunks)
-    tokens, logp, length = (
-        torch.cat([nn.functional.pad(c[0], (0, width - c[0].shape[1])) for c in chunks]).cpu(),
-        torch.cat([nn.functional.pad(c[1], (0, width - c[1].shape[1])) for c in chunks]).cpu(),
-        torch.cat([c[2] for c in chunks]).cpu(),
-    )
+    with _cast_once(model):
+        chunks = [
+            decoded(
+                model,
+                [p.to(device) for p in prompts[i : i + per_chunk]],
+                uniform[i * n : (i + per_chunk) * n],
+                draw,
+                ends,
+                partial(_told, ended, i * n) if ended else None,
+            )
+            for i in range(0, len(prompts), per_chunk)
+        ]
+    tokens, logp, length = (torch.cat(parts).cpu() for parts in zip(*chunks, strict=True))
+    width = int(length.max())
+    tokens, logp = tokens[:, :width].contiguous(), logp[:, :width].contiguous()
     last = tokens.gather(1, length[:, None] - 1).squeeze(1)
-    stopped = torch.isin(last, torch.tensor(list(end), dtype=torch.long))
+    stopped = torch.isin(last, ends.cpu())
     return Rollout(
         prompts=tuple(p.cpu() for p in prompts),
         tokens=tokens,
@@ -121,63 +161,6 @@ def sample(
     )
 
 
-def _decoded(
-    model: nn.Module,
-    prompts: tuple[Int[Tensor, " _"], ...],
-    uniform: Float[Tensor, "b t"],
-    sampling: Sampling,
-    end: Int[Tensor, " e"],
-    first: int,
-    ended: Ended | None,
-) -> tuple[Int[Tensor, "b w"], Float[Tensor, "b w"], Int[Tensor, " b"]]:
-    """Tokens, their log-probabilities and the length of each row, 0 beyond a row's end. The rollout's row ``first`` is
-    the first of them."""
-
-    def hear(over: Int[Tensor, " n"], length: int, finish: Finish) -> None:
-        if ended:
-            for row in over.tolist():
-                ended(first + row, tokens[row, :length].cpu(), finish)
-
-    b, limit = uniform.shape
-    group = torch.arange(len(prompts), device=uniform.device).repeat_interleave(b // len(prompts))
-    trunk, logits = model.base_model, logits_of(model)
-    ids, valid = left_padded(prompts)
-    out = trunk(input_ids=ids, attention_mask=valid, position_ids=positions(valid), use_cache=True)  # pyright: ignore[reportCallIssue]
-    cache, hidden, seen = (
-        roomy(out.past_key_values, group, limit - 1),
-        out.last_hidden_state[:, -1][group],
-        valid[group],
-    )
-    position = seen.sum(dim=1, keepdim=True)
-
-    tokens = torch.zeros(b, limit, dtype=torch.long, device=ids.device)
-    logp = torch.zeros(b, limit, device=ids.device)
-    length = torch.zeros(b, dtype=torch.long, device=ids.device)
-    rows = torch.arange(b, device=ids.device)  # the row of the rollout that each row of the running batch fills
-    going = torch.ones(b, dtype=torch.bool, device=ids.device)
-    alive = b
-    for t in range(limit):
-        choices = drawn_from(logits(hidden).float(), sampling)
-        token = drawn(choices, uniform[rows, t])
-        tokens[rows[going], t] = token[going]
-        logp[rows[going], t] = choices.gather(1, token[:, None]).squeeze(1)[going]
-        length[rows[going]] = t + 1
-        stopped = going & torch.isin(token, end)
-        going = going & ~stopped
-        before, alive = alive, int(going.sum())
-        if alive < before:
-            hear(rows[stopped], t + 1, "stop")
-        if t + 1 == limit:
-            hear(rows[going], limit, "length")
-        if alive == 0 or t + 1 == limit:
-            return tokens[:, : t + 1], logp[:, : t + 1], length
-        if alive <= 0.75 * len(rows):  # compacting copies the cache once, which a smaller batch soon repays
-            keep = going.nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
-            rows, token, seen, position, going = rows[keep], token[keep], seen[keep], position[keep], going[keep]
-        seen = torch.cat([seen, seen.new_ones(len(rows), 1)], dim=1)
-        out = trunk(  # pyright: ignore[reportCallIssue]
-            input_ids=token[:, None], attention_mask=seen, position_ids=position, past_key_values=cache, use_cache=True
-        )
-        hidden, position = out.last_hidden_state[:, -1], position + 1
-    raise AssertionError("unreachable: the last step returns")
+def _told(ended: Ended, first: int, row: int, tokens: Int[Tensor, " t"], finish: Finish) -> None:
+    """Tells ``ended`` of a row of a chunk whose row 0 is the rollout's row ``first``."""
+    ended(first + row, tokens, finish)
