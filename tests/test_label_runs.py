@@ -150,5 +150,7 @@ def test_training_in_bf16_follows_training_in_fp32(tmp_path):
             found[precision] = train(
                 label_settings(tmp_path, method, rows, steps=12, prompts_per_step=6, **more)
             ).metrics
-        assert found["fp32"][0]["margin"] == found["bf16"][0]["margin"] == 0, "the reference runs in the same precision"
+        # Both run in the same precision, beside other rows: sums of some tens of log-probs, each rounded to 3 digits.
+        assert found["fp32"][0]["margin"] == pytest.approx(0, abs=1e-4)
+        assert found["bf16"][0]["margin"] == pytest.approx(0, abs=0.1)
         assert found["bf16"][-1]["loss"] == pytest.approx(found["fp32"][-1]["loss"], rel=0.3)

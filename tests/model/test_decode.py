@@ -43,7 +43,9 @@ def plain(model, quantiles, end):
         yield ids[start:], logp
 
 
-@pytest.mark.parametrize("pace", [Pace(1, 1), Pace(1, 4), Pace(3, 4), Pace(4, 100)], ids=lambda pace: f"look {pace.look}, room {pace.room}")
+@pytest.mark.parametrize(
+    "pace", [Pace(1, 1), Pace(1, 4), Pace(3, 4), Pace(4, 100)], ids=lambda pace: f"look {pace.look}, room {pace.room}"
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_tokens_are_those_of_a_loop_over_whole_sequences(name, pace):
     """In each pace: the host that looks at every token and one that looks at few, rooms as wide as needed and wider."""

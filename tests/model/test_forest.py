@@ -62,7 +62,7 @@ def test_padded_attention_says_the_same_as_by_parts_and_has_the_same_gradient(na
     expected = gradient(model, (weight * expected_logp).sum())
     for what in (MIXED, apart(MIXED)):
         for way in (by_parts, padded):
-            monkeypatch.setattr(passes, "by_parts", way)
+            monkeypatch.setattr(passes, "attention_over", way)
             outputs = logprobs(model, what)
             torch.testing.assert_close(outputs.logp, expected_logp, rtol=0, atol=max(tolerance, 1e-10))
             torch.testing.assert_close(outputs.entropy, expected_entropy, rtol=0, atol=max(tolerance, 1e-10))

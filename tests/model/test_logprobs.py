@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import MODELS, VOCABULARY, alone, apart, exactness, gradient, sequences, sharp
 
-from grape_rl.model.logprobs import left_padded, lengths, logprobs, microbatches, positions, selected
+from grape_rl.model.logprobs import lengths, logprobs, microbatches, selected
 from grape_rl.types import Sequences
 
 # Prompts and responses both shorter and longer than the sliding windows (4), a response of one token, a group of one.
@@ -78,13 +78,6 @@ def test_a_prompt_without_tokens_is_refused():
 
 def _rows(n):
     return torch.full((n, 2), 5), torch.ones(n, 2, dtype=torch.bool), torch.arange(n)
-
-
-def test_left_padding_and_positions_spelled_out():
-    ids, valid = left_padded((torch.tensor([7]), torch.tensor([4, 5, 6])))
-    assert ids.tolist() == [[0, 0, 7], [4, 5, 6]]
-    assert valid.tolist() == [[0, 0, 1], [1, 1, 1]]
-    assert positions(valid).tolist() == [[0, 0, 0], [0, 1, 2]]
 
 
 # What may never change a loss or its gradient -------------------------------------------------------------------------

@@ -3,18 +3,19 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from torch.nn.utils.rnn import pad_sequence
 
-from grape_rl.model.attention import trunk_states
+from grape_rl.model.attention import Attend, trunk_states
+from grape_rl.model.forest import forest_of
+from grape_rl.model.parts import attention_over
 
 POSITIONS = 8192
-"""How many positions of prompts, padding included, are encoded at a time: what their activations hold in memory."""
+"""How many positions of prompts are encoded at a time: what their activations hold in memory."""
 
 
 @dataclass(frozen=True)
@@ -29,73 +30,62 @@ class Encoded:
 
 
 def encoded(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], positions: int = POSITIONS) -> Encoded:
-    """Each prompt read once, of similar lengths together, ``positions`` at a time (or one prompt that is longer).
+    """Each prompt read once, about ``positions`` at a time (or one prompt that is longer).
 
     Raises:
         TypeError: the model takes no attention of ours, or has layers that keep something else than keys and values.
     """
     device = prompts[0].device
     sizes = [len(prompt) for prompt in prompts]
-    keys: dict[int, Tensor] = {}
-    values: dict[int, Tensor] = {}
-    last: list[Tensor] = [prompts[0]] * len(prompts)
+    kept: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
+    last: list[Tensor] = []
     for batch in _batches(sizes, positions):
-        at = torch.tensor(batch, device=device)
-
-        def read(
-            layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, cap: float | None,
-            sinks: Tensor | None = None, at: Tensor = at,
-        ) -> Tensor:  # fmt: skip
-            for kept, new in ((keys, key), (values, value)):
-                if layer not in kept:
-                    shape = (len(prompts), new.shape[1], max(sizes), new.shape[3])
-                    kept[layer] = new.new_zeros(shape, dtype=_precise(_rounded(new)).dtype)
-                kept[layer][at, :, : new.shape[2]] = _precise(_rounded(new))
-            return _causal(query, key, value, scale, window, cap, sinks)
-
-        ids = pad_sequence([prompts[i] for i in batch], batch_first=True)
-        hidden = trunk_states(
-            model, read, input_ids=ids, position_ids=torch.arange(ids.shape[1], device=device).expand(ids.shape)
-        )
-        for row, i in enumerate(batch):
-            last[i] = hidden[row, sizes[i] - 1]
+        forest = forest_of([prompts[i] for i in batch])
+        attend = partial(_recorded, attention_over(forest), kept, batch, sizes)
+        hidden = trunk_states(model, attend, input_ids=forest.tokens[None], position_ids=forest.positions[None])
+        last.append(hidden[0, forest.before[:, 0]])
     layers: int = model.config.get_text_config().num_hidden_layers  # pyright: ignore
+    keys, values = kept
     if sorted(keys) != list(range(layers)):
         raise TypeError(f"{len(keys)} of its {layers} layers have keys and values of their own")
     return Encoded(
         [keys[i] for i in range(layers)],
         [values[i] for i in range(layers)],
         torch.tensor(sizes, device=device),
-        torch.stack(last),
+        torch.cat(last),
     )
 
 
-def _batches(sizes: Sequence[int], positions: int) -> list[list[int]]:
-    """The prompts by number, shortest first, in batches whose number times longest is within ``positions``."""
-    batches: list[list[int]] = [[]]
-    for i in sorted(range(len(sizes)), key=lambda i: sizes[i]):
-        if batches[-1] and (len(batches[-1]) + 1) * sizes[i] > positions:
-            batches.append([])
-        batches[-1].append(i)
-    return batches
+def _recorded(
+    attend: Attend,
+    kept: tuple[dict[int, Tensor], dict[int, Tensor]],
+    batch: range,
+    sizes: Sequence[int],
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *told: Any,
+) -> Tensor:
+    """What ``attend`` finds; the keys and values of the ``batch`` of prompts are written to what is ``kept``."""
+    for fields, new in zip(kept, (key, value), strict=True):
+        parts = _precise(_rounded(new))[0].split([sizes[i] for i in batch], dim=1)
+        if layer not in fields:
+            fields[layer] = parts[0].new_zeros(len(sizes), len(parts[0]), max(sizes), new.shape[3])
+        for i, part in zip(batch, parts, strict=True):
+            fields[layer][i, :, : sizes[i]] = part
+    return attend(layer, query, key, value, *told)
 
 
-def _causal(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, cap: float | None, sinks: Tensor | None
-) -> Float[Tensor, "b h t e"]:
-    """Attention of each position to itself and those before it."""
-    t, shared = query.shape[2], query.shape[1] // key.shape[1]
-    at = torch.arange(t, device=query.device)
-    if cap is None and sinks is None:
-        seen = None if window is None or window >= t else _seen(at[:, None], at, window)
-        return scaled_dot_product_attention(
-            query, key, value, attn_mask=seen, is_causal=seen is None, scale=scale, enable_gqa=shared > 1
-        )
-    scores = query @ key.repeat_interleave(shared, dim=1).transpose(2, 3) * scale
-    scores = cap * (scores / cap).tanh() if cap else scores
-    scores = scores.masked_fill(~_seen(at[:, None], at, window), -torch.inf)
-    share = _shares(scores, None if sinks is None else sinks[:, None, None])
-    return share.to(value.dtype) @ value.repeat_interleave(shared, dim=1)
+def _batches(sizes: Sequence[int], positions: int) -> list[range]:
+    """The prompts by number, in their order, in batches of at most ``positions`` (or of one that is longer)."""
+    batches, first, taken = list[range](), 0, 0
+    for i, size in enumerate(sizes):
+        if i > first and taken + size > positions:
+            batches.append(range(first, i))
+            first, taken = i, 0
+        taken += size
+    return [*batches, range(first, len(sizes))]
 
 
 def _shares(scores: Float[Tensor, "*q k"], sinks: Float[Tensor, "..."] | None) -> Float[Tensor, "*q k"]:

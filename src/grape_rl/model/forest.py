@@ -4,6 +4,7 @@ A *stem* is read from its start: a prompt, or a prompt with its only response. A
 several responses to a prompt. Stems come first, then branches, in the order of their stems.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -34,6 +35,12 @@ class Forest:
     def longest(self) -> int:
         """The length of the longest sequence, a branch's with its stem."""
         return max([*self.stems, *(self.stems[p] + n for p, n in zip(self.parent, self.branches, strict=True))])
+
+
+def forest_of(prompts: Sequence[Int[Tensor, " _"]]) -> Forest:
+    """Prompts alone as one row: a stem each."""
+    nothing = torch.zeros(len(prompts), 1, dtype=torch.long, device=prompts[0].device)
+    return planted(Sequences(tuple(prompts), nothing, nothing == 0, torch.arange(len(prompts))))
 
 
 def planted(sequences: Sequences, apart: bool = False) -> Forest:

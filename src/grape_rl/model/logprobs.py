@@ -14,7 +14,7 @@ from grape_rl.model.attention import trunk_states
 from grape_rl.model.forest import Forest, lengths, planted
 from grape_rl.model.head import head_of, logits_of, token_logprobs
 from grape_rl.model.padded import padded
-from grape_rl.model.parts import by_parts
+from grape_rl.model.parts import attention_over
 from grape_rl.model.recompute import recomputing
 from grape_rl.model.value import Valued
 from grape_rl.types import Outputs, Sequences
@@ -85,7 +85,7 @@ def hidden_states(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t 
 
 def _states(model: nn.Module, forest: Forest, noise: Noise | None = None) -> Float[Tensor, "n d"]:
     """The hidden state at each place of the forest; with ``noise``, each stem is a row of its own."""
-    attend = (by_parts if forest.tokens.device.type == "cpu" else padded)(forest)
+    attend = attention_over(forest)
     read = {"input_ids": forest.tokens[None]}
     if noise:
         embedded = model.get_input_embeddings()(forest.tokens)  # pyright: ignore[reportCallIssue]
@@ -122,20 +122,6 @@ def nonempty(prompts: tuple[Int[Tensor, " _"], ...]) -> tuple[Int[Tensor, " _"],
 def _whole(sequences: Sequences) -> Sequences:
     nonempty(sequences.prompts)
     return sequences
-
-
-def left_padded(prompts: tuple[Int[Tensor, " _"], ...]) -> tuple[Int[Tensor, "p w"], Int[Tensor, "p w"]]:
-    """Prompts as one matrix padded on the left with 0, and 1 where a token is real."""
-    width = max(len(p) for p in prompts)
-    pad = [width - len(p) for p in prompts]
-    ids = torch.stack([nn.functional.pad(p, (n, 0)) for p, n in zip(prompts, pad, strict=True)])
-    columns = torch.arange(width, device=ids.device)
-    return ids, (columns >= torch.tensor(pad, device=ids.device)[:, None]).long()
-
-
-def positions(valid: Int[Tensor, "p w"]) -> Int[Tensor, "p w"]:
-    """The position of each real token in its own row, counted from 0; padding gets 0."""
-    return (valid.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def on_device(sequences: Sequences, device: torch.device) -> Sequences:

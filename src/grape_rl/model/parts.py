@@ -18,6 +18,11 @@ _forward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
+def attention_over(forest: Forest) -> Attend:
+    """The attention that suits the device that the forest is on."""
+    return by_parts(forest) if forest.tokens.device.type == "cpu" else padded(forest)
+
+
 def by_parts(forest: Forest) -> Attend:
     """Attention as ``padded`` finds it, differentiable once; layers with a window, a cap or sinks are left to that."""
     pieces = _pieces(forest)
