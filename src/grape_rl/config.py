@@ -168,6 +168,8 @@ class Config(Section):
     """What forward passes compute in; the weights stay fp32."""
     measure_kl: bool = True
     """Whether to log the KL to the model at the start, at the price of one more forward pass a step."""
+    reference_cache: str | None = None
+    """A folder that keeps the reference's log-probs of data rows, for several runs to share; else the run's own."""
     rows_at_once: PositiveInt = 512
     """The most responses that are sampled at once: memory for time, never another result."""
     checkpoint_every: Count = 50

@@ -132,6 +132,7 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
                     log.warn(f"canary {each.category}/{each.item}", each.finding)
 
     with closing(setup), Log(folder, config.method, config.steps, done) as log:
+        setup.begin(log.warn)
         if not done:
             for key, message in [*_template_unused(setup), *warnings]:
                 log.warn(key, message)

@@ -18,6 +18,7 @@ from grape_rl.training.evaluate import held_out_labels
 from grape_rl.training.labels import label_experience, label_logprobs, label_metrics, labels
 from grape_rl.training.update import Limits
 from precise import doubled
+from waits import waits_counted
 
 OF_LABELS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Labels)]
 LIMITS = Limits(temperature=1.0, max_tokens=9, tokens_per_microbatch=20, max_grad_norm=1e9, seed=3)
@@ -129,6 +130,17 @@ def test_micro_batches_change_nothing(model, other, name):
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, **REORDERED)
     assert told == pytest.approx(whole, rel=1e-8)
+
+
+@pytest.mark.parametrize("name", OF_LABELS)
+def test_the_device_is_waited_for_no_more_often_in_many_micro_batches(model, other, name, monkeypatch):
+    what = label_experience(given(), asked(other), 7)
+    counts = []
+    for tokens in (1, 10_000):
+        with waits_counted(monkeypatch) as waits:
+            step_by(model, name, what, limits=replace(LIMITS, tokens_per_microbatch=tokens))
+        counts.append(len(waits))
+    assert counts[0] == counts[1] < 12
 
 
 def test_only_kto_looks_at_mismatched_responses(model, other):

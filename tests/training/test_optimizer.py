@@ -61,6 +61,56 @@ def test_two_steps_are_adamw_as_published():
         assert model.weight.item() == pytest.approx(weight, rel=1e-12)
 
 
+def trained(optimizer, model, steps, seed):
+    """The model after some steps by random gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        optimizer.step()
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def layers(dtype):
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Embedding(7, 5), torch.nn.LayerNorm(5), torch.nn.Linear(5, 33)).to(dtype)
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
+def test_the_fused_step_is_the_plain_one(dtype, close):
+    ours, plain = layers(dtype), layers(dtype)
+    optimizer = adamw(ours, 0.1, (0.9, 0.95))
+    assert optimizer.defaults["fused"]
+    groups = [{"params": [p], "weight_decay": 0.1 if p.ndim > 1 else 0.0} for p in plain.parameters()]
+    other = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95), foreach=False, fused=False)
+    set_learning_rate(optimizer, 0.01)
+    for a, b in zip(trained(optimizer, ours, 5, 1), trained(other, plain, 5, 1), strict=True):
+        torch.testing.assert_close(a, b, rtol=close, atol=close)
+
+
+def test_a_parameter_on_a_device_that_has_no_fused_step_gets_the_plain_one():
+    assert not adamw(torch.nn.Linear(2, 2, device="meta"), 0.0, (0.9, 0.95)).defaults["fused"]
+
+
+@pytest.mark.parametrize("fused", [True, False, None])
+def test_the_state_of_an_optimizer_goes_on_to_the_same_bits_as_it_began(fused, tmp_path):
+    """A checkpoint from before the fused step too: its run goes on by the plain one."""
+    straight, halved = layers(torch.float32), layers(torch.float32)
+    first, second = (adamw(model, 0.1, (0.9, 0.95)) for model in (straight, halved))
+    for optimizer in (first, second):
+        set_learning_rate(optimizer, 0.01)
+        for group in optimizer.param_groups:
+            group["fused"] = fused
+    expected = [trained(first, straight, 3, seed) for seed in (1, 2)][1]
+    trained(second, halved, 3, 1)
+    torch.save(second.state_dict(), tmp_path / "state.pt")
+    again = adamw(halved, 0.1, (0.9, 0.95))
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert all(group["fused"] is fused for group in again.param_groups)
+    found = trained(again, halved, 3, 2)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_the_rate_rises_and_falls():
     rates = [learning_rate(step, 10, 2.0, 4, "constant") for step in range(10)]
     assert rates == pytest.approx([0.5, 1.0, 1.5, 2.0] + 6 * [2.0])

@@ -28,6 +28,7 @@ from grape_rl.training.pairs import (
 from grape_rl.training.update import Limits
 from grape_rl.types import Pairs
 from precise import doubled as in_doubles
+from waits import waits_counted
 
 OF_PAIRS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Preferences)]
 """The online forms have the same terms and updates, row for row: see test_algorithms.py."""
@@ -193,12 +194,26 @@ def test_pairs_that_run_together_fit_the_budget():
     for budget in (1, 20, 30, 60, 10_000):
         parts = [part.tolist() for part in pair_batches(what.sequences, budget)]
         assert sorted(i for part in parts for i in part) == [0, 1, 2, 3, 4]
-        found = given_pairs()
-        for part in parts:
-            longest = max(max(len(found[i].chosen), len(found[i].rejected)) for i in part)
-            cost = len(part) * (max(len(found[i].prompt) for i in part) + 2 * longest)
-            assert cost <= budget or len(part) == 1
+        tokens = [len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in given_pairs()]
+        longer = [max(len(pair.chosen), len(pair.rejected)) for pair in given_pairs()]
+        order = [longer[i] for part in parts for i in part]
+        assert order == sorted(order), "those of similar lengths stand together"
+        costs = [sum(tokens[i] for i in part) for part in parts]
+        assert all(cost <= budget or len(part) == 1 for cost, part in zip(costs, parts, strict=True))
+        firsts = [tokens[part[0]] for part in parts[1:]]
+        assert all(cost + first > budget for cost, first in zip(costs, firsts, strict=False)), "no room is left over"
     assert len(parts) == 1
+
+
+@pytest.mark.parametrize("name", ["dpo", "aot", "tdpo1", "mixture"])
+def test_the_device_is_waited_for_no_more_often_in_many_micro_batches(model, other, name, monkeypatch):
+    """Each number read from a tensor makes the program wait until the device has come to it."""
+    counts = []
+    for tokens in (1, 10_000):
+        with waits_counted(monkeypatch) as waits:
+            step_by(model, name, experience(reference=other), replace(LIMITS, tokens_per_microbatch=tokens))
+        counts.append(len(waits))
+    assert counts[0] == counts[1] <= 4
 
 
 def test_the_metrics_against_a_loop(model):

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from grape_rl.data.conversation import apart, conversation_tokens, ended, template_arguments, templated
 from grape_rl.data.messages import Messages
+from grape_rl.data.surplus import embedded
 from grape_rl.types import Sequences
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def prompt_tokens(
     end, and with what it is ``given`` beside them (see ``template_arguments``).
 
     Raises:
-        ValueError: messages and no chat template, or a template that refuses them; a prompt of no tokens.
+        ValueError: messages and no chat template, or a template that refuses them; a prompt of no tokens, or with one
+            that the model has no embedding for.
     """
     if isinstance(prompt, str):
         tokens = _begun(tokenizer, prompt)
@@ -86,7 +88,7 @@ def prompt_tokens(
         tokens = templated(tokenizer, prompt, where, given, add_generation_prompt=True)["input_ids"]
     if not tokens:
         raise ValueError(f"{where}: the prompt has no tokens: {prompt!r:.80}")
-    return torch.tensor(tokens, dtype=torch.int64)
+    return torch.tensor(embedded(tokenizer, tokens, where), dtype=torch.int64)
 
 
 def completion_tokens(
@@ -101,7 +103,8 @@ def completion_tokens(
 
     Raises:
         ValueError: one of prompt and completion is plain and the other messages; no chat template; or a template whose
-            text for the prompt does not begin its text for both, so that no response could continue as the data does.
+            text for the prompt does not begin its text for both, so that no response could continue as the data does;
+            a token that the model has no embedding for.
     """
     if isinstance(prompt, str) and isinstance(completion, str):
         head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
@@ -120,7 +123,7 @@ def completion_tokens(
         tokens = both[len(head) :]
     else:
         raise ValueError(f"{where}: prompt and completion must both be plain text or both be messages")
-    return torch.tensor(ended(tokenizer, tokens, end), dtype=torch.int64)
+    return torch.tensor(embedded(tokenizer, ended(tokenizer, tokens, end), where), dtype=torch.int64)
 
 
 def demonstration_tokens(
@@ -170,12 +173,15 @@ def examples(
     out. The counts say how often, for the caller to tell.
 
     Raises:
-        ValueError: no row has a token to learn, and as ``demonstration_tokens``, naming the row.
+        ValueError: no row has a token to learn, a token that the model has no embedding for, and as
+            ``demonstration_tokens``, naming the row.
     """
     kept: list[Example] = []
     truncated = 0
     for index, row in enumerate(rows):
-        tokens, learned = demonstration_tokens(tokenizer, row, end, learn, f"{source}: row {index}")
+        where = f"{source}: row {index}"
+        tokens, learned = demonstration_tokens(tokenizer, row, end, learn, where)
+        embedded(tokenizer, tokens, where)
         lost = any(learned[max_length:])
         learned = learned[:max_length]
         if any(learned):

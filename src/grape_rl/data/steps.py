@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from grape_rl.data.chat import Lengths, Tokenizer, prompt_tokens
 from grape_rl.data.rows import did_you_mean
+from grape_rl.data.surplus import embedded
 from grape_rl.types import Sequences
 
 Row = dict[str, Any]
@@ -65,16 +66,18 @@ def with_steps(
     return made
 
 
-def step_tokens(tokenizer: Tokenizer, steps: Sequence[str], separator: str) -> list[Int[Tensor, " _"]]:
+def step_tokens(
+    tokenizer: Tokenizer, steps: Sequence[str], separator: str, where: str = "data"
+) -> list[Int[Tensor, " _"]]:
     """The tokens of each step with the separator that ends it, each step by itself: no later step changes its tokens.
 
     Raises:
-        ValueError: a step of no tokens.
+        ValueError: a step of no tokens, or with one that the model has no embedding for.
     """
     told = [tokenizer(step + separator, add_special_tokens=False)["input_ids"] for step in steps]
     if empty := [step for step, ids in zip(steps, told, strict=True) if not ids]:
-        raise ValueError(f"the step {empty[0] + separator!r} has no tokens")
-    return [torch.tensor(ids, dtype=torch.int64) for ids in told]
+        raise ValueError(f"{where}: the step {empty[0] + separator!r} has no tokens")
+    return [torch.tensor(embedded(tokenizer, ids, where), dtype=torch.int64) for ids in told]
 
 
 def labelled(
@@ -97,8 +100,9 @@ def labelled(
     kept: list[Labelled] = []
     truncated = 0
     for index, row in enumerate(rows):
-        prompt = prompt_tokens(tokenizer, row["prompt"], f"{source}: row {index}")
-        steps = step_tokens(tokenizer, row["completions"], separator)
+        where = f"{source}: row {index}"
+        prompt = prompt_tokens(tokenizer, row["prompt"], where)
+        steps = step_tokens(tokenizer, row["completions"], separator, where)
         ends = torch.tensor([len(step) for step in steps]).cumsum(0)
         tokens = torch.cat(steps)
         label = torch.full((len(tokens),), math.nan)

@@ -10,9 +10,12 @@ from grape_rl.config import Config, loaded
 from grape_rl.reward.strict import parsed
 from grape_rl.training.checkpoint import checkpoints
 
+REFERENCE = "reference"
+"""The folder in a run's own that keeps the reference's log-probs of data rows."""
+
 FREE = (
     "steps", "output", "device", "tokens_per_microbatch", "rows_at_once", "measure_kl", "checkpoint_every",
-    "keep_checkpoints", "reward.failure_limit", "reward.critic_cache", "reward.canary_every",
+    "keep_checkpoints", "reference_cache", "reward.failure_limit", "reward.critic_cache", "reward.canary_every",
     *(f"reward.critics.*.{name}" for name in (
         "base_url", "api_key", "concurrency", "requests_per_minute", "tokens_per_minute", "call_timeout_s",
         "total_timeout_s", "prompt_price", "completion_price", "cost_cap",
@@ -31,7 +34,7 @@ def resumable(config: Config, resume: bool) -> Path | None:
         raise ValueError(f"{folder}: is a file; name a folder with --output")
     if not resume:
         # A run that failed before its first step has left no more than these, and may be tried again.
-        barren = {"config.yaml", "rollouts", "warnings.jsonl", "held_out.json"}
+        barren = {"config.yaml", "rollouts", "warnings.jsonl", "held_out.json", REFERENCE}
         if folder.exists() and any(path.name not in barren for path in folder.iterdir()):
             raise ValueError(f"{folder}: holds another run; name a new folder with --output, or --resume that run")
         return None

@@ -3,10 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+from transformers import PreTrainedModel
+
 from grape_rl.config import Config
+from grape_rl.data.chat import stacked
 from grape_rl.data.labels import Judged, judged, unpaired, with_labels
 from grape_rl.methods import Algorithm, objective
 from grape_rl.parts.preferences import preferred
+from grape_rl.parts.reference import kept_reference
 from grape_rl.parts.rows import Row, prompted, sources, split
 from grape_rl.parts.setup import Kind, Setup, Told
 from grape_rl.parts.suited import suited
@@ -36,12 +40,21 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
     config = setup.config
     found, told = _judged(setup, setup.train, "data")
     told += _unbalanced(setup, found)
-    return labels(found, _reference(setup), config.prompts_per_step, config.seed, _mismatch(setup)), told
+
+    def source(reference: Reference) -> AnySource:
+        return labels(found, reference, config.prompts_per_step, config.seed, _mismatch(setup))
+
+    if _mismatch(setup) is not None:  # which of them there are, each step's batch decides
+        return source(_logprobs(setup, setup.reference)), told
+    start = _logprobs(setup, setup.start.model)
+    return kept_reference(
+        setup, len(found), lambda rows: stacked([found[i].example for i in rows]), start, source
+    ), told
 
 
 def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
     found, _ = _judged(setup, setup.test, "held-out data")
-    test = label_experience(found, _reference(setup), mismatch=None)
+    test = label_experience(found, _logprobs(setup, setup.start.model), mismatch=None)
     return lambda: held_out_labels(setup.now.model, test, setup.config.tokens_per_microbatch, setup.precision)
 
 
@@ -80,9 +93,9 @@ def _unbalanced(setup: Setup, found: Sequence[Judged]) -> Iterator[tuple[str, st
         )
 
 
-def _reference(setup: Setup) -> Reference:
+def _logprobs(setup: Setup, model: PreTrainedModel) -> Reference:
     limit = setup.config.tokens_per_microbatch
-    return partial(label_logprobs, setup.reference, tokens_per_microbatch=limit, precision=setup.precision)
+    return partial(label_logprobs, model, tokens_per_microbatch=limit, precision=setup.precision)
 
 
 def _mismatch(setup: Setup) -> int | None:

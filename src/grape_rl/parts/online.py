@@ -3,7 +3,6 @@
 from functools import partial
 
 from grape_rl.methods import SampledPreferences, keywords
-from grape_rl.model.load import frozen
 from grape_rl.model.sampler import Sampling
 from grape_rl.parts.preferences import reference_of_pairs
 from grape_rl.parts.responses import RESPONSES, sampler, sampling_prompts
@@ -22,9 +21,7 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
     sampling = Sampling(**config.sampling.model_dump())
     start = None
     if config.measure_kl and not sampling.top_k and sampling.top_p == 1:
-        start = reference_logprobs(
-            frozen(setup.start.model), sampling.temperature, config.tokens_per_microbatch, setup.precision
-        )
+        start = reference_logprobs(setup.reference, sampling.temperature, config.tokens_per_microbatch, setup.precision)
     drawing = sampler(setup, sampling)
     draw = partial(
         drawn,

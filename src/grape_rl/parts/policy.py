@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grape_rl.config import Config, Data
 from grape_rl.data.chat import end_tokens
+from grape_rl.data.surplus import limited, without_embedding
 from grape_rl.model.load import load, readied
 from grape_rl.model.lora import FOLDER, adapted, is_adapted, with_adapter
 from grape_rl.model.scalar import is_scalar, load_scalar, scalar_model
@@ -79,14 +80,29 @@ def _language_model(config: Config, train: Sequence[Row], where: torch.device) -
 
 
 def policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Policy:
-    """The policy of a loaded model: its end tokens, and how long a sequence it takes."""
-    embeddings: Any = model.get_input_embeddings()
-    rows = len(embeddings.weight)
-    if len(tokenizer) > rows:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, and the model's embeddings only {rows}")
+    """The policy of a loaded model: its end tokens, and how long a sequence it takes.
+
+    Raises:
+        ValueError: no token that the model can choose ends a response, and as ``limited``.
+    """
+    limited(tokenizer, embeddings(model))
+    end = end_tokens(tokenizer, getattr(model, "generation_config", None))
+    if beyond := without_embedding(tokenizer, end):
+        if len(beyond) == len(end):
+            raise ValueError(
+                f"the end token {tokenizer.decode(beyond[:1])!r} is token {beyond[0]}, and the model's embeddings are "
+                f"only {embeddings(model)}: no response would end; set the tokenizer's eos_token to one that it has"
+            )
+        end = tuple(token for token in end if token not in beyond)
     text_config = model.config.get_text_config()
     context = getattr(text_config, "max_position_embeddings", None) or 2**30
-    return Policy(model, tokenizer, end_tokens(tokenizer, getattr(model, "generation_config", None)), context)
+    return Policy(model, tokenizer, end, context)
+
+
+def embeddings(model: PreTrainedModel) -> int:
+    """How many tokens the model has an embedding for."""
+    table: Any = model.get_input_embeddings()
+    return len(table.weight)
 
 
 def _scratch_tokenizer(shape: Scratch, data: Data, train: Sequence[Row]) -> Any:

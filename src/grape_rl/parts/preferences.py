@@ -7,8 +7,10 @@ import torch
 from transformers import PreTrainedModel
 
 from grape_rl.config import Config
-from grape_rl.data.preferences import Pair, contrasted, pairs, with_preferences
+from grape_rl.data.preferences import Pair, contrasted, pairs, stacked_pairs, with_preferences
 from grape_rl.methods import Algorithm, objective
+from grape_rl.model.load import frozen
+from grape_rl.parts.reference import kept_reference
 from grape_rl.parts.rows import Row, message, sources, split
 from grape_rl.parts.setup import Kind, Setup, Told
 from grape_rl.parts.suited import suited
@@ -16,6 +18,7 @@ from grape_rl.reward.scores import ItemSummary
 from grape_rl.training.evaluate import held_out_pairs
 from grape_rl.training.fit import AnySource
 from grape_rl.training.moving import moving_reference
+from grape_rl.training.objective import CHOICE_FIELDS
 from grape_rl.training.pairs import Reference, pair_experience, pair_logprobs, preferences
 
 
@@ -64,13 +67,22 @@ def _conversation(row: Row, prompt: str, chosen: str, rejected: str) -> Row:
 
 def _source(setup: Setup) -> tuple[AnySource, Told]:
     found, told = _pairs(setup, setup.train, "data")
-    reference, model = reference_of_pairs(setup)
-    return preferences(found, reference, setup.config.prompts_per_step, setup.config.seed, model), told
+    config = setup.config
+
+    def source(reference: Reference | None, model: PreTrainedModel | None = None) -> AnySource:
+        return preferences(found, reference, config.prompts_per_step, config.seed, model)
+
+    if not _reads_reference(setup):
+        return source(None), told
+    if setup.row.update is moving_reference or not objective(setup.row, setup.chosen).reads.isdisjoint(CHOICE_FIELDS):
+        return source(*reference_of_pairs(setup)), told
+    start = _logprobs(setup, setup.start.model)
+    return kept_reference(setup, len(found), lambda rows: stacked_pairs([found[i] for i in rows]), start, source), told
 
 
 def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
     found, _ = _pairs(setup, setup.test, "held-out data")
-    test = pair_experience(found, reference_of_pairs(setup)[0])
+    test = pair_experience(found, _logprobs(setup, setup.start.model) if _reads_reference(setup) else None)
     return lambda: held_out_pairs(setup.now.model, test, setup.config.tokens_per_microbatch, setup.precision)
 
 
@@ -109,21 +121,27 @@ def _pairs(setup: Setup, found: Sequence[Row], source: str) -> tuple[list[Pair],
 def reference_of_pairs(setup: Setup, temperature: float = 1.0) -> tuple[Reference | None, PreTrainedModel | None]:
     """The reference's log-probs of pairs and the reference itself, for a method that compares the policy with it.
 
-    Where the update moves it, its weights are remembered from step to step.
+    Where the update moves it, it is a copy of its own, and its weights are remembered from step to step.
     """
-    if not any(name.startswith("reference_") for name in objective(setup.row, setup.chosen).reads):
+    if not _reads_reference(setup):
         return None, None
-    model = setup.reference
-    if setup.row.update is moving_reference:
-        setup.memory.update((f"reference.{name}", weight) for name, weight in model.named_parameters())
-    found = partial(
-        pair_logprobs,
-        model,
-        tokens_per_microbatch=setup.config.tokens_per_microbatch,
-        precision=setup.precision,
-        temperature=temperature,
+    if setup.row.update is not moving_reference:
+        return _logprobs(setup, setup.reference, temperature), setup.reference
+    model = frozen(setup.start.model)
+    setup.memory.update((f"reference.{name}", weight) for name, weight in model.named_parameters())
+    return _logprobs(setup, model, temperature), model
+
+
+def _reads_reference(setup: Setup) -> bool:
+    """Whether the method compares the policy with a reference."""
+    return any(name.startswith("reference_") for name in objective(setup.row, setup.chosen).reads)
+
+
+def _logprobs(setup: Setup, model: PreTrainedModel, temperature: float = 1.0) -> Reference:
+    limit = setup.config.tokens_per_microbatch
+    return partial(
+        pair_logprobs, model, tokens_per_microbatch=limit, precision=setup.precision, temperature=temperature
     )
-    return found, model
 
 
 PREFERENCES = Kind(_rows, _source, _held_out)

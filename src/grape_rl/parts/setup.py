@@ -19,7 +19,7 @@ from grape_rl.parts.rows import Row
 from grape_rl.reward.canary import Canary
 from grape_rl.reward.rubric import Rubric
 from grape_rl.reward.scores import ItemSummary, Scorer
-from grape_rl.training.fit import AnySource
+from grape_rl.training.fit import AnySource, Warn
 from grape_rl.training.source import Ahead
 
 Told = list[tuple[str, str]]
@@ -47,7 +47,8 @@ class Setup:
 
     The two differ where a run goes on from a checkpoint. ``grader`` is None where nothing is graded, and ``value``
     where no value function learns. ``memory`` is what a step leaves to the next beside the weights, by name: numbers,
-    and the weights of a reference that moves. It is kept with each checkpoint.
+    and the weights of a reference that moves. It is kept with each checkpoint. ``first`` is what is left to do before
+    the first step, when nothing can be refused any more.
     """
 
     config: Config
@@ -60,6 +61,7 @@ class Setup:
     grader: Grader | None
     value: nn.Linear | PreTrainedModel | None = None
     memory: dict[str, Any] = field(default_factory=dict[str, Any])
+    first: list[Callable[[Warn], None]] = field(default_factory=list[Callable[[Warn], None]])
 
     @property
     def scorer(self) -> Scorer | None:
@@ -78,8 +80,20 @@ class Setup:
 
     @cached_property
     def reference(self) -> PreTrainedModel:
-        """The reference policy: a copy of the start, made when first asked for, which is before training."""
-        return frozen(self.start.model)
+        """The reference policy, made when first asked for, which is before training: it never changes.
+
+        A copy of the start; or the start itself, where a run goes on from a checkpoint and so trains another model.
+        """
+        if self.start is self.now:
+            return frozen(self.start.model)
+        return self.start.model.requires_grad_(False)  # pyright: ignore[reportReturnType]
+
+    def begin(self, warn: Warn) -> None:
+        """Do what is left to do before the first step, and let go of the start, which no step asks for."""
+        for each in self.first:
+            each(warn)
+        self.first.clear()
+        self.__dict__["start"] = self.now
 
     def close(self) -> None:
         """End what runs beside the run: connections to critics, and what they still judge."""

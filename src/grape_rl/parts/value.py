@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from grape_rl.methods import Algorithm, Responses, keywords
 from grape_rl.model.load import load_value_model
 from grape_rl.model.value import load_head, own_model, shared_head
-from grape_rl.parts.policy import Policy
+from grape_rl.parts.policy import Policy, embeddings
 from grape_rl.training.checkpoint import VALUE
 from grape_rl.training.value import ValueFunction
 
@@ -44,8 +44,7 @@ def value_function(settings: ValueFunction, start: Policy, checkpoint: Path | No
 
 def _same_tokens(name: str, model: PreTrainedModel, start: Policy) -> None:
     """Refuses a value model that reads other tokens than the policy writes."""
-    embeddings: Any = model.get_input_embeddings()
-    rows, needed = len(embeddings.weight), len(start.tokenizer)
+    rows, needed = embeddings(model), min(len(start.tokenizer), embeddings(start.model))
     if rows < needed:
         raise ValueError(f"value model {name!r}: has {rows} embeddings, and the policy's tokenizer {needed} tokens")
     try:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from grape_rl.data.chat import stacked
 from grape_rl.data.labels import Judged, mismatched
 from grape_rl.model.logprobs import logprobs, microbatches, selected
+from grape_rl.model.pack import packs
 from grape_rl.training.objective import Objective, pair_loss
 from grape_rl.training.optimizer import clipped_step
-from grape_rl.training.pairs import Reference, logprobs_in
+from grape_rl.training.pairs import Reference, added, logprobs_in, told_at_once
 from grape_rl.training.source import drawn_rows
 from grape_rl.training.update import Limits
 from grape_rl.types import Labelled, Sequences
@@ -82,7 +83,8 @@ def label_logprobs(
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Float[Tensor, "b t"]:
     """The log-probs of responses without their graph."""
-    return logprobs_in(microbatches(sequences, tokens_per_microbatch), model, sequences, precision)
+    parts = microbatches(sequences, tokens_per_microbatch, packs(model))
+    return logprobs_in(parts, model, sequences, precision)
 
 
 def label_gradient(
@@ -109,10 +111,10 @@ def label_gradient(
     if "mean_gain" in objective.reads:
         logp = label_logprobs(model, sequences, limits.tokens_per_microbatch, limits.precision)
         whole["mean_gain"] = _mean_so_far(_gains(logp, batch.reference_logp, batch.mask), memory)
-    gains, entropy = torch.zeros(count, dtype=torch.float64), 0.0
-    told: dict[str, float] = {}
+    gains: list[tuple[Tensor, Tensor]] = []
+    sums: dict[str, Tensor] = {}
     optimizer.zero_grad(set_to_none=True)
-    for rows in microbatches(sequences, limits.tokens_per_microbatch):
+    for rows in microbatches(sequences, limits.tokens_per_microbatch, packs(model)):
         with limits.precision():
             outputs = logprobs(model, selected(sequences, rows), limits.temperature)
         logp, width = outputs.logp, outputs.logp.shape[1]
@@ -121,12 +123,14 @@ def label_gradient(
         fields = label_fields(logp, seen) | {name: value.to(logp) for name, value in whole.items()}
         share, terms = pair_loss(objective, fields, count)
         share.backward()
-        parts = {"loss": share.detach(), **(terms if len(terms) > 1 else {})}
-        told = {name: told.get(name, 0.0) + float(value) for name, value in parts.items()}
-        gains[rows] = (fields["response_logp"] - fields["reference_response_logp"]).detach().double().cpu()
-        entropy += float(outputs.entropy[mask].detach().sum())
-    told |= label_metrics(gains, batch.desirable) | {name: float(value) for name, value in whole.items()}
-    told["entropy"] = entropy / float(batch.mask.sum())
+        entropy = outputs.entropy.detach().masked_fill(~mask, 0).sum()
+        sums = added(sums, {"loss": share.detach(), **(terms if len(terms) > 1 else {}), "entropy": entropy})
+        gains.append((rows, (fields["response_logp"] - fields["reference_response_logp"]).detach()))
+    told = told_at_once({**sums, **whole})
+    told["entropy"] /= float(batch.mask.sum())
+    gain = torch.zeros(count, dtype=torch.float64)
+    gain[torch.cat([rows for rows, _ in gains])] = torch.cat([part for _, part in gains]).double().cpu()
+    told |= label_metrics(gain, batch.desirable)
     return told | {"grad_norm": clipped_step(model, optimizer, limits.max_grad_norm)}
 
 

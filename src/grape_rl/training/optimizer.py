@@ -10,6 +10,9 @@ from grape_rl.model.value import Valued
 
 Schedule = Literal["constant", "linear", "cosine"]
 
+FUSED = ("cpu", "cuda")
+"""The devices on which torch's fused AdamW is of use."""
+
 
 def parts(model: nn.Module) -> dict[str, nn.Module]:
     """What of a model has a gradient norm of its own, by the metric that tells it: the policy, and its value function.
@@ -26,7 +29,8 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW over the trainable parameters, with weight decay on matrices only (not on norms and biases).
 
-    The parameters of a value function learn at ``value_rate`` times the policy's learning rate.
+    The parameters of a value function learn at ``value_rate`` times the policy's learning rate. Where every parameter
+    lies on a device that can do so, a step is one pass over a parameter, its gradient and its moments.
     """
     groups: list[dict[str, Any]] = []
     for part, rate in zip(parts(model).values(), (1.0, value_rate), strict=False):
@@ -35,7 +39,8 @@ def adamw(
         rest = [p for p in trainable if p.ndim < 2]
         groups.append({"params": decayed, "weight_decay": weight_decay, "rate": rate})
         groups.append({"params": rest, "weight_decay": 0.0, "rate": rate})
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas)
+    fused = all(p.device.type in FUSED and p.is_floating_point() for g in groups for p in g["params"])
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, fused=fused)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: Schedule) -> float:

@@ -120,20 +120,21 @@ def pair_metrics(fields: dict[str, Float[Tensor, " p"]]) -> dict[str, Float[Tens
 
 
 def pair_batches(sequences: Sequences, tokens_per_microbatch: int) -> Iterator[Int[Tensor, " n"]]:
-    """Pairs to run together, by number: within the budget of padded positions, and of similar lengths.
+    """Pairs to run together, by number: within the budget of positions, and of similar lengths.
 
-    A micro-batch of n pairs costs n · longest prompt + 2n · longest response positions. A single pair over the budget
-    runs alone.
+    A pair costs as many positions as its prompt and its two responses have tokens. A single one over the budget runs
+    alone.
     """
-    width = torch.maximum(*lengths(sequences.mask).chunk(2)).tolist()
+    chosen, rejected = (half.tolist() for half in lengths(sequences.mask).chunk(2))
     taken: list[int] = []
-    for pair in sorted(range(len(width)), key=lambda i: width[i]):
-        more = [*taken, pair]
-        cost = len(more) * (max(len(sequences.prompts[i]) for i in more) + 2 * width[pair])
-        if taken and cost > tokens_per_microbatch:
+    room = tokens_per_microbatch
+    for pair in sorted(range(len(chosen)), key=lambda i: max(chosen[i], rejected[i])):
+        cost = len(sequences.prompts[pair]) + chosen[pair] + rejected[pair]
+        if taken and cost > room:
             yield torch.tensor(taken)
-            more = [pair]
-        taken = more
+            taken, room = [], tokens_per_microbatch
+        taken.append(pair)
+        room -= cost
     yield torch.tensor(taken)
 
 
@@ -187,14 +188,14 @@ def pair_gradient(
     count = len(experience.sequences.prompts)
     if not count:
         return {}
-    told: list[dict[str, float]] = []
+    told: dict[str, Tensor] = {}
     optimizer.zero_grad(set_to_none=True)
     wholly = not objective.reads.isdisjoint(CHOICE_FIELDS)
     for outputs, whole, seen, _ in _forward(model, experience, limits, wholly):
         fields = pair_fields(outputs.logp, seen, whole)
         share, terms = pair_loss(objective, fields, count)
         share.backward()
-        told.append(_told(share, terms) | _sums_of(fields, outputs, seen))
+        told = added(told, _told(share, terms) | _sums_of(fields, outputs, seen))
     return _means(told, count) | {"grad_norm": clipped_step(model, optimizer, limits.max_grad_norm)}
 
 
@@ -216,17 +217,16 @@ def compared_pair_gradient(
     count = len(experience.sequences.prompts)
     if not count:
         return {}
-    told: list[dict[str, float]] = []
     logp = pair_logprobs(
         model, experience.sequences, limits.tokens_per_microbatch, limits.precision, limits.temperature
     ).requires_grad_()
     whole, terms = pair_loss(objective, pair_fields(logp, experience.batch), count)
     (slope,) = torch.autograd.grad(whole, logp)
+    told = _told(whole, terms)
     optimizer.zero_grad(set_to_none=True)
     for outputs, _, seen, rows in _forward(model, experience, limits, wholly=False):
         (outputs.logp * slope[rows, : outputs.logp.shape[1]].to(outputs.logp)).sum().backward()
-        told.append(_sums_of(pair_fields(outputs.logp, seen), outputs, seen))
-    told.append(_told(whole, terms))
+        told = added(told, _sums_of(pair_fields(outputs.logp, seen), outputs, seen))
     return _means(told, count) | {"grad_norm": clipped_step(model, optimizer, limits.max_grad_norm)}
 
 
@@ -262,21 +262,32 @@ def _summed(logp: Float[Tensor, "b t"], mask: Bool[Tensor, "b t"]) -> Float[Tens
     return logp.masked_fill(~mask, 0).sum(dim=1)
 
 
-def _told(share: Tensor, terms: dict[str, Tensor]) -> dict[str, float]:
+def _told(share: Tensor, terms: dict[str, Tensor]) -> dict[str, Tensor]:
     """The loss, and where it has several terms, each one's share of it."""
-    return {"loss": float(share.detach())} | ({k: float(v) for k, v in terms.items()} if len(terms) > 1 else {})
+    return {"loss": share.detach()} | (terms if len(terms) > 1 else {})
 
 
-def _sums_of(fields: dict[str, Tensor], outputs: Outputs, pairs: Pairs) -> dict[str, float]:
+def _sums_of(fields: dict[str, Tensor], outputs: Outputs, pairs: Pairs) -> dict[str, Tensor]:
     """Over some pairs: their metrics, the entropy, and how many tokens that is over."""
-    told = {name: float(value.sum()) for name, value in pair_metrics(fields).items()}
-    return told | {"entropy": float(outputs.entropy[pairs.mask].detach().sum()), "count": float(pairs.mask.sum())}
+    told = {name: value.sum() for name, value in pair_metrics(fields).items()}
+    return told | {"entropy": _summed(outputs.entropy.detach(), pairs.mask).sum(), "count": pairs.mask.sum()}
 
 
-def _means(told: Sequence[Mapping[str, float]], count: int) -> dict[str, float]:
-    """Sums over parts of a batch as means over its pairs, or its tokens for the entropy; losses are means already."""
-    sums = {name: sum(part.get(name, 0.0) for part in told) for name in dict.fromkeys(n for part in told for n in part)}
-    tokens = sums.pop("count")
+def added(sums: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sums over some parts of a batch and over one more: tensors, so that the device need not be waited for."""
+    return {**sums, **{name: sums[name] + value if name in sums else value for name, value in more.items()}}
+
+
+def _means(sums: Mapping[str, Tensor], count: int) -> dict[str, float]:
+    """Sums over a batch as means over its pairs, or its tokens for the entropy; losses are means already."""
+    numbers = told_at_once(sums)
+    tokens = numbers.pop("count")
     of_pairs = ("accuracy", "margin", "chosen_reward", "rejected_reward")
     over = dict.fromkeys(of_pairs, float(count)) | {"entropy": tokens}
-    return {name: value / over.get(name, 1.0) for name, value in sums.items()}
+    return {name: value / over.get(name, 1.0) for name, value in numbers.items()}
+
+
+def told_at_once(sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """Tensors of one number each as numbers, read from their device in one go."""
+    first = sums["loss"]
+    return dict(zip(sums, torch.stack([value.to(first) for value in sums.values()]).tolist(), strict=True))
