@@ -1,0 +1,183 @@
+"""The records of the comparison as tables of Markdown, and the page that they go into."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from measured import Record
+from speed.rows import ROWS, START_GOAL, STARTS, Row
+from tables import inserted, markdown
+
+BY_NAME: Mapping[str, Row] = {row.name: row for row in ROWS}
+NONE = "–"
+UNMEASURED = "not yet measured"
+
+
+def latest(found: Sequence[Record]) -> dict[str, list[Record]]:
+    """The records of each row's last run, by the row's name."""
+    last = {record["row"]: record["run"] for record in sorted(found, key=lambda record: record["run"])}
+    return {name: [r for r in found if r["row"] == name and r["run"] == run] for name, run in last.items()}
+
+
+def middle(done: Sequence[Record], side: str, name: str = "seconds") -> float | None:
+    """The median over the turns of a side's medians over its steps; None where it did not run or does not say."""
+    told = [record[side][name] for record in done if record.get(side) and record[side].get(name)]
+    return statistics.median(statistics.median(each) for each in told) if told else None
+
+
+def peak(done: Sequence[Record], side: str) -> float | None:
+    """The most bytes that a side held in any turn."""
+    return max((record[side]["peak"] for record in done if record.get(side)), default=None)
+
+
+def ratios(done: Sequence[Record]) -> list[float]:
+    """How often as fast as TRL each turn was, turn by turn; none where TRL did not run."""
+    turns = [[record] for record in done if record.get("peer")]
+    return [(middle(each, "peer") or 0) / (middle(each, "ours") or 1) for each in turns]
+
+
+def floor(done: Sequence[Record]) -> float | None:
+    """The seconds that a step's operations take at the machine's matrix rate."""
+    operations, rate = middle(done, "ours", "operations"), best(done, "matrix_rate")
+    return operations / rate if operations and rate else None
+
+
+def best(done: Sequence[Record], name: str) -> float | None:
+    """The highest rate that was measured in any turn."""
+    return max((record["machine"][name] for record in done if record.get("machine")), default=None)
+
+
+def speed(done: Sequence[Record], side: str, sampled: bool) -> float | None:
+    """Tokens a second: those that a GRPO step samples, or all that a step of another method reads."""
+    count = middle(done, side, "length" if sampled else "tokens")
+    seconds = middle(done, side)
+    rows = BY_NAME[done[0]["row"]].per_step * BY_NAME[done[0]["row"]].group if sampled else 1
+    return count * rows / seconds if count and seconds else None
+
+
+def table(found: Sequence[Record], rows: Sequence[Row]) -> str:
+    """A line a row: both sides, the ratio against its goal, and the floor."""
+    runs = latest(found)
+    columns = ["work", "TRL", "ours", "ratio", "(turns)", "goal", "memory: TRL", "ours", "goal", "length: TRL", "ours",
+               "tokens/s: TRL", "ours", "floor", "share of floor"]  # fmt: skip
+    return markdown(columns, [_cells(row, runs.get(row.name, [])) for row in rows])
+
+
+def _cells(row: Row, done: Sequence[Record]) -> list[str]:
+    goals = (number(row.ratio, "≥ {:g}×"), number(row.gigabytes, "≤ {:g} GB"))
+    if not done:
+        return [row.title, UNMEASURED, UNMEASURED, NONE, NONE, goals[0], NONE, NONE, goals[1], *[NONE] * 6]
+    sampled, turns, least, ours = row.method == "grpo", ratios(done), floor(done), middle(done, "ours")
+    return [
+        row.title + ("*" if any(record["unlike"] for record in done) else ""),
+        number(middle(done, "peer"), "{:.3g} s"),
+        number(ours, "{:.3g} s"),
+        number(statistics.median(turns) if turns else None, "**{:.2f}×**"),
+        f"{min(turns):.2f} – {max(turns):.2f}" if turns else NONE,
+        goals[0],
+        number(peak(done, "peer"), "{:.2f} GB", 1e9),
+        number(peak(done, "ours"), "{:.2f} GB", 1e9),
+        goals[1],
+        *(number(middle(done, side, "length"), "{:.1f}") for side in ("peer", "ours")),
+        *(number(speed(done, side, sampled), "{:,.0f}") for side in ("peer", "ours")),
+        number(least, "{:.3g} s"),
+        number(least / ours if least and ours else None, "{:.0%}"),
+    ]
+
+
+def parts_table(found: Sequence[Record], rows: Sequence[Row]) -> str:
+    """A line a row: sampling against the memory's bandwidth, and the update against the matrix rate."""
+    columns = ["work", "on", "sampling", "bound by memory", "times the bound", "update", "of the matrix rate",
+               "matrix rate", "bandwidth"]  # fmt: skip
+    runs = latest(found)
+    return markdown(columns, [_parts(row, runs[row.name]) for row in rows if row.name in runs])
+
+
+def _parts(row: Row, done: Sequence[Record]) -> list[str]:
+    rate, width = best(done, "matrix_rate"), best(done, "bandwidth")
+    sampling, update = (middle(done, "ours", f"{name}_seconds") for name in ("sample", "update"))
+    read, operations = middle(done, "ours", "decode_bytes"), middle(done, "ours", "update_operations")
+    bound = read / width if read and width else None
+    return [
+        row.title,
+        done[0]["machine"]["device"],
+        number(sampling, "{:.3g} s"),
+        number(bound, "{:.3g} s"),
+        number(sampling / bound if sampling and bound else None, "{:.1f}×"),
+        number(update, "{:.3g} s"),
+        number(operations / rate / update if operations and rate and update else None, "{:.0%}"),
+        number(rate, "{:,.0f} GFLOP/s", 1e9),
+        number(width, "{:,.0f} GB/s", 1e9),
+    ]
+
+
+def starts_table(found: Sequence[Record]) -> str:
+    """A line a command: how long both sides take to start."""
+    runs = latest(found)
+    rows = []
+    for name, (ours, peer) in STARTS.items():
+        done = runs.get(name, [])
+        both = [number(middle(done, side), "{:.2f} s") if done else UNMEASURED for side in ("peer", "ours")]
+        held = [number(peak(done, side), "{:.0f} MB", 1e6) for side in ("peer", "ours")]
+        rows.append([f"`{ours}`, beside `{peer}`", *both, f"< {START_GOAL:g} s", *held])
+    return markdown(["command", "TRL", "ours", "goal", "memory: TRL", "ours"], rows)
+
+
+def number(value: float | None, form: str, unit: float = 1.0) -> str:
+    """The value in its unit and form; a dash where there is none.
+
+    >>> number(2.5e9, "{:.1f} GB", 1e9), number(None, "{:g}")
+    ('2.5 GB', '–')
+    """
+    return NONE if value is None else form.format(value / unit)
+
+
+def origin(found: Sequence[Record]) -> str:
+    """When, where and with which versions the shown records were measured, each way once; and what was not alike."""
+    shown = [record for done in latest(found).values() for record in done]
+    ways: dict[str, int] = {}
+    for record in shown:
+        of, sides = record["where"], [record[side] for side in ("ours", "peer") if record.get(side)]
+        known = {name: version for side in sides for name, version in side.get("versions", {}).items()}
+        said = ", ".join(f"{name} {version}" for name, version in known.items() if name != "torch")
+        card = record.get("machine", {}).get("device", "cpu")
+        machine = f"{of['threads']} threads of {of['cores']} cores ({of['machine']})" + f", {card}" * (card != "cpu")
+        way = f"{of['date']}, {machine}, torch {of['torch']}, Python {of['python']}"
+        ways[f"{way}, {said}" if said else way] = 0
+    ways = {way: 0 for way in ways if not any(other != way and other.startswith(way) for other in ways)}
+    unlike = [f"\\* {record['unlike']}.\n" for record in shown if record["unlike"]]
+    return "\n".join(["Measured: " + "; ".join(ways) + ".\n", *unlike]) if ways else ""
+
+
+def summary(done: Sequence[Record]) -> str:
+    """The turns of one row in a line or two, for the terminal."""
+    name, turns = done[0]["row"], ratios(done)
+    text = f"{name}: ours {number(middle(done, 'ours'), '{:.3g} s')}, {number(peak(done, 'ours'), '{:.2f} GB', 1e9)}"
+    if turns:
+        text += f"; TRL {number(middle(done, 'peer'), '{:.3g} s')}, {number(peak(done, 'peer'), '{:.2f} GB', 1e9)}"
+        text += f"; ratio {statistics.median(turns):.2f}"
+    if name in BY_NAME:
+        least, ours = floor(done), middle(done, "ours")
+        lengths = [middle(done, side, "length") for side in ("ours", "peer")]
+        text += f"; floor {number(least, '{:.3g} s')} ({number(least / ours if least and ours else None, '{:.0%}')})"
+        if lengths[0] and lengths[1] and abs(lengths[0] / lengths[1] - 1) > 0.01:
+            rates = [speed(done, side, sampled=True) or 0 for side in ("ours", "peer")]
+            text += f"; lengths differ, {lengths[0]:.1f} and {lengths[1]:.1f}"
+            text += f": ratio of tokens/s {rates[0] / rates[1]:.2f}"
+    return "\n".join([text, *(record["unlike"] for record in done if record["unlike"])])
+
+
+def report(found: Sequence[Record], page: Path) -> None:
+    """Write the tables into the page, whose own text stays as it is."""
+    text = page.read_text(encoding="utf-8")
+    here, card = [row for row in ROWS if not row.gpu], [row for row in ROWS if row.gpu]
+    places = {
+        "vs_trl": table(found, here) + "\n" + origin(found),
+        "starts": starts_table(found),
+        "parts": parts_table(found, here),
+        "gpu": table(found, card) + "\n" + parts_table(found, card),
+    }
+    for name, tables in places.items():
+        text = inserted(text, name, tables)
+    page.write_text(text, encoding="utf-8")
+    print(page)
