@@ -86,9 +86,7 @@ def built(name: str, texts: Iterable[str]) -> tuple[Qwen2ForCausalLM, PreTrained
 
 def model(shape: Mapping[str, Any]) -> Qwen2ForCausalLM:
     """A Qwen2 model of that shape with random weights, its head tied to its embeddings."""
-    ends: dict[str, Any] = {
-        f"{name}_token_id": SPECIAL.index(token) for name, token in (("pad", "<pad>"), ("eos", END))
-    }
+    ends: dict[str, Any] = {"pad_token_id": SPECIAL.index("<pad>"), "eos_token_id": SPECIAL.index(END)}
     config = Qwen2Config(max_position_embeddings=CONTEXT, tie_word_embeddings=True, **shape, **ends)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

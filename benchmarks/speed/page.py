@@ -132,21 +132,24 @@ def number(value: float | None, form: str, unit: float = 1.0) -> str:
     return NONE if value is None else form.format(value / unit)
 
 
+def measured_where(of: Record) -> str:
+    """When and on what a record was measured."""
+    machine = f"{of['threads']} threads of {of['cores']} cores ({of['machine']})"
+    return f"{of['date']}, {machine}, torch {of['torch']}, Python {of['python']}"
+
+
 def origin(found: Sequence[Record]) -> str:
     """When, where and with which versions the shown records were measured, each way once; and what was not alike."""
     shown = [record for done in latest(found).values() for record in done]
-    ways: dict[str, int] = {}
+    ways: dict[str, None] = {}
     for record in shown:
-        of, sides = record["where"], [record[side] for side in ("ours", "peer") if record.get(side)]
-        known = {name: version for side in sides for name, version in side.get("versions", {}).items()}
-        said = ", ".join(f"{name} {version}" for name, version in known.items() if name != "torch")
-        card = record.get("machine", {}).get("device", "cpu")
-        machine = f"{of['threads']} threads of {of['cores']} cores ({of['machine']})" + f", {card}" * (card != "cpu")
-        way = f"{of['date']}, {machine}, torch {of['torch']}, Python {of['python']}"
-        ways[f"{way}, {said}" if said else way] = 0
-    ways = {way: 0 for way in ways if not any(other != way and other.startswith(way) for other in ways)}
-    unlike = [f"\\* {record['unlike']}.\n" for record in shown if record["unlike"]]
-    return "\n".join(["Measured: " + "; ".join(ways) + ".\n", *unlike]) if ways else ""
+        sides = [record[side] for side in ("ours", "peer") if record.get(side)]
+        versions = {name: told for side in sides for name, told in side.get("versions", {}).items() if name != "torch"}
+        if versions:  # an import says none
+            told = ", ".join(f"{name} {version}" for name, version in versions.items())
+            ways[f"{measured_where(record['where'])}, {told}"] = None
+    unlike = dict.fromkeys(f"\\* {record['unlike']}.\n" for record in shown if record["unlike"])
+    return "\n".join([*([f"Measured: {'; '.join(ways)}.\n"] if ways else []), *unlike])
 
 
 def summary(done: Sequence[Record]) -> str:

@@ -18,6 +18,7 @@ from speed.rows import STARTS, Row
 HERE = Path(__file__).resolve().parents[1]
 OURS = [sys.executable, "-m", "speed.ours"]
 MACHINE = [sys.executable, "-m", "speed.machine"]
+GROWN = [sys.executable, "-m", "speed.grown"]
 Told = dict[str, Any]
 
 
