@@ -75,19 +75,28 @@ def chosen(only: str | bool | None, gpu: bool) -> list[str]:
 
 
 def run(names: Sequence[str], bench: Bench, turns: int, small: bool, results: Path) -> None:
-    """Run the rows, and write down each turn."""
+    """Run the rows, and write down each turn. A row of which a side fails is left, and the next one begun.
+
+    Raises:
+        RuntimeError: rows failed, each with what its side said last.
+    """
+    failed: list[str] = []
     began = time.strftime("%Y-%m-%d %H:%M:%S")
     rows: dict[str, Row] = {row.name: row.small() if small else row for row in ROWS}
     for name in names:
-        done: list[dict[str, Any]] = []
-        for number in range(turns):
-            row = rows.get(name)
-            sides = turn(row, bench) if row else start_turn(name, bench)
-            unlike = disagreement(row, sides) if row else ""
-            record = {"row": name, "run": began, "turn": number, "steps": bench.steps, "unlike": unlike, **sides}
-            append(results, record | {"where": where()})
-            done.append(record)
-        print(summary(done), flush=True)
+        row, done = rows.get(name), list[dict[str, Any]]()
+        try:
+            for number in range(turns):
+                sides = turn(row, bench) if row else start_turn(name, bench)
+                unlike = disagreement(row, sides) if row else ""
+                record = {"row": name, "run": began, "turn": number, "steps": bench.steps, "unlike": unlike, **sides}
+                append(results, record | {"where": where()})
+                done.append(record)
+            print(summary(done), flush=True)
+        except RuntimeError as error:
+            failed.append(f"{name}: {error}")
+    if failed:
+        raise RuntimeError("\n".join(failed))
 
 
 if __name__ == "__main__":

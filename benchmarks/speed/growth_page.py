@@ -106,6 +106,7 @@ def draw(made: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
     for axis in axes.flat[len(made) :]:
         axis.set_visible(False)
     figure.supylabel("times the smallest", fontsize=10)
+    figure.supxlabel("the number behind a name is its exponent; what is dashed would be proportional", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

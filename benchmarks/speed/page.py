@@ -11,6 +11,7 @@ from tables import inserted, markdown
 BY_NAME: Mapping[str, Row] = {row.name: row for row in ROWS}
 NONE = "–"
 UNMEASURED = "not yet measured"
+SIDES = ("peer", "ours")
 
 
 def latest(found: Sequence[Record]) -> dict[str, list[Record]]:
@@ -56,33 +57,42 @@ def speed(done: Sequence[Record], side: str, sampled: bool) -> float | None:
 
 
 def table(found: Sequence[Record], rows: Sequence[Row]) -> str:
-    """A line a row: both sides, the ratio against its goal, and the floor."""
+    """A line a row: the seconds of both sides, the ratio against its goal, and the floor."""
     runs = latest(found)
-    columns = ["work", "TRL", "ours", "ratio", "(turns)", "goal", "memory: TRL", "ours", "goal", "length: TRL", "ours",
-               "tokens/s: TRL", "ours", "floor", "share of floor"]  # fmt: skip
-    return markdown(columns, [_cells(row, runs.get(row.name, [])) for row in rows])
+    columns = ["work", "TRL", "ours", "ratio", "(turns)", "goal", "floor", "share of floor"]
+    return markdown(columns, [_times(row, runs.get(row.name, [])) for row in rows])
 
 
-def _cells(row: Row, done: Sequence[Record]) -> list[str]:
-    goals = (number(row.ratio, "≥ {:g}×"), number(row.gigabytes, "≤ {:g} GB"))
+def _times(row: Row, done: Sequence[Record]) -> list[str]:
+    goal = number(row.ratio, "≥ {:g}×")
     if not done:
-        return [row.title, UNMEASURED, UNMEASURED, NONE, NONE, goals[0], NONE, NONE, goals[1], *[NONE] * 6]
-    sampled, turns, least, ours = row.method == "grpo", ratios(done), floor(done), middle(done, "ours")
+        return [row.title, UNMEASURED, UNMEASURED, NONE, NONE, goal, NONE, NONE]
+    turns, least, ours = ratios(done), floor(done), middle(done, "ours")
     return [
         row.title + ("*" if any(record["unlike"] for record in done) else ""),
         number(middle(done, "peer"), "{:.3g} s"),
         number(ours, "{:.3g} s"),
         number(statistics.median(turns) if turns else None, "**{:.2f}×**"),
         f"{min(turns):.2f} – {max(turns):.2f}" if turns else NONE,
-        goals[0],
-        number(peak(done, "peer"), "{:.2f} GB", 1e9),
-        number(peak(done, "ours"), "{:.2f} GB", 1e9),
-        goals[1],
-        *(number(middle(done, side, "length"), "{:.1f}") for side in ("peer", "ours")),
-        *(number(speed(done, side, sampled), "{:,.0f}") for side in ("peer", "ours")),
+        goal,
         number(least, "{:.3g} s"),
         number(least / ours if least and ours else None, "{:.0%}"),
     ]
+
+
+def memory_table(found: Sequence[Record], rows: Sequence[Row]) -> str:
+    """A line a row: the memory of both sides, how long their responses were, and tokens a second."""
+    runs = latest(found)
+    columns = ["work", "memory: TRL", "ours", "goal", "length: TRL", "ours", "tokens/s: TRL", "ours"]
+    return markdown(columns, [_sizes(row, runs.get(row.name, [])) for row in rows])
+
+
+def _sizes(row: Row, done: Sequence[Record]) -> list[str]:
+    goal, sampled = number(row.gigabytes, "≤ {:g} GB"), row.method == "grpo"
+    held = [number(peak(done, side), "{:.2f} GB", 1e9) for side in SIDES] if done else [UNMEASURED] * 2
+    lengths = [number(middle(done, side, "length"), "{:.1f}") for side in SIDES]
+    rates = [number(speed(done, side, sampled) if done else None, "{:,.0f}") for side in SIDES]
+    return [row.title, *held, goal, *lengths, *rates]
 
 
 def parts_table(found: Sequence[Record], rows: Sequence[Row]) -> str:
@@ -90,10 +100,12 @@ def parts_table(found: Sequence[Record], rows: Sequence[Row]) -> str:
     columns = ["work", "on", "sampling", "bound by memory", "times the bound", "update", "of the matrix rate",
                "matrix rate", "bandwidth"]  # fmt: skip
     runs = latest(found)
-    return markdown(columns, [_parts(row, runs[row.name]) for row in rows if row.name in runs])
+    return markdown(columns, [_parts(row, runs.get(row.name, [])) for row in rows])
 
 
 def _parts(row: Row, done: Sequence[Record]) -> list[str]:
+    if not done:
+        return [row.title, UNMEASURED, *[NONE] * 7]
     rate, width = best(done, "matrix_rate"), best(done, "bandwidth")
     sampling, update = (middle(done, "ours", f"{name}_seconds") for name in ("sample", "update"))
     read, operations = middle(done, "ours", "decode_bytes"), middle(done, "ours", "update_operations")
@@ -117,8 +129,8 @@ def starts_table(found: Sequence[Record]) -> str:
     rows = []
     for name, (ours, peer) in STARTS.items():
         done = runs.get(name, [])
-        both = [number(middle(done, side), "{:.2f} s") if done else UNMEASURED for side in ("peer", "ours")]
-        held = [number(peak(done, side), "{:.0f} MB", 1e6) for side in ("peer", "ours")]
+        both = [number(middle(done, side), "{:.2f} s") if done else UNMEASURED for side in SIDES]
+        held = [number(peak(done, side), "{:.0f} MB", 1e6) for side in SIDES]
         rows.append([f"`{ours}`, beside `{peer}`", *both, f"< {START_GOAL:g} s", *held])
     return markdown(["command", "TRL", "ours", "goal", "memory: TRL", "ours"], rows)
 
@@ -134,7 +146,7 @@ def number(value: float | None, form: str, unit: float = 1.0) -> str:
 
 def measured_where(of: Record) -> str:
     """When and on what a record was measured."""
-    machine = f"{of['threads']} threads of {of['cores']} cores ({of['machine']})"
+    machine = f"{of['threads']} thread{'s' * (of['threads'] != 1)} of {of['cores']} cores ({of['machine']})"
     return f"{of['date']}, {machine}, torch {of['torch']}, Python {of['python']}"
 
 
@@ -175,10 +187,10 @@ def report(found: Sequence[Record], page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     here, card = [row for row in ROWS if not row.gpu], [row for row in ROWS if row.gpu]
     places = {
-        "vs_trl": table(found, here) + "\n" + origin(found),
+        "vs_trl": "\n".join([table(found, here), memory_table(found, here), origin(found)]),
         "starts": starts_table(found),
         "parts": parts_table(found, here),
-        "gpu": table(found, card) + "\n" + parts_table(found, card),
+        "gpu": "\n".join(each(found, card) for each in (table, memory_table, parts_table)),
     }
     for name, tables in places.items():
         text = inserted(text, name, tables)

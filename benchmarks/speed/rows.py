@@ -40,8 +40,8 @@ class Row:
             if self.method == "grpo"
             else f"{self.per_step} GSM8K {'rows' if self.method == 'sft' else 'pairs'}"
         )
-        how = [*(["bfloat16 autocast"] if self.bf16 else []), *(self.peer or {})]
-        return ", ".join([f"{self.method.upper()} `{self.shape}`, {sizes}", *(each.replace("_", " ") for each in how)])
+        how = ["bfloat16 autocast"] * self.bf16 + [f"TRL: {each.replace('_', ' ')}" for each in self.peer or {}]
+        return ", ".join([f"{self.method.upper()} `{self.shape}`, {sizes}", *how])
 
     def small(self) -> "Row":
         """A row of seconds, to see that it works: a tiny model, and little of everything."""

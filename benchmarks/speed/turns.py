@@ -97,7 +97,7 @@ def finished(command: Sequence[str]) -> tuple[float, int]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "told.json"
         launch = [sys.executable, "-S", str(HERE / "speed" / "launch.py"), str(out), *command]
-        said = subprocess.run(launch, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env)
+        said = subprocess.run(launch, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, check=False)
         told = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {"code": said.returncode}
     if told["code"]:
         last = said.stdout.decode(errors="replace").strip().splitlines()[-15:]
