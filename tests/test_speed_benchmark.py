@@ -12,6 +12,7 @@ import torch
 import growth
 import shapes
 import vs_trl
+from grape_rl.config import loaded
 from grape_rl.model.work import forwarding, operations
 from speed import data, floors, ours, peer, turns
 from speed.rows import ROWS, STARTS, Row
@@ -72,6 +73,25 @@ def test_our_side_tells_of_every_step_but_the_first(runs, method):
     assert all(s >= u for s, u in zip(told["seconds"], told["update_seconds"], strict=True)) or method == "grpo"
 
 
+def test_a_step_lasts_from_the_end_of_one_to_the_end_of_the_next(model):
+    spec = {**SMALL["grpo"].spec(model, model, 3), "bf16": True}
+    steps = [{"time": t, "update_seconds": 1.0, "sample_seconds": 0.5, "length": t} for t in (1.0, 3.5, 4.0)]
+    told = ours.account(spec, steps)
+    assert told["seconds"] == [2.5, 0.5] and told["length"] == [3.5, 4.0] and told["sample_seconds"] == [0.5, 0.5]
+    half = floors.weightless(str(model))
+    assert told["decode_bytes"] == [floors.decode_bytes(half, spec, each, 2) for each in (3.5, 4.0)]
+
+
+def test_our_run_is_set_as_the_row_says(model, tmp_path):
+    spec = replace(SMALL["grpo"], bf16=True, longest=48).spec(model, tmp_path / "rows.jsonl", 3)
+    found = loaded(ours.settings(spec, tmp_path))
+    assert (found.steps, found.prompts_per_step, found.group_size, found.seed) == (3, 2, 3, ours.SEED)
+    assert (found.sampling.max_tokens, found.sampling.temperature, found.data.max_length) == (4, 1.0, 48)
+    assert (found.precision, found.measure_kl, found.checkpoint_every, found.device) == ("bf16", False, 0, "cpu")
+    assert found.optimizer.learning_rate == 1e-5 and found.model.name == str(model)
+    assert loaded(ours.settings(SMALL["sft"].spec(model, model, 3), tmp_path)).precision == "fp32"
+
+
 def test_a_sampled_step_counts_prompts_once_a_row(runs):
     _, told = runs["grpo"]
     assert all(0 < each <= 4 for each in told["length"])
@@ -127,39 +147,6 @@ def test_decoding_reads_weights_and_what_was_said_so_far_once_a_token(model):
     assert floors.decode_bytes(made, spec, 4.0, 2) == 2 * read
 
 
-def test_prompts_have_exactly_the_tokens_that_were_asked_for():
-    tokenizer = shapes.letters()
-    found = data.prompts(tokenizer, 50, 4)
-    assert [len(tokenizer(row["prompt"])["input_ids"]) for row in found] == [50] * 4
-    assert len({row["prompt"] for row in found}) == 4 and data.prompts(tokenizer, 50, 4) == found
-    assert len(tokenizer) == 81 and tokenizer.eos_token_id == 1 and tokenizer.pad_token_id == 0
-
-
-def test_a_tokenizer_of_pairs_is_read_alike_by_its_file_and_by_its_model(tmp_path):
-    texts = [f"Ann has {n} apples, she's 1{n} years.\n\nHow  many? <<{n}*2=4>>" for n in range(9)]
-    made = shapes.byte_pairs(texts, 280)
-    shapes.model(SHAPE | {"vocab_size": 280}).save_pretrained(tmp_path)
-    made.save_pretrained(tmp_path)
-    from transformers import AutoTokenizer
-
-    again = AutoTokenizer.from_pretrained(str(tmp_path))
-    assert len(made) == len(again) == 280, "none that the embeddings lack"
-    for text in [*texts, "Ünï 1234 ...\n x"]:
-        assert again(text)["input_ids"] == made(text)["input_ids"] and made.decode(made(text)["input_ids"]) == text
-
-
-def test_data_is_read_under_either_name(tmp_path):
-    answers = {"a": {"is_correct": False, "solution": "5"}, "b": {"is_correct": True, "solution": "4"}}
-    solved = [{"question": "1+1?", "ground_truth": "2", "a": answers["a"]}, {"question": "2+2?", **answers}]
-    turns.written(tmp_path / "train.jsonl", [{"question": "1+1?", "answer": "2"}, {"question": "3?", "answer": "3"}])
-    turns.written(tmp_path / "example_model_solutions.jsonl", solved)
-    assert data.demonstrations(tmp_path, 1) == [{"prompt": "1+1?\n", "completion": "2"}]
-    assert data.pairs(tmp_path, 5) == [{"prompt": "2+2?\n", "chosen": "4", "rejected": "5"}]
-    assert data.solved_texts(tmp_path) == ["1+1?", "2", "3?", "3"]
-    with pytest.raises(ValueError, match=r"neither gsm8k_train.jsonl nor train.jsonl is there"):
-        data.demonstrations(tmp_path / "none", 1)
-
-
 def test_a_child_is_seen_to_hold_what_it_holds_and_not_what_this_process_does(tmp_path):
     here = torch.ones(50_000_000)  # 200 MB
     seconds, peak = turns.finished([sys.executable, "-S", "-c", "x = bytearray(60 * 10**6)"])
@@ -199,7 +186,14 @@ def test_the_peer_is_set_as_the_row_says(tmp_path, monkeypatch):
     row = replace(SMALL["grpo"], bf16=True, peer={"use_transformers_continuous_batching": True})
     told = peer.trainer(row.spec(tmp_path, data_file, 3), "out").given
     asked = {"per_device_train_batch_size": 6, "num_generations": 3, "max_completion_length": 4, "max_steps": 3}
-    asked |= {"bf16": True, "use_cpu": True, "use_transformers_continuous_batching": True, "output_dir": "out"}
+    asked |= {
+        "bf16": True,
+        "use_cpu": True,
+        "learning_rate": 1e-5,
+        "gradient_checkpointing": False,
+        "use_transformers_continuous_batching": True,
+        "output_dir": "out",
+    }
     assert told["args"].items() >= asked.items() and told["args"]["beta"] == 0.0 and told["model"] == str(tmp_path)
     assert len(told["reward_funcs"](completions=["a", "b"], prompts=[])) == 2
     for method in ("sft", "dpo"):
@@ -224,12 +218,15 @@ def test_sides_that_did_other_work_are_told():
 
 
 def test_a_run_writes_each_turn_and_alternates(tmp_path, monkeypatch, capsys):
-    order = []
+    order, files = [], {}
 
     def finished(script, spec, folder):
+        if spec["method"] == "dpo":
+            raise RuntimeError("it burst")
         order.append("peer" if script[1].endswith("peer.py") else script[2])
         rows = [json.loads(line) for line in Path(spec["data"]).read_text().splitlines()]
         assert len(rows) == 2 * spec["steps"] and spec["model"] == str(tmp_path / "tiny")
+        files[order[-1]] = rows
         if "machine" in order[-1]:
             return {"matrix_rate": 1e9, "bandwidth": 1e9}
         return told_by([5.0], [20.0], operations=[1e9])
@@ -244,6 +241,15 @@ def test_a_run_writes_each_turn_and_alternates(tmp_path, monkeypatch, capsys):
     told = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [(each["row"], each["turn"]) for each in told] == [(n, t) for n in ("grpo_wide", "import") for t in (0, 1)]
     assert "grpo_wide: ours 2 s" in capsys.readouterr().out
+
+    turns.written(tmp_path / "train.jsonl", [{"question": f"{n}?", "answer": f"{n}"} for n in range(9)])
+    turns.written(tmp_path / "example_model_solutions.jsonl", [])
+    del order[:]
+    more[5] = "dpo_gsm,sft_gsm,gpu_sft"
+    with pytest.raises(RuntimeError, match=r"^dpo_gsm: it burst$"):
+        vs_trl.main(arguments + more)
+    assert order == ["peer", "speed.ours", "speed.machine"] * 2 + ["speed.ours", "speed.machine"] * 2
+    assert files["peer"] != files["speed.ours"] and data.as_drawn(files["speed.ours"], 2, 0) == files["peer"]
 
 
 @pytest.mark.parametrize(
@@ -275,19 +281,3 @@ def test_every_row_is_chosen_once_and_small_rows_are_small():
     for row in ROWS:
         assert row.small().shape == "tiny" and row.small().method == row.method and not row.small().gpu
         assert row.small().per_step * row.small().group <= 4
-
-
-@pytest.mark.parametrize(("name", "millions"), [("tiny", 0.8), ("gsm", 17.3), ("wide", 26.5), ("qwen05", 494.0)])
-def test_shapes_are_what_they_are_called(name, millions):
-    given = {
-        "vocab_size": {"tiny": 81, "gsm": 8192}.get(name),
-        "intermediate_size": 3 * shapes.SHAPES[name]["hidden_size"],
-    }
-    with torch.device("meta"):
-        made = shapes.model(given | dict(shapes.SHAPES[name]))
-    assert sum(p.numel() for p in made.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
-
-
-def test_a_shape_that_there_is_not_is_refused():
-    with pytest.raises(ValueError, match="unknown shape 'wid'; did you mean 'wide'"):
-        shapes.built("wid", [])
