@@ -61,6 +61,11 @@ def test_the_table_has_the_last_run_of_each_row_and_dashes_for_what_is_not_known
     assert cells(page.starts_table(FOUND), "`import grape_rl`")[0] == "not yet measured"
 
 
+def test_of_steps_and_of_turns_it_is_the_middle_one_that_counts():
+    done = [{"ours": side(seconds)} for seconds in ([1.0, 9.0, 2.0], [100.0], [3.0])]
+    assert page.middle(done, "ours") == 3.0 and page.middle(done, "peer") is None
+
+
 def test_a_line_for_the_terminal_says_where_lengths_differ():
     said = page.summary(FOUND[1:3])
     assert said.startswith("grpo_tiny: ours 1.5 s, 2.00 GB; TRL 5 s, 3.00 GB; ratio 4.00; floor 1 s (67%)")

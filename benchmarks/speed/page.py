@@ -15,8 +15,8 @@ SIDES = ("peer", "ours")
 
 
 def latest(found: Sequence[Record]) -> dict[str, list[Record]]:
-    """The records of each row's last run, by the row's name."""
-    last = {record["row"]: record["run"] for record in sorted(found, key=lambda record: record["run"])}
+    """The records of each row's last run in the file, by the row's name."""
+    last = {record["row"]: record["run"] for record in found}
     return {name: [r for r in found if r["row"] == name and r["run"] == run] for name, run in last.items()}
 
 
