@@ -83,5 +83,7 @@ def test_the_page_says_where_it_was_measured_and_keeps_its_text(tmp_path):
     assert text.startswith("Before.\n") and text.endswith("After.\n") and "old" not in text
     assert "Measured: 1 May, 2 threads of 2 cores (M), torch 2.13, Python 3.12, grape-rl 1.\n" in text
     assert "\\* not alike.\n" in text and "GRPO `qwen05`, 8 × 16, 512 + 512 tokens, bfloat16 autocast |" in text
+    here, card = text.split("<!-- gpu -->")
+    assert "qwen05" not in here and "`wide`" in here and "`wide`" not in card
     real = Path(vs_trl.HERE / "README.md").read_text(encoding="utf-8")
     assert all(f"<!-- {p} -->" in real for p in places), "the page has a place for each"
