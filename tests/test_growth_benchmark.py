@@ -1,5 +1,7 @@
 """The benchmark of growth: what its points measure, and what is made of them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -36,6 +38,8 @@ def test_points_are_measured_once_and_the_base_for_all(tmp_path, monkeypatch, ca
     asked = []
 
     def told(script, spec, folder):
+        if "data" in spec:
+            assert len(Path(spec["data"]).read_text().splitlines()) == 5 * spec["per_step"], "each prompt once"
         asked.append((spec.get("tokens"), spec.get("prompt_tokens"), spec.get("per_step")))
         return {"memory": 1e6, "peak": 5} | ({} if "tokens" in spec else {"sampling": 1.0, "update": 2.0})
 

@@ -92,7 +92,8 @@ def test_runs_share_a_folder_and_one_of_another_reference_does_not_use_it(tmp_pa
     assert calls == [] and not (second.folder / "reference").exists()
     same(first, second)
     assert told(first) == told(second)
-    for number, change in enumerate(({"model": {"scratch": {"layers": 1}}}, {"precision": "bf16"})):
+    changes: list[dict[str, Any]] = [{"model": {"scratch": {"layers": 1}}}, {"precision": "bf16"}]
+    for number, change in enumerate(changes):
         calls.clear()
         run = train(offline(tmp_path, output=str(tmp_path / f"other{number}"), **shared, **change))
         assert calls == [10, 10]

@@ -15,7 +15,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from grape_rl.model.decode import decoded
 from grape_rl.model.logprobs import logprobs
-from grape_rl.model.sampler import Sampling, drawn, drawn_from, sample
+from grape_rl.model.sampler import Sampling, _at, drawn, drawn_from, sample
 
 PROMPTS = [torch.tensor(ids) for ids in ([5, 9, 3, 17], [4], [8, 8, 21, 3, 6, 12, 7], [11, 2])]
 END = (3, 7, 11)
@@ -332,3 +332,9 @@ def test_in_bfloat16_the_sampler_says_nearly_what_the_whole_model_does():
         for prompt, tokens, found in rows(rollout):
             z = torch.tensor(said(model, prompt, tokens)).log_softmax(-1)
             assert found == pytest.approx(z[range(len(tokens)), tokens].tolist(), abs=0.1)
+
+
+def test_a_quantile_that_rounding_put_at_the_total_is_in_the_last_part_that_adds_anything():
+    below = torch.tensor([[0.0, 0.5, 2.0, 2.0, 2.0]], dtype=torch.float64)
+    part, within = _at(below, torch.tensor([1.0], dtype=torch.float64))
+    assert part.tolist() == [2] and within.tolist() == [1.0]

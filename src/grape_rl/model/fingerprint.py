@@ -24,5 +24,5 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 def _digest(name: str, weight: Tensor) -> bytes:
     found = hashlib.blake2b(f"{name} {weight.dtype} {tuple(weight.shape)}".encode(), digest_size=16)
-    found.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    found.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.digest()

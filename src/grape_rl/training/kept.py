@@ -144,5 +144,5 @@ def _read(path: Path, of: str) -> dict[bytes, Tensor] | None:
 def _digest(of: str, fields: dict[str, Tensor]) -> str:
     found = hashlib.blake2b(of.encode(), digest_size=16)
     for name in ("keys", "lengths", "logp"):
-        found.update(fields[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+        found.update(fields[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
