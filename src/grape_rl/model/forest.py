@@ -5,13 +5,14 @@ several responses to a prompt. Stems come first, then branches, in the order of 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from grape_rl.model.linear import granule
 from grape_rl.types import Sequences
 
 
@@ -87,6 +88,27 @@ def planted(sequences: Sequences, apart: bool = False) -> Forest:
         tuple(len(x) for x in branches),
         tuple(parent),
         before.to(device),
+    )
+
+
+def rounded(forest: Forest) -> Forest:
+    """The forest with one more stem of junk, where it takes that to be a multiple of its ``granule``.
+
+    >>> rounded(forest_of([torch.zeros(70, dtype=torch.long)])).stems
+    (70, 2)
+    """
+    n = len(forest.tokens)
+    more = -n % granule(n)
+    if not more:
+        return forest
+    junk = torch.arange(more, device=forest.tokens.device)
+    at = sum(forest.stems)
+    return replace(
+        forest,
+        tokens=torch.cat([forest.tokens[:at], torch.zeros_like(junk), forest.tokens[at:]]),
+        positions=torch.cat([forest.positions[:at], junk, forest.positions[at:]]),
+        stems=(*forest.stems, more),
+        before=forest.before + more * (forest.before >= at),
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grape_rl.model.linear import product
+from grape_rl.model.linear import granule, product
 
 TILE = 2**22
 """The most logits that exist at once on a CPU: 16 MiB in float32, which a cache can hold."""
@@ -86,12 +86,15 @@ def token_logprobs(
     products are taken in its type, and all else in float32.
     """
     tile = tile or (TILE if hidden.device.type == "cpu" else TILE_OF_ACCELERATOR)
+    n = len(tokens)
+    more = -n % granule(n) if hidden.device.type == "cpu" else 0
+    hidden, tokens = nn.functional.pad(hidden, (0, 0, 0, more)), nn.functional.pad(tokens, (0, more))
     parts = [
         _Chosen.apply(rows, head.weight, head.bias, of_rows, temperature, head.scale, head.cap, tile)
         for rows, of_rows in zip(hidden.split(max(1, tile // 64)), tokens.split(max(1, tile // 64)), strict=True)
     ]
     logp, entropy = zip(*parts, strict=True)  # pyright: ignore[reportArgumentType]
-    return (logp[0], entropy[0]) if len(parts) == 1 else (torch.cat(logp), torch.cat(entropy))
+    return torch.cat(logp)[:n], torch.cat(entropy)[:n]
 
 
 class _Chosen(torch.autograd.Function):

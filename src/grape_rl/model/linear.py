@@ -29,6 +29,18 @@ def product(x: Float[Tensor, "n k"], weight: Float[Tensor, "m k"]) -> Float[Tens
     return ONEDNN(x, weight, None, "none", [], "") if suits(x, weight) else x @ weight.t()
 
 
+def granule(n: int) -> int:
+    """What sizes of about ``n`` rows are rounded up to a multiple of: one of 16 between two powers of 2.
+
+    oneDNN makes a program for each shape that it multiplies, and keeps it. Of a new shape in each micro-batch it would
+    make, and keep, thousands.
+
+    >>> [n + -n % granule(n) for n in (20, 100, 1000)]
+    [20, 100, 1024]
+    """
+    return 2 ** max(0, n.bit_length() - 5)
+
+
 class _Linear(torch.autograd.Function):
     """x · weightᵀ + bias, and its gradients by the same product: each is differentiable again."""
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from grape_rl.model.attention import trunk_states
-from grape_rl.model.forest import Forest, lengths, planted
+from grape_rl.model.forest import Forest, lengths, planted, rounded
 from grape_rl.model.head import head_of, logits_of, token_logprobs
 from grape_rl.model.padded import padded
 from grape_rl.model.parts import attention_over
@@ -37,8 +37,7 @@ def logprobs(model: nn.Module, sequences: Sequences, temperature: float = 1.0, n
     sequences = on_device(sequences, next(model.parameters()).device)
     mask = sequences.mask
     policy = model.policy if isinstance(model, Valued) else model
-    nonempty(sequences.prompts)
-    forest = planted(sequences, apart=noise is not None)
+    forest = planted(_whole(sequences), apart=True) if noise else _row(sequences)
     chosen = forest.before[mask]
     hidden = _states(policy, forest, noise).index_select(0, chosen)
     logp, entropy = token_logprobs(head_of(policy), hidden, sequences.tokens[mask], temperature)
@@ -79,18 +78,23 @@ def hidden_states(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t 
     Raises:
         ValueError: a prompt has no tokens, so that nothing stands before the first one after it.
     """
-    forest = planted(_whole(sequences))
+    forest = _row(sequences)
     return _states(model, forest).index_select(0, forest.before.flatten()).unflatten(0, forest.before.shape)
+
+
+def _row(sequences: Sequences) -> Forest:
+    forest = planted(_whole(sequences))
+    return rounded(forest) if forest.tokens.device.type == "cpu" else forest
 
 
 def _states(model: nn.Module, forest: Forest, noise: Noise | None = None) -> Float[Tensor, "n d"]:
     """The hidden state at each place of the forest; with ``noise``, each stem is a row of its own."""
-    attend = attention_over(forest)
     read = {"input_ids": forest.tokens[None]}
     if noise:
         embedded = model.get_input_embeddings()(forest.tokens)  # pyright: ignore[reportCallIssue]
         added = torch.cat([noise(i, n) for i, n in enumerate(forest.stems)])
         read = {"inputs_embeds": (embedded + added.to(embedded))[None]}
+    attend = attention_over(forest)
     with recomputing(model):
         return trunk_states(model, attend, position_ids=forest.positions[None], **read)[0]
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from grape_rl.data.chat import stacked
 from grape_rl.data.labels import Judged, mismatched
 from grape_rl.model.logprobs import logprobs, microbatches, selected
-from grape_rl.model.pack import packs
 from grape_rl.training.objective import Objective, pair_loss
 from grape_rl.training.optimizer import clipped_step
 from grape_rl.training.pairs import Reference, added, logprobs_in, told_at_once
@@ -83,7 +82,7 @@ def label_logprobs(
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Float[Tensor, "b t"]:
     """The log-probs of responses without their graph."""
-    parts = microbatches(sequences, tokens_per_microbatch, packs(model))
+    parts = microbatches(sequences, tokens_per_microbatch)
     return logprobs_in(parts, model, sequences, precision)
 
 
@@ -114,7 +113,7 @@ def label_gradient(
     gains: list[tuple[Tensor, Tensor]] = []
     sums: dict[str, Tensor] = {}
     optimizer.zero_grad(set_to_none=True)
-    for rows in microbatches(sequences, limits.tokens_per_microbatch, packs(model)):
+    for rows in microbatches(sequences, limits.tokens_per_microbatch):
         with limits.precision():
             outputs = logprobs(model, selected(sequences, rows), limits.temperature)
         logp, width = outputs.logp, outputs.logp.shape[1]
