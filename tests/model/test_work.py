@@ -16,7 +16,10 @@ from grape_rl.types import Sequences
 everything = settings(deadline=None, derandomize=True)
 EXPERTS = dict(**SHAPE, num_local_experts=4, num_experts_per_tok=2)
 # Experts one after the other, as products that the counter knows; each of the 4 has its router, so that all run.
-COUNTED = MODELS | {"mixtral, experts": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**EXPERTS))}
+COUNTED = MODELS | {
+    "qwen3, wide heads": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**SHAPE, head_dim=10)),
+    "mixtral, experts": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**EXPERTS)),
+}
 
 
 def counted(model: hf.PreTrainedModel, rows: int, width: int) -> tuple[int, int]:
@@ -139,6 +142,16 @@ def test_the_rate_is_of_the_best_way_and_the_best_try(monkeypatch):
 
 def test_the_rate_is_a_machines():
     assert 1e8 < matrix_rate(torch.device("cpu"), torch.float32, seconds=0.0) < 1e16
+
+
+def test_memory_and_small_operations_have_rates_too(monkeypatch):
+    cpu = torch.device("cpu")
+    assert 1e7 < module.memory_rate(cpu, seconds=0.0) < 1e13
+    assert 1e-8 < module.operation_seconds(cpu, seconds=0.0) < 1e-2
+    runs = []
+    monkeypatch.setattr(module, "_shortest", lambda once, device, seconds: runs.append(once()) or 2.0)
+    assert module.memory_rate(cpu) == 2 * runs[0].nbytes / 2.0  # read and written
+    assert module.operation_seconds(cpu) == 2.0 / runs[1].item()
 
 
 def test_random_numbers_of_others_are_left_alone():

@@ -17,6 +17,7 @@ from grape_rl.training.evaluate import held_out_pairs
 from grape_rl.training.fit import AnySource
 from grape_rl.training.moving import moving_reference
 from grape_rl.training.pairs import Reference, pair_experience, pair_logprobs, preferences
+from grape_rl.types import Sequences
 
 
 def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
@@ -68,6 +69,11 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
     return preferences(found, reference, setup.config.prompts_per_step, setup.config.seed, model), told
 
 
+def _batches(setup: Setup) -> Callable[[int], Sequences]:
+    source = preferences(_pairs(setup, setup.train, "data")[0], None, setup.config.prompts_per_step, setup.config.seed)
+    return lambda step: source(step).sequences
+
+
 def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
     found, _ = _pairs(setup, setup.test, "held-out data")
     test = pair_experience(found, reference_of_pairs(setup)[0])
@@ -111,7 +117,7 @@ def reference_of_pairs(setup: Setup, temperature: float = 1.0) -> tuple[Referenc
 
     Where the update moves it, its weights are remembered from step to step.
     """
-    if not any(name.startswith("reference_") for name in objective(setup.row, setup.chosen).reads):
+    if not compares_with_reference(setup):
         return None, None
     model = setup.reference
     if setup.row.update is moving_reference:
@@ -126,4 +132,9 @@ def reference_of_pairs(setup: Setup, temperature: float = 1.0) -> tuple[Referenc
     return found, model
 
 
-PREFERENCES = Kind(_rows, _source, _held_out)
+def compares_with_reference(setup: Setup) -> bool:
+    """Whether the method's loss of pairs reads anything of the reference."""
+    return any(name.startswith("reference_") for name in objective(setup.row, setup.chosen).reads)
+
+
+PREFERENCES = Kind(_rows, _source, _batches, _held_out)
