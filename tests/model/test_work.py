@@ -169,3 +169,9 @@ def test_every_way_multiplies_by_the_transpose():
     for way in ways:
         torch.testing.assert_close(way(x, w), x @ w.T)
     assert module._products(torch.device("cpu"), torch.bfloat16) == [nn.functional.linear]
+
+
+def test_the_faster_way_counts(monkeypatch):
+    monkeypatch.setattr(module, "_products", lambda device, dtype: [lambda x, w: 4.0, lambda x, w: 2.0])
+    monkeypatch.setattr(module, "_shortest", lambda once, device, seconds: once())
+    assert matrix_rate(torch.device("cpu"), torch.float32) == 2 * 1536**3 / 2.0
