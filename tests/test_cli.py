@@ -246,8 +246,9 @@ def test_a_dry_run_prints_settings_that_are_a_config_and_leaves_nothing(grape, t
     given = ("--steps", "7", "--output", tmp_path / "run", "--options.epochs=2", "--options.minibatches", "3")
     code, said, _ = grape("train", "grpo", "--config", "demo", "--dry-run", *given)
     assert code == 0
-    text, derived = said.rstrip().rsplit("\n", 1)
+    text, derived, estimate = said.rstrip().rsplit("\n", 2)
     config = loaded(yaml.safe_load(text))
+    assert estimate == f"estimate: none, since it needs the model's files, and {config.model.name} has none here"
     assert (config.method, config.steps, config.options["epochs"]) == ("grpo", 7, 2)
     assert derived.startswith(f"grpo: 7 steps, {config.prompts_per_step} prompts x {config.group_size} responses = ")
     assert "; 6 optimizer steps each, in micro-batches of up to" in derived

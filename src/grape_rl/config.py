@@ -13,7 +13,7 @@ from grape_rl.maths.reward_model import StepReward
 from grape_rl.methods import Demonstrations, Responses, Sampled, chosen_options
 from grape_rl.reward.critic.where import endpoints
 from grape_rl.reward.strict import nearest, parsed, validated
-from grape_rl.sections import Model, Revise, Section
+from grape_rl.sections import Model, Revise, Section, on_cpu
 
 
 class Teacher(Section):
@@ -155,15 +155,15 @@ class Config(Section):
     """Prompts a step (demonstrations for SFT; pairs or solutions for methods that learn from those)."""
     group_size: PositiveInt = 8
     """Responses a prompt."""
-    tokens_per_microbatch: PositiveInt = 8192
+    device: str = "auto"
+    """"cpu", "cuda", or "auto" for CUDA where there is one."""
+    tokens_per_microbatch: PositiveInt = Field(default_factory=lambda of: 1024 if on_cpu(of["device"]) else 16384)
     """The most positions that one forward pass of the update holds: memory for time, never another result."""
     gradient_checkpointing: bool = False
     """Whether the update computes each layer twice instead of keeping what it computed: memory for time."""
     seed: Count = 0
     output: str = "runs/{method}"
     """The run's folder."""
-    device: str = "auto"
-    """"cpu", "cuda", or "auto" for CUDA where there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """What forward passes compute in; the weights stay fp32."""
     measure_kl: bool = True

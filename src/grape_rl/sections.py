@@ -4,6 +4,7 @@ and whether responses are revised."""
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import AfterValidator, ConfigDict, PositiveFloat, PositiveInt, model_validator
 
 from grape_rl.maths.bounds import Count
@@ -98,3 +99,8 @@ class Revise(Section):
             raise ValueError("revise: a critique is made of a rubric's verdicts: name reward.rubric")
         elif self.per_group > group_size:
             raise ValueError(f"revise: per_group is {self.per_group}, and {method} samples {group_size} a prompt")
+
+
+def on_cpu(device: str) -> bool:
+    """Whether that is a CPU, of which a small micro-batch makes as good a use as a large one."""
+    return device == "cpu" or (device == "auto" and not torch.cuda.is_available())

@@ -25,7 +25,11 @@ def _lines(model: type[BaseModel], prefix: str) -> list[str]:
         if part:
             out += _lines(part, f"{prefix}{name}.")
         else:
-            default = "" if field.is_required() else f" ({_short(field.get_default(call_default_factory=True))})"
+            default = (
+                ""
+                if field.is_required()
+                else f" ({_short(field.get_default(call_default_factory=True, validated_data={'device': 'auto'}))})"
+            )
             meaning = " ".join((field.description or "").replace("``", "").split())
             out.append(f"  --{prefix}{name}{default}" + (f"  {meaning}" if meaning else ""))
     return out

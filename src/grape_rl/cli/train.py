@@ -13,7 +13,7 @@ METHOD    a row of the table: see grape algorithms
 --config  a YAML file; "demo" is the built-in one of the method, on the built-in tasks
 --KEY     any setting, by its dotted name, over the file: --steps 50 --sampling.temperature 0.7 --options.kl 0.01
 --resume  go on from the last checkpoint of the run in the output folder
---dry-run print the settings, and what follows from them, and stop
+--dry-run print the settings, what follows from them, and an estimate of memory and time, and stop
 
 """
 
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str]) -> None:
 
     config = resolved(words[0], str(own["config"]) if "config" in own else None, given)
     if own.get("dry_run"):
-        print(dumped(config) + "\n" + derived(config))
+        print(dumped(config) + "\n" + derived(config), flush=True)
+        print(estimate(config))
         return
     print(derived(config), flush=True)
     if own.get("resume") and not checkpoints(config.folder / "checkpoints"):
@@ -64,6 +65,18 @@ def resolved(method: str, file: str | None, given: dict[str, Any]) -> Any:
         raise ValueError(f"unknown method {method!r}{nearest(method, ALGORITHMS)}")
     data = from_file(demo_config(method) if file == "demo" else Path(file), method) if file else {"method": method}
     return loaded(laid_over(data, given), file or "settings")
+
+
+def estimate(config: Any) -> str:
+    """The run's estimate as a line; or why there is none, since settings can be right without one."""
+    from grape_rl.model.load import quiet
+    from grape_rl.parts.plan import estimated
+
+    try:
+        with quiet():
+            return f"estimate: {estimated(config)}"
+    except Exception as error:  # nothing that an estimate lacks may stop what was asked for
+        return f"estimate: none, since {' '.join(str(error).split()) or type(error).__name__}"
 
 
 def demo_config(method: str) -> Path:

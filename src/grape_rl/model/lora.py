@@ -4,7 +4,7 @@ An adapted layer computes ``W x + (alpha / rank) B A x``; B starts at 0, so that
 model stays the class that it was: whatever runs it need not know.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +30,12 @@ def adapted(model: PreTrainedModel, rank: int, alpha: float, targets: Sequence[s
         ValueError: peft is not installed, or a target names no linear layer (the head counts as none).
     """
     peft = _peft()
-    head = model.get_output_embeddings()
-    linear = {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear | Conv1D) and layer is not head
-    }
-    last = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
-    for target in targets:
-        if not any(f".{name}".endswith(f".{target}") for name in linear):
-            raise ValueError(f"model.lora.targets: no linear layer is called {target!r}; there are {', '.join(last)}")
+    linear = adaptable(model)
+    named = targeted(linear, targets)
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        target_modules=list(targets) or last,
+        target_modules=named,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),
         base_model_name_or_path=model.config.name_or_path or None,
         task_type="CAUSAL_LM",
@@ -52,6 +44,29 @@ def adapted(model: PreTrainedModel, rank: int, alpha: float, targets: Sequence[s
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, model)
     return model.eval()
+
+
+def adaptable(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The layers that can get an adapter, by name: all that are linear, but the head."""
+    head = model.get_output_embeddings()
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D) and layer is not head
+    }
+
+
+def targeted(linear: Mapping[str, nn.Module], targets: Sequence[str]) -> list[str]:
+    """The ends of the names of the layers that get an adapter: those asked for, or else the last part of every name.
+
+    Raises:
+        ValueError: a target is the end of no layer's name.
+    """
+    last = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            raise ValueError(f"model.lora.targets: no linear layer is called {target!r}; there are {', '.join(last)}")
+    return list(targets) or last
 
 
 def is_adapted(model: nn.Module) -> bool:

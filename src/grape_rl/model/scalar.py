@@ -75,7 +75,8 @@ def scalar_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, see
     config = copy.deepcopy(model.config)
     config.num_labels, config.architectures = 1, None
     named = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id]
-    known = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
+    embeddings: Any = model.get_input_embeddings()
+    known = embeddings.weight.shape[0]
     fit = (token for token in named if token is not None and token != tokenizer.eos_token_id and token < known)
     pad = next(fit, None)
     config.get_text_config().pad_token_id = config.pad_token_id = pad

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grape_rl.model.logprobs import lengths
+from grape_rl.model.forest import lengths
+from grape_rl.model.linear import product
 from grape_rl.types import Sequences
 
 
@@ -80,24 +81,6 @@ def _triangle(n: int) -> int:
     return n * (n + 1) // 2
 
 
-def operations(model: nn.Module, work: Work, backward: bool = False) -> float:
-    """Floating-point operations of the matrix products that ``work`` costs a language model; or of its backward pass.
-
-    forward = 2 · (trunk tokens · trunk's matrices + head tokens · head's matrix) + 4 · layers · width · pairs, with
-    width = heads · head_dim: a query times a key, and a share of a value. An expert's matrix counts as often as tokens
-    reach it. backward = 2 · forward: by what came in, and by the weights; weights that are fixed need no such product.
-
-    The model may lie on the ``meta`` device. A layer that sees only a window costs less than this says.
-
-    Raises:
-        ValueError: the model does not say how many layers and heads of attention it has.
-    """
-    of = shape(model)
-    trunk = work.trunk_tokens * (of.trunk + backward * of.trunk_trained)
-    head = work.head_tokens * (of.head + backward * of.head_trained)
-    return 2.0 * (trunk + head) + (8.0 if backward else 4.0) * of.layers * of.width * work.attention_pairs
-
-
 @dataclass(frozen=True)
 class Shape:
     """What of a model its operations depend on.
@@ -112,6 +95,28 @@ class Shape:
     head_trained: int
     layers: int
     width: int
+
+    def operations(self, work: Work, backward: bool = False) -> float:
+        """Floating-point operations of the matrix products of a forward pass, or of its backward pass alone.
+
+        forward = 2 · (trunk tokens · trunk's matrices + head tokens · head's matrix) + 4 · layers · width · pairs,
+        with width = heads · head_dim: a query times a key, and a share of a value. An expert's matrix counts as often
+        as tokens reach it. backward = 2 · forward: by what came in, and by the weights, of which fixed ones need none.
+        """
+        trunk = work.trunk_tokens * (self.trunk + backward * self.trunk_trained)
+        head = work.head_tokens * (self.head + backward * self.head_trained)
+        return 2.0 * (trunk + head) + (8.0 if backward else 4.0) * self.layers * self.width * work.attention_pairs
+
+
+def operations(model: nn.Module, work: Work, backward: bool = False) -> float:
+    """Floating-point operations that ``work`` costs a language model, as ``Shape.operations`` counts them.
+
+    The model may lie on the ``meta`` device. A layer that sees only a window costs less than this says.
+
+    Raises:
+        ValueError: the model does not say how many layers and heads of attention it has.
+    """
+    return shape(model).operations(work, backward)
 
 
 def shape(model: nn.Module) -> Shape:
@@ -156,13 +161,30 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) 
     return 2.0 * n**3 / min(_shortest(lambda way=way: way(a, b), device, seconds / len(ways)) for way in ways)
 
 
+def memory_rate(device: torch.device, seconds: float = 0.1) -> float:
+    """Bytes a second that the machine reads and writes as it copies 64 MiB: the best of several tries."""
+    here = torch.zeros(2**24, device=device)
+    there = torch.empty_like(here)
+    return 2 * 4 * 2**24 / _shortest(lambda: there.copy_(here), device, seconds)
+
+
+def operation_seconds(device: torch.device, seconds: float = 0.05) -> float:
+    """Seconds that an operation takes which has next to nothing to compute: the best of several hundreds."""
+    one = torch.zeros(1, device=device)
+
+    def hundred() -> Tensor:
+        for _ in range(100):
+            one.add_(1.0)
+        return one
+
+    return _shortest(hundred, device, seconds) / 100
+
+
 def _products(device: torch.device, dtype: torch.dtype) -> list[Callable[[Tensor, Tensor], Tensor]]:
     """x wᵀ, in the ways that this machine has of computing it."""
-    ways: list[Callable[[Tensor, Tensor], Tensor]] = [nn.functional.linear]
-    if device.type == "cpu" and dtype == torch.float32 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        # oneDNN's is more than twice as fast as MKL's on processors with AVX-512 that are not Intel's.
-        ways.append(lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
-    return ways
+    return (
+        [nn.functional.linear, product] if device.type == "cpu" and dtype == torch.float32 else [nn.functional.linear]
+    )
 
 
 def _shortest(once: Callable[[], Tensor], device: torch.device, seconds: float) -> float:

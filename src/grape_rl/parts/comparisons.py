@@ -11,12 +11,19 @@ from grape_rl.parts.setup import Kind, Setup, Told
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.training.fit import AnySource
 from grape_rl.training.scoring import compared, comparing, held_out_comparisons
+from grape_rl.types import Sequences
 
 
 def _source(setup: Setup) -> tuple[AnySource, Told]:
     with_separator(setup.now.model, None)
     found, told = _comparisons(setup, setup.train, "data")
     return comparing(found, setup.config.prompts_per_step, setup.config.seed), told
+
+
+def _batches(setup: Setup) -> Callable[[int], Sequences]:
+    found, _ = _comparisons(setup, setup.train, "data")
+    source = comparing(found, setup.config.prompts_per_step, setup.config.seed)
+    return lambda step: source(step).sequences
 
 
 def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
@@ -40,4 +47,4 @@ def _comparisons(setup: Setup, rows: Sequence[Row], source: str) -> tuple[list[C
     return found, [("left_out", message)] if lengths.dropped else []
 
 
-COMPARISONS = Kind(PREFERENCES.rows, _source, _held_out, scalar=True)
+COMPARISONS = Kind(PREFERENCES.rows, _source, _batches, _held_out, scalar=True)

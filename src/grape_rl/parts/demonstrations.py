@@ -14,6 +14,7 @@ from grape_rl.reward.scores import ItemSummary
 from grape_rl.training.evaluate import held_out_demonstrations
 from grape_rl.training.fit import AnySource
 from grape_rl.training.source import demonstrations
+from grape_rl.types import Sequences
 
 
 def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
@@ -72,6 +73,11 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
     return demonstrations(found, setup.config.prompts_per_step, setup.config.seed), told
 
 
+def _batches(setup: Setup) -> Callable[[int], Sequences]:
+    source = demonstrations(_examples(setup, setup.train, "data")[0], setup.config.prompts_per_step, setup.config.seed)
+    return lambda step: source(step).sequences
+
+
 def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]] | None:
     if not all({"completion", "messages", "text"} & row.keys() for row in setup.test):
         return None
@@ -84,4 +90,4 @@ def _examples(setup: Setup, rows: Sequence[Row], source: str) -> tuple[list[Exam
     return examples(rows, at.tokenizer, at.end, min(data.max_length, at.context), source, data.learn)
 
 
-DEMONSTRATIONS = Kind(_rows, _source, _held_out)
+DEMONSTRATIONS = Kind(_rows, _source, _batches, _held_out)

@@ -19,6 +19,8 @@ from grape_rl.training.evaluate import held_out_labels
 from grape_rl.training.fit import AnySource
 from grape_rl.training.labels import label_experience, label_logprobs, labels
 from grape_rl.training.pairs import Reference
+from grape_rl.training.source import drawn_rows
+from grape_rl.types import Sequences
 
 
 def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
@@ -50,6 +52,12 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
     return kept_reference(
         setup, len(found), lambda rows: stacked([found[i].example for i in rows]), start, source
     ), told
+
+
+def _batches(setup: Setup) -> Callable[[int], Sequences]:
+    found, config = _judged(setup, setup.train, "data")[0], setup.config
+    rows = partial(drawn_rows, len(found), config.prompts_per_step, seed=config.seed)
+    return lambda step: stacked([found[i].example for i in rows(step)])
 
 
 def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
@@ -107,4 +115,4 @@ def _limit(setup: Setup) -> int:
     return min(setup.config.data.max_length, setup.now.context)
 
 
-LABELS = Kind(_rows, _source, _held_out)
+LABELS = Kind(_rows, _source, _batches, _held_out)

@@ -42,4 +42,4 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
     return sampled_preferences(draw, pairing, reference, model), []
 
 
-ONLINE = Kind(RESPONSES.rows, _source)
+ONLINE = Kind(RESPONSES.rows, _source, RESPONSES.batches)

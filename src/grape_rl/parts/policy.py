@@ -74,7 +74,7 @@ def _language_model(config: Config, train: Sequence[Row], where: torch.device) -
     shape = config.model.scratch
     if not shape:
         return load(config.model.name, where)
-    tokenizer = _scratch_tokenizer(shape, config.data, train)
+    tokenizer = scratch_tokenizer(shape, config.data, train)
     built = scratch(tokenizer, shape.hidden, shape.layers, shape.heads, shape.context, config.seed)
     return readied(built, where), tokenizer
 
@@ -105,7 +105,8 @@ def embeddings(model: PreTrainedModel) -> int:
     return len(table.weight)
 
 
-def _scratch_tokenizer(shape: Scratch, data: Data, train: Sequence[Row]) -> Any:
+def scratch_tokenizer(shape: Scratch, data: Data, train: Sequence[Row]) -> Any:
+    """The tokenizer of a model from scratch, made of what the training rows say."""
     said = ("prompt", "completion", "chosen", "rejected", "messages", "text")
     texts = [plain(row[key]) for row in train for key in said if key in row]
     if shape.tokenizer == "bpe":

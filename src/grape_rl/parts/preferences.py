@@ -20,6 +20,7 @@ from grape_rl.training.fit import AnySource
 from grape_rl.training.moving import moving_reference
 from grape_rl.training.objective import CHOICE_FIELDS
 from grape_rl.training.pairs import Reference, pair_experience, pair_logprobs, preferences
+from grape_rl.types import Sequences
 
 
 def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
@@ -72,17 +73,22 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
     def source(reference: Reference | None, model: PreTrainedModel | None = None) -> AnySource:
         return preferences(found, reference, config.prompts_per_step, config.seed, model)
 
-    if not _reads_reference(setup):
+    if not compares_with_reference(setup):
         return source(None), told
-    if setup.row.update is moving_reference or not objective(setup.row, setup.chosen).reads.isdisjoint(CHOICE_FIELDS):
+    if needs_reference_itself(setup):
         return source(*reference_of_pairs(setup)), told
     start = _logprobs(setup, setup.start.model)
     return kept_reference(setup, len(found), lambda rows: stacked_pairs([found[i] for i in rows]), start, source), told
 
 
+def _batches(setup: Setup) -> Callable[[int], Sequences]:
+    source = preferences(_pairs(setup, setup.train, "data")[0], None, setup.config.prompts_per_step, setup.config.seed)
+    return lambda step: source(step).sequences
+
+
 def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
     found, _ = _pairs(setup, setup.test, "held-out data")
-    test = pair_experience(found, _logprobs(setup, setup.start.model) if _reads_reference(setup) else None)
+    test = pair_experience(found, _logprobs(setup, setup.start.model) if compares_with_reference(setup) else None)
     return lambda: held_out_pairs(setup.now.model, test, setup.config.tokens_per_microbatch, setup.precision)
 
 
@@ -123,18 +129,13 @@ def reference_of_pairs(setup: Setup, temperature: float = 1.0) -> tuple[Referenc
 
     Where the update moves it, it is a copy of its own, and its weights are remembered from step to step.
     """
-    if not _reads_reference(setup):
+    if not compares_with_reference(setup):
         return None, None
     if setup.row.update is not moving_reference:
         return _logprobs(setup, setup.reference, temperature), setup.reference
     model = frozen(setup.start.model)
     setup.memory.update((f"reference.{name}", weight) for name, weight in model.named_parameters())
     return _logprobs(setup, model, temperature), model
-
-
-def _reads_reference(setup: Setup) -> bool:
-    """Whether the method compares the policy with a reference."""
-    return any(name.startswith("reference_") for name in objective(setup.row, setup.chosen).reads)
 
 
 def _logprobs(setup: Setup, model: PreTrainedModel, temperature: float = 1.0) -> Reference:
@@ -144,4 +145,15 @@ def _logprobs(setup: Setup, model: PreTrainedModel, temperature: float = 1.0) ->
     )
 
 
-PREFERENCES = Kind(_rows, _source, _held_out)
+def compares_with_reference(setup: Setup) -> bool:
+    """Whether the method's loss of pairs reads anything of the reference."""
+    return any(name.startswith("reference_") for name in objective(setup.row, setup.chosen).reads)
+
+
+def needs_reference_itself(setup: Setup) -> bool:
+    """Whether log-probs of its data rows will not do: the update moves it, or the loss reads its whole choices."""
+    wholly = not objective(setup.row, setup.chosen).reads.isdisjoint(CHOICE_FIELDS)
+    return compares_with_reference(setup) and (setup.row.update is moving_reference or wholly)
+
+
+PREFERENCES = Kind(_rows, _source, _batches, _held_out)

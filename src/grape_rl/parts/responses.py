@@ -1,6 +1,6 @@
 """Runs on the model's own responses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -19,9 +19,9 @@ from grape_rl.parts.setup import Kind, Setup, Told
 from grape_rl.parts.suited import suited
 from grape_rl.training.credit import Credit, remembered
 from grape_rl.training.fit import AnySource
-from grape_rl.training.source import Prompt, Sampler, reference_logprobs, responses
+from grape_rl.training.source import Prompt, Sampler, drawn_rows, reference_logprobs, responses
 from grape_rl.training.value import value_estimates
-from grape_rl.types import Rollout
+from grape_rl.types import Rollout, Sequences
 
 
 def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
@@ -39,10 +39,8 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
     config, row, chosen = setup.config, setup.row, setup.chosen
     assert isinstance(row.source, Responses) and setup.scorer
     sampling = Sampling(**config.sampling.model_dump())
-    uncut = not sampling.top_k and sampling.top_p == 1 and sampling.temperature > 0
-    needed = any("reference_logp" in term.parameters for term in objective(row, chosen).terms)
     reference = None
-    if needed or chosen.get("kl_in_reward") or (config.measure_kl and uncut):
+    if starts_with_reference(setup):
         reference = reference_logprobs(
             setup.reference, sampling.temperature, config.tokens_per_microbatch, setup.precision
         )
@@ -68,6 +66,26 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
         setup.ahead,
     )
     return found, []
+
+
+def starts_with_reference(setup: Setup) -> bool:
+    """Whether log-probs of the responses under the policy at the start are needed, or measured."""
+    config, row, chosen = setup.config, setup.row, setup.chosen
+    uncut = not config.sampling.top_k and config.sampling.top_p == 1 and config.sampling.temperature > 0
+    needed = any("reference_logp" in term.parameters for term in objective(row, chosen).terms)
+    return needed or bool(chosen.get("kl_in_reward")) or (config.measure_kl and uncut)
+
+
+def _batches(setup: Setup) -> Callable[[int], Sequences]:
+    config, limit, n = setup.config, setup.config.sampling.max_tokens, setup.config.group_size
+    prompts = sampling_prompts(setup.train, setup.now, limit, "data")
+
+    def batch(step: int) -> Sequences:
+        drawn = [prompts[i].tokens for i in drawn_rows(len(prompts), config.prompts_per_step, step, config.seed)]
+        tokens = torch.zeros(len(drawn) * n, limit, dtype=torch.long)
+        return Sequences(tuple(drawn), tokens, tokens == 0, torch.arange(len(drawn)).repeat_interleave(n))
+
+    return batch
 
 
 def _credit(setup: Setup, source: Responses) -> Credit:
@@ -119,4 +137,4 @@ def sampling_prompts(found: Sequence[Row], at: Policy, max_tokens: int, where: s
     return [Prompt(t, graders_text(row["prompt"]), row) for t, row in zip(tokens, found, strict=True)]
 
 
-RESPONSES = Kind(_rows, _source)
+RESPONSES = Kind(_rows, _source, _batches)

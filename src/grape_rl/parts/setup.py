@@ -21,6 +21,7 @@ from grape_rl.reward.rubric import Rubric
 from grape_rl.reward.scores import ItemSummary, Scorer
 from grape_rl.training.fit import AnySource, Warn
 from grape_rl.training.source import Ahead
+from grape_rl.types import Sequences
 
 Told = list[tuple[str, str]]
 """What there is to warn of before the first step: keys and messages."""
@@ -116,10 +117,12 @@ class Kind:
     ``rows`` reads the training and the held-out rows. ``source`` makes the source of batches, with what there is to
     warn of. ``held_out`` makes the function that says how the policy, as it is when called, stands to the held-out rows
     (beside the grading of responses to them, which every kind can have); None where there is nothing to say.
-    ``scalar``: what is trained is a reward model, which writes nothing that could be graded.
+    ``scalar``: what is trained is a reward model, which writes nothing that could be graded. ``batches`` tells the
+    sequences of a step by its number, without running a model: responses as long as they may become.
     """
 
     rows: Callable[[Config, Algorithm], tuple[list[Row], list[Row]]]
     source: Callable[[Setup], tuple[AnySource, Told]]
+    batches: Callable[[Setup], Callable[[int], Sequences]]
     held_out: Callable[[Setup], Callable[[], tuple[ItemSummary, ...]] | None] | None = None
     scalar: bool = False

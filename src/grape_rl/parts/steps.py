@@ -12,6 +12,7 @@ from grape_rl.parts.suited import suited
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.training.fit import AnySource
 from grape_rl.training.scoring import held_out_steps, judged, judging
+from grape_rl.types import Sequences
 
 
 def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
@@ -42,6 +43,12 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
     return judging(found, setup.config.prompts_per_step, setup.config.seed), told
 
 
+def _batches(setup: Setup) -> Callable[[int], Sequences]:
+    found, _ = _solutions(setup, setup.train, "data")
+    source = judging(found, setup.config.prompts_per_step, setup.config.seed)
+    return lambda step: source(step).sequences
+
+
 def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
     found, _ = _solutions(setup, setup.test, "held-out data")
     test = judged(found)
@@ -63,4 +70,4 @@ def _solutions(setup: Setup, rows: Sequence[Row], source: str) -> tuple[list[Lab
     return found, told
 
 
-STEPS = Kind(_rows, _source, _held_out, scalar=True)
+STEPS = Kind(_rows, _source, _batches, _held_out, scalar=True)
