@@ -47,6 +47,8 @@ def settings(spec: Spec, output: Path) -> dict[str, Any]:
         "checkpoint_every": 0,
         "output": str(output),
     }
+    if spec["positions"]:
+        found["tokens_per_microbatch"] = spec["positions"]
     if spec["method"] == "grpo":
         found |= {
             "group_size": spec["group"],
@@ -70,8 +72,10 @@ def main(spec: Spec, out: Path) -> None:
 def account(spec: Spec, metrics: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """What each step but the first took, read and needed. A step lasts from the end of one to the end of the next."""
     later, model = metrics[1:], weightless(spec["model"])
+    # DPO's reference reads all rows, each of which comes up once, before the first step: each step bears its share.
+    ahead = metrics[0].get("reference_seconds", 0.0) / len(metrics) if spec["method"] == "dpo" else 0.0
     told: dict[str, Any] = {
-        "seconds": [b["time"] - a["time"] for a, b in zip(metrics, later, strict=False)],
+        "seconds": [b["time"] - a["time"] + ahead for a, b in zip(metrics, later, strict=False)],
         "update_seconds": [each["update_seconds"] for each in later],
     }
     if spec["method"] == "grpo":

@@ -13,7 +13,8 @@ class Row:
     """One thing that both sides do: a method, a shape of model, and how much of it a step is.
 
     ``per_step`` prompts, demonstrations or pairs; of GRPO ``group`` responses of ``new_tokens`` at most to prompts of
-    ``prompt_tokens``. ``longest`` is what demonstrations and pairs are cut to. ``ratio`` and ``gigabytes`` are the
+    ``prompt_tokens``. ``longest`` is what demonstrations and pairs are cut to; ``positions``
+    our micro-batch, where it is not the default. ``ratio`` and ``gigabytes`` are the
     goals: how often as fast as TRL at least, and the peak of memory at most. ``peer`` says how TRL is set where not by
     its defaults; None where it does not run.
     """
@@ -26,6 +27,7 @@ class Row:
     prompt_tokens: int = 0
     new_tokens: int = 0
     longest: int = 1024
+    positions: int = 0
     bf16: bool = False
     gpu: bool = False
     ratio: float | None = None
@@ -62,8 +64,8 @@ ROWS = (
     replace(WIDE, name="grpo_wide_short", per_step=8, prompt_tokens=64, ratio=3.5),
     replace(WIDE, name="grpo_gsm", shape="gsm", ratio=4, gigabytes=1.5),
     replace(WIDE, name="grpo_tiny", shape="tiny", ratio=3, gigabytes=None),
-    Row("sft_gsm", "sft", "gsm", 16, longest=512, ratio=1.8, gigabytes=1.2, peer={}),
-    Row("dpo_gsm", "dpo", "gsm", 8, longest=768, ratio=2.5, gigabytes=1.2, peer={}),
+    Row("sft_gsm", "sft", "gsm", 16, longest=512, positions=512, ratio=1.8, gigabytes=1.2, peer={}),
+    Row("dpo_gsm", "dpo", "gsm", 8, longest=768, positions=512, ratio=2.5, gigabytes=1.2, peer={}),
     replace(WIDE, name="grpo_wide_bf16", bf16=True, ratio=8),
     QWEN,
     replace(QWEN, name="gpu_grpo_continuous", ratio=1.5, peer={"use_transformers_continuous_batching": True}),

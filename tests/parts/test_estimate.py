@@ -36,6 +36,11 @@ def test_memory_of_an_update():
     assert small["activations"] == 800 * 3 / 2 + 3 * 4 * 20 + 4 * 40
 
 
+def test_layers_computed_again_keep_what_they_read():
+    kept, again = (memory(FRAME, STEP, Held(again=again), 0.0)["activations"] for again in (False, True))
+    assert kept - again == 12 * (800 - 4 * 5 * 2)  # positions, and 5 numbers that each of 2 layers reads
+
+
 def test_memory_of_sampling_where_that_is_more():
     step = Step(Work(), 1, positions=1, chosen=0, rows=9, cached=200)
     found = memory(FRAME, step, Held(), 0.0)
@@ -65,7 +70,10 @@ def test_seconds_of_an_update_are_matrices_traffic_and_starts():
     forward = 2 * (20 * 100 + 8 * 30) + 4 * 2 * 5 * 60
     only = dict(matrix_rate=float("inf"), memory_rate=float("inf"), operation_seconds=0.0)
     still = Step(STEP.learned, 2, 12, 6, updates=0)
-    assert seconds(FRAME, still, Machine(**{**only, "matrix_rate": 1e3})) == {"update": 3 * forward / 500}
+    products = Machine(**{**only, "matrix_rate": 1e3})
+    head = 2 * 8 * 30  # its tiles are made again in backward
+    assert seconds(FRAME, still, products) == {"update": (3 * forward + head) / 500}
+    assert seconds(FRAME, still, products, again=True) == {"update": 4 * forward / 500}
     traffic = 20 * 800 * (2 + 3) + 8 * 10 * 4 * 4 * 2
     assert seconds(FRAME, still, Machine(**{**only, "memory_rate": 1e3})) == {"update": traffic / 1e3}
     assert seconds(FRAME, still, Machine(**{**only, "operation_seconds": 0.5})) == {"update": 2 * 2 * (2 * 10 * 0.5)}

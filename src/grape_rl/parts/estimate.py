@@ -7,6 +7,7 @@ bytes over its memory's, plus what each operation costs however small it is. The
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from grape_rl.model.head import TILE
 from grape_rl.model.work import Shape, Work
 
 MATRIX_SHARE = 0.8
@@ -17,17 +18,17 @@ TRAFFIC_FORWARD = 3.0
 """How often each number that a layer makes is written or read again outside of matrix products, in a forward pass."""
 TRAFFIC_BACKWARD = 5.0
 """The same in a backward pass, which reads them and writes their gradients."""
-HEAD_TRAFFIC = 6.0
-"""How often a logit of the update is written or read beside the head's product: maximum, exponential, sum, gradient."""
+HEAD_TRAFFIC = 1.0
+"""How often a logit of the update goes to memory and back: its tile stays in a cache, but for what does not fit."""
 DRAW_TRAFFIC = 12.0
 """The same of a logit that a token is drawn from: softmax, its sum in float64, the search in it."""
 LAYER_OPERATIONS = 60
 """Operations that a layer starts in a forward pass, with what Python takes to start them; a backward pass, as many."""
 OPTIMIZER_TRAFFIC = 44.0
 """Bytes that a step of AdamW and of clipping moves for each number that it trains."""
-HEAD_TILE = 2**25
+HEAD_TILE = TILE
 """The most logits that exist at once in an update."""
-HEAD_COPIES = 4
+HEAD_COPIES = 3
 """How many fields of the tile's size there are at the backward pass's peak, in float32."""
 DRAW_BYTES = 40
 """Bytes for each logit that a token is drawn from."""
@@ -89,12 +90,13 @@ class Step:
 class Held:
     """Models beside the policy: ``fixed`` copies of what is trained of it, and ``trunks`` of its size that learn too.
 
-    ``half``: forward passes compute in bfloat16, from copies of the weights.
+    ``half``: forward passes compute in bfloat16, from copies of the weights. ``again``: gradient checkpointing.
     """
 
     fixed: int = 0
     trunks: int = 0
     half: bool = False
+    again: bool = False
 
 
 def memory(frame: Frame, step: Step, held: Held, base: float) -> dict[str, float]:
@@ -111,7 +113,9 @@ def memory(frame: Frame, step: Step, held: Held, base: float) -> dict[str, float
     tile = min(step.chosen * frame.vocabulary, HEAD_TILE)
     casts = 2.0 * (frame.shape.trunk + frame.shape.head) if held.half else 0.0
     sampling = step.cached * frame.cached + step.rows * frame.vocabulary * DRAW_BYTES
-    kept = step.positions * frame.kept * (1 + 1 / frame.shape.layers)
+    layers = frame.shape.layers
+    whole = 4.0 * frame.shape.width * layers if held.again else frame.kept  # what each layer read, or all it computed
+    kept = step.positions * (whole + frame.kept / layers)
     activations = kept + HEAD_COPIES * 4.0 * tile + 4.0 * frame.largest
     peak = {"sampling": sampling} if sampling > activations else {"activations": activations}
     found = {
@@ -123,12 +127,18 @@ def memory(frame: Frame, step: Step, held: Held, base: float) -> dict[str, float
     return {name: bytes_ if name == "libraries" else bytes_ * SLACK for name, bytes_ in found.items()}
 
 
-def seconds(frame: Frame, step: Step, machine: Machine) -> dict[str, float]:
-    """Seconds of a step by what takes them: sampling, passes without a gradient, the update."""
+def seconds(frame: Frame, step: Step, machine: Machine, again: bool = False) -> dict[str, float]:
+    """Seconds of a step by what takes them: sampling, passes without a gradient, the update.
+
+    In backward the head's tiles are made once more, and with gradient checkpointing (``again``) the layers too.
+    """
     started = frame.shape.layers * LAYER_OPERATIONS * machine.operation_seconds
 
     def passed(work: Work, passes: int, backward: bool) -> float:
-        operations = frame.shape.operations(work) + (frame.shape.operations(work, backward=True) if backward else 0.0)
+        operations = frame.shape.operations(work)
+        if backward:
+            operations += frame.shape.operations(work, backward=True)
+            operations += frame.shape.operations(work if again else Work(head_tokens=work.head_tokens))
         traffic = work.trunk_tokens * frame.kept * (TRAFFIC_FORWARD + (TRAFFIC_BACKWARD if backward else 0.0))
         traffic += work.head_tokens * frame.vocabulary * 4.0 * HEAD_TRAFFIC * (2 if backward else 1)
         starts = passes * started * (2 if backward else 1)

@@ -64,7 +64,7 @@ def estimated(config: Config, machine: Callable[[torch.device, torch.dtype], Mac
     where = device(config.device)
     of = (machine or measured)(where, torch.bfloat16 if config.precision == "bf16" else torch.float32)
     peaks = [memory(frame, step, held(setup), base if where.type == "cpu" else 0.0) for step in steps]
-    times = [seconds(frame, step, of) for step in steps]
+    times = [seconds(frame, step, of, config.gradient_checkpointing) for step in steps]
     mean = {name: sum(each[name] for each in times) / STEPS for name in times[0]}
     return Estimate(max(peaks, key=lambda parts: sum(parts.values())), mean, of)
 
@@ -83,7 +83,7 @@ def held(setup: Setup) -> Held:
     """Which models a run holds beside the policy."""
     settings = value_settings(setup.row, setup.chosen)
     own = settings is not None and settings.value_trunk == "own"
-    return Held(_references(setup), int(own), setup.config.precision == "bf16")
+    return Held(_references(setup), int(own), setup.config.precision == "bf16", setup.config.gradient_checkpointing)
 
 
 def _references(setup: Setup) -> int:
