@@ -24,7 +24,7 @@ def complaint(base, change):
 def test_what_is_written_down_reads_back_the_same(base):
     config = loaded(laid_over(base, {"device": "cpu", "options": {"epochs": 2}, "optimizer": {"betas": [0.8, 0.9]}}))
     assert loaded(yaml.safe_load(dumped(config))) == config
-    assert yaml.safe_load(dumped(config))["tokens_per_microbatch"] == 1024, "defaults are spelled out"
+    assert yaml.safe_load(dumped(config))["tokens_per_microbatch"] == 4096, "defaults are spelled out"
 
 
 @pytest.mark.parametrize(

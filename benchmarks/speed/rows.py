@@ -61,8 +61,8 @@ WIDE = Row("grpo_wide", "grpo", "wide", 4, 8, 256, 64, ratio=6, gigabytes=2, pee
 QWEN = Row("gpu_grpo", "grpo", "qwen05", 8, 16, 512, 512, bf16=True, gpu=True, ratio=3, peer={})
 ROWS = (
     WIDE,
-    replace(WIDE, name="grpo_wide_short", per_step=8, prompt_tokens=64, ratio=3.5),
-    replace(WIDE, name="grpo_gsm", shape="gsm", ratio=4, gigabytes=1.5),
+    replace(WIDE, name="grpo_wide_short", per_step=8, prompt_tokens=64, positions=2048, ratio=3.5),
+    replace(WIDE, name="grpo_gsm", shape="gsm", positions=1024, ratio=4, gigabytes=1.5),
     replace(WIDE, name="grpo_tiny", shape="tiny", ratio=3, gigabytes=None),
     Row("sft_gsm", "sft", "gsm", 16, longest=512, positions=512, ratio=1.8, gigabytes=1.2, peer={}),
     Row("dpo_gsm", "dpo", "gsm", 8, longest=768, positions=512, ratio=2.5, gigabytes=1.2, peer={}),

@@ -157,7 +157,7 @@ class Config(Section):
     """Responses a prompt."""
     device: str = "auto"
     """"cpu", "cuda", or "auto" for CUDA where there is one."""
-    tokens_per_microbatch: PositiveInt = Field(default_factory=lambda of: 1024 if on_cpu(of["device"]) else 16384)
+    tokens_per_microbatch: PositiveInt = Field(default_factory=lambda of: 4096 if on_cpu(of["device"]) else 16384)
     """The most positions that one forward pass of the update holds: memory for time, never another result."""
     gradient_checkpointing: bool = False
     """Whether the update computes each layer twice instead of keeping what it computed: memory for time."""

@@ -17,6 +17,7 @@ def plain(monkeypatch):
     given = {
         "MATRIX_SHARE": 0.5, "DECODE_SHARE": 0.25, "TRAFFIC_FORWARD": 2.0, "TRAFFIC_BACKWARD": 3.0,
         "HEAD_TRAFFIC": 4.0, "DRAW_TRAFFIC": 5.0, "LAYER_OPERATIONS": 10, "OPTIMIZER_TRAFFIC": 40.0,
+        "ADDED_TRAFFIC": 7.0,
         "HEAD_TILE": 50, "HEAD_COPIES": 3, "DRAW_BYTES": 7, "SLACK": 1.0,
     }  # fmt: skip
     for name, value in given.items():
@@ -74,7 +75,7 @@ def test_seconds_of_an_update_are_matrices_traffic_and_starts():
     head = 2 * 8 * 30  # its tiles are made again in backward
     assert seconds(FRAME, still, products) == {"update": (3 * forward + head) / 500}
     assert seconds(FRAME, still, products, again=True) == {"update": 4 * forward / 500}
-    traffic = 20 * 800 * (2 + 3) + 8 * 10 * 4 * 4 * 2
+    traffic = 20 * 800 * (2 + 3) + 8 * 10 * 4 * 4 * 2 + 2 * 150 * 7
     assert seconds(FRAME, still, Machine(**{**only, "memory_rate": 1e3})) == {"update": traffic / 1e3}
     assert seconds(FRAME, still, Machine(**{**only, "operation_seconds": 0.5})) == {"update": 2 * 2 * (2 * 10 * 0.5)}
     found = seconds(FRAME, STEP, Machine(**{**only, "memory_rate": 1e3}))

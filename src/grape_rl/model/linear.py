@@ -15,6 +15,10 @@ WIDE = ONEDNN is not None and "AVX512" in torch.backends.cpu.get_cpu_capability(
 """Whether the product by oneDNN is there, and the processor has what makes it faster."""
 
 
+SMALL = 2**21
+"""From how many multiplications on oneDNN is the faster one: a call of it costs some 20 µs."""
+
+
 def suits(*fields: Tensor) -> bool:
     """Whether products of these are to be taken by oneDNN: float32 on a wide CPU, and nothing casts them."""
     return (
@@ -65,7 +69,7 @@ class WideLinear(nn.Linear):
 
     def forward(self, input: Float[Tensor, "*b k"]) -> Float[Tensor, "*b m"]:
         """input · weightᵀ + bias."""
-        if not input.numel() or not suits(input, self.weight):
+        if input.numel() * self.out_features < SMALL or not suits(input, self.weight):
             return super().forward(input)
         x = input.reshape(-1, input.shape[-1])
         if torch.is_grad_enabled():

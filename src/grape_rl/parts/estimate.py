@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from grape_rl.model.head import TILE
 from grape_rl.model.work import Shape, Work
 
-MATRIX_SHARE = 0.8
+MATRIX_SHARE = 0.7
 """The share of the machine's best rate that products of a pass over thousands of positions reach."""
-DECODE_SHARE = 0.4
+DECODE_SHARE = 0.55
 """The same of products of a few dozen rows: those of a step of decoding."""
 TRAFFIC_FORWARD = 3.0
 """How often each number that a layer makes is written or read again outside of matrix products, in a forward pass."""
@@ -22,18 +22,20 @@ HEAD_TRAFFIC = 1.0
 """How often a logit of the update goes to memory and back: its tile stays in a cache, but for what does not fit."""
 DRAW_TRAFFIC = 12.0
 """The same of a logit that a token is drawn from: softmax, its sum in float64, the search in it."""
-LAYER_OPERATIONS = 60
+LAYER_OPERATIONS = 300
 """Operations that a layer starts in a forward pass, with what Python takes to start them; a backward pass, as many."""
 OPTIMIZER_TRAFFIC = 44.0
 """Bytes that a step of AdamW and of clipping moves for each number that it trains."""
+ADDED_TRAFFIC = 24.0
+"""Bytes that a micro-batch's gradient moves for each number that it is added to: made, read, added, written."""
 HEAD_TILE = TILE
 """The most logits that exist at once in an update."""
 HEAD_COPIES = 3
 """How many fields of the tile's size there are at the backward pass's peak, in float32."""
 DRAW_BYTES = 40
 """Bytes for each logit that a token is drawn from."""
-SLACK = 1.05
-"""What the allocator holds over what is in use."""
+SLACK = 1.25
+"""What the allocator holds over what is in use: micro-batches differ in size, and leave gaps behind."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,8 @@ def seconds(frame: Frame, step: Step, machine: Machine, again: bool = False) -> 
         out["sampling"] = products + traffic / machine.memory_rate + step.decodes * started
     if step.reads:
         out["reference"] = passed(step.read, step.reads, backward=False)
-    optimizer = step.updates * frame.trained * OPTIMIZER_TRAFFIC / machine.memory_rate
-    out["update"] = passed(step.learned, step.microbatches, backward=True) + optimizer
+    moved = frame.trained * (step.updates * OPTIMIZER_TRAFFIC + step.microbatches * ADDED_TRAFFIC)
+    out["update"] = passed(step.learned, step.microbatches, backward=True) + moved / machine.memory_rate
     return out
 
 
