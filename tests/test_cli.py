@@ -419,3 +419,12 @@ def test_score_refuses_what_is_not_text_and_will_not_overwrite_its_data(grape, t
         "score", "--rubric", str(tmp_path / "r.yaml"), "--data", str(rows), "--output", str(rows)
     )
     assert code == 2 and "is the data itself" in complaint and rows.read_text() == before
+
+
+def test_the_settings_in_the_help_are_those_there_are():
+    from importlib.resources import files
+
+    from grape_rl.cli.settings import settings_help
+
+    kept = (files("grape_rl.cli") / "settings.txt").read_text(encoding="utf-8")
+    assert kept == settings_help() + "\n", "python -m grape_rl.cli.settings > src/grape_rl/cli/settings.txt"

@@ -5,6 +5,7 @@ from types import NoneType
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config
@@ -12,7 +13,10 @@ from grape_rl.methods import Comparisons, Demonstrations, Labels, Preferences, S
 
 
 def settings_help() -> str:
-    """Every setting by its dotted name, with its default and what it is for."""
+    """Every setting by its dotted name, with its default and what it is for: what ``cli/settings.txt`` holds.
+
+    It lies there so that help need not wait for all that a run imports.
+    """
     return "settings:\n" + "\n".join(_lines(Config, ""))
 
 
@@ -25,11 +29,7 @@ def _lines(model: type[BaseModel], prefix: str) -> list[str]:
         if part:
             out += _lines(part, f"{prefix}{name}.")
         else:
-            default = (
-                ""
-                if field.is_required()
-                else f" ({_short(field.get_default(call_default_factory=True, validated_data={'device': 'auto'}))})"
-            )
+            default = "" if field.is_required() else f" ({_default(field)})"
             meaning = " ".join((field.description or "").replace("``", "").split())
             out.append(f"  --{prefix}{name}{default}" + (f"  {meaning}" if meaning else ""))
     return out
@@ -52,6 +52,13 @@ def _section(annotation: Any) -> type[BaseModel] | None:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
     return None
+
+
+def _default(field: FieldInfo) -> str:
+    if not field.default_factory_takes_validated_data:
+        return _short(field.get_default(call_default_factory=True))
+    on = (field.get_default(call_default_factory=True, validated_data={"device": kind}) for kind in ("cpu", "cuda"))
+    return "{} on a CPU, {} elsewhere".format(*on)
 
 
 def _short(value: Any) -> str:
@@ -88,3 +95,7 @@ def derived(config: Config) -> str:
         f"{config.method}: {config.steps} steps, {batch}; {changes}, in "
         f"micro-batches of up to {config.tokens_per_microbatch} positions; {device(config.device)}, {config.precision}"
     )
+
+
+if __name__ == "__main__":  # python -m grape_rl.cli.settings > src/grape_rl/cli/settings.txt
+    print(settings_help())

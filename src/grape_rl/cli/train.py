@@ -21,9 +21,7 @@ METHOD    a row of the table: see grape algorithms
 def main(arguments: Sequence[str]) -> None:
     """Train, print the held-out results, and say where the run lies."""
     if not arguments or "--help" in arguments or "-h" in arguments:
-        from grape_rl.cli.settings import settings_help
-
-        print(HELP + settings_help())
+        print(HELP + (files("grape_rl.cli") / "settings.txt").read_text(encoding="utf-8"), end="")
         return
     from grape_rl.cli.settings import text_settings
 

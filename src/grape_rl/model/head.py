@@ -144,8 +144,8 @@ class _Chosen(torch.autograd.Function):
                 g = z.add_(entropy[:, None]).mul_(-of_entropy[:, None])
                 g = (g if of_logp is None else g.sub_(of_logp[:, None])).mul_(p)
             if of_logp is not None:
-                here = ((tokens >= part.start) & (tokens < part.stop)).nonzero().squeeze(1)
-                g[here, tokens[here] - part.start] += of_logp[here]
+                inside, column = _columns(tokens, part)
+                g.scatter_add_(1, column, (of_logp * inside)[:, None])
             g = (g if slope is None else g.mul_(slope)).to(shape.type)
             if of_hidden is not None:
                 of_hidden += product(g, weight[part].to(shape.type).t())
@@ -167,8 +167,8 @@ def _sums(
     total, first, chosen = (torch.zeros(n, dtype=shape.sum_type, device=tokens.device) for _ in range(3))
     top = torch.full_like(total, torch.finfo(shape.sum_type).min)
     for part, z in shape.tiles(hidden, weight, bias):
-        here = ((tokens >= part.start) & (tokens < part.stop)).nonzero().squeeze(1)
-        chosen[here] = z[here, tokens[here] - part.start]
+        inside, column = _columns(tokens, part)
+        chosen = torch.where(inside, z.gather(1, column)[:, 0], chosen)
         highest = torch.maximum(top, _finite(z, bias).amax(dim=1))
         z -= highest[:, None]
         e = z.exp()
@@ -177,6 +177,15 @@ def _sums(
         total = shift.exp() * total + e.sum(dim=1)
         top = highest
     return top, total, first, chosen
+
+
+def _columns(tokens: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+    """Which tokens are in a slice of the vocabulary, and the column there of each; of the others, any column.
+
+    Nothing of it is read on the host, which a device need not wait for then.
+    """
+    inside = (tokens >= part.start) & (tokens < part.stop)
+    return inside, (tokens - part.start).clamp(0, part.stop - part.start - 1)[:, None]
 
 
 def _finite(z: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,0 +1,48 @@
+"""The heap is kept within a run and given back after it, and elsewhere nothing happens."""
+
+import ctypes
+import sys
+
+import pytest
+
+from grape_rl.model import heap
+from grape_rl.model.heap import heap_kept
+
+
+class Libc:
+    def __init__(self):
+        self.told = []
+
+    def mallopt(self, name, value):
+        self.told.append((name, value))
+        return 1
+
+    def malloc_trim(self, pad):
+        self.told.append(("trim", pad))
+        return 1
+
+
+def test_what_is_set_is_set_back_whatever_happens(monkeypatch):
+    libc = Libc()
+    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(sys, "platform", "linux")
+    with pytest.raises(RuntimeError, match="stop"), heap_kept():
+        kept = dict(libc.told)
+        raise RuntimeError("stop")
+    assert kept == {heap.MMAP: 2**23, heap.TRIM: 2**31 - 1}
+    assert libc.told[2:] == [(heap.TRIM, 2**17), ("trim", 0)]
+
+
+@pytest.mark.parametrize(("platform", "libc"), [("darwin", Libc()), ("linux", object())])
+def test_elsewhere_nothing_happens(monkeypatch, platform, libc):
+    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(sys, "platform", platform)
+    with heap_kept():
+        assert not getattr(libc, "told", None)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
+def test_glibc_takes_it():
+    libc = ctypes.CDLL(None)
+    assert libc.mallopt(heap.MMAP, 2**23) == 1 and libc.mallopt(heap.TRIM, 2**31 - 1) == 1
+    libc.mallopt(heap.TRIM, 2**17)
