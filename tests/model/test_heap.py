@@ -29,7 +29,7 @@ def test_what_is_set_is_set_back_whatever_happens(monkeypatch):
     with pytest.raises(RuntimeError, match="stop"), heap_kept():
         kept = dict(libc.told)
         raise RuntimeError("stop")
-    assert kept == {heap.MMAP: 2**23, heap.TRIM: 2**31 - 1}
+    assert kept == {heap.MMAP: 2**25, heap.TRIM: 2**31 - 1}
     assert libc.told[2:] == [(heap.TRIM, 2**17), ("trim", 0)]
 
 
@@ -44,5 +44,5 @@ def test_elsewhere_nothing_happens(monkeypatch, platform, libc):
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
 def test_glibc_takes_it():
     libc = ctypes.CDLL(None)
-    assert libc.mallopt(heap.MMAP, 2**23) == 1 and libc.mallopt(heap.TRIM, 2**31 - 1) == 1
+    assert libc.mallopt(heap.MMAP, 2**25) == 1 and libc.mallopt(heap.TRIM, 2**31 - 1) == 1
     libc.mallopt(heap.TRIM, 2**17)

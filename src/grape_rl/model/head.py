@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from grape_rl.model.linear import granule, product
 
-TILE = 2**22
-"""The most logits that exist at once on a CPU: 16 MiB in float32, which a cache can hold."""
+TILE = 2**21
+"""The most logits that exist at once on a CPU: 8 MiB in float32, which a cache can hold."""
 
 TILE_OF_ACCELERATOR = 2**26
 """The same elsewhere: large enough that a tile is worth the calls it takes."""

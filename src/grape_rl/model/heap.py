@@ -12,7 +12,7 @@ TRIM, MMAP = -1, -3
 
 @contextmanager
 def heap_kept() -> Iterator[None]:
-    """Within it, glibc keeps freed memory for the process, and makes blocks of up to 8 MiB out of it.
+    """Within it, glibc keeps freed memory for the process, and makes blocks of up to 32 MiB out of it.
 
     A training step frees and takes the same hundreds of megabytes again and again; each time, the kernel would have to
     clear every page anew, which costs as much as a tenth of the step. Afterwards what is free is given back. Elsewhere
@@ -22,7 +22,7 @@ def heap_kept() -> Iterator[None]:
     if not hasattr(libc, "mallopt"):
         yield
         return
-    libc.mallopt(MMAP, 2**23)
+    libc.mallopt(MMAP, 2**25)  # the most that it takes
     libc.mallopt(TRIM, 2**31 - 1)
     try:
         yield
