@@ -1,5 +1,7 @@
 """Attention over a forest by padding: any device, windows, caps and sinks, any number of derivatives."""
 
+from functools import cache
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -25,6 +27,14 @@ def padded(forest: Forest) -> Attend:
     real_keys = torch.cat([real_stems[parent], real_branches], dim=1) if forest.branches else real_branches
     inverse = torch.cat([real_stems.flatten(), real_branches.flatten()]).nonzero()[:, 0]
 
+    @cache
+    def visible(window: int | None) -> tuple[Tensor, Tensor]:
+        """To stems, and to branches: the same in all layers of one window."""
+        return (
+            _visible(at_stems, at_stems, real_stems, window),
+            _visible(at_branches, at_keys, real_keys, window),
+        )
+
     def attend(
         layer: int,
         query: Tensor,
@@ -38,17 +48,17 @@ def padded(forest: Forest) -> Attend:
         def batch(field: Tensor, index: Tensor) -> Tensor:
             return field[0].index_select(1, index.flatten()).unflatten(1, index.shape).transpose(0, 1)
 
-        def found(index: Tensor, at: Tensor, key: Tensor, value: Tensor, keys_at: Tensor, real: Tensor) -> Tensor:
-            visible = _visible(at, keys_at, real, window)
-            out = _softmax(batch(query, index), key, value, visible, scale, cap, sinks)
+        def found(index: Tensor, key: Tensor, value: Tensor, seen: Tensor) -> Tensor:
+            out = _softmax(batch(query, index), key, value, seen, scale, cap, sinks)
             return out.transpose(1, 2).flatten(0, 1)
 
+        to_stems, to_branches = visible(window)
         keys, values = batch(key, stems), batch(value, stems)
-        parts = [found(stems, at_stems, keys, values, at_stems, real_stems)]
+        parts = [found(stems, keys, values, to_stems)]
         if forest.branches:
             keys = torch.cat([keys[parent], batch(key, branches)], dim=2)
             values = torch.cat([values[parent], batch(value, branches)], dim=2)
-            parts.append(found(branches, at_branches, keys, values, at_keys, real_keys))
+            parts.append(found(branches, keys, values, to_branches))
         return torch.cat(parts).index_select(0, inverse).transpose(0, 1)[None]
 
     return attend
