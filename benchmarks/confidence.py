@@ -56,7 +56,7 @@ from grape_rl.cli.arguments import listed, parsed_arguments
 from grape_rl.config import laid_over
 from grape_rl.maths.advantage import group_relative
 from grape_rl.run import Run
-from grape_rl.training.evaluate import HeldOut
+from grape_rl.sources.held_out import HeldOut
 from measured import Record, append, key, records, where
 
 HERE = Path(__file__).resolve().parent

@@ -26,7 +26,7 @@ from transformers import AutoTokenizer
 from grape_rl import train
 from grape_rl.config import loaded
 from grape_rl.model.load import quiet
-from grape_rl.parts.plan import estimated
+from grape_rl.estimate.plan import estimated
 
 REWARD = (
     "import random\n\n\ndef f(prompts, completions, **columns):\n    return [random.random() for _ in completions]\n"

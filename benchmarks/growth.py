@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from grape_rl.cli.arguments import listed, parsed_arguments
-from grape_rl.reward.strict import nearest
+from grape_rl.schema import nearest
 from measured import append, records, where
 from shapes import letters, model
 from speed import data

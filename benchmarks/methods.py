@@ -26,7 +26,7 @@ import offline
 import online
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.cli.arguments import listed, parsed_arguments
-from grape_rl.reward.strict import nearest
+from grape_rl.schema import nearest
 from measured import records
 from tables import by_method, grid_table, inserted, offline_table, online_table
 

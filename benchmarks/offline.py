@@ -24,7 +24,7 @@ from grape_rl.config import laid_over, loaded
 from grape_rl.data.preferences import Pair, pairs, stacked_pairs
 from grape_rl.methods import Preferences
 from grape_rl.model.load import load
-from grape_rl.parts.policy import policy
+from grape_rl.setup.policy import policy
 from grape_rl.training.pairs import pair_logprobs
 from measured import Record, append, key, records, where
 from online import quiet

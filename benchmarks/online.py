@@ -25,11 +25,11 @@ from grape_rl.maths.divergence import k3
 from grape_rl.methods import Algorithm, options
 from grape_rl.model.load import load
 from grape_rl.model.sampler import Sampling, sample
-from grape_rl.parts.kinds import kind_of
-from grape_rl.parts.policy import policy
-from grape_rl.parts.responses import sampling_prompts
+from grape_rl.sources.kinds import kind_of
+from grape_rl.setup.policy import policy
+from grape_rl.sources.responses import sampling_prompts
 from grape_rl.run import Run
-from grape_rl.training.source import reference_logprobs
+from grape_rl.rollout.source import reference_logprobs
 from measured import Record, append, key, records, where
 
 STEPS, PROMPTS, GROUP = 32, 16, 8

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from grape_rl.cli.arguments import parsed_arguments
-from grape_rl.reward.strict import nearest
+from grape_rl.schema import nearest
 from speed.data import solved_texts
 
 SMALL = {"hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6, "num_key_value_heads": 3}

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from grape_rl.cli.arguments import listed, parsed_arguments
-from grape_rl.reward.strict import nearest
+from grape_rl.schema import nearest
 from measured import append, records, where
 from speed.page import report, summary
 from speed.rows import ROWS, STARTS, Row

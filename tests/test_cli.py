@@ -19,7 +19,7 @@ from grape_rl.cli.train import demo_config
 from grape_rl.config import Config, laid_over, loaded
 from grape_rl.methods import Labels
 from grape_rl.reward.scores import ItemSummary
-from grape_rl.training.evaluate import HeldOut
+from grape_rl.sources.held_out import HeldOut
 from small_runs import RUBRIC, lines, settings, sums, written
 
 DEMO_RUBRIC = str(demo_config("grape").with_name("rubric.yaml"))

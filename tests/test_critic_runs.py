@@ -5,7 +5,7 @@ import threading
 
 from grape_rl import train
 from grape_rl.cli import main
-from grape_rl.reward.critic.grading import Judging
+from grape_rl.reward.critic.judging import Judging
 from small_runs import settings
 
 RUBRIC = """

@@ -11,7 +11,7 @@ from grape_rl import ALGORITHMS
 from grape_rl.algorithms import FAMILIES
 from grape_rl.cli import main
 from grape_rl.cli.algorithms import HELP
-from grape_rl.cli.described import WIDTH, command, derivation, equation, kind_words, names, needs, parts, plain, symbols
+from grape_rl.cli.method_text import WIDTH, command, derivation, equation, kind_words, names, needs, parts, plain, symbols
 from grape_rl.maths.preference import dpo
 from grape_rl.methods import Responses, RowTerm, options
 

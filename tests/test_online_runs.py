@@ -7,7 +7,7 @@ import torch
 
 from grape_rl import train
 from grape_rl.config import laid_over, loaded
-from grape_rl.parts import responses as parts_responses
+from grape_rl.sources import responses as parts_responses
 from grape_rl.training import pairs as training_pairs
 from small_runs import REWARD, killed_and_resumed, lines, settings, weights
 

@@ -7,7 +7,7 @@ import pytest
 from grape_rl import ALGORITHMS, train
 from grape_rl.cli.results import print_held_out
 from grape_rl.config import laid_over, loaded
-from grape_rl.parts.preferences import PREFERENCES
+from grape_rl.sources.preferences import PREFERENCES
 from grape_rl.training import pairs as training_pairs
 from small_runs import killed_and_resumed, lines, settings, sums, written
 
@@ -76,7 +76,7 @@ def test_a_method_without_a_reference_runs_none(tmp_path, monkeypatch):
         raise AssertionError("there is no reference to run")
 
     monkeypatch.setattr(training_pairs, "pair_logprobs", none)
-    monkeypatch.setattr("grape_rl.parts.preferences.pair_logprobs", none)
+    monkeypatch.setattr("grape_rl.sources.preferences.pair_logprobs", none)
     train(pair_settings(tmp_path, "simpo"))
     with pytest.raises(AssertionError, match="no reference to run"):
         train({**pair_settings(tmp_path, "dpo"), "output": str(tmp_path / "other")})

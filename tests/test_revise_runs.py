@@ -8,8 +8,8 @@ from grape_rl.cli.settings import derived
 from grape_rl.config import laid_over, loaded
 from grape_rl.data.chat import prompt_tokens
 from grape_rl.model.scratch import character_tokenizer, scratch
-from grape_rl.parts import responses as parts_responses
-from grape_rl.parts import revise as parts_revise
+from grape_rl.sources import responses as parts_responses
+from grape_rl.setup import revisions as parts_revise
 from grape_rl.types import Response
 from small_runs import killed_and_resumed, lines, settings, told, weights
 

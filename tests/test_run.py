@@ -10,7 +10,7 @@ from grape_rl import ALGORITHMS, Config, train
 from grape_rl.config import laid_over, loaded
 from grape_rl.model.load import load
 from grape_rl.model.logprobs import logprobs
-from grape_rl.parts.kinds import kind_of
+from grape_rl.sources.kinds import kind_of
 from grape_rl.training import log as training_log
 from grape_rl.types import Sequences
 from small_runs import lines, settings, sums, weights, written

@@ -9,7 +9,7 @@ from grape_rl import train
 from grape_rl.config import laid_over
 from grape_rl.maths.grape import confidence_weighted, running_confidence
 from grape_rl.reward.rubric import load_rubric
-from grape_rl.reward.running import Running
+from grape_rl.reward.running_confidence import Running
 from grape_rl.reward.scores import rubric_scorer
 from grape_rl.types import Response
 from small_runs import killed_and_resumed, lines, settings

@@ -13,7 +13,7 @@ import growth
 import shapes
 import vs_trl
 from grape_rl.config import loaded
-from grape_rl.model.work import forwarding, operations
+from grape_rl.estimate.flops import forwarding, operations
 from speed import data, floors, ours, peer, turns
 from speed.rows import ROWS, STARTS, Row
 

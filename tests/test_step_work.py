@@ -1,7 +1,7 @@
 """What a step runs, counted in place of timed: positions read, forward passes, rows of the head.
 
 Seconds depend on the machine and on what else it does; these numbers do not. What is needed is counted apart, from
-the step's sequences (``grape_rl.model.work``), and the tables below say how much more than that a step may do.
+the step's sequences (``grape_rl.estimate.flops``), and the tables below say how much more than that a step may do.
 """
 
 import sys
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from grape_rl import train
-from grape_rl.model.head import token_logprobs
+from grape_rl.model.lm_head import token_logprobs
 from grape_rl.model.logprobs import selected
 from grape_rl.model.sampler import sample
-from grape_rl.model.work import Work, forwarding
+from grape_rl.estimate.flops import Work, forwarding
 from grape_rl.training.fit import fit
 from small_runs import settings, written
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from grape_rl.training.source import drawn_rows
+from grape_rl.rollout.source import drawn_rows
 
 Row = dict[str, Any]
 TRAIN = ("gsm8k_train.jsonl", "train.jsonl")

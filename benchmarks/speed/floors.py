@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from grape_rl.data.chat import end_tokens, examples, stacked
 from grape_rl.data.preferences import pairs, stacked_pairs
-from grape_rl.model.work import Work, decoding, operations, shape
+from grape_rl.estimate.flops import Work, decoding, operations, shape
 from grape_rl.types import Sequences
 
 FORWARDS = {"grpo": 2, "sft": 1, "dpo": 2}

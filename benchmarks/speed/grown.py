@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from grape_rl import train
-from grape_rl.model.head import head_of, token_logprobs
+from grape_rl.model.lm_head import head_of, token_logprobs
 from shapes import model
 from speed.floors import step_operations, step_work, weightless
 from speed.ours import settings

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from grape_rl.model.work import matrix_rate
+from grape_rl.estimate.flops import matrix_rate
 
 
 def reached(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import torch
 from transformers import AutoTokenizer
 
 from grape_rl import train
-from grape_rl.model.work import forwarding
-from grape_rl.training.source import drawn_rows
+from grape_rl.estimate.flops import forwarding
+from grape_rl.rollout.source import drawn_rows
 from grape_rl.types import Sequences
 from speed.floors import decode_bytes, read_rows, read_tokens, step_operations, step_work, weightless
 

@@ -11,8 +11,8 @@ from grape_rl.data.chat import Learn
 from grape_rl.maths.bounds import Count, Share
 from grape_rl.maths.reward_model import StepReward
 from grape_rl.methods import Demonstrations, Responses, Sampled, chosen_options
-from grape_rl.reward.critic.where import endpoints
-from grape_rl.reward.strict import nearest, parsed, validated
+from grape_rl.reward.critic.settings import endpoints
+from grape_rl.schema import nearest, parsed, validated
 from grape_rl.sections import Model, Revise, Section, on_cpu
 
 

@@ -16,8 +16,8 @@ from grape_rl.data.comparisons import comparisons
 from grape_rl.data.steps import labelled
 from grape_rl.maths.bounds import NonNegative
 from grape_rl.maths.reduction import Reduction
-from grape_rl.reward.strict import Strict, validated
-from grape_rl.training.draw import Drawn, once
+from grape_rl.schema import Strict, validated
+from grape_rl.rollout.dynamic_sampling import Drawn, once
 from grape_rl.training.objective import FIELDS, Objective, Term, TermFunction
 from grape_rl.training.update import gradient
 from grape_rl.training.value import ValueFunction

@@ -25,21 +25,21 @@ from grape_rl.methods import (
 )
 from grape_rl.model.heap import heap_kept
 from grape_rl.model.load import quiet
-from grape_rl.model.recompute import checkpointed
+from grape_rl.model.gradient_checkpointing import checkpointed
 from grape_rl.model.sampler import Sampling
-from grape_rl.parts.folder import resumable, write
-from grape_rl.parts.kinds import kind_of
-from grape_rl.parts.policy import policy_at, start_policy
-from grape_rl.parts.responses import sampler, sampling_prompts
-from grape_rl.parts.scoring import grader
-from grape_rl.parts.setup import Setup
-from grape_rl.parts.value import value_function, value_settings
+from grape_rl.setup.run_folder import resumable, write
+from grape_rl.sources.kinds import kind_of
+from grape_rl.setup.policy import policy_at, start_policy
+from grape_rl.sources.responses import sampler, sampling_prompts
+from grape_rl.setup.graders import grader
+from grape_rl.setup.setup import Setup
+from grape_rl.setup.value_function import value_function, value_settings
 from grape_rl.training.checkpoint import restored_step, save_checkpoint
-from grape_rl.training.evaluate import HeldOut, held_out, read_held_out
+from grape_rl.sources.held_out import HeldOut, held_out, read_held_out
 from grape_rl.training.fit import AnyExperience, Update, Warn, fit
 from grape_rl.training.log import Log, read_metrics
 from grape_rl.training.optimizer import adamw, learning_rate, set_learning_rate
-from grape_rl.training.source import Experience, step_seed
+from grape_rl.rollout.source import Experience, step_seed
 from grape_rl.training.update import Limits
 from grape_rl.training.value import still
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import AfterValidator, ConfigDict, PositiveFloat, PositiveInt, model_validator
 
 from grape_rl.maths.bounds import Count
-from grape_rl.reward.strict import Strict
+from grape_rl.schema import Strict
 
 
 class Section(Strict):

@@ -9,7 +9,7 @@ from tiny import MODELS, exactness, sharp
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grape_rl.model import decode
-from grape_rl.model.cache import Cache
+from grape_rl.model.kv_cache import Cache
 from grape_rl.model.decode import Pace, decoded
 from grape_rl.model.sampler import Sampling, drawn, drawn_from
 

@@ -17,7 +17,7 @@ from grape_rl.model.logprobs import logprobs
 from grape_rl.model.lora import adapted, is_adapted, merged, save_adapter, with_adapter
 from grape_rl.model.sampler import Sampling, sample
 from grape_rl.training.optimizer import adamw
-from grape_rl.training.source import Experience
+from grape_rl.rollout.source import Experience
 from grape_rl.training.update import Limits, gradient
 from grape_rl.types import Batch, Sequences
 from precise import doubled

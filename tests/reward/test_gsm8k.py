@@ -10,7 +10,7 @@ import pytest
 from grape_rl.reward.check.callables import python_callable
 from grape_rl.reward.check.checks import Numeric
 from grape_rl.reward.check.formal import MathVerify
-from grape_rl.reward.check.killable import Job, graded
+from grape_rl.reward.check.worker import Job, graded
 from grape_rl.reward.grading import grade
 from grape_rl.reward.rubric import check_rows, load_rubric
 from grape_rl.types import Response

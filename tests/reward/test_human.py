@@ -12,7 +12,7 @@ from grape_rl import train
 from grape_rl.cli import main
 from grape_rl.maths.grape import confidence_weighted
 from grape_rl.reward.human import put_on_todo
-from grape_rl.reward.labelling import Unlabelled, stopping_for_people
+from grape_rl.reward.pending_labels import Unlabelled, stopping_for_people
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.reward.scores import rubric_scorer
 from grape_rl.types import Response

@@ -8,7 +8,7 @@ import torch
 from grape_rl.cli import main
 from grape_rl.data.chat import completion_tokens, prompt_tokens
 from grape_rl.maths.grape import unweighted
-from grape_rl.model.scalar import scalar_model, with_separator
+from grape_rl.model.reward_head import scalar_model, with_separator
 from grape_rl.model.scratch import character_tokenizer, scratch
 from grape_rl.reward.grading import rubric_models
 from grape_rl.reward.model_grader import readable, reward_model, rewards

@@ -14,7 +14,7 @@ from grape_rl import ALGORITHMS
 from grape_rl.data.chat import Example
 from grape_rl.data.labels import Judged
 from grape_rl.methods import Labels, chosen_options, objective
-from grape_rl.training.evaluate import held_out_labels
+from grape_rl.sources.held_out import held_out_labels
 from grape_rl.training.labels import label_experience, label_logprobs, label_metrics, labels
 from grape_rl.training.update import Limits
 from precise import doubled

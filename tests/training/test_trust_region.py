@@ -19,7 +19,7 @@ from grape_rl.maths.reduction import token_weight
 from grape_rl.methods import chosen_options, objective
 from grape_rl.training import trust_region as update
 from grape_rl.training.objective import Objective, Term
-from grape_rl.training.source import Experience
+from grape_rl.rollout.source import Experience
 from grape_rl.training.trust_region import fisher_product, trust_region
 from grape_rl.training.update import Limits
 from grape_rl.types import Batch, Sequences

@@ -15,7 +15,7 @@ from grape_rl.methods import chosen_options, objective
 from grape_rl.model.value import Valued, own_model, shared_head
 from grape_rl.training import update
 from grape_rl.training.objective import Objective, Term
-from grape_rl.training.source import Experience
+from grape_rl.rollout.source import Experience
 from grape_rl.training.update import Limits, gradient
 from grape_rl.training.value import still
 from grape_rl.types import Sequences, ValuedBatch

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _listing() -> Iterator[str]:
     from grape_rl.algorithms import FAMILIES
-    from grape_rl.cli.described import equation, needs, wrapped
+    from grape_rl.cli.method_text import equation, needs, wrapped
 
     for family, rows in FAMILIES.items():
         yield family
@@ -59,7 +59,7 @@ def _listing() -> Iterator[str]:
 
 def _markdown() -> Iterator[str]:
     from grape_rl.algorithms import ALGORITHMS, FAMILIES
-    from grape_rl.cli.described import needs, symbols
+    from grape_rl.cli.method_text import needs, symbols
 
     yield PAGE.format(symbols=f"{symbols(' '.join(row.equation for row in ALGORITHMS.values()))}.".replace("|", "\\|"))
     for family, rows in FAMILIES.items():

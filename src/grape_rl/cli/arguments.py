@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from grape_rl.reward.strict import nearest
+from grape_rl.schema import nearest
 
 
 def parsed_arguments(

@@ -43,7 +43,7 @@ def _bring(source: str, own: Mapping[str, str | bool]) -> None:
     import yaml
 
     from grape_rl.data.rows import rows
-    from grape_rl.reward.convert.conversion import brought_in, layout_of
+    from grape_rl.rubric_tools.convert.conversion import brought_in, layout_of
 
     form, folder = str(own["from"]), Path(str(own["output"]))
     layout_of(form)
@@ -69,7 +69,7 @@ def _bring(source: str, own: Mapping[str, str | bool]) -> None:
 
 def _take(source: str, own: Mapping[str, str | bool]) -> None:
     from grape_rl.data.rows import rows
-    from grape_rl.reward.convert.conversion import layout_of, taken_out
+    from grape_rl.rubric_tools.convert.conversion import layout_of, taken_out
     from grape_rl.reward.rubric import load_rubric
 
     form, data, out = str(own["to"]), str(own["data"]), Path(str(own["output"]))

@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     words, _, _ = parsed_arguments(arguments)
     from grape_rl.algorithms import ALGORITHMS
-    from grape_rl.reward.strict import nearest
+    from grape_rl.schema import nearest
 
     if len(words) != 1:
         raise ValueError(f"name one method to explain, not {words or 'none'}")
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
 def explanation(method: str) -> str:
     """The page of a method, in lines of up to 100 columns."""
     from grape_rl.algorithms import ALGORITHMS
-    from grape_rl.cli import described
+    from grape_rl.cli import method_text
 
     row = ALGORITHMS[method]
     derived = described.derivation(row.page)

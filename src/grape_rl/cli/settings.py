@@ -67,7 +67,7 @@ def _short(value: Any) -> str:
 
 def derived(config: Config) -> str:
     """What follows from the settings: responses and tokens a step, optimizer steps, the device."""
-    from grape_rl.parts.policy import device
+    from grape_rl.setup.policy import device
 
     row = ALGORITHMS[config.method]
     options = chosen_options(row, config.options)

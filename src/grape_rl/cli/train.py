@@ -57,7 +57,7 @@ def resolved(method: str, file: str | None, given: dict[str, Any]) -> Any:
     """
     from grape_rl.algorithms import ALGORITHMS
     from grape_rl.config import from_file, laid_over, loaded
-    from grape_rl.reward.strict import nearest
+    from grape_rl.schema import nearest
 
     if method not in ALGORITHMS:
         raise ValueError(f"unknown method {method!r}{nearest(method, ALGORITHMS)}")
@@ -68,7 +68,7 @@ def resolved(method: str, file: str | None, given: dict[str, Any]) -> Any:
 def estimate(config: Any) -> str:
     """The run's estimate as a line; or why there is none, since settings can be right without one."""
     from grape_rl.model.load import quiet
-    from grape_rl.parts.plan import estimated
+    from grape_rl.estimate.plan import estimated
 
     try:
         with quiet():

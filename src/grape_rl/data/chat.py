@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from grape_rl.data.conversation import apart, conversation_tokens, ended, template_arguments, templated
 from grape_rl.data.messages import Messages
-from grape_rl.data.surplus import embedded
+from grape_rl.data.unembedded_tokens import embedded
 from grape_rl.types import Sequences
 
 if TYPE_CHECKING:

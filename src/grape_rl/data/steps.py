@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from grape_rl.data.chat import Lengths, Tokenizer, prompt_tokens
 from grape_rl.data.rows import did_you_mean
-from grape_rl.data.surplus import embedded
+from grape_rl.data.unembedded_tokens import embedded
 from grape_rl.types import Sequences
 
 Row = dict[str, Any]

@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grape_rl.model.attention import trunk_states
-from grape_rl.model.cache import Cache, encoded
-from grape_rl.model.graph import captured
-from grape_rl.model.head import logits_of
+from grape_rl.model.kv_cache import Cache, encoded
+from grape_rl.model.cuda_graph import captured
+from grape_rl.model.lm_head import logits_of
 from grape_rl.types import Finish
 
 Draw = Callable[[Float[Tensor, "n v"], Float[Tensor, " n"]], tuple[Int[Tensor, " n"], Float[Tensor, " n"]]]

@@ -1,6 +1,6 @@
 """One forward pass: the log-probability of every token of some sequences under a model.
 
-A prompt that several rows share is read once, and nothing is padded: see ``grape_rl.model.forest``. Only tokens that
+A prompt that several rows share is read once, and nothing is padded: see ``grape_rl.model.packing``. Only tokens that
 the policy chose reach the head.
 """
 
@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from grape_rl.model.attention import trunk_states
-from grape_rl.model.forest import Forest, lengths, planted, rounded
-from grape_rl.model.head import head_of, logits_of, token_logprobs
-from grape_rl.model.padded import padded
-from grape_rl.model.parts import attention_over
-from grape_rl.model.recompute import recomputing
+from grape_rl.model.packing import Forest, lengths, planted, rounded
+from grape_rl.model.lm_head import head_of, logits_of, token_logprobs
+from grape_rl.model.padded_attention import padded
+from grape_rl.model.cpu_attention import attention_over
+from grape_rl.model.gradient_checkpointing import recomputing
 from grape_rl.model.value import Valued
 from grape_rl.types import Outputs, Sequences
 

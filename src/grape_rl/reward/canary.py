@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grape_rl.reward.critic.grading import Judging
+from grape_rl.reward.critic.judging import Judging
 from grape_rl.reward.critic.plan import Job
 from grape_rl.reward.grading import categories_of
 from grape_rl.reward.item import Item

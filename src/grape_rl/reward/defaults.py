@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field, create_model
 
 from grape_rl.reward.critic.item import Judge
-from grape_rl.reward.strict import Strict
+from grape_rl.schema import Strict
 
 
 def _optional(model: type[Strict], without: Collection[str] = ()) -> type[Strict]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from grape_rl.reward.lookup import looked_up, lookups
-from grape_rl.reward.strict import Strict, validated
+from grape_rl.schema import Strict, validated
 from grape_rl.types import Response, Verdict, failed
 
 Number = Annotated[float, Field(strict=True)]

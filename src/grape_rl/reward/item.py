@@ -11,7 +11,7 @@ from grape_rl.reward.defaults import completed
 from grape_rl.reward.human import Human
 from grape_rl.reward.lookup import lookups
 from grape_rl.reward.model_item import RewardModelItem
-from grape_rl.reward.strict import Strict
+from grape_rl.schema import Strict
 
 Name = Annotated[str, Field(min_length=1)]
 

@@ -17,7 +17,7 @@ from grape_rl.data.messages import Messages
 from grape_rl.data.steps import response_steps, step_tokens
 from grape_rl.maths.reward_model import StepReward, step_reward
 from grape_rl.model.logprobs import microbatches, selected
-from grape_rl.model.scalar import load_scalar, scores, separator_of, token_scores
+from grape_rl.model.reward_head import load_scalar, scores, separator_of, token_scores
 from grape_rl.reward.model_item import RewardModelItem
 from grape_rl.types import Response, Sequences, Verdict, failed
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, model_validator
 
 from grape_rl.maths.reward_model import StepReward
-from grape_rl.reward.strict import Strict, entrusted
+from grape_rl.schema import Strict, entrusted
 
 
 class RewardModelItem(Strict):

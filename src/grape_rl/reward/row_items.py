@@ -6,10 +6,10 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from grape_rl.reward.convert.formats import FORMATS
+from grape_rl.reward.formats import FORMATS
 from grape_rl.reward.item import Item
 from grape_rl.reward.lookup import looked_up, lookups
-from grape_rl.reward.strict import Strict, nearest, validated
+from grape_rl.schema import Strict, nearest, validated
 
 PREFIX = "row/"
 """What the ids of rows' items begin with in verdicts, so that none is taken for an item of the category."""

@@ -11,7 +11,7 @@ from grape_rl.reward.defaults import Headed
 from grape_rl.reward.item import Item, Name
 from grape_rl.reward.lookup import looked_up
 from grape_rl.reward.row_items import PREFIX, RowItems
-from grape_rl.reward.strict import Strict, parsed, validated
+from grape_rl.schema import Strict, parsed, validated
 
 Constant = str | int | float | bool
 

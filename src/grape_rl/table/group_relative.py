@@ -7,7 +7,7 @@ from grape_rl.maths.reweighting import length_penalized
 from grape_rl.maths.surrogate import cispo, clipped, sequence_clipped
 from grape_rl.methods import Algorithm, Responses, RowTerm
 from grape_rl.table.penalties import PENALTIES
-from grape_rl.training.draw import until_varied
+from grape_rl.rollout.dynamic_sampling import until_varied
 
 GROUP_RELATIVE = (
     Algorithm(

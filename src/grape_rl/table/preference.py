@@ -41,7 +41,7 @@ from grape_rl.maths.preference import (
     wpo,
 )
 from grape_rl.methods import Algorithm, Preferences, RowTerm
-from grape_rl.training.moving import moving_reference
+from grape_rl.training.moving_reference import moving_reference
 from grape_rl.training.objective import TermFunction
 from grape_rl.training.pairs import compared_pair_gradient, pair_gradient
 

@@ -2,7 +2,7 @@
 
 from grape_rl.maths.reward_model import bradley_terry, centered, step_cross_entropy
 from grape_rl.methods import Algorithm, Comparisons, RowTerm, Steps
-from grape_rl.training.scoring import comparison_gradient, step_gradient
+from grape_rl.training.reward_modeling import comparison_gradient, step_gradient
 
 REWARD_MODEL = (
     Algorithm(

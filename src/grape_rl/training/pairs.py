@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from grape_rl.data.preferences import Pair, stacked_pairs
-from grape_rl.model.choice import Choices, choices
+from grape_rl.model.distribution import Choices, choices
 from grape_rl.model.logprobs import lengths, logprobs, selected
 from grape_rl.training.objective import CHOICE_FIELDS, Objective, pair_loss
 from grape_rl.training.optimizer import clipped_step
-from grape_rl.training.source import drawn_rows
+from grape_rl.rollout.source import drawn_rows
 from grape_rl.training.update import Limits
 from grape_rl.types import Outputs, Pairs, Sequences
 

@@ -14,10 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from grape_rl.maths.divergence import entropy, exact_kl
 from grape_rl.maths.natural import conjugate_gradient, fisher_vector_product
 from grape_rl.maths.reduction import token_weight
-from grape_rl.model.head import TILE
+from grape_rl.model.lm_head import TILE
 from grape_rl.model.logprobs import masked_logits, microbatches, on_device, selected
 from grape_rl.training.objective import Objective, loss
-from grape_rl.training.source import Experience
+from grape_rl.rollout.source import Experience
 from grape_rl.training.update import Limits, accumulated, batch_rows, cut
 from grape_rl.types import Outputs, Sequences
 

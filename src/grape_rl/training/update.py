@@ -18,7 +18,7 @@ from grape_rl.maths.reduction import token_weight
 from grape_rl.model.logprobs import Noise, logprobs, microbatches, selected
 from grape_rl.training.objective import Objective, loss
 from grape_rl.training.optimizer import clipped, parts
-from grape_rl.training.source import Experience, step_seed
+from grape_rl.rollout.source import Experience, step_seed
 from grape_rl.types import Batch, Outputs
 
 

@@ -8,7 +8,7 @@ from server import Server, verdict
 
 from grape_rl.cli import main
 from grape_rl.maths.grape import confidence_weighted
-from grape_rl.reward.critic.where import Endpoint
+from grape_rl.reward.critic.settings import Endpoint
 from grape_rl.reward.grading import grade, rubric_critics
 from grape_rl.reward.rubric import category_name, check_rows, load_rubric
 from grape_rl.reward.scores import item_table, rubric_scorer

@@ -5,7 +5,7 @@ from server import verdict
 from test_grading import judged, response
 
 from grape_rl.reward.critic.faults import fault, unmarked
-from grape_rl.reward.critic.grading import Job
+from grape_rl.reward.critic.judging import Job
 from grape_rl.reward.critic.item import Judge
 from grape_rl.reward.critic.prompt import messages
 

@@ -10,7 +10,7 @@ from server import Server, verdict
 from grape_rl import train
 from grape_rl.cli import main
 from grape_rl.maths.grape import confidence_weighted
-from grape_rl.reward.critic.where import Endpoint
+from grape_rl.reward.critic.settings import Endpoint
 from grape_rl.reward.grading import rubric_critics
 from grape_rl.reward.rubric import check_rows, load_rubric
 from grape_rl.reward.scores import rubric_scorer

@@ -10,11 +10,11 @@ from grape_rl import train
 from grape_rl.cli import main
 from grape_rl.model.load import readied
 from grape_rl.model.scratch import bpe_tokenizer, scratch
-from grape_rl.reward.critic.grading import Job, Judging
+from grape_rl.reward.critic.judging import Job, Judging
 from grape_rl.reward.critic.item import Confidence, Judge
 from grape_rl.reward.critic.local import LocalCritic, local_critic, local_verdicts
 from grape_rl.reward.critic.prompt import mark_of, messages
-from grape_rl.reward.critic.where import Endpoint, Local, endpoints
+from grape_rl.reward.critic.settings import Endpoint, Local, endpoints
 from grape_rl.reward.grading import rubric_critics
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.types import Response

@@ -22,7 +22,7 @@ from grape_rl.reward.check.fields import PATTERNS, Count, Gold, Pattern, Seconds
 from grape_rl.reward.check.formal import JsonSchema, MathVerify
 from grape_rl.reward.check.unit_tests import UnitTests
 from grape_rl.reward.lookup import filled, lookups
-from grape_rl.reward.strict import Strict
+from grape_rl.schema import Strict
 from grape_rl.types import Response, Verdict, failed
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from grape_rl.reward.check.extract import extracted, gold_text
 from grape_rl.reward.check.fields import Gold, Pattern, Seconds
-from grape_rl.reward.strict import Strict, entrusted, parsed
+from grape_rl.schema import Strict, entrusted, parsed
 from grape_rl.types import Response
 
 

@@ -18,7 +18,7 @@ from grape_rl.maths.calibration import (
     isotonic,
     platt,
 )
-from grape_rl.reward.strict import Strict, parsed, validated
+from grape_rl.schema import Strict, parsed, validated
 
 FEWEST = 30
 """Labels that a curve is fitted to, at least: with fewer the item takes that of its critic as a whole."""

@@ -17,7 +17,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_bef
 
 from grape_rl.reward.critic.limiter import Limiter
 from grape_rl.reward.critic.reply import Reply
-from grape_rl.reward.critic.where import Endpoint
+from grape_rl.reward.critic.settings import Endpoint
 from grape_rl.types import Status
 
 _TOO_LONG = ("context length", "context_length", "context window", "context size", "maximum context", "too long")

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from grape_rl.reward.check.fields import Text
 from grape_rl.reward.critic.calibration import Calibration, Curve, Judged, load_calibration
 from grape_rl.reward.lookup import filled, lookups
-from grape_rl.reward.strict import Strict, entrusted
+from grape_rl.schema import Strict, entrusted
 
 _TEXTS = ("criterion", "reference")
 MOST_CALLS = 100

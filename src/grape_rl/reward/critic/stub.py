@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from grape_rl.reward.check.callables import python_callable
 from grape_rl.reward.critic.prompt import CERTAINTY
 from grape_rl.reward.critic.reply import Reply
-from grape_rl.reward.strict import Strict
+from grape_rl.schema import Strict
 
 TRIES = 8
 """How often a call is tried that the rate limit turns away."""

@@ -1,0 +1,203 @@
+"""Training a model that scores: on pairs, one of which should score higher, and on steps, which are right or wrong."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from grape_rl.data.comparisons import Comparison
+from grape_rl.data.preferences import stacked_pairs
+from grape_rl.data.steps import Labelled, stacked_steps
+from grape_rl.model.logprobs import microbatches, selected
+from grape_rl.model.reward_head import scores, token_scores
+from grape_rl.reward.scores import ItemSummary
+from grape_rl.training.objective import Objective, pair_loss
+from grape_rl.training.optimizer import clipped_step
+from grape_rl.training.pairs import pair_batches
+from grape_rl.rollout.source import drawn_rows
+from grape_rl.training.update import Limits
+from grape_rl.types import Sequences
+
+Fields = dict[str, Tensor]
+Precision = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What one step learns from: pairs as sequences (the chosen responses first), and the margin that each is to have.
+
+    ``warnings`` and ``records`` are empty: nothing is sampled.
+    """
+
+    sequences: Sequences
+    margin: Float[Tensor, " p"]
+    metrics: dict[str, float]
+    warnings: tuple[tuple[str, str], ...] = ()
+    records: tuple[dict[str, object], ...] = ()
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one step learns from: solutions as sequences, 1 or 0 at the end of each labelled step, NaN elsewhere."""
+
+    sequences: Sequences
+    label: Float[Tensor, "b t"]
+    metrics: dict[str, float]
+    warnings: tuple[tuple[str, str], ...] = ()
+    records: tuple[dict[str, object], ...] = ()
+
+
+def compared(found: Sequence[Comparison]) -> Compared:
+    """The pairs as one batch."""
+    sequences = stacked_pairs([each.pair for each in found])
+    chosen, rejected = sequences.mask.sum(dim=1).float().chunk(2)
+    metrics = {"chosen_length": float(chosen.mean()), "rejected_length": float(rejected.mean())}
+    margin = torch.tensor([each.margin for each in found])
+    return Compared(sequences, margin, metrics | {"tokens": _tokens(sequences)})
+
+
+def judged(found: Sequence[Labelled]) -> Judged:
+    """The solutions as one batch."""
+    sequences, label = stacked_steps(found)
+    metrics = {"steps": float((~label.isnan()).sum()), "length": float(sequences.mask.sum(dim=1).float().mean())}
+    return Judged(sequences, label, metrics | {"tokens": _tokens(sequences)})
+
+
+def comparing(found: Sequence[Comparison], per_step: int, seed: int) -> Callable[[int], Compared]:
+    """A source of pairs for a reward model: a function of the step."""
+    return lambda step: compared([found[i] for i in drawn_rows(len(found), per_step, step, seed)])
+
+
+def judging(found: Sequence[Labelled], per_step: int, seed: int) -> Callable[[int], Judged]:
+    """A source of solutions for a process reward model: a function of the step."""
+    return lambda step: judged([found[i] for i in drawn_rows(len(found), per_step, step, seed)])
+
+
+def comparison_gradient(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    experience: Compared,
+    objective: Objective,
+    limits: Limits,
+) -> dict[str, float]:
+    """One optimizer step by the mean loss over the pairs: the same however they are cut into micro-batches.
+
+    Raises:
+        RuntimeError: a gradient that is not finite, before it moves the weights.
+    """
+    parts = comparison_fields(model, experience, limits.tokens_per_microbatch, limits.precision)
+    return _descended(model, optimizer, parts, comparison_metrics, len(experience.margin), objective, limits)
+
+
+def step_gradient(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    experience: Judged,
+    objective: Objective,
+    limits: Limits,
+) -> dict[str, float]:
+    """One optimizer step by the mean loss over the labelled steps of all solutions, however they are cut.
+
+    Raises:
+        RuntimeError: a gradient that is not finite, before it moves the weights.
+    """
+    parts = step_fields(model, experience, limits.tokens_per_microbatch, limits.precision)
+    count = int((~experience.label.isnan()).sum())
+    return _descended(model, optimizer, parts, step_metrics, count, objective, limits)
+
+
+def comparison_fields(
+    model: nn.Module, experience: Compared, tokens_per_microbatch: int, precision: Precision = nullcontext
+) -> Iterator[Fields]:
+    """Micro-batch by micro-batch, what a loss may read of pairs: both scores, and the margin."""
+    for pairs in pair_batches(experience.sequences, tokens_per_microbatch):
+        rows = torch.cat([pairs, pairs + len(experience.margin)])
+        with precision():
+            chosen, rejected = scores(model, selected(experience.sequences, rows)).chunk(2)
+        yield {"chosen_score": chosen, "rejected_score": rejected, "margin": experience.margin[pairs].to(chosen)}
+
+
+def step_fields(
+    model: nn.Module, experience: Judged, tokens_per_microbatch: int, precision: Precision = nullcontext
+) -> Iterator[Fields]:
+    """Micro-batch by micro-batch, what a loss may read of labelled steps: the logit, and the label."""
+    for rows in microbatches(experience.sequences, tokens_per_microbatch):
+        with precision():
+            logit = token_scores(model, selected(experience.sequences, rows))
+        label = experience.label[rows, : logit.shape[1]].to(logit)
+        known = ~label.isnan()
+        yield {"step_logit": logit[known], "step_label": label[known]}
+
+
+def comparison_metrics(fields: Fields) -> dict[str, Tensor]:
+    """How each pair stands: which response scores higher (a tie is ½), by how much, and what each scores."""
+    chosen, rejected = fields["chosen_score"].detach(), fields["rejected_score"].detach()
+    difference = chosen - rejected
+    return {
+        "accuracy": (difference.sign() + 1) / 2, "margin": difference, "reward": (chosen + rejected) / 2,
+        "chosen_reward": chosen, "rejected_reward": rejected,
+    }  # fmt: skip
+
+
+def step_metrics(fields: Fields) -> dict[str, Tensor]:
+    """How each step stands: whether it is judged as it is labelled (a logit of 0 is half so), and its probability."""
+    logit, label = fields["step_logit"].detach(), fields["step_label"]
+    return {"accuracy": ((2 * label - 1) * logit.sign() + 1) / 2, "probability": logit.sigmoid()}
+
+
+def held_out_comparisons(
+    model: nn.Module, experience: Compared, tokens_per_microbatch: int, precision: Precision = nullcontext
+) -> tuple[ItemSummary, ...]:
+    """How the model ranks held-out pairs: accuracy, mean margin and mean score, as items of "preferences"."""
+    with torch.no_grad():
+        told = [comparison_metrics(f) for f in comparison_fields(model, experience, tokens_per_microbatch, precision)]
+    return tuple(
+        _summary("preferences", name, [part[name] for part in told]) for name in ("accuracy", "margin", "reward")
+    )
+
+
+def held_out_steps(
+    model: nn.Module, experience: Judged, tokens_per_microbatch: int, precision: Precision = nullcontext
+) -> tuple[ItemSummary, ...]:
+    """How the model judges held-out steps, as items of "steps": accuracy over all, the right and the wrong ones."""
+    with torch.no_grad():
+        parts = list(step_fields(model, experience, tokens_per_microbatch, precision))
+    found = [(step_metrics(fields)["accuracy"], fields["step_label"]) for fields in parts]
+    return (
+        _summary("steps", "accuracy", [accuracy for accuracy, _ in found]),
+        _summary("steps", "accuracy_right", [accuracy[label == 1] for accuracy, label in found]),
+        _summary("steps", "accuracy_wrong", [accuracy[label == 0] for accuracy, label in found]),
+    )
+
+
+def _descended(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    parts: Iterable[Fields],
+    metrics: Callable[[Fields], Mapping[str, Tensor]],
+    count: int,
+    objective: Objective,
+    limits: Limits,
+) -> dict[str, float]:
+    """One optimizer step by the mean over ``count`` pairs or steps, and the mean of what there is to tell of them."""
+    told: dict[str, float] = {}
+    optimizer.zero_grad(set_to_none=True)
+    for fields in parts:
+        share, terms = pair_loss(objective, fields, count)
+        share.backward()
+        sums = {"loss": share.detach(), **(terms if len(terms) > 1 else {})}
+        sums |= {name: value.sum() / count for name, value in metrics(fields).items()}
+        told = {name: told.get(name, 0.0) + float(value) for name, value in sums.items()}
+    return told | {"grad_norm": clipped_step(model, optimizer, limits.max_grad_norm)}
+
+
+def _summary(category: str, item: str, parts: Sequence[Tensor]) -> ItemSummary:
+    values = torch.cat(list(parts)).double()
+    return ItemSummary(category, item, len(values), float(values.mean()), {})
+
+
+def _tokens(sequences: Sequences) -> float:
+    return float(sequences.mask.sum() + sum(len(prompt) for prompt in sequences.prompts))
