@@ -151,7 +151,7 @@ def measured(bench: Bench, arm: str, seed: int, home: Path) -> Record:
         "optimizer": {"learning_rate": RATE},
         "options": {"power": 0.0 if arm in ("off", "clean") else 1.0},
         "evaluation": {"samples": 1 if bench.small else SAMPLES},
-        "measure_kl": False,
+        "log_kl": False,
     }
     small = {"data": online.SMALL["sft"]["data"]} if bench.small else {}
     config = online.settings("grape", seed, laid_over(given, small), model, home / "run")

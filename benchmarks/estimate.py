@@ -25,8 +25,8 @@ from transformers import AutoTokenizer
 
 from grape_rl import train
 from grape_rl.config import loaded
-from grape_rl.model.load import quiet
 from grape_rl.estimate.plan import estimated
+from grape_rl.model.load import quiet
 
 REWARD = (
     "import random\n\n\ndef f(prompts, completions, **columns):\n    return [random.random() for _ in completions]\n"
@@ -36,7 +36,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": ("tiny", {"method": "grpo", "prompts_per_step": 4}),
     "wide": ("wide", {"method": "grpo", "prompts_per_step": 4}),
     "gsm": ("gsm", {"method": "grpo", "prompts_per_step": 4}),
-    "wide-reference": ("wide", {"method": "grpo", "prompts_per_step": 4, "measure_kl": True}),
+    "wide-reference": ("wide", {"method": "grpo", "prompts_per_step": 4, "log_kl": True}),
     "wide-bf16": ("wide", {"method": "grpo", "prompts_per_step": 4, "precision": "bf16"}),
     "wide-ppo": ("wide", {"method": "ppo", "prompts_per_step": 4}),
     "sft": ("gsm", {"method": "sft", "prompts_per_step": 16, "data": {"max_length": 512}}),
@@ -63,12 +63,7 @@ def settings(shape: str, models: Path, data: Path, folder: Path, steps: int) -> 
         "output": str(folder / "run"),
         "checkpoint_every": 0,
     }
-    return (
-        {"measure_kl": False, "device": "cpu"}
-        | given
-        | fixed
-        | {"data": {"source": str(rows), **given.get("data", {})}}
-    )
+    return {"log_kl": False, "device": "cpu"} | given | fixed | {"data": {"source": str(rows), **given.get("data", {})}}
 
 
 def prompts(model: Path, tokens: int, count: int) -> list[str]:

@@ -22,8 +22,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from grape_rl.reward.critic.judging import Job, Judging
 from grape_rl.reward.critic.item import Judge
+from grape_rl.reward.critic.judging import Job, Judging
 from grape_rl.reward.critic.settings import endpoints
 from grape_rl.reward.grading import rubric_critics
 from grape_rl.reward.rubric import Rubric

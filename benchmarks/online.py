@@ -22,14 +22,14 @@ from grape_rl import ALGORITHMS, train
 from grape_rl.cli.train import resolved
 from grape_rl.config import Config, laid_over
 from grape_rl.maths.divergence import k3
-from grape_rl.methods import Algorithm, options
+from grape_rl.methods import Method, options
 from grape_rl.model.load import load
 from grape_rl.model.sampler import Sampling, sample
-from grape_rl.sources.kinds import kind_of
-from grape_rl.setup.policy import policy
-from grape_rl.sources.responses import sampling_prompts
-from grape_rl.run import Run
 from grape_rl.rollout.source import reference_logprobs
+from grape_rl.run import Run
+from grape_rl.setup.policy import policy
+from grape_rl.sources.kinds import kind_of
+from grape_rl.sources.responses import sampling_prompts
 from measured import Record, append, key, records, where
 
 STEPS, PROMPTS, GROUP = 32, 16, 8
@@ -48,7 +48,7 @@ def sampling_methods() -> list[str]:
     return [name for name, row in sampled.items() if not row.online_of or row.online_of in ONLINE]
 
 
-def grid(row: Algorithm) -> list[dict[str, Any]]:
+def grid(row: Method) -> list[dict[str, Any]]:
     """What is tried on a method: learning rates, or where its update has none, the size of its step."""
     if "optimizer" in inspect.signature(row.update).parameters:
         return [{"optimizer": {"learning_rate": rate}} for rate in RATES]
@@ -147,7 +147,7 @@ def measured(config: Config, model: Path) -> Record:
     first, last = run.evaluations[0], run.evaluations[config.steps]
     held_out = {"before": first, "after": last}
     told = {
-        when: {"reward": each.reward, "length": each.length, "cut_off": each.cut_off}
+        when: {"reward": each.reward, "length": each.length, "truncated": each.truncated}
         | {item: each.mean(item) for item in dict.fromkeys(i.item for i in each.items)}
         for when, each in held_out.items()
     }
@@ -166,7 +166,9 @@ def end(run: Run, model: Path) -> dict[str, float]:
     row = ALGORITHMS[config.method]
     sampling = Sampling(**config.sampling.model_dump())
     prompts = sampling_prompts(kind_of(row).rows(config, row)[1], now, sampling.max_tokens, "held-out data")
-    rollout = sample(now.model, [p.tokens for p in prompts], 2, sampling, now.end, config.seed, 0, config.rows_at_once)
+    rollout = sample(
+        now.model, [p.tokens for p in prompts], 2, sampling, now.end, config.seed, 0, config.generation_batch_size
+    )
     reference = reference_logprobs(load(str(model), cpu)[0], sampling.temperature, config.tokens_per_microbatch)
     kl = k3(rollout.behavior_logp, reference(rollout))[rollout.mask].mean()
     return {"entropy": float(-rollout.behavior_logp[rollout.mask].mean()), "kl": float(kl)}

@@ -9,7 +9,7 @@ from PIL import Image
 
 from grape_rl.algorithms import FAMILIES
 from measured import Record
-from tables import BUDGET, Method, cumulative
+from tables import BUDGET, MethodRuns, cumulative
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -34,7 +34,7 @@ def panels(names: Sequence[str]) -> list[tuple[str, list[str]]]:
     return found
 
 
-def curves(methods: Sequence[Method]) -> dict[str, np.ndarray]:
+def curves(methods: Sequence[MethodRuns]) -> dict[str, np.ndarray]:
     """Each method's reward at ``AT``, a row a seed; NaN beyond its last step.
 
     A seed's prompts are the same for all methods. What they are worth, on the mean of all methods that have every seed,
@@ -78,7 +78,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return np.array([np.nanmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
 
 
-def draw(methods: Sequence[Method], path: Path) -> None:
+def draw(methods: Sequence[MethodRuns], path: Path) -> None:
     """Write the picture, all panels on the same axes."""
     found = curves(methods)
     shown = panels(list(found))

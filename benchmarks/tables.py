@@ -15,7 +15,7 @@ BUDGET = 40_000
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodRuns:
     """What was measured of one method under the settings chosen for it, a record a seed; or why there is nothing."""
 
     name: str
@@ -29,7 +29,7 @@ class Method:
         return statistics.fmean(known) if known else math.nan
 
 
-def by_method(found: Sequence[Record]) -> list[Method]:
+def by_method(found: Sequence[Record]) -> list[MethodRuns]:
     """The results of each method, under the settings that did best on the first seed of those tried.
 
     ``edge`` tells that those are the first or the last of the grid, so that others beyond it might do better still. Of
@@ -40,13 +40,13 @@ def by_method(found: Sequence[Record]) -> list[Method]:
     return [_chosen(name, [record for record in found if record["method"] == name]) for name in names]
 
 
-def _chosen(name: str, found: list[Record]) -> Method:
+def _chosen(name: str, found: list[Record]) -> MethodRuns:
     tried = [record for record in found if record["seed"] == found[0]["seed"]]
     best = max(tried, key=last_reward) if "curve" in tried[0] and "reward" in tried[0]["curve"] else tried[0]
     runs = [record for record in found if record["set"] == best["set"]]
     failed = "; ".join(f"seed {record['seed']}: {record['failed']}" for record in runs if "failed" in record)
     edge = len(tried) > 2 and best["set"] in (tried[0]["set"], tried[-1]["set"])
-    return Method(name, tuple(record for record in runs if "failed" not in record), edge, failed)
+    return MethodRuns(name, tuple(record for record in runs if "failed" not in record), edge, failed)
 
 
 def reward_at(record: Record, budget: int = BUDGET) -> float:
@@ -66,7 +66,7 @@ def cumulative(tokens: Sequence[float]) -> list[float]:
     return [sum(tokens[: i + 1]) for i in range(len(tokens))]
 
 
-def chance(methods: Sequence[Method], of: Callable[[Record], float]) -> float:
+def chance(methods: Sequence[MethodRuns], of: Callable[[Record], float]) -> float:
     """The standard error of the difference of two methods' means, from how methods and seeds fail to add up.
 
     A seed's prompts are the same for all methods, so what it is worth to all of them is no noise. NaN where fewer than
@@ -207,7 +207,7 @@ def _set(given: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in given.get("options", {}).items())
 
 
-def _failures(methods: Sequence[Method]) -> list[str]:
+def _failures(methods: Sequence[MethodRuns]) -> list[str]:
     return [f"`{method.name}` failed: {method.failed}\n" for method in methods if method.failed]
 
 

@@ -22,15 +22,15 @@ from grape_rl.maths.reduction import Reduction
 from grape_rl.methods import (
     Comparisons,
     Labels,
+    LossTerm,
     Preferences,
-    RowTerm,
     Sampled,
     SampledPreferences,
     Steps,
-    chosen_options,
     keywords,
     objective,
     options,
+    resolve_options,
 )
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.table.online import online
@@ -92,7 +92,7 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
         ]
         assert ("learning_rate" in told) == (name in STEPPING)
         if isinstance(row.source, Sampled):
-            wanted += ["reward", "length", "cut_off", "equal_groups", "kl"]
+            wanted += ["reward", "length", "truncated", "zero_variance_groups", "kl"]
         if name in ONLINE:
             wanted += ["pairs", "unpaired_groups", "reward_gap"]
         if name in OF_PAIRS:
@@ -201,7 +201,7 @@ def test_every_option_has_a_type_and_a_default_of_it(name):
             assert default in choices, option
         else:
             assert isinstance(default, int | float | str), option
-    assert chosen_options(row, {}) == {option: default for option, (_, default) in found.items()}
+    assert resolve_options(row, {}) == {option: default for option, (_, default) in found.items()}
 
 
 @pytest.mark.parametrize("name", OF_TOKENS)
@@ -214,7 +214,7 @@ def test_every_option_has_a_type_and_a_default_of_it(name):
 )
 def test_every_row_refuses_options_that_are_none(name, given, message):
     with pytest.raises(ValueError) as told:
-        chosen_options(ALGORITHMS[name], given)
+        resolve_options(ALGORITHMS[name], given)
     assert str(told.value).startswith(f"options of {name}: ") and message in str(told.value)
 
 
@@ -222,7 +222,7 @@ def test_every_row_refuses_options_that_are_none(name, given, message):
 @pytest.mark.parametrize("option", ["reduction", "epochs"])
 def test_a_method_without_tokens_has_no_options_of_tokens(name, option):
     with pytest.raises(ValueError, match=f"options of {name}: unknown key '{option}'"):
-        chosen_options(ALGORITHMS[name], {option: "token"})
+        resolve_options(ALGORITHMS[name], {option: "token"})
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_method_without_tokens_has_no_options_of_tokens(name, option):
 )
 def test_an_update_refuses_options_that_are_none(name, given, message):
     with pytest.raises(ValueError) as told:
-        chosen_options(ALGORITHMS[name], given)
+        resolve_options(ALGORITHMS[name], given)
     assert str(told.value).startswith(f"options of {name}: ") and message in str(told.value)
 
 
@@ -293,11 +293,11 @@ def test_every_number_has_bounds_and_what_is_beyond_them_is_refused(name):
     for option in numeric(row).keys() - UNBOUNDED.keys():
         for value in (*OUT_OF_RANGE[option], math.nan, math.inf):
             with pytest.raises(ValueError) as told:
-                chosen_options(row, {option: value})
+                resolve_options(row, {option: value})
             assert str(told.value).startswith(f"options of {name}: {option}: Input should be "), value
             assert "\n" not in str(told.value)
         for value in IN_RANGE.get(option, ()):
-            assert chosen_options(row, {option: value})[option] == value
+            assert resolve_options(row, {option: value})[option] == value
 
 
 @pytest.mark.parametrize(
@@ -316,9 +316,9 @@ def test_every_number_has_bounds_and_what_is_beyond_them_is_refused(name):
     ],
 )
 def test_bounds_that_differ_by_row(name, right, wrong):
-    assert chosen_options(ALGORITHMS[name], right).items() >= right.items()
+    assert resolve_options(ALGORITHMS[name], right).items() >= right.items()
     with pytest.raises(ValueError, match=f"options of {name}: {next(iter(wrong))}: Input should be "):
-        chosen_options(ALGORITHMS[name], wrong)
+        resolve_options(ALGORITHMS[name], wrong)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -328,7 +328,7 @@ def test_what_is_set_reaches_the_functions(name):
     numbers = {key: value for key, value in numbers.items() if key not in inspect.signature(row.update).parameters}
     more = {"epochs": 3} if name in DESCENDING else {}
     reduction = {"reduction": "fixed_length"} if name in OF_TOKENS else {}
-    chosen = chosen_options(row, {**numbers, **more, **reduction})
+    chosen = resolve_options(row, {**numbers, **more, **reduction})
     goal = objective(row, chosen)
     assert goal.reduction == reduction.get("reduction")
     assert len(goal.terms) == len(row.terms), "every penalty is switched on"
@@ -347,13 +347,13 @@ def test_what_is_set_reaches_the_functions(name):
 def test_a_penalty_without_a_coefficient_is_not_computed(name):
     row = ALGORITHMS[name]
     own = [term.function for term in row.terms if term.coefficient]
-    assert [term.function for term in objective(row, chosen_options(row, {})).terms] == own
+    assert [term.function for term in objective(row, resolve_options(row, {})).terms] == own
     off = {term.option: 0.0 for term in row.terms if term.option}
     if all(term.option for term in row.terms):
         with pytest.raises(ValueError, match=f"{name}: every loss has the weight 0, so that there is nothing to learn"):
-            objective(row, chosen_options(row, off))
+            objective(row, resolve_options(row, off))
         return
-    assert [term.function for term in objective(row, chosen_options(row, off)).terms] == [row.terms[0].function]
+    assert [term.function for term in objective(row, resolve_options(row, off)).terms] == [row.terms[0].function]
 
 
 def test_losses_of_a_mixture_agree_on_the_defaults_of_the_options_that_they_share():
@@ -368,7 +368,7 @@ def test_losses_of_a_mixture_agree_on_the_defaults_of_the_options_that_they_shar
 def test_an_option_named_like_a_field_is_not_given_in_the_field_s_place():
     """The coefficient ``entropy`` is no argument of ``entropy_bonus(entropy)``."""
     row = ALGORITHMS["grpo"]
-    (bonus,) = [t for t in objective(row, chosen_options(row, {"entropy": 0.5})).terms if t.parameters == ("entropy",)]
+    (bonus,) = [t for t in objective(row, resolve_options(row, {"entropy": 0.5})).terms if t.parameters == ("entropy",)]
     assert (bonus.coefficient, dict(bonus.options)) == (0.5, {})
 
 
@@ -376,8 +376,8 @@ def test_a_row_s_own_default_takes_the_place_of_its_function_s():
     row = ALGORITHMS["dapo"]
     assert inspect.signature(row.terms[0].function).parameters["clip_high"].default == 0.2
     assert options(row)["clip_high"] == (NonNegative, 0.28)
-    assert objective(row, chosen_options(row, {})).terms[0].options == {"clip_low": 0.2, "clip_high": 0.28}
-    assert objective(row, chosen_options(row, {"clip_high": 0.5})).terms[0].options["clip_high"] == 0.5
+    assert objective(row, resolve_options(row, {})).terms[0].options == {"clip_low": 0.2, "clip_high": 0.28}
+    assert objective(row, resolve_options(row, {"clip_high": 0.5})).terms[0].options["clip_high"] == 0.5
     assert options(ALGORITHMS["grpo"])["clip_high"] == (NonNegative, 0.2), "another row of the same function"
 
 
@@ -418,8 +418,8 @@ def test_an_online_form_differs_from_its_method_in_where_its_pairs_come_from():
 
 
 def test_a_coefficient_without_an_option_stays():
-    row = replace(ALGORITHMS["sft"], terms=(RowTerm(ALGORITHMS["sft"].terms[0].function, 0.75),))
-    assert objective(row, chosen_options(row, {})).terms[0].coefficient == 0.75
+    row = replace(ALGORITHMS["sft"], terms=(LossTerm(ALGORITHMS["sft"].terms[0].function, 0.75),))
+    assert objective(row, resolve_options(row, {})).terms[0].coefficient == 0.75
 
 
 def test_the_reward_without_confidence_is_the_weighted_mean_whatever_the_confidence():

@@ -210,7 +210,7 @@ def test_the_reward_at_a_number_of_tokens_is_that_of_the_steps_before_it():
 def test_chance_is_what_methods_and_seeds_do_not_add_up_to():
     def of(*rewards):
         records = tuple({"seed": seed, "reward": reward} for seed, reward in enumerate(rewards))
-        return tables.Method("m", records, False)
+        return tables.MethodRuns("m", records, False)
 
     def reward(told):
         return told["reward"]
@@ -260,7 +260,7 @@ def test_what_a_seed_is_worth_to_all_methods_is_no_difference_between_its_curves
     def of(name, *rewards):
         tokens = [2_000.0, 20_000.0, 18_000.0]
         records = [{"seed": s, "curve": {"tokens": tokens, "reward": [reward] * 3}} for s, reward in enumerate(rewards)]
-        return tables.Method(name, tuple(records), False)
+        return tables.MethodRuns(name, tuple(records), False)
 
     found = picture.curves([of("a", 0.1, 0.5), of("b", 0.3, 0.7), of("c", 0.6)])
     assert found["a"][:, 0].tolist() == pytest.approx([0.3, 0.3]), "its mean, on both seeds alike"

@@ -402,7 +402,7 @@ def test_a_flag_that_says_nothing_clear_is_refused(arguments, complaint):
 def test_text_settings_are_the_ones_whose_value_is_text():
     found = text_settings()
     assert {"data.system", "output", "model.name", "device"} <= found
-    assert not {"steps", "data.rows", "sampling.temperature", "model.scratch", "data.tasks", "measure_kl"} & found
+    assert not {"steps", "data.rows", "sampling.temperature", "model.scratch", "data.tasks", "log_kl"} & found
 
 
 def test_score_refuses_what_is_not_text_and_will_not_overwrite_its_data(grape, tmp_path):

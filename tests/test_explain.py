@@ -11,9 +11,20 @@ from grape_rl import ALGORITHMS
 from grape_rl.algorithms import FAMILIES
 from grape_rl.cli import main
 from grape_rl.cli.algorithms import HELP
-from grape_rl.cli.method_text import WIDTH, command, derivation, equation, kind_words, names, needs, parts, plain, symbols
+from grape_rl.cli.method_text import (
+    WIDTH,
+    command,
+    derivation,
+    equation,
+    kind_words,
+    names,
+    needs,
+    parts,
+    plain,
+    symbols,
+)
 from grape_rl.maths.preference import dpo
-from grape_rl.methods import Responses, RowTerm, options
+from grape_rl.methods import LossTerm, Responses, options
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
@@ -147,7 +158,7 @@ def test_what_is_needed_is_what_the_functions_read():
 
 def test_what_is_needed_follows_the_row():
     simpo, grpo = ALGORITHMS["simpo"], ALGORITHMS["grpo"]
-    switched = replace(simpo, terms=(*simpo.terms, RowTerm(dpo, 0.0, "anchor")))
+    switched = replace(simpo, terms=(*simpo.terms, LossTerm(dpo, 0.0, "anchor")))
     assert needs(switched) == "pairs (prompt, chosen, rejected); a reference if anchor is set"
     assert needs(replace(grpo, defaults={"kl": 0.1})).endswith("a prompt; a reference")
 

@@ -25,7 +25,7 @@ def rewarded(folder, method, **more):
 )
 def test_the_reward_rises(method, more, tmp_path):
     more = {**more, "prompts_per_step": 8, "group_size": 8, "optimizer": {"learning_rate": 5e-3}}
-    run = train(rewarded(tmp_path, method, steps=16, measure_kl=False, **more))
+    run = train(rewarded(tmp_path, method, steps=16, log_kl=False, **more))
     told = [step["reward"] for step in run.metrics]
     assert sum(told[-3:]) / 3 > 1.5 * sum(told[:3]) / 3, told
     assert run.metrics[-1]["length"] > 0 and "kl" not in run.metrics[-1]

@@ -120,7 +120,7 @@ def frozen_copies(monkeypatch) -> list[PreTrainedModel]:
     [
         ("dpo", {}, 0), ("simpo", {}, 0), ("sft", {}, 0), ("apo_zero_unpaired", {}, 0),
         ("kto", {}, 1), ("tdpo1", {}, 1), ("tr_dpo", {"data": {"held_out_rows": 2}}, 1),
-        ("online_dpo", {}, 1), ("online_tr_dpo", {}, 2), ("grpo", {}, 1), ("grpo", {"measure_kl": False}, 0),
+        ("online_dpo", {}, 1), ("online_tr_dpo", {}, 2), ("grpo", {}, 1), ("grpo", {"log_kl": False}, 0),
     ],
 )  # fmt: skip
 def test_no_copy_is_made_that_no_step_reads(method, more, copies, tmp_path, monkeypatch):

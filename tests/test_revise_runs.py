@@ -8,8 +8,8 @@ from grape_rl.cli.settings import derived
 from grape_rl.config import laid_over, loaded
 from grape_rl.data.chat import prompt_tokens
 from grape_rl.model.scratch import character_tokenizer, scratch
-from grape_rl.sources import responses as parts_responses
 from grape_rl.setup import revisions as parts_revise
+from grape_rl.sources import responses as parts_responses
 from grape_rl.types import Response
 from small_runs import killed_and_resumed, lines, settings, told, weights
 
@@ -48,7 +48,7 @@ def test_the_worst_are_revised_and_a_killed_run_goes_on_to_the_same_bits(method,
             assert step["pairs"] == len(better)
             assert [each["role"] for each in revisions] == ["chosen" if e in better else "none" for e in revisions]
         elif method == "grape":
-            assert step["used"] == 12 + len(revisions) and step["step_kl"] < 1e-6, "the ratio starts at 1"
+            assert step["used"] == 12 + len(revisions) and step["approx_kl"] < 1e-6, "the ratio starts at 1"
             assert step["revision_kl"] > 1e-4, "what it would be under the prompt to revise by"
         else:
             assert step["used"] == 3
@@ -77,7 +77,7 @@ def test_what_the_configuration_says_is_what_is_revised_by(tmp_path, monkeypatch
     how = seen[0]
     assert (how["seed"], how["per_group"], how["failure_limit"]) == (5, 2, 0.3)
     assert how["critique"].keywords == revise
-    assert all(step["step_kl"] < 1e-6 for step in run.metrics), "the behavior policy is that of the temperature"
+    assert all(step["approx_kl"] < 1e-6 for step in run.metrics), "the behavior policy is that of the temperature"
     found = lines(run.folder / "rollouts/step-000001.jsonl")
     assert {len(each["critique"]) for each in found[12:]} == {17}
     answer = Response("1+1=", "3", {"prompt": "1+1="}, 1, "stop")

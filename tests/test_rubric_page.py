@@ -8,10 +8,10 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from grape_rl.reward.formats import FORMATS
 from grape_rl.reward.critic.calibration import Calibration
-from grape_rl.rubric_tools.lint.lint import lint
+from grape_rl.reward.formats import FORMATS
 from grape_rl.reward.rubric import Rubric, load_rubric
+from grape_rl.rubric_tools.lint.lint import lint
 
 PAGE = (Path(__file__).parents[1] / "docs" / "rubrics.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```yaml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)

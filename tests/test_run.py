@@ -238,13 +238,13 @@ def test_rewards_that_are_all_equal_are_warned_of_and_change_nothing(tmp_path):
     assert "every reward of the step is 2.5" in lines(run.folder / "warnings.jsonl")[0]["message"]
     one, two = (weights(run.folder / "checkpoints" / f"step-{n}") for n in (1, 2))
     assert all(torch.equal(one[key], two[key]) for key in one)
-    assert [line["equal_groups"] for line in run.metrics] == [1, 1]
+    assert [line["zero_variance_groups"] for line in run.metrics] == [1, 1]
 
 
 def test_responses_that_are_all_cut_off_are_warned_of(tmp_path):
     run = train({**settings(tmp_path, "grpo"), "sampling": {"max_tokens": 1}, "prompts_per_step": 1, "steps": 6})
     whole = {w["step"] for w in lines(run.folder / "warnings.jsonl") if w["key"] == "all_cut_off"}
-    assert whole == {line["step"] for line in run.metrics if line["cut_off"] == 1}
+    assert whole == {line["step"] for line in run.metrics if line["truncated"] == 1}
     assert whole, "with this seed there is such a step"
     assert "cut off at 1 tokens: raise sampling.max_tokens" in (run.folder / "warnings.jsonl").read_text()
 
@@ -294,7 +294,7 @@ def test_a_run_that_failed_before_its_first_step_may_be_tried_again_in_its_folde
 def test_what_changes_no_result_may_change_when_a_run_is_resumed(tmp_path):
     wanted = settings(tmp_path, "grpo") | {"checkpoint_every": 1}
     train(wanted)
-    more = {"steps": 3, "tokens_per_microbatch": 64, "rows_at_once": 4, "keep_checkpoints": 1}
+    more = {"steps": 3, "tokens_per_microbatch": 64, "generation_batch_size": 4, "keep_checkpoints": 1}
     assert len(train(wanted | more, resume=True).metrics) == 3
 
 

@@ -87,7 +87,7 @@ def test_our_run_is_set_as_the_row_says(model, tmp_path):
     found = loaded(ours.settings(spec, tmp_path))
     assert (found.steps, found.prompts_per_step, found.group_size, found.seed) == (3, 2, 3, ours.SEED)
     assert (found.sampling.max_tokens, found.sampling.temperature, found.data.max_length) == (4, 1.0, 48)
-    assert (found.precision, found.measure_kl, found.checkpoint_every, found.device) == ("bf16", False, 0, "cpu")
+    assert (found.precision, found.log_kl, found.checkpoint_every, found.device) == ("bf16", False, 0, "cpu")
     assert found.optimizer.learning_rate == 1e-5 and found.model.name == str(model)
     assert loaded(ours.settings(SMALL["sft"].spec(model, model, 3), tmp_path)).precision == "fp32"
 

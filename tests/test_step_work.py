@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from grape_rl import train
+from grape_rl.estimate.flops import Work, forwarding
 from grape_rl.model.lm_head import token_logprobs
 from grape_rl.model.logprobs import selected
 from grape_rl.model.sampler import sample
-from grape_rl.estimate.flops import Work, forwarding
 from grape_rl.training.fit import fit
 from small_runs import settings, written
 
@@ -28,7 +28,7 @@ from small_runs import settings, written
 TABLE: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, float]]]] = {
     "grpo": (
         "grpo",
-        {"measure_kl": False},
+        {"log_kl": False},
         {"sampling": (10, 1.2), "update": (1, 1.07)},
     ),
     "grpo with a reference": (
@@ -43,7 +43,7 @@ TABLE: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, float]]]] = {
     ),
     "grpo, 2 epochs of 2 parts": (
         "grpo",
-        {"measure_kl": False, "options": {"epochs": 2, "minibatches": 2}},
+        {"log_kl": False, "options": {"epochs": 2, "minibatches": 2}},
         {"sampling": (10, 1.2), "update": (4, 1.7)},
     ),
     "sft": (
@@ -202,7 +202,7 @@ def test_a_step_does_no_more_than_the_table_says(case, tmp_path, monkeypatch):
 
 
 def test_sampling_reads_each_prompt_once_and_then_a_token_a_response(tmp_path, monkeypatch):
-    for step in run(tmp_path, "grpo", {"measure_kl": False}, monkeypatch, VARIED):
+    for step in run(tmp_path, "grpo", {"log_kl": False}, monkeypatch, VARIED):
         sequences = step.experience.sequences
         first, *rest = step.passes["sampling"]
         assert first <= 1.2 * sum(len(prompt) for prompt in sequences.prompts)
@@ -211,9 +211,9 @@ def test_sampling_reads_each_prompt_once_and_then_a_token_a_response(tmp_path, m
         assert all(ran <= most / 0.75 for ran, most in zip(rest, going, strict=False))
 
 
-@pytest.mark.parametrize("measure_kl", [True, False])
-def test_a_step_without_any_advantage_runs_no_update(measure_kl, tmp_path, monkeypatch):
+@pytest.mark.parametrize("log_kl", [True, False])
+def test_a_step_without_any_advantage_runs_no_update(log_kl, tmp_path, monkeypatch):
     alike = "def f(prompts, completions, **columns): return [1.0] * len(completions)"
-    for step in run(tmp_path, "grpo", {"measure_kl": measure_kl}, monkeypatch, alike):
-        assert step.passes.keys() == ({"sampling", "reference"} if measure_kl else {"sampling"})
+    for step in run(tmp_path, "grpo", {"log_kl": log_kl}, monkeypatch, alike):
+        assert step.passes.keys() == ({"sampling", "reference"} if log_kl else {"sampling"})
         assert "update" not in step.head

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from grape_rl import ALGORITHMS, train
 from grape_rl.config import laid_over
 from grape_rl.maths.penalty import reference_kl
-from grape_rl.methods import chosen_options, in_force, objective, start_memory
+from grape_rl.methods import in_force, objective, resolve_options, start_memory
 from grape_rl.model.load import load
 from grape_rl.model.scratch import character_tokenizer, scratch
 from grape_rl.model.value import own_model
@@ -191,7 +191,7 @@ def test_what_a_value_cannot_be_is_said_before_the_first_step(options, message, 
 
 def test_a_kl_that_follows_its_target_is_so_in_the_reward_and_in_the_loss():
     row = ALGORITHMS["ppo"]
-    chosen = chosen_options(row, {"kl": 0.5, "kl_in_reward": 0.25, "kl_target": 3.0})
+    chosen = resolve_options(row, {"kl": 0.5, "kl_in_reward": 0.25, "kl_target": 3.0})
     found = in_force(chosen, {"kl_scale": 3.0})
     assert (found["kl"], found["kl_in_reward"]) == (1.5, 0.75)
     assert {key: value for key, value in found.items() if key not in ("kl", "kl_in_reward")} == {
@@ -209,7 +209,7 @@ def test_a_method_without_a_value_function_has_no_option_of_it(tmp_path):
 
 @pytest.mark.parametrize("method", ["reinforce", "rloo", "reinforce_plus_plus"])
 def test_the_kl_in_the_reward_takes_the_reference_s_forward_pass_whether_it_is_measured_or_not(method, tmp_path):
-    base = settings(tmp_path, method) | {"measure_kl": False}
+    base = settings(tmp_path, method) | {"log_kl": False}
     without = train(base | {"output": str(tmp_path / "without")})
     held = train(base | {"options": {"kl_in_reward": 5.0}, "output": str(tmp_path / "held")})
     assert "kl" not in without.metrics[0] and "kl_in_reward" not in without.metrics[0]

@@ -43,7 +43,7 @@ def settings(spec: Spec, output: Path) -> dict[str, Any]:
         "optimizer": {"learning_rate": spec["rate"]},
         "precision": "bf16" if spec["bf16"] else "fp32",
         "device": "cuda" if spec["gpu"] else "cpu",
-        "measure_kl": False,
+        "log_kl": False,
         "checkpoint_every": 0,
         "output": str(output),
     }

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-Method = Literal["grpo", "sft", "dpo"]
+BenchmarkMethod = Literal["grpo", "sft", "dpo"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Row:
     """
 
     name: str
-    method: Method
+    method: BenchmarkMethod
     shape: str
     per_step: int
     group: int = 1

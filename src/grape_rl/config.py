@@ -10,7 +10,7 @@ from grape_rl.algorithms import ALGORITHMS
 from grape_rl.data.chat import Learn
 from grape_rl.maths.bounds import Count, Share
 from grape_rl.maths.reward_model import StepReward
-from grape_rl.methods import Demonstrations, Responses, Sampled, chosen_options
+from grape_rl.methods import Demonstrations, Responses, Sampled, resolve_options
 from grape_rl.reward.critic.settings import endpoints
 from grape_rl.schema import nearest, parsed, validated
 from grape_rl.sections import Model, Revise, Section, on_cpu
@@ -166,11 +166,11 @@ class Config(Section):
     """The run's folder."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """What forward passes compute in; the weights stay fp32."""
-    measure_kl: bool = True
+    log_kl: bool = True
     """Whether to log the KL to the model at the start, at the price of one more forward pass a step."""
     reference_cache: str | None = None
     """A folder that keeps the reference's log-probs of data rows, for several runs to share; else the run's own."""
-    rows_at_once: PositiveInt = 512
+    generation_batch_size: PositiveInt = 512
     """The most responses that are sampled at once: memory for time, never another result."""
     checkpoint_every: Count = 50
     """Steps between checkpoints; 0 for only the last."""
@@ -181,7 +181,7 @@ class Config(Section):
         row = ALGORITHMS.get(self.method)
         if row is None:
             raise ValueError(f"unknown method {self.method!r}{nearest(self.method, ALGORITHMS)}")
-        chosen_options(row, self.options)
+        resolve_options(row, self.options)
         if bool(self.data.source) == bool(self.data.tasks):
             raise ValueError("data: name exactly one of source (a file or a data set) and tasks")
         if self.data.held_out and not self.data.held_out_rows:
@@ -213,14 +213,14 @@ class Config(Section):
                 f"group_size is {self.group_size}: {self.method} compares the responses to a prompt, so it needs at "
                 f"least {row.source.smallest_group}"
             )
-        any_sampler = isinstance(row.source, Responses) and row.source.any_sampler
-        if isinstance(row.source, Responses) and not any_sampler and (self.sampling.top_k or self.sampling.top_p < 1):
+        off_policy_ok = isinstance(row.source, Responses) and row.source.off_policy_ok
+        if isinstance(row.source, Responses) and not off_policy_ok and (self.sampling.top_k or self.sampling.top_p < 1):
             raise ValueError(
                 f"sampling: {self.method} needs tokens from the whole distribution of the policy, and top_k or "
                 "top_p cut it: the ratio would no longer be between two policies; leave them out, or use "
                 "rejection_sampling, which may cut"
             )
-        if not any_sampler and self.sampling.temperature == 0:
+        if not off_policy_ok and self.sampling.temperature == 0:
             raise ValueError(f"sampling: temperature 0 makes all responses alike: {self.method} learns nothing")
         return self
 

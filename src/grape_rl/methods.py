@@ -16,8 +16,8 @@ from grape_rl.data.comparisons import comparisons
 from grape_rl.data.steps import labelled
 from grape_rl.maths.bounds import NonNegative
 from grape_rl.maths.reduction import Reduction
+from grape_rl.rollout.dynamic_sampling import ScoredRollout, once
 from grape_rl.schema import Strict, validated
-from grape_rl.rollout.dynamic_sampling import Drawn, once
 from grape_rl.training.objective import FIELDS, Objective, Term, TermFunction
 from grape_rl.training.update import gradient
 from grape_rl.training.value import ValueFunction
@@ -49,7 +49,7 @@ class Responses:
 
     ``compared`` is for a method whose advantage is made of the verdicts in another way than the reward that is told.
     ``draws`` says whether prompts are drawn once, or again where there is nothing to compare. ``smallest_group`` is how
-    many responses a prompt needs at least. ``any_sampler``: the method may learn from responses that top-k or top-p
+    many responses a prompt needs at least. ``off_policy_ok``: the method may learn from responses that top-k or top-p
     cut, or that another temperature drew, since it imitates them; a policy gradient may not, for its tokens must come
     from the policy itself.
 
@@ -65,9 +65,9 @@ class Responses:
 
     advantage: Callable[..., Tensor]
     aggregate: Callable[..., Tensor]
-    draws: Callable[..., Drawn] = once
+    draws: Callable[..., ScoredRollout] = once
     smallest_group: int = 1
-    any_sampler: bool = False
+    off_policy_ok: bool = False
     compared: Callable[..., Tensor] | None = None
     running: Callable[..., Tensor] | None = None
     token_reward: Callable[..., Tensor] | None = None
@@ -79,8 +79,8 @@ class Responses:
     def functions(self) -> Functions:
         """Those that make a batch, in the order in which they run."""
         scored = (self.draws, self.aggregate, self.compared, self.running, self.token_reward)
-        credited = (self.value, self.advantage, self.rescaled, *(each.function for each in self.remembers))
-        return tuple(each for each in (*scored, *credited) if each)
+        estimate_advantages = (self.value, self.advantage, self.rescaled, *(each.function for each in self.remembers))
+        return tuple(each for each in (*scored, *estimate_advantages) if each)
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ Source = Demonstrations | Responses | Preferences | SampledPreferences | Labels 
 
 
 @dataclass(frozen=True)
-class RowTerm:
+class LossTerm:
     """A loss term of a row. ``option`` names the option that sets its coefficient (0 or more), where it has one."""
 
     function: TermFunction
@@ -166,7 +166,7 @@ class RowTerm:
 
 
 @dataclass(frozen=True)
-class Algorithm:
+class Method:
     """One row of the table.
 
     ``reduction`` is None where the terms are per pair, labelled response or step, whose plain mean is taken.
@@ -179,7 +179,7 @@ class Algorithm:
     equation: str
     paper: str
     source: Source
-    terms: tuple[RowTerm, ...]
+    terms: tuple[LossTerm, ...]
     reduction: Reduction | None
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     update: Callable[..., dict[str, float]] = gradient
@@ -196,7 +196,7 @@ class Algorithm:
         return (*self.source.functions, *(term.function for term in self.terms), self.update)
 
 
-def options(row: Algorithm) -> dict[str, tuple[Any, Any]]:
+def options(row: Method) -> dict[str, tuple[Any, Any]]:
     """What a user may set of a method: name → (type, default), from its functions' own keyword arguments.
 
     Raises:
@@ -217,7 +217,7 @@ def options(row: Algorithm) -> dict[str, tuple[Any, Any]]:
     return found | {name: (found[name][0], default) for name, default in row.defaults.items()}
 
 
-def chosen_options(row: Algorithm, given: dict[str, Any]) -> dict[str, Any]:
+def resolve_options(row: Method, given: dict[str, Any]) -> dict[str, Any]:
     """The row's options with what was given laid over the defaults.
 
     Raises:
@@ -233,7 +233,7 @@ def keywords(function: Callable[..., Any], chosen: dict[str, Any]) -> dict[str, 
     return {name: chosen[name] for name in inspect.signature(function).parameters if name in own}
 
 
-def start_memory(row: Algorithm) -> dict[str, float]:
+def start_memory(row: Method) -> dict[str, float]:
     """What the first step finds where later ones find what the last one left."""
     remembers = row.source.remembers if isinstance(row.source, Responses) else ()
     return {each.function.__name__: each.start for each in remembers}
@@ -245,7 +245,7 @@ def in_force(chosen: dict[str, Any], memory: Mapping[str, Any]) -> dict[str, Any
     return chosen | {name: chosen[name] * scale for name in ("kl", "kl_in_reward") if name in chosen}
 
 
-def objective(row: Algorithm, chosen: dict[str, Any]) -> Objective:
+def objective(row: Method, chosen: dict[str, Any]) -> Objective:
     """The row's objective under the chosen options, without the terms whose coefficient is 0.
 
     Raises:

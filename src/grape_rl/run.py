@@ -17,31 +17,31 @@ from grape_rl.config import Config, dumped, loaded
 from grape_rl.methods import (
     Sampled,
     SampledPreferences,
-    chosen_options,
     in_force,
     keywords,
     objective,
+    resolve_options,
     start_memory,
 )
+from grape_rl.model.gradient_checkpointing import checkpointed
 from grape_rl.model.heap import heap_kept
 from grape_rl.model.load import quiet
-from grape_rl.model.gradient_checkpointing import checkpointed
 from grape_rl.model.sampler import Sampling
-from grape_rl.setup.run_folder import resumable, write
-from grape_rl.sources.kinds import kind_of
-from grape_rl.setup.policy import policy_at, start_policy
-from grape_rl.sources.responses import sampler, sampling_prompts
+from grape_rl.rollout.source import Experience, step_seed
 from grape_rl.setup.graders import grader
+from grape_rl.setup.policy import policy_at, start_policy
+from grape_rl.setup.run_folder import resumable, write
 from grape_rl.setup.setup import Setup
 from grape_rl.setup.value_function import value_function, value_settings
-from grape_rl.training.checkpoint import restored_step, save_checkpoint
 from grape_rl.sources.held_out import HeldOut, held_out, read_held_out
+from grape_rl.sources.kinds import kind_of
+from grape_rl.sources.responses import sampler, sampling_prompts
+from grape_rl.training.checkpoint import restored_step, save_checkpoint
 from grape_rl.training.fit import AnyExperience, Update, Warn, fit
 from grape_rl.training.log import Log, read_metrics
 from grape_rl.training.optimizer import adamw, learning_rate, set_learning_rate
-from grape_rl.rollout.source import Experience, step_seed
 from grape_rl.training.update import Limits
-from grape_rl.training.value import still
+from grape_rl.training.value import frozen_parameters
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
 def _setup(config: Config, checkpoint: Path | None) -> Setup:
     """What the run is set up with; its policy as in the checkpoint, if there is one."""
     row = ALGORITHMS[config.method]
-    chosen = chosen_options(row, config.options)
+    chosen = resolve_options(row, config.options)
     kind, named = kind_of(row), config.reward
     train_rows, test_rows = kind.rows(config, row)
     start = start_policy(config, train_rows, kind.scalar)
@@ -208,10 +208,10 @@ def _update(setup: Setup, optimizer: torch.optim.Optimizer) -> Update:
         of = config.optimizer
         rate = learning_rate(step, config.steps, of.learning_rate, of.warmup, of.schedule)
         set_learning_rate(optimizer, rate)
-        at_hand = fixed | {"experience": experience, "step": step, "warn": warn}
-        at_hand["objective"] = objective(row, in_force(setup.chosen, setup.memory))
-        with still(setup.now.model) if step < alone else nullcontext():
-            changed = row.update(**{name: value for name, value in at_hand.items() if name in asked})
+        available = fixed | {"experience": experience, "step": step, "warn": warn}
+        available["objective"] = objective(row, in_force(setup.chosen, setup.memory))
+        with frozen_parameters(setup.now.model) if step < alone else nullcontext():
+            changed = row.update(**{name: value for name, value in available.items() if name in asked})
         if isinstance(experience, Experience):
             setup.memory.update(experience.memory)
         return changed | ({"learning_rate": rate} if "optimizer" in asked else {})
@@ -226,7 +226,7 @@ def _training_temperature(setup: Setup) -> float:
     pairs can climb a policy's reward less its KL, as the square of rpo does, only if that policy drew them.
     """
     source = setup.row.source
-    own = isinstance(source, SampledPreferences) or (isinstance(source, Sampled) and not source.any_sampler)
+    own = isinstance(source, SampledPreferences) or (isinstance(source, Sampled) and not source.off_policy_ok)
     return setup.config.sampling.temperature if own else 1.0
 
 

@@ -2,12 +2,14 @@
 
 import pytest
 
-from grape_rl.estimate.flops import Shape, Work
 from grape_rl.estimate import cost
-from grape_rl.estimate.cost import Estimate, Frame, Held, Machine, Step, memory, seconds
+from grape_rl.estimate.cost import Estimate, Held, Machine, ModelFootprint, Step, memory, seconds
+from grape_rl.estimate.flops import Shape, Work
 
 SHAPE = Shape(trunk=100, trunk_trained=100, head=30, head_trained=30, layers=2, width=5)
-FRAME = Frame(SHAPE, parameters=150, trunk=140, trained=150, largest=40, kept=800.0, cached=16.0, vocabulary=10)
+FRAME = ModelFootprint(
+    SHAPE, parameters=150, trunk=140, trained=150, largest=40, kept=800.0, cached=16.0, vocabulary=10
+)
 STEP = Step(learned=Work(20, 8, 60), microbatches=2, positions=12, chosen=6)
 
 
@@ -21,7 +23,7 @@ def plain(monkeypatch):
         "HEAD_TILE": 50, "HEAD_COPIES": 3, "DRAW_BYTES": 7, "SLACK": 1.0,
     }  # fmt: skip
     for name, value in given.items():
-        monkeypatch.setattr(estimate, name, value)
+        monkeypatch.setattr(cost, name, value)
 
 
 def test_memory_of_an_update():
@@ -50,7 +52,9 @@ def test_memory_of_sampling_where_that_is_more():
 
 
 def test_models_beside_the_policy():
-    adapted = Frame(SHAPE, parameters=150, trunk=140, trained=20, largest=4, kept=800.0, cached=16.0, vocabulary=10)
+    adapted = ModelFootprint(
+        SHAPE, parameters=150, trunk=140, trained=20, largest=4, kept=800.0, cached=16.0, vocabulary=10
+    )
     found = memory(adapted, STEP, Held(fixed=2), 0.0)  # what is not trained is shared with the reference
     assert (found["weights"], found["gradients"], found["optimizer"]) == (4 * (150 + 2 * 20), 4 * 20, 8 * 20)
     found = memory(FRAME, STEP, Held(fixed=1, trunks=1), 0.0)
@@ -62,7 +66,7 @@ def test_half_precision_copies_the_matrices(monkeypatch):
     whole, half = (memory(FRAME, STEP, Held(half=half), 5.0) for half in (False, True))
     assert half["activations"] - whole["activations"] == 2 * 130
     assert {**half, "activations": 0} == {**whole, "activations": 0}
-    monkeypatch.setattr(estimate, "SLACK", 2.0)
+    monkeypatch.setattr(cost, "SLACK", 2.0)
     assert memory(FRAME, STEP, Held(), 5.0)["libraries"] == 5.0
     assert memory(FRAME, STEP, Held(), 5.0)["weights"] == 2 * whole["weights"]
 

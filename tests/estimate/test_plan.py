@@ -7,13 +7,13 @@ import torch
 
 from grape_rl.cli import main
 from grape_rl.config import loaded
-from grape_rl.model.load import load
-from grape_rl.model.lora import adapted
-from grape_rl.estimate.flops import Work, decoding, forwarding
 from grape_rl.estimate import plan
 from grape_rl.estimate.cost import Machine
-from grape_rl.estimate.fake_model import framed
+from grape_rl.estimate.fake_model import measure_footprint
+from grape_rl.estimate.flops import Work, decoding, forwarding
 from grape_rl.estimate.plan import estimated, held, step_of
+from grape_rl.model.load import load
+from grape_rl.model.lora import adapted
 from grape_rl.setup.setup import Setup
 from grape_rl.types import Sequences
 from small_runs import settings, written
@@ -56,7 +56,7 @@ def test_a_frame_holds_what_the_model_does(lora, tmp_path, model, tokenizer):
     if lora:
         adapted(real, lora["rank"], 8.0, lora.get("targets", ()), seed=0)
     asked = config(tmp_path, "sft", model={"name": str(tmp_path / "model"), "lora": lora})
-    policy, frame = framed(asked, ROWS, scalar=False)
+    policy, frame = measure_footprint(asked, ROWS, scalar=False)
     assert policy.context == 128 and policy.tokenizer.get_vocab() == tokenizer.get_vocab()
     assert frame.parameters == sum(p.numel() for p in real.parameters())
     assert frame.trained == sum(p.numel() for p in real.parameters() if p.requires_grad)
@@ -70,7 +70,7 @@ def test_a_frame_holds_what_the_model_does(lora, tmp_path, model, tokenizer):
 
 
 def test_half_precision_keeps_less(tmp_path):
-    whole, half = (framed(config(tmp_path, "sft", precision=p), ROWS, False)[1] for p in ("fp32", "bf16"))
+    whole, half = (measure_footprint(config(tmp_path, "sft", precision=p), ROWS, False)[1] for p in ("fp32", "bf16"))
     assert 0.5 * whole.kept < half.kept < 0.9 * whole.kept
     assert half.parameters == whole.parameters
 
@@ -81,13 +81,13 @@ def of(folder, method, **given):
     row = plan.ALGORITHMS[method]
     kind = plan.kind_of(row)
     train, _ = kind.rows(asked, row)
-    policy, _ = framed(asked, train, kind.scalar)
-    setup = Setup(asked, row, plan.chosen_options(row, asked.options), train, [], policy, policy, None)
+    policy, _ = measure_footprint(asked, train, kind.scalar)
+    setup = Setup(asked, row, plan.resolve_options(row, asked.options), train, [], policy, policy, None)
     return setup, kind.batches(setup)(0)
 
 
 def test_a_step_of_grpo(tmp_path):
-    setup, sequences = of(tmp_path, "grpo", measure_kl=False, rows_at_once=3)
+    setup, sequences = of(tmp_path, "grpo", log_kl=False, generation_batch_size=3)
     lengths = [len(prompt) for prompt in sequences.prompts]
     assert len(lengths) == 2 and sequences.mask.all() and sequences.mask.shape == (6, 10)
     step = step_of(setup, sequences)
@@ -102,23 +102,23 @@ def test_a_step_of_grpo(tmp_path):
 
 
 def test_epochs_parts_and_small_micro_batches(tmp_path):
-    setup, sequences = of(tmp_path, "grpo", measure_kl=False, options={"epochs": 3, "minibatches": 2})
+    setup, sequences = of(tmp_path, "grpo", log_kl=False, options={"epochs": 3, "minibatches": 2})
     step = step_of(setup, sequences)
     assert (step.updates, step.microbatches) == (6, 6)
     assert step.learned.head_tokens == 3 * 60 and step.chosen == 30
-    setup, sequences = of(tmp_path, "grpo", measure_kl=False, tokens_per_microbatch=40)
+    setup, sequences = of(tmp_path, "grpo", log_kl=False, tokens_per_microbatch=40)
     step = step_of(setup, sequences)
     assert step.microbatches > 1 and step.positions < step.learned.trunk_tokens
     assert step.learned.head_tokens == 60 and step.updates == 1
 
 
 def test_a_value_function_reads_once_and_learns(tmp_path):
-    setup, sequences = of(tmp_path, "ppo", measure_kl=False, options={"kl_in_reward": 0.0})
+    setup, sequences = of(tmp_path, "ppo", log_kl=False, options={"kl_in_reward": 0.0})
     whole = forwarding(sequences)
     trunk = Work(whole.trunk_tokens, 0, whole.attention_pairs)
     step = step_of(setup, sequences)
     assert (step.read, step.learned, held(setup).trunks) == (trunk, whole + trunk, 1)
-    setup, sequences = of(tmp_path, "ppo", measure_kl=False, options={"kl_in_reward": 0.0, "value_trunk": "shared"})
+    setup, sequences = of(tmp_path, "ppo", log_kl=False, options={"kl_in_reward": 0.0, "value_trunk": "shared"})
     step = step_of(setup, sequences)
     assert (step.read, step.learned, held(setup).trunks) == (trunk, whole, 0)
 
@@ -155,7 +155,7 @@ def test_more_of_anything_takes_more(tmp_path):
         assert estimate(**given) > (memory, seconds), given
     less, longer = estimate(tokens_per_microbatch=40)
     assert less < memory and longer > seconds
-    assert estimate(measure_kl=False) < (memory, seconds)
+    assert estimate(log_kl=False) < (memory, seconds)
 
 
 @pytest.mark.parametrize(

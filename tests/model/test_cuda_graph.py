@@ -11,8 +11,8 @@ from tiny import MODELS, exactness, sharp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from grape_rl.model.decode import CUDA, decoded
 from grape_rl.model.cuda_graph import captured
+from grape_rl.model.decode import CUDA, decoded
 from grape_rl.model.sampler import Sampling, drawn, drawn_from
 
 

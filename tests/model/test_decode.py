@@ -9,8 +9,8 @@ from tiny import MODELS, exactness, sharp
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grape_rl.model import decode
-from grape_rl.model.kv_cache import Cache
 from grape_rl.model.decode import Pace, decoded
+from grape_rl.model.kv_cache import Cache
 from grape_rl.model.sampler import Sampling, drawn, drawn_from
 
 PROMPTS = [torch.tensor(ids) for ids in ([5, 9, 3, 17], [4], [8, 8, 21, 3, 6, 12, 7], [11, 2])]

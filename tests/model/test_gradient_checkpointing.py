@@ -7,8 +7,8 @@ import torch
 from tiny import MODELS, gradient, sequences, sharp
 from torch import nn
 
-from grape_rl.model.logprobs import logprobs
 from grape_rl.model.gradient_checkpointing import checkpointed
+from grape_rl.model.logprobs import logprobs
 
 MIXED = sequences([3, 9], [[7, 2], [5, 9, 1]])
 

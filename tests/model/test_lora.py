@@ -11,13 +11,13 @@ import torch
 import transformers as hf
 
 from grape_rl import ALGORITHMS
-from grape_rl.methods import chosen_options, objective
+from grape_rl.methods import objective, resolve_options
 from grape_rl.model.load import frozen, sharing
 from grape_rl.model.logprobs import logprobs
 from grape_rl.model.lora import adapted, is_adapted, merged, save_adapter, with_adapter
 from grape_rl.model.sampler import Sampling, sample
-from grape_rl.training.optimizer import adamw
 from grape_rl.rollout.source import Experience
+from grape_rl.training.optimizer import adamw
 from grape_rl.training.update import Limits, gradient
 from grape_rl.types import Batch, Sequences
 from precise import doubled
@@ -190,7 +190,7 @@ LIMITS = Limits(temperature=0.7, max_tokens=9, tokens_per_microbatch=10_000, max
 def lost(model, method, tokens=10_000):
     """The gradient of a method's loss: what plain descent with rate 1 took off each parameter."""
     row = ALGORITHMS[method]
-    goal = objective(row, chosen_options(row, {"kl": 0.1, "entropy": 0.01} if method == "grpo" else {}))
+    goal = objective(row, resolve_options(row, {"kl": 0.1, "entropy": 0.01} if method == "grpo" else {}))
     limits = Limits(**vars(LIMITS) | {"tokens_per_microbatch": tokens})
     before = {key: p.detach().clone() for key, p in trainable(model).items()}
     gradient(model, torch.optim.SGD(trainable(model).values(), lr=1.0), experience(), goal, limits, step=0)
@@ -233,6 +233,6 @@ def test_the_optimizer_moves_adapters_alone():
     optimizer = adamw(model, 0.1, (0.9, 0.95))
     for group in optimizer.param_groups:
         group["lr"] = 1e-2
-    gradient(model, optimizer, experience(), objective(row, chosen_options(row, {})), LIMITS, step=0)
+    gradient(model, optimizer, experience(), objective(row, resolve_options(row, {})), LIMITS, step=0)
     changed = {key for key, p in model.named_parameters() if not torch.equal(p, before[key])}
     assert changed == trainable(model).keys()

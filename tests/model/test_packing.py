@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from tiny import MODELS, SHAPE, VOCABULARY, alone, apart, exactness, gradient, sequences, sharp
 
 from grape_rl.model import logprobs as passes
-from grape_rl.model.packing import planted
-from grape_rl.model.logprobs import logprobs, masked_logits
-from grape_rl.model.padded_attention import padded
 from grape_rl.model.cpu_attention import by_parts
+from grape_rl.model.logprobs import logprobs, masked_logits
+from grape_rl.model.packing import packed
+from grape_rl.model.padded_attention import padded
 from grape_rl.types import Sequences
 
 MIXED = sequences([3, 9, 6], [[7, 2], [5, 9, 1], [4]])
@@ -33,20 +33,20 @@ def test_the_row_spelled_out():
         torch.tensor([[True, True, False], [True, True, False], [True, False, True]]),
         torch.tensor([1, 0, 1]),
     )
-    forest = planted(given)
+    forest = packed(given)
     # Prompt 0 with its only response, prompt 1, then its two responses; of each response all but the last masked token.
     assert forest.tokens.tolist() == [1, 2, 9, 3, 4, 5, 6, 11, 12]
     assert forest.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 3, 4]
     assert (forest.stems, forest.branches, forest.parent) == ((3, 3), (1, 2), (1, 1))
     assert forest.before[:, :2].tolist() == [[5, 6], [1, 2], [5, 7]] and forest.before[2, 2] == 8
     assert forest.longest == 5
-    alone = planted(given, apart=True)
+    alone = packed(given, apart=True)
     assert alone.tokens.tolist() == [3, 4, 5, 6, 1, 2, 9, 3, 4, 5, 11, 12]
     assert (alone.stems, alone.branches) == ((4, 3, 5), ())
 
 
 def test_a_response_of_one_token_is_not_read_at_all():
-    forest = planted(sequences([2], [[1, 1, 3]]))
+    forest = packed(sequences([2], [[1, 1, 3]]))
     assert (forest.stems, forest.branches) == ((2,), (2,))
     assert forest.before[:, 0].tolist() == [1, 1, 1]
 

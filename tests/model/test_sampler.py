@@ -242,7 +242,9 @@ def test_a_row_ends_at_any_end_token_and_says_how():
 
 def test_each_response_is_told_as_it_ends_and_once():
     model, heard = sharp(MODELS["qwen2"]), []
-    rollout = sample(model, PROMPTS, 8, Sampling(6), END, seed=1, rows_at_once=16, ended=lambda *e: heard.append(e))
+    rollout = sample(
+        model, PROMPTS, 8, Sampling(6), END, seed=1, generation_batch_size=16, ended=lambda *e: heard.append(e)
+    )
     assert sorted(row for row, _, _ in heard) == list(range(32))
     for row, tokens, finish in heard:
         assert torch.equal(tokens, rollout.tokens[row][rollout.mask[row]]) and finish == rollout.finish[row]
@@ -265,14 +267,14 @@ def test_without_end_tokens_every_row_runs_to_the_limit():
     assert rollout.mask.all() and rollout.mask.shape == (12, 5) and set(rollout.finish) == {"length"}
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 16, 35, 512])
-def test_the_seed_decides_whatever_runs_beside(rows_at_once):
+@pytest.mark.parametrize("generation_batch_size", [1, 16, 35, 512])
+def test_the_seed_decides_whatever_runs_beside(generation_batch_size):
     """In float64, where batching moves a logit by 1e-15: the few hundred uniform numbers of this seed would have to lie
     that near to a boundary between tokens for one to change. The recorded float32 may round the other way."""
     model = sharp(MODELS["qwen2"])
     whole, limit = rollout_of(model, max_tokens=8), Sampling(8)
-    other = sample(model, PROMPTS, 16, limit, END, seed=1, rows_at_once=rows_at_once)
-    fewer = sample(model, PROMPTS[:2], 16, limit, END, seed=1, rows_at_once=rows_at_once)
+    other = sample(model, PROMPTS, 16, limit, END, seed=1, generation_batch_size=generation_batch_size)
+    fewer = sample(model, PROMPTS[:2], 16, limit, END, seed=1, generation_batch_size=generation_batch_size)
     for found in (other, fewer):
         n, width = found.tokens.shape
         assert torch.equal(found.tokens, whole.tokens[:n, :width])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from grape_rl.reward.verdict_matrix import gated, laid_out
 from grape_rl.reward.item import Item
+from grape_rl.reward.verdict_matrix import gated, laid_out
 from grape_rl.types import Verdict
 
 

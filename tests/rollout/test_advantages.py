@@ -9,8 +9,8 @@ import torch
 from grape_rl.maths.advantage import baselined, gae, leave_one_out
 from grape_rl.maths.reward import kl_penalized, moving_average
 from grape_rl.maths.value import whitened
-from grape_rl.rollout.advantages import Credit, credited
-from grape_rl.rollout.dynamic_sampling import Drawn
+from grape_rl.rollout.advantages import AdvantageInputs, estimate_advantages
+from grape_rl.rollout.dynamic_sampling import ScoredRollout
 from grape_rl.types import Rollout, Scores, ValuedBatch
 
 NAN = math.nan
@@ -26,14 +26,14 @@ def drawn(*reward):
         ("stop", "length", "stop", "stop"), 0,
     )  # fmt: skip
     scores = Scores(torch.tensor(reward, dtype=torch.float64), ((),) * 4, ("",) * 4)
-    return Drawn(rollout, (), scores)
+    return ScoredRollout(rollout, (), scores)
 
 
 def made(advantage, credit, *reward, reference=REFERENCE):
-    return credited(advantage, credit, drawn(*reward), reference, max_tokens=4, seed=1)
+    return estimate_advantages(advantage, credit, drawn(*reward), reference, max_tokens=4, seed=1)
 
 
-PPO = Credit(partial(kl_penalized, kl_in_reward=0.2), lambda sequences: VALUE, whitened)
+PPO = AdvantageInputs(partial(kl_penalized, kl_in_reward=0.2), lambda sequences: VALUE, whitened)
 
 
 def test_token_advantages_and_the_values_targets_are_a_loop():
@@ -66,7 +66,7 @@ def test_token_advantages_and_the_values_targets_are_a_loop():
 
 
 def test_the_kl_is_off_the_rewards_that_responses_are_compared_by():
-    credit = Credit(partial(kl_penalized, kl_in_reward=0.2))
+    credit = AdvantageInputs(partial(kl_penalized, kl_in_reward=0.2))
     found = made(leave_one_out, credit, 1.0, 0.0, NAN, 2.0)
     kl = [sum((BEHAVIOR[i, t] - REFERENCE[i, t]).item() for t in range(int(MASK[i].sum()))) for i in range(4)]
     less = [1.0 - 0.2 * kl[0], -0.2 * kl[1], NAN, 2.0 - 0.2 * kl[3]]
@@ -80,15 +80,15 @@ def test_the_kl_is_off_the_rewards_that_responses_are_compared_by():
 
 
 def test_without_a_coefficient_or_a_reference_every_bit_is_as_without_the_kl():
-    plain = made(leave_one_out, Credit(), 1.0, 0.1, NAN, 2.0)
-    for credit, reference in ((Credit(partial(kl_penalized, kl_in_reward=0.0)), REFERENCE), (PPO, None)):
-        found = made(leave_one_out, Credit(credit.token_reward), 1.0, 0.1, NAN, 2.0, reference=reference)
+    plain = made(leave_one_out, AdvantageInputs(), 1.0, 0.1, NAN, 2.0)
+    for credit, reference in ((AdvantageInputs(partial(kl_penalized, kl_in_reward=0.0)), REFERENCE), (PPO, None)):
+        found = made(leave_one_out, AdvantageInputs(credit.token_reward), 1.0, 0.1, NAN, 2.0, reference=reference)
         assert torch.equal(found.batch.advantage, plain.batch.advantage)
     assert plain.metrics == {} and plain.memory == {}
 
 
 def test_what_a_step_leaves_is_made_of_what_it_found():
-    credit = Credit(
+    credit = AdvantageInputs(
         remembers={"moving_average": partial(moving_average, decay=0.75), "seen": counted}, memory=(held := {})
     )
     advantage = partial(baselined, baseline="moving_average")
@@ -111,6 +111,6 @@ def counted(previous, responses):
 def test_the_kl_that_the_coefficient_follows_is_the_mean_of_whole_responses():
     told = []
     remembers = {"noted": lambda response_kl, responses: told.append((response_kl, responses)) or 0.0}
-    made(leave_one_out, Credit(remembers=remembers, memory={"noted": 0.0}), 1.0, 2.0, 3.0, 4.0)
+    made(leave_one_out, AdvantageInputs(remembers=remembers, memory={"noted": 0.0}), 1.0, 2.0, 3.0, 4.0)
     kl = [sum((BEHAVIOR[i, t] - REFERENCE[i, t]).item() for t in range(int(MASK[i].sum()))) for i in range(4)]
     assert told == [(pytest.approx(sum(kl) / 4, rel=1e-5), 4)]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grape_rl.rollout.dynamic_sampling import Drawn, equal_groups, numbered, once, until_varied
+from grape_rl.rollout.dynamic_sampling import ScoredRollout, dynamic_sampling, numbered, once, zero_variance_groups
 from grape_rl.types import Response, Rollout, Scores, Verdict
 
 
@@ -32,7 +32,7 @@ def drawn(turn, rewards, width=3):
         tuple(f"{t} {g}" for t, g, _, _ in rows),
         marks.double(),
     )
-    return Drawn(rollout, answers, scores, rollout.behavior_logp - 0.5)
+    return ScoredRollout(rollout, answers, scores, rollout.behavior_logp - 0.5)
 
 
 WIDTH = (3, 5, 4, 6)
@@ -87,38 +87,38 @@ def test_once_is_one_draw():
 
 def test_what_varies_from_the_start_is_drawn_once():
     draw, asked = script([VARIED, VARIED])
-    assert whole(until_varied(draw, 2)) == [members(0, 0, VARIED), members(0, 1, VARIED)]
+    assert whole(dynamic_sampling(draw, 2)) == [members(0, 0, VARIED), members(0, 1, VARIED)]
     assert asked == [(0, 2)]
 
 
 def test_groups_of_equal_rewards_are_replaced_by_others_that_vary():
     draw, asked = script([SAME, VARIED, SAME, SAME], [SAME, VARIED, VARIED], [VARIED])
-    found = until_varied(draw, 4)
+    found = dynamic_sampling(draw, 4)
     assert asked == [(0, 4), (1, 3), (2, 1)]
     assert whole(found) == [
         members(1, 1, VARIED), members(0, 1, VARIED), members(1, 2, VARIED), members(2, 0, VARIED),
     ]  # fmt: skip
-    assert not equal_groups(found.scores.reward, found.rollout.group).any()
+    assert not zero_variance_groups(found.scores.reward, found.rollout.group).any()
     assert found.rollout.version == 7
 
 
 @pytest.mark.parametrize("extra", [0, 1, 2])
 def test_the_draws_are_bounded_and_what_stays_equal_stays(extra):
     draw, asked = script([SAME, VARIED], [SAME], [SAME])
-    assert whole(until_varied(draw, 2, extra_draws=extra)) == [members(0, 0, SAME), members(0, 1, VARIED)]
+    assert whole(dynamic_sampling(draw, 2, extra_draws=extra)) == [members(0, 0, SAME), members(0, 1, VARIED)]
     assert asked == [(0, 2), (1, 1), (2, 1)][: 1 + extra]
 
 
 def test_a_group_with_one_known_reward_is_drawn_for_again():
     draw, asked = script([MISSING], [[0.0, math.nan, 1.0]])
-    found = until_varied(draw, 1)
+    found = dynamic_sampling(draw, 1)
     assert asked == [(0, 1), (1, 1)]
     assert [(t, g, i) for t, g, i, _ in whole(found)[0]] == [(1, 0, 0), (1, 0, 1), (1, 0, 2)]
 
 
 def test_what_is_compared_comes_along_where_there_is_such_a_thing():
     draw, _ = script([SAME, VARIED], [VARIED])
-    found = until_varied(draw, 2)
+    found = dynamic_sampling(draw, 2)
     assert found.scores.compared is not None and len(found.scores.compared) == 4
     assert found.reference_logp is not None and found.reference_logp.shape == found.rollout.mask.shape
     draw, _ = script([SAME, VARIED], [VARIED])
@@ -127,7 +127,7 @@ def test_what_is_compared_comes_along_where_there_is_such_a_thing():
         one = draw(turn, count)
         return replace(one, scores=replace(one.scores, compared=None), reference_logp=None)
 
-    found = until_varied(plain, 2)
+    found = dynamic_sampling(plain, 2)
     assert found.scores.compared is None and found.reference_logp is None
 
 
@@ -138,12 +138,12 @@ def test_what_the_first_draw_leaves_to_the_next_step_stays():
         one = draw(turn, count)
         return replace(one, scores=replace(one.scores, memory={"turn": float(turn)}))
 
-    assert until_varied(scored, 2).scores.memory == {"turn": 0.0}
+    assert dynamic_sampling(scored, 2).scores.memory == {"turn": 0.0}
 
 
 def test_nothing_can_be_made_of_nothing():
     draw, asked = script(*[[SAME, SAME]] * 4)
-    assert whole(until_varied(draw, 2)) == [members(0, 0, SAME), members(0, 1, SAME)]
+    assert whole(dynamic_sampling(draw, 2)) == [members(0, 0, SAME), members(0, 1, SAME)]
     assert len(asked) == 4, "three more by default"
 
 

@@ -12,13 +12,13 @@ from grape_rl import ALGORITHMS
 from grape_rl.maths.advantage import group_relative, leave_one_out
 from grape_rl.maths.pairing import ranked_pairs
 from grape_rl.maths.reweighting import accepted
-from grape_rl.methods import Responses, chosen_options, keywords
+from grape_rl.methods import Responses, keywords, resolve_options
 from grape_rl.model.logprobs import logprobs
-from grape_rl.rollout.advantages import Credit, credited
-from grape_rl.rollout.dynamic_sampling import Drawn, once
-from grape_rl.sources.online_pairs import sampled_preferences
+from grape_rl.rollout.advantages import AdvantageInputs, estimate_advantages
+from grape_rl.rollout.dynamic_sampling import ScoredRollout, once
 from grape_rl.rollout.revise import revised, revision_prompt, worst
 from grape_rl.rollout.source import Prompt, Round, reference_logprobs, responses, step_seed
+from grape_rl.sources.online_pairs import sampled_preferences
 from grape_rl.types import Response, Rollout, Scores, Verdict, failed
 
 NAN = math.nan
@@ -41,7 +41,7 @@ def scores(*rewards):
 
 def draw(*rewards):
     answers = tuple(Response(f"prompt {g}", f"text {i}", {"n": g}, 9, "stop") for i, g in enumerate(GROUP))
-    return Drawn(rollout(GROUP, LENGTHS), answers, scores(*rewards))
+    return ScoredRollout(rollout(GROUP, LENGTHS), answers, scores(*rewards))
 
 
 REWARDS = (0.5, 0.25, 1.0, 0.75, NAN, 0.0)
@@ -196,7 +196,7 @@ def test_what_the_log_tells_of_the_policy_is_of_its_own_responses_alone(tokenize
         return revise(tokenizer, replace(found, answers=told), (NAN, 1.0), lengths=(6, 1))[0]
 
     plain, more = (source(tokenizer, sampler, scorer, how, off_by_row)(0) for how in (lambda found: found, revising))
-    for name in ("reward", "length", "reward_std", "equal_groups", "cut_off", "item/sums/x"):
+    for name in ("reward", "length", "reward_std", "zero_variance_groups", "truncated", "item/sums/x"):
         assert more.metrics[name] == plain.metrics[name]
     assert more.metrics["missing"] == plain.metrics["missing"] + 1
     assert more.metrics["tokens"] == plain.metrics["tokens"] + 7
@@ -217,8 +217,8 @@ def test_what_the_log_tells_of_the_policy_is_of_its_own_responses_alone(tokenize
 def test_the_kl_that_steers_its_own_coefficient_is_that_of_own_responses(tokenizer):
     found = revise(tokenizer, draw(*REWARDS), (1.0, 1.0))[0]
     seen = []
-    credit = Credit(remembers={"x": lambda response_kl: seen.append(response_kl) or 0.0}, memory={"x": 0.0})
-    credited(group_relative, credit, found, 0 * found.rollout.behavior_logp - 1.0, 6, 1)
+    credit = AdvantageInputs(remembers={"x": lambda response_kl: seen.append(response_kl) or 0.0}, memory={"x": 0.0})
+    estimate_advantages(group_relative, credit, found, 0 * found.rollout.behavior_logp - 1.0, 6, 1)
     assert seen == [pytest.approx(sum(k * 0.5 for k in LENGTHS) / 6)]
 
 
@@ -241,12 +241,12 @@ DETERMINISTIC = [
 def test_every_method_takes_groups_of_unequal_sizes_in_any_order(tokenizer, name):
     row = ALGORITHMS[name]
     assert isinstance(row.source, Responses)
-    chosen = chosen_options(row, {})
+    chosen = resolve_options(row, {})
     advantage = partial(row.source.advantage, **keywords(row.source.advantage, chosen))
     start = {each.function.__name__: each.start for each in row.source.remembers}
     found = revise(tokenizer, draw(0.5, 0.25, 1.0, 0.75, 0.6, 0.1), (0.9,), lengths=(6,), long=(5,))[0]
     order = torch.tensor([6, 0, 3, 5, 1, 4, 2])
-    moved = Drawn(
+    moved = ScoredRollout(
         replace(
             found.rollout,
             **{k: getattr(found.rollout, k)[order] for k in ("tokens", "mask", "group", "behavior_logp")},
@@ -254,7 +254,9 @@ def test_every_method_takes_groups_of_unequal_sizes_in_any_order(tokenizer, name
         found.answers,
         replace(found.scores, reward=found.scores.reward[order]),
     )
-    one, other = (credited(advantage, Credit(memory=start), each, None, 6, 1) for each in (found, moved))
+    one, other = (
+        estimate_advantages(advantage, AdvantageInputs(memory=start), each, None, 6, 1) for each in (found, moved)
+    )
     assert one.advantage.shape == (7,) and (one.batch.advantage[one.batch.mask].isfinite()).all()
     torch.testing.assert_close(one.advantage[order], other.advantage, equal_nan=True)
     assert name == "rejection_sampling" or not one.advantage.isnan().any()

@@ -12,7 +12,7 @@ import torch
 from grape_rl.data.chat import Example
 from grape_rl.maths.advantage import group_relative
 from grape_rl.model.logprobs import logprobs
-from grape_rl.rollout.dynamic_sampling import equal_groups, once, until_varied
+from grape_rl.rollout.dynamic_sampling import dynamic_sampling, once, zero_variance_groups
 from grape_rl.rollout.records import rollout_metrics, verdict_metrics
 from grape_rl.rollout.source import (
     Prompt,
@@ -168,9 +168,9 @@ def test_responses_are_sampled_scored_and_compared(tokenizer):
         {
             "reward": 0.5,
             "reward_std": math.sqrt((0.25 + 0.25 + 0.0625 + 0.0625) / 4),
-            "equal_groups": 0.0,
+            "zero_variance_groups": 0.0,
             "length": 9 / 4,
-            "cut_off": 0.5,
+            "truncated": 0.5,
             "tokens": 9.0,
             "item/sums/correct": 0.5,
             "missing": 0.0,
@@ -198,7 +198,7 @@ def test_a_step_that_draws_again_asks_for_other_prompts_with_another_seed_and_th
         return lambda answers, group: next(turns)(answers, group)
 
     def found(step):
-        return experience_of(tokenizer, scorer(), step=step, draws=until_varied)
+        return experience_of(tokenizer, scorer(), step=step, draws=dynamic_sampling)
 
     experience, asked = found(4)
     assert [n for _, n, _, _ in asked] == [2, 2, 2] and [len(prompts) for prompts, *_ in asked] == [2, 2, 2]
@@ -213,8 +213,8 @@ def test_a_step_that_draws_again_asks_for_other_prompts_with_another_seed_and_th
     assert [r["reward"] for r in experience.records] == [1.0, 0.0, 0.0, 1.0]
     told = experience.metrics
     assert (told["extra_draws"], told["missing"], told["tokens"]) == (2, 1, 27)
-    assert (told["reward"], told["equal_groups"]) == (0.75, 1.0), "of the first draw: what the policy is"
-    assert "extra_draws" not in experience_of(tokenizer, scored(1.0, 0.0, 0.0, 1.0), draws=until_varied)[0].metrics
+    assert (told["reward"], told["zero_variance_groups"]) == (0.75, 1.0), "of the first draw: what the policy is"
+    assert "extra_draws" not in experience_of(tokenizer, scored(1.0, 0.0, 0.0, 1.0), draws=dynamic_sampling)[0].metrics
 
 
 def test_what_is_recorded_of_each_response(tokenizer):
@@ -307,14 +307,14 @@ def test_the_kl_to_the_reference_is_told(tokenizer):
 def test_groups_with_nothing_to_compare():
     reward = torch.tensor([1.0, 2.0, 0.5, 0.5, math.nan, 3.0, math.nan, math.nan])
     group = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
-    assert equal_groups(reward, group).tolist() == [False, True, True, True]
+    assert zero_variance_groups(reward, group).tolist() == [False, True, True, True]
 
 
 def test_metrics_of_a_batch_without_a_reward(tokenizer):
     scores = scored(None, None, None, None)([], None)
     told = rollout_metrics(rollout(tokenizer), scores)
     assert math.isnan(told["reward"]) and math.isnan(told["reward_std"]) and math.isnan(told["item/sums/correct"])
-    assert told["equal_groups"] == 1
+    assert told["zero_variance_groups"] == 1
 
 
 def test_a_reference_says_what_the_model_says_however_it_is_cut(model, tokenizer):

@@ -13,8 +13,8 @@ from vllm_server import BLOCK, NAME
 
 from grape_rl.data.chat import prompt_tokens
 from grape_rl.reward.critic.endpoint import Client
-from grape_rl.reward.critic.judging import Job, Judging
 from grape_rl.reward.critic.item import Confidence, Judge
+from grape_rl.reward.critic.judging import Job, Judging
 from grape_rl.reward.critic.prompt import mark_of, messages, schema
 from grape_rl.reward.critic.settings import Endpoint
 from grape_rl.types import Response

@@ -9,8 +9,8 @@ import torch
 
 from grape_rl.model.sampler import Sampling, sample
 from grape_rl.reward.scores import ItemSummary
-from grape_rl.sources.held_out import HeldOut, held_out, read_held_out
 from grape_rl.rollout.source import Prompt
+from grape_rl.sources.held_out import HeldOut, held_out, read_held_out
 from grape_rl.types import Scores, Verdict, failed
 
 
@@ -46,7 +46,7 @@ def test_each_prompt_is_answered_and_averaged(model, tokenizer):
     rewards = [sum(c.isdigit() for c in a.text) for a in answers if a.text]
     assert found.reward == pytest.approx(sum(rewards) / len(rewards))
     assert found.length == pytest.approx(sum(a.tokens for a in answers) / 15)
-    assert found.cut_off == pytest.approx(sum(a.finish == "length" for a in answers) / 15)
+    assert found.truncated == pytest.approx(sum(a.finish == "length" for a in answers) / 15)
     assert {item.category for item in found.items} == {"a", "b"}
     assert found.mean("digits") == pytest.approx(sum(item.mean for item in found.items) / 2)
     assert math.isnan(found.mean("spelling"))
@@ -68,6 +68,6 @@ def test_json_gives_the_results_back(tmp_path):
     assert list(found) == [0, 10]
     assert found[0].items[0] == RESULT.items[0]
     assert math.isnan(found[0].items[1].mean) and found[0].items[1].missing == {"timeout": 8}
-    assert (found[0].responses, found[0].reward, found[0].length, found[0].cut_off) == (8, 0.5, 3.25, 0.125)
+    assert (found[0].responses, found[0].reward, found[0].length, found[0].truncated) == (8, 0.5, 3.25, 0.125)
     assert math.isnan(found[10].reward) and found[10].items == ()
     assert read_held_out(tmp_path / "nowhere.json") == {}

@@ -9,11 +9,11 @@ import torch
 
 from grape_rl import ALGORITHMS
 from grape_rl.maths.pairing import ranked_pairs
-from grape_rl.methods import chosen_options, objective
-from grape_rl.rollout.dynamic_sampling import Drawn
+from grape_rl.methods import objective, resolve_options
+from grape_rl.rollout.dynamic_sampling import ScoredRollout
+from grape_rl.rollout.source import Round
 from grape_rl.sources.online_pairs import sampled_preferences
 from grape_rl.training.pairs import pair_logprobs
-from grape_rl.rollout.source import Round
 from grape_rl.training.update import Limits
 from grape_rl.types import Response, Rollout, Scores, Verdict, failed
 from precise import doubled
@@ -37,7 +37,7 @@ def drawn(*rewards, same=()):
     verdicts = tuple((failed("x", "timeout", "slow") if r is None else Verdict("x", r),) for r in rewards)
     reward = torch.tensor([math.nan if r is None else r for r in rewards], dtype=torch.float64)
     answers = tuple(Response(f"prompt {g}", f"text {i}", {}, 1, "stop") for i, g in enumerate(GROUP.tolist()))
-    return Drawn(rollout, answers, Scores(reward, verdicts, ("sums",) * 8))
+    return ScoredRollout(rollout, answers, Scores(reward, verdicts, ("sums",) * 8))
 
 
 def experience(found, pairing="best_worst", reference=None, **more):
@@ -107,7 +107,7 @@ NOTHING = {
 @pytest.mark.parametrize("why", NOTHING)
 def test_a_step_without_pairs_says_so_and_leaves_every_bit_even_with_momentum(model, name, why):
     row = ALGORITHMS[name]
-    goal, found = objective(row, chosen_options(row, {})), drawn(1.0, 0.0, 0.5, 0.5, 1.0, 0.0, 0.5, 0.5)
+    goal, found = objective(row, resolve_options(row, {})), drawn(1.0, 0.0, 0.5, 0.5, 1.0, 0.0, 0.5, 0.5)
     adam = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     assert row.update(model, adam, experience(found), goal, LIMITS)
     before = [p.detach().clone() for p in model.parameters()]
@@ -129,7 +129,7 @@ def test_a_step_without_pairs_says_so_and_leaves_every_bit_even_with_momentum(mo
 def test_the_gradient_is_that_of_the_policy_at_its_temperature_however_it_is_cut(model, name):
     """Against a loop over the pairs, each response by the model's own forward pass."""
     model, row = doubled(model), ALGORITHMS[name]
-    goal, what = objective(row, chosen_options(row, {})), experience(drawn(0.5, 0.25, 1.0, 0.75, 0.5, None, 0.0, 0.25))
+    goal, what = objective(row, resolve_options(row, {})), experience(drawn(0.5, 0.25, 1.0, 0.75, 0.5, None, 0.0, 0.25))
     reference = pair_logprobs(model, what.sequences, 30, temperature=0.7) - 0.1 * what.batch.mask
     what = replace(what, batch=replace(what.batch, reference_logp=reference))
     logp, frozen = [], (reference * what.batch.mask).sum(dim=1)

@@ -5,7 +5,7 @@ import pytest
 from grape_rl import ALGORITHMS
 from grape_rl.config import loaded
 from grape_rl.methods import Comparisons, Preferences
-from grape_rl.sources.requirements import DIETS, suited
+from grape_rl.sources.requirements import REQUIREMENTS, suited
 
 PAIRED = sum(isinstance(row.source, Preferences | Comparisons) for row in ALGORITHMS.values())
 LABELLED = "kto, bco_unpaired, apo_zero_unpaired learn from"
@@ -73,4 +73,4 @@ def test_a_column_that_the_user_has_named_is_missed_by_its_name():
 
 
 def test_every_kind_of_method_has_a_diet():
-    assert {type(row.source) for row in ALGORITHMS.values()} <= DIETS.keys()
+    assert {type(row.source) for row in ALGORITHMS.values()} <= REQUIREMENTS.keys()

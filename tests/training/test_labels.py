@@ -13,7 +13,7 @@ import torch
 from grape_rl import ALGORITHMS
 from grape_rl.data.chat import Example
 from grape_rl.data.labels import Judged
-from grape_rl.methods import Labels, chosen_options, objective
+from grape_rl.methods import Labels, objective, resolve_options
 from grape_rl.sources.held_out import held_out_labels
 from grape_rl.training.labels import label_experience, label_logprobs, label_metrics, labels
 from grape_rl.training.update import Limits
@@ -59,7 +59,7 @@ def step_by(model, name, what, memory=None, limits=LIMITS):
     row = ALGORITHMS[name]
     before = [p.detach().clone() for p in model.parameters()]
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
-    goal = objective(row, chosen_options(row, OPTIONS))
+    goal = objective(row, resolve_options(row, OPTIONS))
     told = row.update(model, sgd, what, goal, limits, {} if memory is None else memory)
     lost = [b - p.detach() for b, p in zip(before, model.parameters(), strict=True)]
     with torch.no_grad():

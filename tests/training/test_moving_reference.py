@@ -8,7 +8,7 @@ import torch
 
 from grape_rl import ALGORITHMS
 from grape_rl.data.preferences import Pair
-from grape_rl.methods import chosen_options, objective
+from grape_rl.methods import objective, resolve_options
 from grape_rl.training.moving_reference import moving_reference
 from grape_rl.training.pairs import pair_logprobs, preferences
 from grape_rl.training.update import Limits
@@ -21,7 +21,7 @@ def stepped(model, reference, steps, **options):
     pair = Pair(torch.tensor([5, 6]), torch.tensor([7, 8]), torch.tensor([9]))
     source = preferences([pair], lambda s: pair_logprobs(reference, s, 100), 1, 0, reference)
     row = ALGORITHMS["tr_dpo"]
-    goal, sgd = objective(row, chosen_options(row, {})), torch.optim.SGD(model.parameters(), lr=0.01)
+    goal, sgd = objective(row, resolve_options(row, {})), torch.optim.SGD(model.parameters(), lr=0.01)
     found, margins = [], []
     for step in range(steps):
         told = moving_reference(model, sgd, source(step), goal, LIMITS, step, **options)
@@ -68,5 +68,5 @@ def test_trl_s_defaults():
 )
 def test_what_cannot_be_set(given, message):
     with pytest.raises(ValueError) as told:
-        chosen_options(ALGORITHMS["tr_dpo"], given)
+        resolve_options(ALGORITHMS["tr_dpo"], given)
     assert message in str(told.value)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from grape_rl.maths.noise import embedding_noise
 from grape_rl.maths.surrogate import policy_gradient
-from grape_rl.training.objective import Objective, Term
 from grape_rl.rollout.source import Experience, step_seed
+from grape_rl.training.objective import Objective, Term
 from grape_rl.training.update import Limits, gradient, noisy_gradient
 from grape_rl.types import Batch, Sequences
 from precise import doubled

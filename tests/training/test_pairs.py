@@ -13,7 +13,7 @@ import torch
 
 from grape_rl import ALGORITHMS
 from grape_rl.data.preferences import Pair
-from grape_rl.methods import Preferences, chosen_options, objective
+from grape_rl.methods import Preferences, objective, resolve_options
 from grape_rl.training import pairs as training_pairs
 from grape_rl.training.objective import CHOICE_FIELDS, PAIR_FIELDS, Objective, Term, pair_loss
 from grape_rl.training.pairs import (
@@ -72,7 +72,7 @@ def experience(found=None, reference=None):
 def goal_of(name, **given):
     """The row's objective with every weight switched on."""
     row = ALGORITHMS[name]
-    return objective(row, chosen_options(row, {term.option: 0.3 for term in row.terms if term.option} | given))
+    return objective(row, resolve_options(row, {term.option: 0.3 for term in row.terms if term.option} | given))
 
 
 def step_by(model, name, what, limits=LIMITS, goal=None):

@@ -8,8 +8,8 @@ import torch
 
 from grape_rl.model.fingerprint import fingerprint
 from grape_rl.model.lora import adapted
-from grape_rl.training.reference_cache import Kept, fill, first_batches
 from grape_rl.rollout.source import drawn_rows
+from grape_rl.training.reference_cache import ReferenceLogprobCache, fill, first_batches
 from grape_rl.types import Sequences
 
 
@@ -32,9 +32,9 @@ ONE = rows(([1, 2], [3, 4, 5]), ([1], [6]))
 TWO = rows(([1], [6]), ([9], [1, 0, 2]))
 
 
-def kept(folder: Path, of: str = "a") -> Kept:
+def kept(folder: Path, of: str = "a") -> ReferenceLogprobCache:
     """What is read, all of which must be of ``of``."""
-    made = Kept(folder)
+    made = ReferenceLogprobCache(folder)
     assert made.read(of) == []
     return made
 
@@ -77,12 +77,12 @@ def test_what_is_of_another_reference_or_broken_is_not_read(tmp_path):
     fill(kept(tmp_path), [TWO], asked)
     paths = sorted(tmp_path.iterdir())
     assert len(paths) == 2
-    other = Kept(tmp_path)
+    other = ReferenceLogprobCache(tmp_path)
     assert other.read("b") == [path.name for path in paths] and other.lacks(ONE)
     whole = paths[0].read_bytes()
     for broken in (whole[:-3], b"", whole[:-1] + bytes([whole[-1] ^ 1]), whole[:40]):
         paths[0].write_bytes(broken)
-        made = Kept(tmp_path)
+        made = ReferenceLogprobCache(tmp_path)
         assert made.read("a") == [paths[0].name] and made.lacks(ONE) + made.lacks(TWO) >= 1
     paths[0].write_bytes(whole)
     assert not kept(tmp_path).lacks(ONE)

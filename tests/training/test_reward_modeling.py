@@ -8,7 +8,7 @@ import torch
 from grape_rl import ALGORITHMS
 from grape_rl.data.comparisons import comparisons
 from grape_rl.data.steps import labelled
-from grape_rl.methods import chosen_options, objective
+from grape_rl.methods import objective, resolve_options
 from grape_rl.model.logprobs import hidden_after
 from grape_rl.model.reward_head import scalar_model
 from grape_rl.training.optimizer import adamw, set_learning_rate
@@ -50,14 +50,14 @@ def pairs_of(tokenizer, rows, **options):
 
 
 def goal(name, **given):
-    return objective(ALGORITHMS[name], chosen_options(ALGORITHMS[name], given))
+    return objective(ALGORITHMS[name], resolve_options(ALGORITHMS[name], given))
 
 
 def limits(tokens=10**6, norm=1e9):
     return Limits(1.0, 64, tokens, norm, 0)
 
 
-def still(model):
+def idle_optimizer(model):
     """An optimizer that moves nothing, so that the gradient can be looked at."""
     return torch.optim.SGD(model.parameters(), lr=0.0)
 
@@ -73,7 +73,11 @@ def gradients(model):
 
 def test_the_loss_of_pairs_and_its_gradient_by_hand(scorer, tokenizer):
     told = comparison_gradient(
-        scorer, still(scorer), compared(pairs_of(tokenizer, PAIRS)), goal("reward_model", centering=0.1), limits()
+        scorer,
+        idle_optimizer(scorer),
+        compared(pairs_of(tokenizer, PAIRS)),
+        goal("reward_model", centering=0.1),
+        limits(),
     )
     found = gradients(scorer)
     scorer.zero_grad()
@@ -94,7 +98,7 @@ def test_the_loss_of_pairs_and_its_gradient_by_hand(scorer, tokenizer):
 
 def test_the_loss_of_steps_and_its_gradient_by_hand(scorer, tokenizer):
     found, _ = labelled(SOLUTIONS, tokenizer, 64, "data")
-    told = step_gradient(scorer, still(scorer), judged(found), goal("process_reward_model"), limits())
+    told = step_gradient(scorer, idle_optimizer(scorer), judged(found), goal("process_reward_model"), limits())
     mine = gradients(scorer)
     scorer.zero_grad()
     loss, right = 0.0, []
@@ -123,9 +127,9 @@ def test_the_same_however_a_batch_is_cut(tokens, scorer, tokenizer):
         (comparison_gradient, pairs, "reward_model"),
         (step_gradient, steps, "process_reward_model"),
     ):
-        whole = update(scorer, still(scorer), batch, goal(name), limits())
+        whole = update(scorer, idle_optimizer(scorer), batch, goal(name), limits())
         before = gradients(scorer)
-        cut = update(scorer, still(scorer), batch, goal(name), limits(tokens))
+        cut = update(scorer, idle_optimizer(scorer), batch, goal(name), limits(tokens))
         assert cut == pytest.approx(whole, rel=1e-9)
         for a, b in zip(before, gradients(scorer), strict=True):
             torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-8)

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from grape_rl import ALGORITHMS
-from grape_rl.methods import chosen_options, objective
+from grape_rl.methods import objective, resolve_options
 from grape_rl.model.value import Valued, own_model, shared_head
+from grape_rl.rollout.source import Experience
 from grape_rl.training import update
 from grape_rl.training.objective import Objective, Term
-from grape_rl.rollout.source import Experience
 from grape_rl.training.update import Limits, gradient
-from grape_rl.training.value import still
+from grape_rl.training.value import frozen_parameters
 from grape_rl.types import Sequences, ValuedBatch
 from precise import doubled
 
@@ -63,7 +63,7 @@ def goal_of(name, reduction, **given):
     """A row's objective with these coefficients and no other; without any, with every term that it has switched on."""
     row = ALGORITHMS[name]
     on = {key: given.get(key, 0.0) for key in coefficients(name)} if given else dict.fromkeys(coefficients(name), 0.3)
-    return objective(row, chosen_options(row, {**on, "reduction": reduction}))
+    return objective(row, resolve_options(row, {**on, "reduction": reduction}))
 
 
 def bare(name, reduction):
@@ -388,7 +388,7 @@ def test_what_the_step_tells_of_itself(model):
             moved.append(math.exp(-d) - 1 + d)
     _, told = step_by(model, goal_of("grpo", "token"), what)
     assert told["entropy"] == pytest.approx(sum(entropy) / len(entropy), rel=1e-5)
-    assert told["step_kl"] == pytest.approx(sum(moved) / len(moved), rel=1e-5)
+    assert told["approx_kl"] == pytest.approx(sum(moved) / len(moved), rel=1e-5)
     terms = [told[name] for name in ("clipped", "reference_kl", "entropy_bonus", "advantage_weighted_entropy")]
     assert told["loss"] == pytest.approx(sum(terms), rel=1e-5)
 
@@ -425,7 +425,7 @@ def test_every_trainable_parameter_gets_a_gradient_and_a_frozen_one_keeps_its_bi
 def test_the_value_s_gradient_is_clipped_by_a_norm_of_its_own(model, trunk):
     """However far off the value is, the policy's step is as long as ever; without a clip, the two are as they were."""
     row, what = ALGORITHMS["ppo"], experience()
-    goal = objective(row, chosen_options(row, {"value_coefficient": 1.0, "clip_value": 1e9}))
+    goal = objective(row, resolve_options(row, {"value_coefficient": 1.0, "clip_value": 1e9}))
     far = replace(what, batch=replace(what.batch, value_target=what.batch.value_target + 1000))
     value = with_value(model, goal).value if trunk == "shared" else own_model(model)
     whole, rate = Valued(model, value), torch.optim.SGD
@@ -457,7 +457,7 @@ def test_while_the_policy_is_held_still_only_the_value_moves(model, trunk):
     whole = Valued(model, value)
     adam = torch.optim.AdamW(whole.parameters(), lr=1e-2, weight_decay=0.1)
     before = {key: p.detach().clone() for key, p in whole.named_parameters()}
-    with still(model):
+    with frozen_parameters(model):
         told = gradient(whole, adam, experience(), goal, LIMITS, step=0, epochs=2)
     moved = {key for key, p in whole.named_parameters() if not torch.equal(p, before[key])}
     assert moved == {key for key, _ in whole.named_parameters() if key.startswith("value.")}
@@ -485,7 +485,7 @@ def test_a_step_ends_before_the_part_whose_kl_is_over_the_limit(model):
     for made in range(1, 5):
         free = run(0.0, made)
         assert "updates" not in free
-        kls.append(free["step_kl"] * made - sum(kls))  # of the last pass; what is told is their mean
+        kls.append(free["approx_kl"] * made - sum(kls))  # of the last pass; what is told is their mean
     assert kls[0] == pytest.approx(0, abs=1e-9) and 0 < kls[1] < kls[2] < kls[3]
 
     two = run(0.0, 2)

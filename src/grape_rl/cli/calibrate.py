@@ -10,8 +10,8 @@ from grape_rl.cli.arguments import listed, parsed_arguments
 if TYPE_CHECKING:
     from grape_rl.cli.response_data import Existing
     from grape_rl.reward.critic.calibration import Curve
-    from grape_rl.reward.critic.judging import Judging
     from grape_rl.reward.critic.human_labels import Compared
+    from grape_rl.reward.critic.judging import Judging
     from grape_rl.reward.rubric import Rubric
 
 HELP = """usage: grape calibrate --rubric FILE --data FILE --critics FILE --output FILE [--KEY VALUE ...]
@@ -54,14 +54,14 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"--output {out}: there is no folder {out.parent}")
     if told not in ("isotonic", "platt"):
         raise ValueError(f"--method {told}: there are isotonic and platt")
-    from grape_rl.cli.response_data import counter, endpoints_of, existing
     from grape_rl.cli.human_agreement import people_of
-    from grape_rl.setup.policy import device
+    from grape_rl.cli.response_data import counter, endpoints_of, existing
     from grape_rl.reward.critic.calibration import FEWEST, Calibration, raw, written
     from grape_rl.reward.critic.human_labels import curves
     from grape_rl.reward.grading import categories_of, rubric_critics
     from grape_rl.reward.rubric import rubric_of
     from grape_rl.schema import parsed
+    from grape_rl.setup.policy import device
 
     fewest = str(own.get("fewest", FEWEST))
     if not fewest.isdigit() or int(fewest) < 2:

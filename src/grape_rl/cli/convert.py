@@ -69,8 +69,8 @@ def _bring(source: str, own: Mapping[str, str | bool]) -> None:
 
 def _take(source: str, own: Mapping[str, str | bool]) -> None:
     from grape_rl.data.rows import rows
-    from grape_rl.rubric_tools.convert.conversion import layout_of, taken_out
     from grape_rl.reward.rubric import load_rubric
+    from grape_rl.rubric_tools.convert.conversion import layout_of, taken_out
 
     form, data, out = str(own["to"]), str(own["data"]), Path(str(own["output"]))
     layout_of(form)

@@ -32,18 +32,18 @@ def explanation(method: str) -> str:
     from grape_rl.cli import method_text
 
     row = ALGORITHMS[method]
-    derived = described.derivation(row.page)
-    lines = [described.wrapped(f"{row.name}: {row.summary}"), "", described.equation(row, indent=2)]
-    lines += ["", described.wrapped(f"paper: {row.paper}", hanging=7)]
-    lines += [described.wrapped(f"needs: {described.needs(row)}", hanging=7), "", derived]
-    if where := described.symbols(row.equation + derived):
-        lines += ["", described.wrapped(f"({where})", hanging=1)]
+    derived = method_text.derivation(row.page)
+    lines = [method_text.wrapped(f"{row.name}: {row.summary}"), "", method_text.equation(row, indent=2)]
+    lines += ["", method_text.wrapped(f"paper: {row.paper}", hanging=7)]
+    lines += [method_text.wrapped(f"needs: {method_text.needs(row)}", hanging=7), "", derived]
+    if where := method_text.symbols(row.equation + derived):
+        lines += ["", method_text.wrapped(f"({where})", hanging=1)]
     lines += ["", "It runs, in this order, with these options (--options.NAME VALUE):"]
-    for function in described.parts(row):
-        lines += ["", f"  {function.__name__}  {described.place(function)}"]
-        lines.append(described.wrapped(described.summary(function), indent=4))
-        for settings, meaning in described.option_lines(row, function):
+    for function in method_text.parts(row):
+        lines += ["", f"  {function.__name__}  {method_text.place(function)}"]
+        lines.append(method_text.wrapped(method_text.summary(function), indent=4))
+        for settings, meaning in method_text.option_lines(row, function):
             lines += [f"      {setting}" for setting in settings]
-            lines += [described.wrapped(meaning, indent=10)] if meaning else []
-    lines += ["", "Try it:", f"  {described.command(row.name)}"]
+            lines += [method_text.wrapped(meaning, indent=10)] if meaning else []
+    lines += ["", "Try it:", f"  {method_text.command(row.name)}"]
     return "\n".join(lines)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from grape_rl.reward.canary import Canary
+from grape_rl.rollout.records import json_number
 from grape_rl.rubric_tools.item_health import FEWEST, ItemHealth
 from grape_rl.training.display import short, table
-from grape_rl.rollout.records import json_number
 
 
 def print_health(title: str, items: Sequence[ItemHealth]) -> None:

@@ -25,11 +25,11 @@ def main(arguments: Sequence[str]) -> None:
     if len(words) != 1:
         raise ValueError(f"name one rubric file, not {words or 'none'}")
     from grape_rl.data.rows import rows
-    from grape_rl.setup.policy import device
     from grape_rl.reward.grading import rubric_models
-    from grape_rl.rubric_tools.lint.lint import bare_words, lint
     from grape_rl.reward.row_items import PREFIX
     from grape_rl.reward.rubric import category_name, check_rows, load_rubric
+    from grape_rl.rubric_tools.lint.lint import bare_words, lint
+    from grape_rl.setup.policy import device
     from grape_rl.training.display import table
 
     rubric = load_rubric(words[0], listed(own.get("allow", "")))

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from grape_rl.maths.grape import unweighted
 from grape_rl.maths.reduction import token_weight
-from grape_rl.methods import Algorithm, options
+from grape_rl.methods import Method, options
 
 WIDTH = 100
 """Columns of what is printed."""
@@ -44,14 +44,14 @@ def wrapped(text: str, indent: int = 0, hanging: int = 0) -> str:
     )
 
 
-def equation(row: Algorithm, indent: int) -> str:
+def equation(row: Method, indent: int) -> str:
     """The row's equation: on one line if it fits there, or else each of its parts on its own."""
     whole = " " * indent + row.equation
     parts = [row.equation] if len(whole) <= WIDTH else row.equation.split(";  ")
     return "\n".join(wrapped(part, indent, hanging=4) for part in parts)
 
 
-def needs(row: Algorithm) -> str:
+def needs(row: Method) -> str:
     """What the method needs of the user: data, and which models beside the one that is trained.
 
     It is what the row's functions read: rewards of pairs, a value, a reference always or once a term is switched on.
@@ -73,7 +73,7 @@ def needs(row: Algorithm) -> str:
     return "; ".join([data, *models])
 
 
-def _switch(row: Algorithm, function: Callable[..., Any]) -> str | None:
+def _switch(row: Method, function: Callable[..., Any]) -> str | None:
     """The option that a function waits for, being 0 by default; None for one that always runs."""
     found = options(row)
     for term in row.terms:
@@ -88,7 +88,7 @@ def derivation(page: str) -> str:
     return (files("grape_rl") / "derivations" / f"{page}.md").read_text(encoding="utf-8").rstrip()
 
 
-def parts(row: Algorithm) -> tuple[Callable[..., Any], ...]:
+def parts(row: Method) -> tuple[Callable[..., Any], ...]:
     """The functions that the row is composed of, in running order, with that which weighs the tokens."""
     found = tuple(inspect.unwrap(function) for function in row.functions)
     return (*found[:-1], inspect.unwrap(token_weight), found[-1]) if row.reduction else found
@@ -97,7 +97,7 @@ def parts(row: Algorithm) -> tuple[Callable[..., Any], ...]:
 def place(function: Callable[..., Any]) -> str:
     """Where a function (or a class) is: its file in the package, and the line of its ``def``.
 
-    >>> place(place).startswith("grape_rl/cli/described.py:")
+    >>> place(place).startswith("grape_rl/cli/method_text.py:")
     True
     """
     function = inspect.unwrap(function)
@@ -112,7 +112,7 @@ def summary(function: Callable[..., Any]) -> str:
     return _paragraphs(function)[0]
 
 
-def option_lines(row: Algorithm, function: Callable[..., Any]) -> list[tuple[list[str], str]]:
+def option_lines(row: Method, function: Callable[..., Any]) -> list[tuple[list[str], str]]:
     """The options that belong to a function: those that mean one thing together, each as a line, and their meaning.
 
     The meaning is what the docstring says beyond its summary; "" where the summary says all.

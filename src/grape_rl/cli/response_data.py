@@ -36,8 +36,8 @@ def existing(rubric: "Rubric", source: str, response: str, prompt: str, counted:
 
     from grape_rl.data.messages import text_or_messages
     from grape_rl.data.rows import require, rows
-    from grape_rl.setup.rows import graders_text
     from grape_rl.reward.rubric import check_rows
+    from grape_rl.setup.rows import graders_text
     from grape_rl.types import Response
 
     found = rows(source)

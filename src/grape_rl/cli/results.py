@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping
 
-from grape_rl.training.display import table
 from grape_rl.sources.held_out import HeldOut
+from grape_rl.training.display import table
 
 
 def print_held_out(evaluations: Mapping[int, HeldOut], names: Mapping[int, str] | None = None) -> None:

@@ -9,8 +9,8 @@ from grape_rl.cli.arguments import listed, parsed_arguments
 
 if TYPE_CHECKING:
     from grape_rl.cli.response_data import Existing
-    from grape_rl.reward.critic.item import Judge
     from grape_rl.reward.critic.human_labels import Compared
+    from grape_rl.reward.critic.item import Judge
     from grape_rl.reward.rubric import Rubric
     from grape_rl.types import Scores, Verdict
 
@@ -74,17 +74,17 @@ def main(arguments: Sequence[str]) -> None:
     limit = _share(str(own.get("failure_limit", "0.1")))
     if "plot" in named and "human" not in own:
         raise ValueError("--plot draws critics beside people's labels: say with --human which column has them")
-    from grape_rl.cli.response_data import counter, endpoints_of, existing
     from grape_rl.cli.health import print_canaries, print_health, write_table
     from grape_rl.cli.human_agreement import measures, people_of, plot, print_people, require_matplotlib
+    from grape_rl.cli.response_data import counter, endpoints_of, existing
     from grape_rl.maths.grape import unweighted
-    from grape_rl.setup.policy import device
     from grape_rl.reward.canary import canaries
     from grape_rl.reward.grading import categories_of, rubric_critics, rubric_models
-    from grape_rl.rubric_tools.item_health import Weighing, item_health
     from grape_rl.reward.rubric import load_rubric
     from grape_rl.reward.scores import rubric_scorer
     from grape_rl.rollout.records import records
+    from grape_rl.rubric_tools.item_health import Weighing, item_health
+    from grape_rl.setup.policy import device
 
     if "plot" in named:
         require_matplotlib()

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config
-from grape_rl.methods import Comparisons, Demonstrations, Labels, Preferences, Sampled, Steps, chosen_options
+from grape_rl.methods import Comparisons, Demonstrations, Labels, Preferences, Sampled, Steps, resolve_options
 
 
 def settings_help() -> str:
@@ -70,7 +70,7 @@ def derived(config: Config) -> str:
     from grape_rl.setup.policy import device
 
     row = ALGORITHMS[config.method]
-    options = chosen_options(row, config.options)
+    options = resolve_options(row, config.options)
     changes = "1 update each, without the optimizer"
     if "optimizer" in inspect.signature(row.update).parameters:
         updates = options.get("epochs", 1) * options.get("minibatches", 1)

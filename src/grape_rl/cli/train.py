@@ -67,8 +67,8 @@ def resolved(method: str, file: str | None, given: dict[str, Any]) -> Any:
 
 def estimate(config: Any) -> str:
     """The run's estimate as a line; or why there is none, since settings can be right without one."""
-    from grape_rl.model.load import quiet
     from grape_rl.estimate.plan import estimated
+    from grape_rl.model.load import quiet
 
     try:
         with quiet():

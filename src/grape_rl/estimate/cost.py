@@ -7,8 +7,8 @@ bytes over its memory's, plus what each operation costs however small it is. The
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from grape_rl.model.lm_head import TILE
 from grape_rl.estimate.flops import Shape, Work
+from grape_rl.model.lm_head import TILE
 
 MATRIX_SHARE = 0.7
 """The share of the machine's best rate that products of a pass over thousands of positions reach."""
@@ -48,7 +48,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Frame:
+class ModelFootprint:
     """What a model holds, and how much each position adds to that.
 
     ``parameters``, those of its ``trunk`` alone, those ``trained``, the ``largest`` matrix of these, each a count of
@@ -101,7 +101,7 @@ class Held:
     again: bool = False
 
 
-def memory(frame: Frame, step: Step, held: Held, base: float) -> dict[str, float]:
+def memory(frame: ModelFootprint, step: Step, held: Held, base: float) -> dict[str, float]:
     """Bytes by what they are for. Their sum is the peak: of moments that exclude each other, only the larger counts.
 
     ``base`` is what the process holds before: Python and its libraries; 0 where the peak is of another memory.
@@ -129,7 +129,7 @@ def memory(frame: Frame, step: Step, held: Held, base: float) -> dict[str, float
     return {name: bytes_ if name == "libraries" else bytes_ * SLACK for name, bytes_ in found.items()}
 
 
-def seconds(frame: Frame, step: Step, machine: Machine, again: bool = False) -> dict[str, float]:
+def seconds(frame: ModelFootprint, step: Step, machine: Machine, again: bool = False) -> dict[str, float]:
     """Seconds of a step by what takes them: sampling, passes without a gradient, the update.
 
     In backward the head's tiles are made once more, and with gradient checkpointing (``again``) the layers too.

@@ -10,18 +10,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from grape_rl.config import Config
+from grape_rl.estimate.cost import ModelFootprint
+from grape_rl.estimate.flops import shape
 from grape_rl.model.lora import adaptable, targeted
 from grape_rl.model.scratch import scratch
-from grape_rl.estimate.flops import shape
-from grape_rl.estimate.cost import Frame
+from grape_rl.sections import Model
 from grape_rl.setup.policy import Policy, policy, scratch_tokenizer
 from grape_rl.setup.rows import Row
-from grape_rl.sections import Model
 
 POSITIONS = 16
 
 
-def at_hand(model: Model) -> Any:
+def available(model: Model) -> Any:
     """The configuration of a model whose files are here; None for one from scratch.
 
     Raises:
@@ -35,11 +35,11 @@ def at_hand(model: Model) -> Any:
         raise ValueError(f"it needs the model's files, and {model.name} has none here") from error
 
 
-def framed(config: Config, train: Sequence[Row], scalar: bool) -> tuple[Policy, Frame]:
+def measure_footprint(config: Config, train: Sequence[Row], scalar: bool) -> tuple[Policy, ModelFootprint]:
     """The run's policy without its numbers, and what it would hold. Nothing is downloaded, and nothing computed.
 
     Raises:
-        ValueError: the model's files are not here, or it can't be framed.
+        ValueError: the model's files are not here, or it can't be measure_footprint.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         at = _policy(config, train, scalar)
@@ -47,7 +47,7 @@ def framed(config: Config, train: Sequence[Row], scalar: bool) -> tuple[Policy, 
         return at, frame(at.model, half)
 
 
-def frame(model: Any, precision: AbstractContextManager[Any]) -> Frame:
+def frame(model: Any, precision: AbstractContextManager[Any]) -> ModelFootprint:
     """What a model holds, and what its trunk keeps for a backward pass: as torch keeps it in a forward pass.
 
     That pass is over single tokens, since of longer rows attention keeps no more a position; what it keeps whatever
@@ -60,7 +60,7 @@ def frame(model: Any, precision: AbstractContextManager[Any]) -> Frame:
     width = heads * (getattr(of, "head_dim", None) or of.hidden_size // of.num_attention_heads)
     output = model.get_output_embeddings()
     found = shape(model)
-    return Frame(
+    return ModelFootprint(
         found,
         sum(p.numel() for p in parts),
         sum({id(p): p.numel() for p in model.base_model.parameters()}.values()),
@@ -78,7 +78,7 @@ def _policy(config: Config, train: Sequence[Row], scalar: bool) -> Policy:
         tokenizer = scratch_tokenizer(drawn, config.data, train)
         model = scratch(tokenizer, drawn.hidden, drawn.layers, drawn.heads, drawn.context, config.seed)
     else:
-        of = at_hand(config.model)
+        of = available(config.model)
         tokenizer = AutoTokenizer.from_pretrained(config.model.name, local_files_only=True)
         of.num_labels = 1
         of_kind = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grape_rl.model.packing import lengths
 from grape_rl.model.linear import product
+from grape_rl.model.packing import lengths
 from grape_rl.types import Sequences
 
 

@@ -11,25 +11,25 @@ import torch
 
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config
+from grape_rl.estimate.cost import Estimate, Held, Machine, Step, memory, seconds
+from grape_rl.estimate.fake_model import available, measure_footprint
+from grape_rl.estimate.flops import Work, decoding, forwarding, matrix_rate, memory_rate, operation_seconds
 from grape_rl.methods import (
     Labels,
     Preferences,
     Responses,
     Sampled,
     SampledPreferences,
-    chosen_options,
     objective,
+    resolve_options,
 )
 from grape_rl.model.logprobs import microbatches, selected
-from grape_rl.estimate.flops import Work, decoding, forwarding, matrix_rate, memory_rate, operation_seconds
-from grape_rl.estimate.cost import Estimate, Held, Machine, Step, memory, seconds
-from grape_rl.estimate.fake_model import at_hand, framed
-from grape_rl.sources.kinds import kind_of
 from grape_rl.setup.policy import device
-from grape_rl.sources.preferences import compares_with_reference, needs_reference_itself
-from grape_rl.sources.responses import starts_with_reference
 from grape_rl.setup.setup import Setup
 from grape_rl.setup.value_function import value_settings
+from grape_rl.sources.kinds import kind_of
+from grape_rl.sources.preferences import compares_with_reference, needs_reference_itself
+from grape_rl.sources.responses import starts_with_reference
 from grape_rl.training.pairs import compared_pair_gradient
 from grape_rl.types import Sequences
 
@@ -51,12 +51,12 @@ def estimated(config: Config, machine: Callable[[torch.device, torch.dtype], Mac
         raise ValueError(f"what an update of {config.method} costs depends on the data")
     if config.data.source and not Path(config.data.source).expanduser().is_file():
         raise ValueError(f"it needs the data's lengths, and {config.data.source} is no file here")
-    at_hand(config.model)
+    available(config.model)
     enough = min(config.data.rows or ROWS, max(ROWS, STEPS * config.prompts_per_step))
     few = config.model_copy(update={"data": config.data.model_copy(update={"rows": enough, "held_out_rows": 0})})
-    kind, chosen = kind_of(row), chosen_options(row, config.options)
+    kind, chosen = kind_of(row), resolve_options(row, config.options)
     train, _ = kind.rows(few, row)
-    policy, frame = framed(config, train, kind.scalar)
+    policy, frame = measure_footprint(config, train, kind.scalar)
     setup = Setup(config, row, chosen, train, [], policy, policy, None)
     batch = kind.batches(setup)
     steps = [step_of(setup, batch(step)) for step in range(STEPS)]
@@ -158,7 +158,7 @@ def _paired(sequences: Sequences, group_size: int) -> Sequences:
 def _decoding(step: Step, sequences: Sequences, config: Config) -> Step:
     """The step with the sampling of its responses before it."""
     n, t = config.group_size, config.sampling.max_tokens
-    prompts, at_once = [len(p) for p in sequences.prompts], max(1, config.rows_at_once // n)
+    prompts, at_once = [len(p) for p in sequences.prompts], max(1, config.generation_batch_size // n)
     chunks = [prompts[i : i + at_once] for i in range(0, len(prompts), at_once)]
     rows = len(chunks[0]) * n
     return replace(

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from grape_rl.model.attention import Attend
-from grape_rl.model.packing import Forest, spans
+from grape_rl.model.packing import PackedSequences, spans
 from grape_rl.model.padded_attention import padded
 
 _forward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def attention_over(forest: Forest) -> Attend:
+def attention_over(forest: PackedSequences) -> Attend:
     """The attention that suits the device that the forest is on."""
     return by_parts(forest) if forest.tokens.device.type == "cpu" else padded(forest)
 
 
-def by_parts(forest: Forest) -> Attend:
+def by_parts(forest: PackedSequences) -> Attend:
     """Attention as ``padded`` finds it, differentiable once; layers with a window, a cap or sinks are left to that."""
     pieces = _pieces(forest)
     other: list[Attend] = []
@@ -53,7 +53,7 @@ _Piece = tuple[slice, slice, bool]
 """Queries, keys, and whether these are the same places, each seeing itself and what stands before it."""
 
 
-def _pieces(forest: Forest) -> list[_Piece]:
+def _pieces(forest: PackedSequences) -> list[_Piece]:
     """What sees what. A place that stands in two pieces is a branch's, and finds its own branch first."""
     stems, branches = spans(forest.stems), spans(forest.branches, sum(forest.stems))
     pieces: list[_Piece] = [(each, each, True) for each in (*stems, *branches)]

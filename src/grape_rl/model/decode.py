@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grape_rl.model.attention import trunk_states
-from grape_rl.model.kv_cache import Cache, encoded
 from grape_rl.model.cuda_graph import captured
+from grape_rl.model.kv_cache import Cache, encoded
 from grape_rl.model.lm_head import logits_of
 from grape_rl.types import Finish
 

@@ -14,7 +14,7 @@ from grape_rl.types import Outputs, Sequences
 
 
 @dataclass(frozen=True)
-class Choices:
+class DistributionStats:
     """Of each token's choice π(·): ``collision`` log Σ_v π(v)², and ``kl`` KL(reference‖π) in nats; 0 where masked."""
 
     collision: Float[Tensor, "b t"]
@@ -23,7 +23,7 @@ class Choices:
 
 def choices(
     model: nn.Module, sequences: Sequences, reference: nn.Module | None, temperature: float = 1.0, tile: int = TILE
-) -> tuple[Outputs, Choices]:
+) -> tuple[Outputs, DistributionStats]:
     """What ``logprobs`` gives of each masked token, and what the whole choice says: in the same forward pass.
 
     Beside the model's, the reference's hidden states are taken for the same sequences, without a graph; without a
@@ -55,7 +55,7 @@ def choices(
     fields = torch.cat(parts, dim=1)  # pyright: ignore[reportArgumentType, reportCallIssue]
     zeros = torch.zeros(mask.shape, dtype=fields.dtype, device=mask.device)
     logp, entropy, collision, kl = (zeros.masked_scatter(mask, field) for field in fields)
-    return Outputs(logp, entropy), Choices(collision, kl)
+    return Outputs(logp, entropy), DistributionStats(collision, kl)
 
 
 def _slices(

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grape_rl.model.attention import Attend, trunk_states
-from grape_rl.model.packing import forest_of
 from grape_rl.model.cpu_attention import attention_over
+from grape_rl.model.packing import forest_of
 
 POSITIONS = 8192
 """How many positions of prompts are encoded at a time: what their activations hold in memory."""

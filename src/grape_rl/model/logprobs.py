@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from grape_rl.model.attention import trunk_states
-from grape_rl.model.packing import Forest, lengths, planted, rounded
-from grape_rl.model.lm_head import head_of, logits_of, token_logprobs
-from grape_rl.model.padded_attention import padded
 from grape_rl.model.cpu_attention import attention_over
 from grape_rl.model.gradient_checkpointing import recomputing
+from grape_rl.model.lm_head import head_of, logits_of, token_logprobs
+from grape_rl.model.packing import PackedSequences, lengths, packed, rounded
+from grape_rl.model.padded_attention import padded
 from grape_rl.model.value import Valued
 from grape_rl.types import Outputs, Sequences
 
@@ -37,7 +37,7 @@ def logprobs(model: nn.Module, sequences: Sequences, temperature: float = 1.0, n
     sequences = on_device(sequences, next(model.parameters()).device)
     mask = sequences.mask
     policy = model.policy if isinstance(model, Valued) else model
-    forest = planted(_whole(sequences), apart=True) if noise else _row(sequences)
+    forest = packed(_whole(sequences), apart=True) if noise else _row(sequences)
     chosen = forest.before[mask]
     hidden = _states(policy, forest, noise).index_select(0, chosen)
     logp, entropy = token_logprobs(head_of(policy), hidden, sequences.tokens[mask], temperature)
@@ -67,7 +67,7 @@ def masked_logits(model: nn.Module, sequences: Sequences, temperature: float = 1
         ValueError: a prompt has no tokens, so that nothing stands before the first one after it.
     """
     sequences = on_device(sequences, next(model.parameters()).device)
-    forest = planted(_whole(sequences))
+    forest = packed(_whole(sequences))
     hidden = trunk_states(model, padded(forest), input_ids=forest.tokens[None], position_ids=forest.positions[None])[0]
     return logits_of(model)(hidden.index_select(0, forest.before[sequences.mask])) / temperature
 
@@ -82,12 +82,12 @@ def hidden_states(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t 
     return _states(model, forest).index_select(0, forest.before.flatten()).unflatten(0, forest.before.shape)
 
 
-def _row(sequences: Sequences) -> Forest:
-    forest = planted(_whole(sequences))
+def _row(sequences: Sequences) -> PackedSequences:
+    forest = packed(_whole(sequences))
     return rounded(forest) if forest.tokens.device.type == "cpu" else forest
 
 
-def _states(model: nn.Module, forest: Forest, noise: Noise | None = None) -> Float[Tensor, "n d"]:
+def _states(model: nn.Module, forest: PackedSequences, noise: Noise | None = None) -> Float[Tensor, "n d"]:
     """The hidden state at each place of the forest; with ``noise``, each stem is a row of its own."""
     read = {"input_ids": forest.tokens[None]}
     if noise:

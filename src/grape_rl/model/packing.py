@@ -17,7 +17,7 @@ from grape_rl.types import Sequences
 
 
 @dataclass(frozen=True)
-class Forest:
+class PackedSequences:
     """A row of tokens with their positions, and where each sequence stands in it.
 
     ``stems`` and ``branches`` are lengths; branch i goes on from stem ``parent[i]``, and no stem's branches stand
@@ -38,13 +38,13 @@ class Forest:
         return max([*self.stems, *(self.stems[p] + n for p, n in zip(self.parent, self.branches, strict=True))])
 
 
-def forest_of(prompts: Sequence[Int[Tensor, " _"]]) -> Forest:
+def forest_of(prompts: Sequence[Int[Tensor, " _"]]) -> PackedSequences:
     """Prompts alone as one row: a stem each."""
     nothing = torch.zeros(len(prompts), 1, dtype=torch.long, device=prompts[0].device)
-    return planted(Sequences(tuple(prompts), nothing, nothing == 0, torch.arange(len(prompts))))
+    return packed(Sequences(tuple(prompts), nothing, nothing == 0, torch.arange(len(prompts))))
 
 
-def planted(sequences: Sequences, apart: bool = False) -> Forest:
+def packed(sequences: Sequences, apart: bool = False) -> PackedSequences:
     """The sequences as one row, each read up to its last masked token but one: the last is chosen and never read.
 
     ``apart`` gives each row its prompt for itself, the rows in their order.
@@ -81,7 +81,7 @@ def planted(sequences: Sequences, apart: bool = False) -> Forest:
     column = torch.arange(-1, t - 1)
     before = (torch.tensor(first)[:, None] + column).clamp(max=at - 1)
     before[:, 0] = torch.tensor(start)
-    return Forest(
+    return PackedSequences(
         torch.cat([*stems, *branches]),
         places.to(device),
         tuple(len(x) for x in stems),
@@ -91,7 +91,7 @@ def planted(sequences: Sequences, apart: bool = False) -> Forest:
     )
 
 
-def rounded(forest: Forest) -> Forest:
+def rounded(forest: PackedSequences) -> PackedSequences:
     """The forest with one more stem of junk, where it takes that to be a multiple of its ``granule``.
 
     >>> rounded(forest_of([torch.zeros(70, dtype=torch.long)])).stems

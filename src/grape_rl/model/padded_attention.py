@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from grape_rl.model.attention import Attend
-from grape_rl.model.packing import Forest, spans
+from grape_rl.model.packing import PackedSequences, spans
 
 
-def padded(forest: Forest) -> Attend:
+def padded(forest: PackedSequences) -> Attend:
     """Attention in which all stems are one batch, and all branches another, whose keys follow a copy of their stem's.
 
     What is visible: to a position of a stem, itself and what stands before it there; to one of a branch also all of

@@ -110,7 +110,7 @@ def sample(
     end: Sequence[int],
     seed: int,
     version: int = 0,
-    rows_at_once: int = 512,
+    generation_batch_size: int = 512,
     ended: Ended | None = None,
 ) -> Rollout:
     """``n`` responses to each prompt, each until an end token or ``max_tokens``.
@@ -132,7 +132,7 @@ def sample(
     def draw(logits: Float[Tensor, "b v"], at: Float[Tensor, " b"]) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"]]:
         return drawn(drawn_from(logits.float(), sampling), at)
 
-    per_chunk = max(1, rows_at_once // n)
+    per_chunk = max(1, generation_batch_size // n)
     with _cast_once(model):
         chunks = [
             decoded(

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import PrivateAttr, model_validator
 
 from grape_rl.reward.check.callables import python_callable
-from grape_rl.reward.critic.judging import Job, Judging
 from grape_rl.reward.critic.item import Judge
+from grape_rl.reward.critic.judging import Job, Judging
 from grape_rl.schema import Strict, nearest
 from grape_rl.types import Response, Verdict
 

@@ -14,8 +14,8 @@ from grape_rl.reward.check.worker import graded
 from grape_rl.reward.classify import UNCLASSIFIED
 from grape_rl.reward.critic.judging import Critic, Job, Judging
 from grape_rl.reward.critic.local import LocalCritic, local_critic, local_verdicts
-from grape_rl.reward.critic.stub import StubCritic
 from grape_rl.reward.critic.settings import Endpoint, Local, Stubbed, Where
+from grape_rl.reward.critic.stub import StubCritic
 from grape_rl.reward.item import Item
 from grape_rl.reward.model_grader import RewardModel, item_verdicts, readable, reward_model
 from grape_rl.reward.rubric import Rubric, category_name, items_of

@@ -17,7 +17,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from grape_rl.maths.reward_model import StepReward
-from grape_rl.reward.verdict_matrix import gated, laid_out
 from grape_rl.reward.critic.judging import Judging
 from grape_rl.reward.grading import Models, grade
 from grape_rl.reward.item import Item
@@ -25,6 +24,7 @@ from grape_rl.reward.model_grader import RewardModel, rewards
 from grape_rl.reward.row_items import PREFIX
 from grape_rl.reward.rubric import Rubric, items_of
 from grape_rl.reward.running_confidence import Running
+from grape_rl.reward.verdict_matrix import gated, laid_out
 from grape_rl.types import Response, Scores, Status, Verdict
 
 

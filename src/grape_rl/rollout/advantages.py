@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grape_rl.maths.value import explained_variance
-from grape_rl.rollout.dynamic_sampling import Drawn, numbered
+from grape_rl.rollout.dynamic_sampling import ScoredRollout, numbered
 from grape_rl.types import Batch, Sequences, ValuedBatch
 
 
 @dataclass(frozen=True)
-class Credit:
+class AdvantageInputs:
     """What an advantage may rest on beside the rewards of the responses.
 
     ``token_reward`` (reward, behavior_logp, reference_logp, mask → "b t") gives rewards to tokens, less what the KL to
@@ -33,12 +33,12 @@ class Credit:
     memory: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
-PLAIN = Credit()
+PLAIN = AdvantageInputs()
 """Rewards alone."""
 
 
 @dataclass(frozen=True)
-class Credited:
+class AdvantageEstimate:
     """What the objective sees, each response's advantage (NaN: left out; the mean over its tokens), and what is told.
 
     ``memory`` is what the next step finds in the place of this one's.
@@ -50,14 +50,14 @@ class Credited:
     memory: dict[str, float]
 
 
-def credited(
+def estimate_advantages(
     advantage: Callable[..., Tensor],
-    credit: Credit,
-    drawn: Drawn,
+    credit: AdvantageInputs,
+    drawn: ScoredRollout,
     reference_logp: Float[Tensor, "b t"] | None,
     max_tokens: int,
     seed: int,
-) -> Credited:
+) -> AdvantageEstimate:
     """The batch of a draw. The parameters of ``advantage`` name what it reads.
 
     ``reward`` (less the KL, where ``token_reward`` takes it off), ``group``, ``length`` (each response's tokens),
@@ -72,17 +72,17 @@ def credited(
     against = behavior if reference_logp is None else reference_logp
     per_token = {"behavior_logp": behavior, "reference_logp": against, "mask": mask}
     metrics = dict(credit.memory)
-    at_hand: dict[str, Any] = {**per_token, **credit.memory}
+    available: dict[str, Any] = {**per_token, **credit.memory}
     response_kl = float((behavior - against).masked_fill(~mask, 0).sum(dim=1)[drawn.revision_of < 0].mean())
     if credit.token_reward:
-        at_hand["token_reward"] = credit.token_reward(reward=reward, **per_token)
+        available["token_reward"] = credit.token_reward(reward=reward, **per_token)
         spent = -credit.token_reward(reward=torch.zeros_like(reward), **per_token).sum(dim=1).to(reward)
         reward = reward - spent
         if reference_logp is not None:
             metrics |= {"kl_in_reward": float(spent.mean()), "response_kl": response_kl}
     if credit.values:
-        at_hand["value"] = credit.values(rollout)
-    at_hand |= {
+        available["value"] = credit.values(rollout)
+    available |= {
         "reward": reward,
         "group": rollout.group,
         "length": mask.sum(dim=1),
@@ -92,27 +92,27 @@ def credited(
         "responses": len(reward),
     }
     if "response" in inspect.signature(advantage).parameters:
-        at_hand["response"] = numbered(rollout)
-    found = advantage(**_asked(advantage, at_hand))
+        available["response"] = numbered(rollout)
+    found = advantage(**_asked(advantage, available))
     of_row = found if found.ndim == 1 else found.masked_fill(~mask, 0).sum(dim=1) / mask.sum(dim=1)
     mask = mask & ~of_row.isnan()[:, None]
     tokens = found.nan_to_num().float()
     tokens = tokens[:, None].expand_as(behavior) if found.ndim == 1 else tokens.masked_fill(~mask, 0)
     batch = Batch(mask, behavior, against, credit.rescaled(tokens, mask) if credit.rescaled else tokens)
     if credit.values:
-        value = at_hand["value"]
+        value = available["value"]
         batch = ValuedBatch(**vars(batch), behavior_value=value, value_target=tokens + value)
         metrics["explained_variance"] = explained_variance(value, tokens + value, mask)
-    return Credited(batch, of_row, metrics, remembered(credit, at_hand))
+    return AdvantageEstimate(batch, of_row, metrics, remembered(credit, available))
 
 
-def remembered(credit: Credit, at_hand: Mapping[str, Any]) -> dict[str, float]:
+def remembered(credit: AdvantageInputs, available: Mapping[str, Any]) -> dict[str, float]:
     """What a step leaves to the next, made of what is at hand."""
     return {
-        name: function(**_asked(function, {**at_hand, "previous": credit.memory[name]}))
+        name: function(**_asked(function, {**available, "previous": credit.memory[name]}))
         for name, function in credit.remembers.items()
     }
 
 
-def _asked(function: Callable[..., Any], at_hand: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: at_hand[name] for name in inspect.signature(function).parameters if name in at_hand}
+def _asked(function: Callable[..., Any], available: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: available[name] for name in inspect.signature(function).parameters if name in available}

@@ -33,7 +33,7 @@ UNREVISED = Revised()
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ScoredRollout:
     """Responses that were sampled, as graders saw them, with scores, and log-probs under the reference, if any."""
 
     rollout: Rollout
@@ -59,16 +59,16 @@ class Drawn:
         return self.rollout.mask & (self.revision_of < 0)[:, None]
 
 
-Draw = Callable[[int, int], Drawn]
+Draw = Callable[[int, int], ScoredRollout]
 """The round, from 0, and how many prompts → their responses. Each round has prompts and a seed of its own."""
 
 
-def once(draw: Draw, prompts: int) -> Drawn:
+def once(draw: Draw, prompts: int) -> ScoredRollout:
     """The first draw, whatever came of it."""
     return draw(0, prompts)
 
 
-def until_varied(draw: Draw, prompts: int, extra_draws: NonNegativeInt = 3) -> Drawn:
+def dynamic_sampling(draw: Draw, prompts: int, extra_draws: NonNegativeInt = 3) -> ScoredRollout:
     """Draws until no group's rewards are all equal, or ``extra_draws`` more were made: DAPO's dynamic sampling.
 
     A group whose rewards are all equal has no advantage, and its prompt is wasted. Each further draw asks as many other
@@ -77,14 +77,14 @@ def until_varied(draw: Draw, prompts: int, extra_draws: NonNegativeInt = 3) -> D
     """
     drawn = draw(0, prompts)
     for extra in range(1, extra_draws + 1):
-        missing = int(equal_groups(drawn.scores.reward, drawn.rollout.group).sum())
+        missing = int(zero_variance_groups(drawn.scores.reward, drawn.rollout.group).sum())
         if not missing:
             break
         drawn = _filled(drawn, draw(extra, missing))
     return drawn
 
 
-def equal_groups(reward: Float[Tensor, " b"], group: Int[Tensor, " b"]) -> Bool[Tensor, " g"]:
+def zero_variance_groups(reward: Float[Tensor, " b"], group: Int[Tensor, " b"]) -> Bool[Tensor, " g"]:
     """Which groups have no two rewards that differ, so that nothing can be learned by comparing within them."""
     known = ~reward.isnan()
     count = int(group.max()) + 1
@@ -118,10 +118,10 @@ def stacked_rows(*fields: Tensor) -> Tensor:
     return torch.cat([pad(field, (0, width - field.shape[1])) for field in fields])
 
 
-def _filled(old: Drawn, new: Drawn) -> Drawn:
+def _filled(old: ScoredRollout, new: ScoredRollout) -> ScoredRollout:
     """The old groups, but for each new one whose rewards differ, in the place of one whose rewards do not."""
-    idle = equal_groups(old.scores.reward, old.rollout.group).nonzero().flatten().tolist()
-    fresh = (~equal_groups(new.scores.reward, new.rollout.group)).nonzero().flatten().tolist()
+    idle = zero_variance_groups(old.scores.reward, old.rollout.group).nonzero().flatten().tolist()
+    fresh = (~zero_variance_groups(new.scores.reward, new.rollout.group)).nonzero().flatten().tolist()
     place = dict(zip(fresh, idle, strict=False))
     leaving, prompts = set(place.values()), list(old.rollout.prompts)
     for n, g in place.items():
@@ -156,4 +156,4 @@ def _filled(old: Drawn, new: Drawn) -> Drawn:
     reference_logp = None
     if old.reference_logp is not None and new.reference_logp is not None:
         reference_logp = stacked_rows(old.reference_logp, new.reference_logp)[kept]
-    return Drawn(rollout, joined(old.answers, new.answers), scores, reference_logp)
+    return ScoredRollout(rollout, joined(old.answers, new.answers), scores, reference_logp)

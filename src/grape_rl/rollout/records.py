@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from grape_rl.reward.scores import item_table
-from grape_rl.rollout.dynamic_sampling import UNREVISED, Revised, equal_groups
+from grape_rl.rollout.dynamic_sampling import UNREVISED, Revised, zero_variance_groups
 from grape_rl.types import Response, Rollout, Scores, Verdict
 
 
@@ -20,9 +20,9 @@ def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, float]:
     metrics = {
         "reward": float(known.mean()) if len(known) else math.nan,
         "reward_std": float(known.std(correction=0)) if len(known) else math.nan,
-        "equal_groups": float(equal_groups(scores.reward, rollout.group).float().mean()),
+        "zero_variance_groups": float(zero_variance_groups(scores.reward, rollout.group).float().mean()),
         "length": float(rollout.mask.sum(dim=1).float().mean()),
-        "cut_off": sum(f == "length" for f in rollout.finish) / len(rollout.finish),
+        "truncated": sum(f == "length" for f in rollout.finish) / len(rollout.finish),
         "tokens": float(rollout.mask.sum()),
     }
     for item in item_table(scores):

@@ -17,7 +17,7 @@ from grape_rl.data.messages import Messages
 from grape_rl.maths.advantage import group_rank
 from grape_rl.maths.divergence import k3
 from grape_rl.reward.scores import Scorer, checked
-from grape_rl.rollout.dynamic_sampling import Drawn, Revised, appended
+from grape_rl.rollout.dynamic_sampling import Revised, ScoredRollout, appended
 from grape_rl.rollout.source import Sampler, step_seed
 from grape_rl.types import Response, Rollout, Sequences, Verdict
 
@@ -51,7 +51,7 @@ def worst(reward: Float[Tensor, " b"], group: Int[Tensor, " b"], per_group: int)
 
 
 def revised(
-    drawn: Drawn,
+    drawn: ScoredRollout,
     critique: Critique,
     tokens: Callable[[Response, str], Int[Tensor, " p"] | None],
     sampler: Sampler,
@@ -61,7 +61,7 @@ def revised(
     per_group: int,
     seed: int,
     failure_limit: float,
-) -> Drawn:
+) -> ScoredRollout:
     """The draw with revisions of the worst ``per_group`` of each group behind its responses, in the same groups.
 
     Not revised are responses whose reward is missing, that no ``critique`` is to be had of, and those for which
@@ -90,13 +90,13 @@ def revised(
 
 
 def _joined(
-    drawn: Drawn,
+    drawn: ScoredRollout,
     written: Rollout,
     of: tuple[int, ...],
     logp: Callable[[Sequences], Float[Tensor, "b t"]],
     scorer: Scorer,
     tokenizer: Any,
-) -> tuple[Drawn, dict[str, float]]:
+) -> tuple[ScoredRollout, dict[str, float]]:
     """The draw with what was written as further responses to its own prompts, and what there is to tell of them."""
     revisions = replace(written, prompts=drawn.rollout.prompts, group=drawn.rollout.group[list(of)])
     revisions = replace(revisions, behavior_logp=logp(revisions))

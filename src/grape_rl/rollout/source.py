@@ -22,8 +22,8 @@ from grape_rl.maths.divergence import k3
 from grape_rl.model.logprobs import lengths, logprobs, microbatches, selected
 from grape_rl.model.sampler import Ended
 from grape_rl.reward.scores import Scorer, checked
-from grape_rl.rollout.advantages import PLAIN, Credit, credited
-from grape_rl.rollout.dynamic_sampling import Draw, Drawn, stacked_rows
+from grape_rl.rollout.advantages import PLAIN, AdvantageInputs, estimate_advantages
+from grape_rl.rollout.dynamic_sampling import Draw, ScoredRollout, stacked_rows
 from grape_rl.rollout.records import records, rollout_metrics, verdict_metrics, warnings_of
 from grape_rl.types import Batch, Finish, Response, Rollout, Sequences
 
@@ -102,7 +102,7 @@ def responses(
     prompts: Sequence[Prompt],
     sampler: Sampler,
     scorer: Scorer,
-    draws: Callable[[Draw, int], Drawn],
+    draws: Callable[[Draw, int], ScoredRollout],
     advantage: Callable[..., Tensor],
     tokenizer: Any,
     reference: Callable[[Sequences], Float[Tensor, "b t"]] | None,
@@ -111,13 +111,13 @@ def responses(
     max_tokens: int,
     seed: int,
     failure_limit: float,
-    credit: Credit = PLAIN,
+    credit: AdvantageInputs = PLAIN,
     ahead: Ahead | None = None,
 ) -> Source:
     """A source of the model's own responses: sample → score → advantage.
 
-    What ``advantage`` may read, ``credited`` says. A response with no advantage (NaN: its reward is missing, or the
-    method leaves it out) is masked out, and ``used`` counts the others.
+    ``estimate_advantages`` lists what ``advantage`` may read. A response with no advantage (NaN: its reward is
+    missing, or the method leaves it out) is masked out, and ``used`` counts the others.
 
     Raises (the source): as ``drawn``.
     """
@@ -128,7 +128,9 @@ def responses(
             reference, ahead,
         )  # fmt: skip
         rollout, scores, reference_logp = found.drawn.rollout, found.drawn.scores, found.drawn.reference_logp
-        given = credited(advantage, credit, found.drawn, reference_logp, max_tokens, step_seed(seed, step, "advantage"))
+        given = estimate_advantages(
+            advantage, credit, found.drawn, reference_logp, max_tokens, step_seed(seed, step, "advantage")
+        )
         usable = ~given.advantage.isnan()
         metrics = found.metrics | {"used": float(usable.sum())}
         if reference_logp is not None:
@@ -147,7 +149,7 @@ def responses(
 class Round:
     """A step's responses, scored, with what the log says of them."""
 
-    drawn: Drawn
+    drawn: ScoredRollout
     metrics: dict[str, float]
     warnings: tuple[tuple[str, str], ...]
 
@@ -157,7 +159,7 @@ def drawn(
     prompts: Sequence[Prompt],
     sampler: Sampler,
     scorer: Scorer,
-    draws: Callable[[Draw, int], Drawn],
+    draws: Callable[[Draw, int], ScoredRollout],
     tokenizer: Any,
     prompts_per_step: int,
     group_size: int,
@@ -176,7 +178,7 @@ def drawn(
     Raises:
         RuntimeError: more than ``failure_limit`` of a draw's verdicts are missing.
     """
-    rounds: list[Drawn] = []
+    rounds: list[ScoredRollout] = []
     seconds = {"sample_seconds": 0.0, "score_seconds": 0.0, "reference_seconds": 0.0}
 
     def referred(rollout: Rollout) -> Float[Tensor, "b t"] | None:
@@ -185,7 +187,7 @@ def drawn(
         seconds["reference_seconds"] += time.perf_counter() - began
         return found
 
-    def draw(turn: int, count: int) -> Drawn:
+    def draw(turn: int, count: int) -> ScoredRollout:
         began = time.perf_counter()
         order = (step, seed) if turn == 0 else (0, step_seed(seed, step, f"order {turn}"))
         asked = [prompts[i] for i in drawn_rows(len(prompts), count, *order)]
@@ -200,7 +202,7 @@ def drawn(
             seconds["sample_seconds"] += sampled - began
             seconds["score_seconds"] += time.perf_counter() - sampled
         checked(scores, failure_limit)
-        rounds.append(Drawn(rollout, tuple(answers), scores, waiting.result()))
+        rounds.append(ScoredRollout(rollout, tuple(answers), scores, waiting.result()))
         return rounds[-1]
 
     kept = draws(draw, prompts_per_step)
@@ -217,7 +219,7 @@ def drawn(
     return Round(kept, metrics | kept.revised.metrics, warnings)
 
 
-def _referred_whole(drawn: Drawn, reference: Callable[[Sequences], Float[Tensor, "b t"]]) -> Drawn:
+def _referred_whole(drawn: ScoredRollout, reference: Callable[[Sequences], Float[Tensor, "b t"]]) -> ScoredRollout:
     """The draw with the reference's log-probs of its revisions too, which came when the others were known."""
     if drawn.sampled == len(drawn.answers) or drawn.reference_logp is None:
         return drawn

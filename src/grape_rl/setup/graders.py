@@ -9,27 +9,27 @@ import torch
 
 from grape_rl.config import Config
 from grape_rl.maths.grape import unweighted
-from grape_rl.methods import Algorithm, Responses, Sampled, keywords
-from grape_rl.setup.policy import device
-from grape_rl.setup.rows import Row, graders_text
-from grape_rl.setup.setup import Grader
+from grape_rl.methods import Method, Responses, Sampled, keywords
 from grape_rl.reward.canary import canaries
 from grape_rl.reward.check.callables import python_callable
 from grape_rl.reward.critic.settings import endpoints
 from grape_rl.reward.function import function_scorer
 from grape_rl.reward.grading import judging_ahead, rubric_critics, rubric_models
-from grape_rl.reward.pending_labels import stopping_for_people
 from grape_rl.reward.model_grader import readable, reward_model
+from grape_rl.reward.pending_labels import stopping_for_people
 from grape_rl.reward.rubric import check_rows, load_rubric
 from grape_rl.reward.running_confidence import Running
 from grape_rl.reward.scores import model_scorer, rubric_scorer
+from grape_rl.setup.policy import device
+from grape_rl.setup.rows import Row, graders_text
+from grape_rl.setup.setup import Grader
 
 CANARY_ROWS = 100
 """Among how many rows at the start of the data a prompt of each category is looked for, to try the critics on."""
 
 
 def grader(
-    config: Config, row: Algorithm, chosen: dict[str, Any], graded: Sequence[Row], memory: Mapping[str, Any]
+    config: Config, row: Method, chosen: dict[str, Any], graded: Sequence[Row], memory: Mapping[str, Any]
 ) -> Grader:
     """The grader that the configuration names, checked against the rows that it will grade.
 
@@ -75,7 +75,7 @@ def grader(
     return Grader(function_scorer(python_callable(f"{place}:{name}", folder, allow=[place]), name))
 
 
-def _running(row: Algorithm, chosen: dict[str, Any], memory: Mapping[str, Any]) -> Running | None:
+def _running(row: Method, chosen: dict[str, Any], memory: Mapping[str, Any]) -> Running | None:
     """The running means of a method that is to use them."""
     source = row.source
     if not isinstance(source, Responses) or source.running is None or chosen["scope"] != "running":

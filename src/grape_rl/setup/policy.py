@@ -15,8 +15,8 @@ from grape_rl.model.load import load, readied
 from grape_rl.model.lora import FOLDER, adapted, is_adapted, with_adapter
 from grape_rl.model.reward_head import is_scalar, load_scalar, scalar_model
 from grape_rl.model.scratch import bpe_tokenizer, character_tokenizer, scratch, shared_passages
-from grape_rl.setup.rows import Row, plain
 from grape_rl.sections import Scratch
+from grape_rl.setup.rows import Row, plain
 
 
 @dataclass(frozen=True)

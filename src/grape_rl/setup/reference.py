@@ -8,12 +8,12 @@ from grape_rl.model.fingerprint import fingerprint
 from grape_rl.setup.run_folder import REFERENCE
 from grape_rl.setup.setup import Setup
 from grape_rl.training.fit import AnyExperience, AnySource, Warn
-from grape_rl.training.reference_cache import Kept, fill, first_batches
 from grape_rl.training.pairs import Reference
+from grape_rl.training.reference_cache import ReferenceLogprobCache, fill, first_batches
 from grape_rl.types import Sequences
 
 
-def kept_reference(
+def cached_reference(
     setup: Setup,
     count: int,
     stacked: Callable[[Sequence[int]], Sequences],
@@ -26,7 +26,9 @@ def kept_reference(
     ``source`` is given what reads them. The first batch tells the seconds that all of this took.
     """
     config = setup.config
-    kept = Kept(Path(config.reference_cache).expanduser() if config.reference_cache else config.folder / REFERENCE)
+    kept = ReferenceLogprobCache(
+        Path(config.reference_cache).expanduser() if config.reference_cache else config.folder / REFERENCE
+    )
     seconds: list[float] = []
 
     def begin(warn: Warn) -> None:

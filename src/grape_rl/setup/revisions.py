@@ -9,15 +9,15 @@ from torch import Tensor
 from grape_rl.data.chat import prompt_tokens
 from grape_rl.data.conversation import template_arguments
 from grape_rl.model.sampler import Sampling
-from grape_rl.setup.rows import Row
-from grape_rl.setup.setup import Setup
 from grape_rl.reward.critique import critique
-from grape_rl.rollout.dynamic_sampling import Draw, Drawn
+from grape_rl.rollout.dynamic_sampling import Draw, ScoredRollout
 from grape_rl.rollout.revise import revised, revision_prompt
 from grape_rl.rollout.source import Sampler, reference_logprobs
+from grape_rl.setup.rows import Row
+from grape_rl.setup.setup import Setup
 from grape_rl.types import Response
 
-Draws = Callable[[Draw, int], Drawn]
+Draws = Callable[[Draw, int], ScoredRollout]
 
 
 def revising(setup: Setup, draws: Draws, sampler: Sampler, sampling: Sampling) -> Draws:

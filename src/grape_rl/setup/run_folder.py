@@ -14,7 +14,7 @@ REFERENCE = "reference"
 """The folder in a run's own that keeps the reference's log-probs of data rows."""
 
 FREE = (
-    "steps", "output", "device", "tokens_per_microbatch", "rows_at_once", "measure_kl", "checkpoint_every",
+    "steps", "output", "device", "tokens_per_microbatch", "generation_batch_size", "log_kl", "checkpoint_every",
     "keep_checkpoints", "reference_cache", "reward.failure_limit", "reward.critic_cache", "reward.canary_every",
     *(f"reward.critics.*.{name}" for name in (
         "base_url", "api_key", "concurrency", "requests_per_minute", "tokens_per_minute", "call_timeout_s",

@@ -11,16 +11,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from grape_rl.config import Config
-from grape_rl.methods import Algorithm
+from grape_rl.methods import Method
 from grape_rl.model.load import frozen
 from grape_rl.model.value import Valued
-from grape_rl.setup.policy import Policy
-from grape_rl.setup.rows import Row
 from grape_rl.reward.canary import Canary
 from grape_rl.reward.rubric import Rubric
 from grape_rl.reward.scores import ItemSummary, Scorer
-from grape_rl.training.fit import AnySource, Warn
 from grape_rl.rollout.source import Ahead
+from grape_rl.setup.policy import Policy
+from grape_rl.setup.rows import Row
+from grape_rl.training.fit import AnySource, Warn
 from grape_rl.types import Sequences
 
 Told = list[tuple[str, str]]
@@ -53,7 +53,7 @@ class Setup:
     """
 
     config: Config
-    row: Algorithm
+    row: Method
     chosen: dict[str, Any]
     train: list[Row]
     test: list[Row]
@@ -121,7 +121,7 @@ class Kind:
     sequences of a step by its number, without running a model: responses as long as they may become.
     """
 
-    rows: Callable[[Config, Algorithm], tuple[list[Row], list[Row]]]
+    rows: Callable[[Config, Method], tuple[list[Row], list[Row]]]
     source: Callable[[Setup], tuple[AnySource, Told]]
     batches: Callable[[Setup], Callable[[int], Sequences]]
     held_out: Callable[[Setup], Callable[[], tuple[ItemSummary, ...]] | None] | None = None

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
-from grape_rl.methods import Algorithm, Responses, keywords
+from grape_rl.methods import Method, Responses, keywords
 from grape_rl.model.load import load_value_model
 from grape_rl.model.value import load_head, own_model, shared_head
 from grape_rl.setup.policy import Policy, embeddings
@@ -14,7 +14,7 @@ from grape_rl.training.checkpoint import VALUE
 from grape_rl.training.value import ValueFunction
 
 
-def value_settings(row: Algorithm, chosen: dict[str, Any]) -> ValueFunction | None:
+def value_settings(row: Method, chosen: dict[str, Any]) -> ValueFunction | None:
     """How the method's value function is set; None for a method that has none."""
     made = row.source.value if isinstance(row.source, Responses) else None
     return made(**keywords(made, chosen)) if made else None

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from grape_rl.data.comparisons import Comparison
 from grape_rl.methods import Comparisons, keywords
 from grape_rl.model.reward_head import with_separator
-from grape_rl.sources.preferences import PREFERENCES
+from grape_rl.reward.scores import ItemSummary
 from grape_rl.setup.rows import Row
 from grape_rl.setup.setup import Kind, Setup, Told
-from grape_rl.reward.scores import ItemSummary
+from grape_rl.sources.preferences import PREFERENCES
 from grape_rl.training.fit import AnySource
 from grape_rl.training.reward_modeling import compared, comparing, held_out_comparisons
 from grape_rl.types import Sequences

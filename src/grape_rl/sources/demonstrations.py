@@ -6,18 +6,18 @@ from grape_rl.config import Config, Data
 from grape_rl.data.chat import Example, Lengths, examples
 from grape_rl.data.rows import Whole, did_you_mean, with_whole
 from grape_rl.data.teacher import demonstrated
-from grape_rl.methods import Algorithm
+from grape_rl.methods import Method
+from grape_rl.reward.scores import ItemSummary
+from grape_rl.rollout.source import demonstrations
 from grape_rl.setup.rows import Row, prompted, sources, split
 from grape_rl.setup.setup import Kind, Setup, Told
-from grape_rl.sources.requirements import suited
-from grape_rl.reward.scores import ItemSummary
 from grape_rl.sources.held_out import held_out_demonstrations
+from grape_rl.sources.requirements import suited
 from grape_rl.training.fit import AnySource
-from grape_rl.rollout.source import demonstrations
 from grape_rl.types import Sequences
 
 
-def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
+def _rows(config: Config, row: Method) -> tuple[list[Row], list[Row]]:
     """Training rows and held-out rows as demonstrations; of held-out rows that are graded only prompts are needed."""
     data = config.data
     train, test = split(config)

@@ -12,8 +12,6 @@ from torch import nn
 
 from grape_rl.data.chat import Example, stacked
 from grape_rl.reward.scores import ItemSummary, Scorer, item_table
-from grape_rl.training.labels import LabelExperience, label_logprobs, label_metrics
-from grape_rl.training.pairs import PairExperience, pair_fields, pair_logprobs, pair_metrics
 from grape_rl.rollout.records import json_number, rollout_metrics
 from grape_rl.rollout.source import (
     Ahead,
@@ -23,8 +21,10 @@ from grape_rl.rollout.source import (
     heard,
     reference_logprobs,
 )
+from grape_rl.training.labels import LabelExperience, label_logprobs, label_metrics
+from grape_rl.training.pairs import PairExperience, pair_fields, pair_logprobs, pair_metrics
 
-NUMBERS = ("reward", "length", "cut_off")
+NUMBERS = ("reward", "length", "truncated")
 """What ``HeldOut`` says of all responses together."""
 
 
@@ -39,7 +39,7 @@ class HeldOut:
     responses: int
     reward: float
     length: float
-    cut_off: float
+    truncated: float
     items: tuple[ItemSummary, ...]
 
     def mean(self, item: str) -> float:
@@ -79,7 +79,7 @@ def held_out(
     rollout = sampler([p.tokens for p in prompts], samples, seed, version, ended)
     scores = scorer(graded_responses(rollout, prompts, tokenizer), rollout.group)
     told = rollout_metrics(rollout, scores)
-    return HeldOut(len(rollout.tokens), told["reward"], told["length"], told["cut_off"], item_table(scores))
+    return HeldOut(len(rollout.tokens), told["reward"], told["length"], told["truncated"], item_table(scores))
 
 
 def held_out_pairs(

@@ -8,22 +8,22 @@ from transformers import PreTrainedModel
 from grape_rl.config import Config
 from grape_rl.data.chat import stacked
 from grape_rl.data.labels import Judged, judged, unpaired, with_labels
-from grape_rl.methods import Algorithm, objective
-from grape_rl.sources.preferences import preferred
-from grape_rl.setup.reference import kept_reference
+from grape_rl.methods import Method, objective
+from grape_rl.reward.scores import ItemSummary
+from grape_rl.rollout.source import drawn_rows
+from grape_rl.setup.reference import cached_reference
 from grape_rl.setup.rows import Row, prompted, sources, split
 from grape_rl.setup.setup import Kind, Setup, Told
-from grape_rl.sources.requirements import suited
-from grape_rl.reward.scores import ItemSummary
 from grape_rl.sources.held_out import held_out_labels
+from grape_rl.sources.preferences import preferred
+from grape_rl.sources.requirements import suited
 from grape_rl.training.fit import AnySource
 from grape_rl.training.labels import label_experience, label_logprobs, labels
 from grape_rl.training.pairs import Reference
-from grape_rl.rollout.source import drawn_rows
 from grape_rl.types import Sequences
 
 
-def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
+def _rows(config: Config, row: Method) -> tuple[list[Row], list[Row]]:
     """Training rows and held-out rows: with a ``completion`` and a ``label``, or with a ``chosen`` and a ``rejected``.
 
     Pairs stay together here, so that a held-out prompt is answered once; they become two responses each in tokens.
@@ -49,7 +49,7 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
     if _mismatch(setup) is not None:  # which of them there are, each step's batch decides
         return source(_logprobs(setup, setup.reference)), told
     start = _logprobs(setup, setup.start.model)
-    return kept_reference(
+    return cached_reference(
         setup, len(found), lambda rows: stacked([found[i].example for i in rows]), start, source
     ), told
 

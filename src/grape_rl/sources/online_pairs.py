@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from grape_rl.maths.divergence import k3
 from grape_rl.rollout.dynamic_sampling import numbered
-from grape_rl.training.pairs import PairExperience, Reference, paired
 from grape_rl.rollout.records import records
 from grape_rl.rollout.source import Round
+from grape_rl.training.pairs import PairExperience, Reference, paired
 from grape_rl.types import Rollout, Sequences
 
 ROLES = ("none", "chosen", "rejected", "both")

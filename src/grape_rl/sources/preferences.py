@@ -8,14 +8,14 @@ from transformers import PreTrainedModel
 
 from grape_rl.config import Config
 from grape_rl.data.preferences import Pair, contrasted, pairs, stacked_pairs, with_preferences
-from grape_rl.methods import Algorithm, objective
+from grape_rl.methods import Method, objective
 from grape_rl.model.load import frozen
-from grape_rl.setup.reference import kept_reference
+from grape_rl.reward.scores import ItemSummary
+from grape_rl.setup.reference import cached_reference
 from grape_rl.setup.rows import Row, message, sources, split
 from grape_rl.setup.setup import Kind, Setup, Told
-from grape_rl.sources.requirements import suited
-from grape_rl.reward.scores import ItemSummary
 from grape_rl.sources.held_out import held_out_pairs
+from grape_rl.sources.requirements import suited
 from grape_rl.training.fit import AnySource
 from grape_rl.training.moving_reference import moving_reference
 from grape_rl.training.objective import CHOICE_FIELDS
@@ -23,7 +23,7 @@ from grape_rl.training.pairs import Reference, pair_experience, pair_logprobs, p
 from grape_rl.types import Sequences
 
 
-def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
+def _rows(config: Config, row: Method) -> tuple[list[Row], list[Row]]:
     """Training rows and held-out rows, each with a ``prompt``, a ``chosen`` and a ``rejected``."""
     (train, test), (source, test_source) = split(config), sources(config.data)
     return preferred(config, suited(config, row, train, source), suited(config, row, test, test_source))
@@ -78,7 +78,9 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
     if needs_reference_itself(setup):
         return source(*reference_of_pairs(setup)), told
     start = _logprobs(setup, setup.start.model)
-    return kept_reference(setup, len(found), lambda rows: stacked_pairs([found[i] for i in rows]), start, source), told
+    return cached_reference(
+        setup, len(found), lambda rows: stacked_pairs([found[i] for i in rows]), start, source
+    ), told
 
 
 def _batches(setup: Setup) -> Callable[[int], Sequences]:

@@ -7,10 +7,10 @@ from grape_rl.config import Config
 from grape_rl.data.rows import did_you_mean
 from grape_rl.data.types import DataType, data_type
 from grape_rl.methods import (
-    Algorithm,
     Comparisons,
     Demonstrations,
     Labels,
+    Method,
     Preferences,
     Responses,
     SampledPreferences,
@@ -20,7 +20,7 @@ from grape_rl.setup.rows import Row
 
 
 @dataclass(frozen=True)
-class Diet:
+class DataRequirement:
     """What methods of one kind learn from: in words, the columns that will do, and the types made for them."""
 
     needs: str
@@ -28,11 +28,11 @@ class Diet:
     types: tuple[DataType, ...]
 
 
-PROMPTS = Diet("a prompt", (("prompt",),), ("prompt-only",))
-PAIRS = Diet("a chosen and a rejected response for each prompt", (("chosen", "rejected"),), ("preference",))
+PROMPTS = DataRequirement("a prompt", (("prompt",),), ("prompt-only",))
+PAIRS = DataRequirement("a chosen and a rejected response for each prompt", (("chosen", "rejected"),), ("preference",))
 
-DIETS = {
-    Demonstrations: Diet(
+REQUIREMENTS = {
+    Demonstrations: DataRequirement(
         "a prompt and a completion, or whole messages or a whole text",
         (("prompt", "completion"), ("messages",), ("text",)),
         ("prompt-completion", "language modeling"),
@@ -41,12 +41,12 @@ DIETS = {
     SampledPreferences: PROMPTS,
     Preferences: PAIRS,
     Comparisons: PAIRS,
-    Labels: Diet(
+    Labels: DataRequirement(
         "a completion with a label (true where it is desirable) for each prompt, or a chosen and a rejected response",
         (("prompt", "completion", "label"), ("chosen", "rejected")),
         ("unpaired preference",),
     ),
-    Steps: Diet(
+    Steps: DataRequirement(
         "a prompt, the steps of a solution and a label for each",
         (("prompt", "completions", "labels"),),
         ("stepwise supervision",),
@@ -58,7 +58,7 @@ ROLES = ("prompt", "completion", "label", "chosen", "rejected", "messages", "tex
 """The columns that a user may call otherwise, by their settings."""
 
 
-def suited(config: Config, row: Algorithm, found: list[Row], source: str) -> list[Row]:
+def suited(config: Config, row: Method, found: list[Row], source: str) -> list[Row]:
     """The rows, if the columns of the first of them are data that the method can learn from.
 
     Others pass too where it is rather a column that is missing than the data that is wrong: they make no known type,
@@ -71,7 +71,7 @@ def suited(config: Config, row: Algorithm, found: list[Row], source: str) -> lis
     if config.data.tasks or not found:
         return found
     names = {role: str(getattr(config.data, role)) for role in ROLES}
-    there, diet = found[0].keys(), DIETS[type(row.source)]
+    there, diet = found[0].keys(), REQUIREMENTS[type(row.source)]
     lacks = [[role for role in needed if names[role] not in there] for needed in diet.columns]
     needed = {role for some in diet.columns for role in some}
     made = data_type(there, names)
@@ -80,7 +80,9 @@ def suited(config: Config, row: Algorithm, found: list[Row], source: str) -> lis
     if not all(lacks) or made is None or near or partly:
         return found
     learners = [
-        other.name for other in ALGORITHMS.values() if not other.online_of and made in DIETS[type(other.source)].types
+        other.name
+        for other in ALGORITHMS.values()
+        if not other.online_of and made in REQUIREMENTS[type(other.source)].types
     ]
     more = f" and {len(learners) - 3} more" if len(learners) > 4 else ""
     named = ", ".join(learners[:3] if more else learners)

@@ -9,22 +9,22 @@ from torch import Tensor
 from grape_rl.config import Config
 from grape_rl.data.chat import fitting, prompt_tokens
 from grape_rl.data.conversation import template_arguments
-from grape_rl.methods import Algorithm, Responses, in_force, keywords, objective
+from grape_rl.methods import Method, Responses, in_force, keywords, objective
 from grape_rl.model.sampler import Ended, Sampling, sample
 from grape_rl.model.value import Valued
+from grape_rl.rollout.advantages import AdvantageInputs, remembered
+from grape_rl.rollout.source import Prompt, Sampler, drawn_rows, reference_logprobs, responses
 from grape_rl.setup.policy import Policy
 from grape_rl.setup.revisions import revising
 from grape_rl.setup.rows import Row, graders_text, prompted, sources, split
 from grape_rl.setup.setup import Kind, Setup, Told
 from grape_rl.sources.requirements import suited
-from grape_rl.rollout.advantages import Credit, remembered
 from grape_rl.training.fit import AnySource
-from grape_rl.rollout.source import Prompt, Sampler, drawn_rows, reference_logprobs, responses
 from grape_rl.training.value import value_estimates
 from grape_rl.types import Rollout, Sequences
 
 
-def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
+def _rows(config: Config, row: Method) -> tuple[list[Row], list[Row]]:
     """Training rows and held-out rows, each with a ``prompt``."""
     data = config.data
     train, test = split(config)
@@ -73,7 +73,7 @@ def starts_with_reference(setup: Setup) -> bool:
     config, row, chosen = setup.config, setup.row, setup.chosen
     uncut = not config.sampling.top_k and config.sampling.top_p == 1 and config.sampling.temperature > 0
     needed = any("reference_logp" in term.parameters for term in objective(row, chosen).terms)
-    return needed or bool(chosen.get("kl_in_reward")) or (config.measure_kl and uncut)
+    return needed or bool(chosen.get("kl_in_reward")) or (config.log_kl and uncut)
 
 
 def _batches(setup: Setup) -> Callable[[int], Sequences]:
@@ -88,7 +88,7 @@ def _batches(setup: Setup) -> Callable[[int], Sequences]:
     return batch
 
 
-def _credit(setup: Setup, source: Responses) -> Credit:
+def _credit(setup: Setup, source: Responses) -> AdvantageInputs:
     """What the row's advantages rest on, under the options that are in force when a batch is made."""
     chosen, trained = setup.chosen, setup.trained
     limit = setup.config.tokens_per_microbatch
@@ -98,7 +98,7 @@ def _credit(setup: Setup, source: Responses) -> Credit:
         return source.token_reward(**fields, **keywords(source.token_reward, in_force(chosen, setup.memory)))
 
     asked = source.token_reward and (chosen["kl_in_reward"] or source.value)
-    credit = Credit(
+    credit = AdvantageInputs(
         token_reward if asked else None,
         value_estimates(trained, limit, setup.precision) if isinstance(trained, Valued) else None,
         partial(source.rescaled, **keywords(source.rescaled, chosen)) if source.rescaled else None,
@@ -120,7 +120,9 @@ def sampler(setup: Setup, sampling: Sampling) -> Sampler:
     def sampled(prompts: Sequence[Tensor], n: int, seed: int, version: int, ended: Ended | None) -> Rollout:
         at = setup.now
         with setup.precision():
-            return sample(at.model, prompts, n, sampling, at.end, seed, version, setup.config.rows_at_once, ended)
+            return sample(
+                at.model, prompts, n, sampling, at.end, seed, version, setup.config.generation_batch_size, ended
+            )
 
     return sampled
 

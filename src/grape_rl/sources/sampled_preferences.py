@@ -4,14 +4,14 @@ from functools import partial
 
 from grape_rl.methods import SampledPreferences, keywords
 from grape_rl.model.sampler import Sampling
-from grape_rl.sources.preferences import reference_of_pairs
-from grape_rl.sources.responses import RESPONSES, sampler, sampling_prompts
+from grape_rl.rollout.dynamic_sampling import once
+from grape_rl.rollout.source import drawn, reference_logprobs
 from grape_rl.setup.revisions import revising
 from grape_rl.setup.setup import Kind, Setup, Told
-from grape_rl.rollout.dynamic_sampling import once
-from grape_rl.training.fit import AnySource
 from grape_rl.sources.online_pairs import sampled_preferences
-from grape_rl.rollout.source import drawn, reference_logprobs
+from grape_rl.sources.preferences import reference_of_pairs
+from grape_rl.sources.responses import RESPONSES, sampler, sampling_prompts
+from grape_rl.training.fit import AnySource
 
 
 def _source(setup: Setup) -> tuple[AnySource, Told]:
@@ -20,7 +20,7 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
     assert isinstance(row.source, SampledPreferences) and setup.scorer
     sampling = Sampling(**config.sampling.model_dump())
     start = None
-    if config.measure_kl and not sampling.top_k and sampling.top_p == 1:
+    if config.log_kl and not sampling.top_k and sampling.top_p == 1:
         start = reference_logprobs(setup.reference, sampling.temperature, config.tokens_per_microbatch, setup.precision)
     drawing = sampler(setup, sampling)
     draw = partial(

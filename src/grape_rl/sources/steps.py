@@ -4,18 +4,18 @@ from collections.abc import Callable, Sequence
 
 from grape_rl.config import Config
 from grape_rl.data.steps import Labelled, stepped, with_steps
-from grape_rl.methods import Algorithm, Steps, chosen_options, keywords
+from grape_rl.methods import Method, Steps, keywords, resolve_options
 from grape_rl.model.reward_head import with_separator
+from grape_rl.reward.scores import ItemSummary
 from grape_rl.setup.rows import Row, prompted, sources, split
 from grape_rl.setup.setup import Kind, Setup, Told
 from grape_rl.sources.requirements import suited
-from grape_rl.reward.scores import ItemSummary
 from grape_rl.training.fit import AnySource
 from grape_rl.training.reward_modeling import held_out_steps, judged, judging
 from grape_rl.types import Sequences
 
 
-def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
+def _rows(config: Config, row: Method) -> tuple[list[Row], list[Row]]:
     """Training rows and held-out rows, each with a ``prompt``, its ``completions`` (steps) and their ``labels``.
 
     Each also has its ``completion``, the steps as one text: what a tokenizer made from the data learns.
@@ -32,7 +32,7 @@ def _rows(config: Config, row: Algorithm) -> tuple[list[Row], list[Row]]:
         prompted(data, with_steps(part, *columns, source), prompt, None, source) if part else []
         for part, source in zip((train, test), named, strict=True)
     )
-    separator = chosen_options(row, config.options)["separator"]
+    separator = resolve_options(row, config.options)["separator"]
     told = [{**r, "completion": "".join(step + separator for step in r["completions"])} for r in train]
     return told, test
 

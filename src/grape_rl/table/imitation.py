@@ -3,37 +3,37 @@
 from grape_rl.maths.grape import unweighted
 from grape_rl.maths.reweighting import accepted
 from grape_rl.maths.surrogate import dft, policy_gradient
-from grape_rl.methods import Algorithm, Demonstrations, Responses, RowTerm
+from grape_rl.methods import Demonstrations, LossTerm, Method, Responses
 from grape_rl.training.update import noisy_gradient
 
 IMITATION = (
-    Algorithm(
+    Method(
         name="sft",
         summary="Supervised fine-tuning: make the demonstrations likely.",
         equation="L = −mean_t log π_θ(y_t | x, y_<t), over the completion's tokens",
         paper="arXiv 2509.04501, SFT",
         source=Demonstrations(),
-        terms=(RowTerm(policy_gradient),),
+        terms=(LossTerm(policy_gradient),),
         reduction="token",
         update=noisy_gradient,
     ),
-    Algorithm(
+    Method(
         name="dft",
         summary="Fine-tuning that leaves alone what the model holds for nearly impossible.",
         equation="L = −mean_t sg(π_θ(y_t | x, y_<t)) log π_θ(y_t | x, y_<t), over the completion's tokens",
         paper="DFT, arXiv 2508.05629",
         source=Demonstrations(),
-        terms=(RowTerm(dft),),
+        terms=(LossTerm(dft),),
         reduction="token",
         update=noisy_gradient,
     ),
-    Algorithm(
+    Method(
         name="rejection_sampling",
         summary="In rounds, one a step: sample several responses a prompt, keep the best, imitate those.",
         equation="y_1 … y_G ~ π_old;  y*: the best k with R ≥ threshold;  L = −mean_t log π_θ(y*_t | x, y*_<t)",
         paper="arXiv 2509.04501, rejection sampling; RAFT, arXiv 2304.06767",
-        source=Responses(accepted, unweighted, any_sampler=True),
-        terms=(RowTerm(policy_gradient),),
+        source=Responses(accepted, unweighted, off_policy_ok=True),
+        terms=(LossTerm(policy_gradient),),
         reduction="token",
     ),
 )

@@ -5,14 +5,14 @@ h = log π_θ(y|x) − log π_ref(y|x); D(z) = −log σ(z); λ is the weight of
 """
 
 from grape_rl.maths.preference import apo_zero_unpaired, bco_unpaired, kto
-from grape_rl.methods import Algorithm, Labels, RowTerm
+from grape_rl.methods import Labels, LossTerm, Method
 from grape_rl.training.labels import label_gradient
 from grape_rl.training.objective import TermFunction
 
 
-def _row(name: str, summary: str, equation: str, paper: str, loss: TermFunction) -> Algorithm:
-    return Algorithm(
-        name, summary, equation, paper, Labels(), (RowTerm(loss),), reduction=None, update=label_gradient
+def _row(name: str, summary: str, equation: str, paper: str, loss: TermFunction) -> Method:
+    return Method(
+        name, summary, equation, paper, Labels(), (LossTerm(loss),), reduction=None, update=label_gradient
     )  # fmt: skip
 
 

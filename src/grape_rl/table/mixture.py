@@ -31,7 +31,7 @@ from grape_rl.maths.preference import (
     tdpo2,
     wpo,
 )
-from grape_rl.methods import Algorithm, Preferences, RowTerm
+from grape_rl.methods import LossTerm, Method, Preferences
 from grape_rl.training.objective import TermFunction
 from grape_rl.training.pairs import pair_gradient
 
@@ -41,11 +41,11 @@ LOSSES: tuple[TermFunction, ...] = (
 )  # fmt: skip
 
 
-def _mixture(name: str, summary: str, equation: str, paper: str, weights: Mapping[TermFunction, float]) -> Algorithm:
+def _mixture(name: str, summary: str, equation: str, paper: str, weights: Mapping[TermFunction, float]) -> Method:
     """A weighted sum of losses: each weight is an option of the loss's name."""
-    terms = tuple(RowTerm(loss, weight, loss.__name__) for loss, weight in weights.items() if loss is not chosen_nll)
-    sft = RowTerm(chosen_nll, weights[chosen_nll], "sft")
-    return Algorithm(name, summary, equation, paper, Preferences(), (*terms, sft), reduction=None, update=pair_gradient)
+    terms = tuple(LossTerm(loss, weight, loss.__name__) for loss, weight in weights.items() if loss is not chosen_nll)
+    sft = LossTerm(chosen_nll, weights[chosen_nll], "sft")
+    return Method(name, summary, equation, paper, Preferences(), (*terms, sft), reduction=None, update=pair_gradient)
 
 
 MIXTURE = (

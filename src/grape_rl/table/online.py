@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from grape_rl.maths.grape import unweighted
 from grape_rl.maths.pairing import ranked_pairs
-from grape_rl.methods import Algorithm, Preferences, SampledPreferences
+from grape_rl.methods import Method, Preferences, SampledPreferences
 from grape_rl.table.mixture import MIXTURE
 from grape_rl.table.preference import PREFERENCE
 
@@ -16,7 +16,7 @@ _PUBLISHED = ("dpo", "ipo", "slic")
 """The losses that Online AI Feedback was published with."""
 
 
-def online(row: Algorithm) -> Algorithm:
+def online(row: Method) -> Method:
     """The online form of a method that learns from pairs: ``online_NAME``.
 
     Raises:

@@ -1,10 +1,10 @@
 """Terms that a row may have beside its own loss, each off until its option gives it a weight."""
 
 from grape_rl.maths.penalty import advantage_weighted_entropy, entropy_bonus, reference_kl
-from grape_rl.methods import RowTerm
+from grape_rl.methods import LossTerm
 
 PENALTIES = (
-    RowTerm(reference_kl, 0.0, "kl"),
-    RowTerm(entropy_bonus, 0.0, "entropy"),
-    RowTerm(advantage_weighted_entropy, 0.0, "advantage_entropy"),
+    LossTerm(reference_kl, 0.0, "kl"),
+    LossTerm(entropy_bonus, 0.0, "entropy"),
+    LossTerm(advantage_weighted_entropy, 0.0, "advantage_entropy"),
 )

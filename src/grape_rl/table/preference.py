@@ -40,12 +40,12 @@ from grape_rl.maths.preference import (
     tdpo2,
     wpo,
 )
-from grape_rl.methods import Algorithm, Preferences, RowTerm
+from grape_rl.methods import LossTerm, Method, Preferences
 from grape_rl.training.moving_reference import moving_reference
 from grape_rl.training.objective import TermFunction
 from grape_rl.training.pairs import compared_pair_gradient, pair_gradient
 
-_SFT = (RowTerm(chosen_nll, 0.0, "sft"),)
+_SFT = (LossTerm(chosen_nll, 0.0, "sft"),)
 """The likelihood of the chosen response, which may be added to any of the losses (option ``sft``)."""
 
 
@@ -55,12 +55,12 @@ def _row(
     equation: str,
     paper: str,
     loss: TermFunction,
-    added: tuple[RowTerm, ...] = _SFT,
+    added: tuple[LossTerm, ...] = _SFT,
     update: Callable[..., dict[str, float]] = pair_gradient,
-) -> Algorithm:
+) -> Method:
     """A method as a row: its loss and what may be ``added`` to it."""
-    terms = (RowTerm(loss), *added)
-    return Algorithm(name, summary, equation, paper, Preferences(), terms, reduction=None, update=update)
+    terms = (LossTerm(loss), *added)
+    return Method(name, summary, equation, paper, Preferences(), terms, reduction=None, update=update)
 
 
 PREFERENCE = (
@@ -87,7 +87,7 @@ PREFERENCE = (
     _row(
         "slic", "A hinge on the policy's own log-probs, with the likelihood of the chosen response.",
         "L = max(0, δ − p_w + p_l) − sft · p̄_w", "SLiC-HF, arXiv 2305.10425 (a reading)", slic,
-        (RowTerm(chosen_nll, 1.0, "sft"),),
+        (LossTerm(chosen_nll, 1.0, "sft"),),
     ),
     _row(
         "exo", "The KL from the policy's preference to the label: DPO's the other way round.",

@@ -6,12 +6,12 @@ from grape_rl.maths.penalty import kl_scale
 from grape_rl.maths.reward import kl_penalized
 from grape_rl.maths.surrogate import clipped
 from grape_rl.maths.value import value_loss, whitened
-from grape_rl.methods import Algorithm, Memory, Responses, RowTerm
+from grape_rl.methods import LossTerm, Memory, Method, Responses
 from grape_rl.table.penalties import PENALTIES
 from grape_rl.training.value import ValueFunction
 
 VALUE = (
-    Algorithm(
+    Method(
         name="ppo",
         summary="PPO whole: a value function, an advantage for each token, both losses clipped, the KL in the reward.",
         equation="r_t = 1[t=T] R − β(log π_old − log π_ref);  δ_t = r_t + γV_{t+1} − V_t;  A_t = Σ_l (γλ)^l δ_{t+l};  "
@@ -26,7 +26,7 @@ VALUE = (
             value=ValueFunction,
             remembers=(Memory(kl_scale, 1.0),),
         ),
-        terms=(RowTerm(clipped), RowTerm(value_loss, 0.1, "value_coefficient"), *PENALTIES),
+        terms=(LossTerm(clipped), LossTerm(value_loss, 0.1, "value_coefficient"), *PENALTIES),
         reduction="token",
         defaults={"kl_in_reward": 0.05},
     ),

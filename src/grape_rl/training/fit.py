@@ -3,11 +3,11 @@
 import time
 from collections.abc import Callable
 
+from grape_rl.rollout.source import Experience
 from grape_rl.training.labels import LabelExperience
 from grape_rl.training.log import Log
 from grape_rl.training.pairs import PairExperience
 from grape_rl.training.reward_modeling import Compared, Judged
-from grape_rl.rollout.source import Experience
 
 AnyExperience = Experience | PairExperience | LabelExperience | Compared | Judged
 

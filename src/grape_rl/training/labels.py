@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from grape_rl.data.chat import stacked
 from grape_rl.data.labels import Judged, mismatched
 from grape_rl.model.logprobs import logprobs, microbatches, selected
+from grape_rl.rollout.source import drawn_rows
 from grape_rl.training.objective import Objective, pair_loss
 from grape_rl.training.optimizer import clipped_step
 from grape_rl.training.pairs import Reference, added, logprobs_in, told_at_once
-from grape_rl.rollout.source import drawn_rows
 from grape_rl.training.update import Limits
 from grape_rl.types import Labelled, Sequences
 

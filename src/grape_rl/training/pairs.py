@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from grape_rl.data.preferences import Pair, stacked_pairs
-from grape_rl.model.distribution import Choices, choices
+from grape_rl.model.distribution import DistributionStats, choices
 from grape_rl.model.logprobs import lengths, logprobs, selected
+from grape_rl.rollout.source import drawn_rows
 from grape_rl.training.objective import CHOICE_FIELDS, Objective, pair_loss
 from grape_rl.training.optimizer import clipped_step
-from grape_rl.rollout.source import drawn_rows
 from grape_rl.training.update import Limits
 from grape_rl.types import Outputs, Pairs, Sequences
 
@@ -82,7 +82,7 @@ def paired(
 
 
 def pair_fields(
-    logp: Float[Tensor, "b t"], pairs: Pairs, whole: Choices | None = None
+    logp: Float[Tensor, "b t"], pairs: Pairs, whole: DistributionStats | None = None
 ) -> dict[str, Float[Tensor, " p"]]:
     """What a loss per pair may read, by its name: ``PAIR_FIELDS``, of which ``CHOICE_FIELDS`` only with ``whole``."""
     mask, reference = pairs.mask, pairs.reference_logp.to(logp)
@@ -232,7 +232,7 @@ def compared_pair_gradient(
 
 def _forward(
     model: nn.Module, experience: PairExperience, limits: Limits, wholly: bool
-) -> Iterator[tuple[Outputs, Choices | None, Pairs, Int[Tensor, " n"]]]:
+) -> Iterator[tuple[Outputs, DistributionStats | None, Pairs, Int[Tensor, " n"]]]:
     """Micro-batch by micro-batch: the model's outputs, the pairs that they are of, and their rows in the batch."""
     batch, temperature = experience.batch, limits.temperature
     for pairs in pair_batches(experience.sequences, limits.tokens_per_microbatch):

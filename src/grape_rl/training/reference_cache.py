@@ -20,7 +20,7 @@ SAVED_EVERY = 60.0
 """Seconds after which what is new is written: the most that a kill can cost."""
 
 
-class Kept:
+class ReferenceLogprobCache:
     """Sequences → the log-probs that are kept of them, in the files of a folder.
 
     A row is known by its tokens. A file is written whole or not at all, says of which reference it is, and is named by
@@ -80,7 +80,9 @@ class Kept:
         self._new = []
 
 
-def fill(kept: Kept, batches: Iterable[Sequences], reference: Callable[[Sequences], Float[Tensor, "b t"]]) -> int:
+def fill(
+    kept: ReferenceLogprobCache, batches: Iterable[Sequences], reference: Callable[[Sequences], Float[Tensor, "b t"]]
+) -> int:
     """Ask the reference for the log-probs of all batches that are not known whole; how many batches these were.
 
     What is known of a row stays as it is, so that a run which goes on reads the bits that it read before.

@@ -14,10 +14,10 @@ from grape_rl.data.steps import Labelled, stacked_steps
 from grape_rl.model.logprobs import microbatches, selected
 from grape_rl.model.reward_head import scores, token_scores
 from grape_rl.reward.scores import ItemSummary
+from grape_rl.rollout.source import drawn_rows
 from grape_rl.training.objective import Objective, pair_loss
 from grape_rl.training.optimizer import clipped_step
 from grape_rl.training.pairs import pair_batches
-from grape_rl.rollout.source import drawn_rows
 from grape_rl.training.update import Limits
 from grape_rl.types import Sequences
 

@@ -16,8 +16,8 @@ from grape_rl.maths.natural import conjugate_gradient, fisher_vector_product
 from grape_rl.maths.reduction import token_weight
 from grape_rl.model.lm_head import TILE
 from grape_rl.model.logprobs import masked_logits, microbatches, on_device, selected
-from grape_rl.training.objective import Objective, loss
 from grape_rl.rollout.source import Experience
+from grape_rl.training.objective import Objective, loss
 from grape_rl.training.update import Limits, accumulated, batch_rows, cut
 from grape_rl.types import Outputs, Sequences
 
@@ -80,7 +80,7 @@ def trust_region(
             raise RuntimeError(f"the gradient's norm is {norm}: the surrogate has no direction to go")
         if norm == 0:
             warn("no_gradient", "the surrogate's gradient is 0: the step changes nothing")
-            return told | {"grad_norm": 0.0, "step_kl": 0.0, "accepted": 0.0, "backtracks": 0.0}
+            return told | {"grad_norm": 0.0, "approx_kl": 0.0, "accepted": 0.0, "backtracks": 0.0}
         fisher = fisher_product(model, experience.sequences, limits, parameters)
         direction = conjugate_gradient(lambda v: fisher(v) + damping * v, ascent, cg_iterations)
         image = fisher(direction)
@@ -98,7 +98,7 @@ def trust_region(
         "loss_after": trial.loss if accepted else trial.loss_before,
         "entropy": trial.entropy,
         "grad_norm": norm,
-        "step_kl": trial.kl if accepted else 0.0,
+        "approx_kl": trial.kl if accepted else 0.0,
         "accepted": float(accepted),
         "backtracks": float(tries),
         "cg_residual": float(_dot(left, left).sqrt()) / norm,

@@ -16,9 +16,9 @@ from grape_rl.maths.divergence import k3
 from grape_rl.maths.noise import embedding_noise
 from grape_rl.maths.reduction import token_weight
 from grape_rl.model.logprobs import Noise, logprobs, microbatches, selected
+from grape_rl.rollout.source import Experience, step_seed
 from grape_rl.training.objective import Objective, loss
 from grape_rl.training.optimizer import clipped, parts
-from grape_rl.rollout.source import Experience, step_seed
 from grape_rl.types import Batch, Outputs
 
 
@@ -118,8 +118,8 @@ def _passes(
         found = accumulated(model, experience, objective, limits, rows.sort().values, drawn)
         if not found:
             continue
-        if step_kl_limit and found["step_kl"] > step_kl_limit:
-            ended = {"stopped_kl": found["step_kl"]}
+        if step_kl_limit and found["approx_kl"] > step_kl_limit:
+            ended = {"stopped_kl": found["approx_kl"]}
             break
         norms = {name: clipped(part, limits.max_grad_norm) for name, part in parts(model).items()}
         optimizer.step()
@@ -166,7 +166,7 @@ def accumulated(
         told = {"loss": share.detach(), **(terms if len(terms) > 1 else {}), **_sums(outputs, seen)}
         sums = {name: sums.get(name, torch.zeros(())) + value.cpu() for name, value in told.items()}
     tokens = float(sums.pop("count"))
-    means = {"entropy": float(sums.pop("entropy")) / tokens, "step_kl": float(sums.pop("step_kl")) / tokens}
+    means = {"entropy": float(sums.pop("entropy")) / tokens, "approx_kl": float(sums.pop("approx_kl")) / tokens}
     nll = float(sums.pop("nll")) / tokens
     if not bool(batch.behavior_logp.any()):  # nothing was sampled: how likely are the demonstrations?
         means["perplexity"] = math.exp(min(nll, 700.0))
@@ -179,7 +179,7 @@ def _sums(outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
     with torch.no_grad():
         moved = k3(batch.behavior_logp, outputs.logp)[mask] if bool(batch.behavior_logp.any()) else outputs.logp[:0]
         nll = -outputs.logp[mask].sum()
-        return {"count": mask.sum(), "entropy": outputs.entropy[mask].sum(), "step_kl": moved.sum(), "nll": nll}
+        return {"count": mask.sum(), "entropy": outputs.entropy[mask].sum(), "approx_kl": moved.sum(), "nll": nll}
 
 
 def batch_rows(batch: Batch, rows: Int[Tensor, " n"], outputs: Outputs) -> Batch:

@@ -55,7 +55,7 @@ def value_estimates(
 
 
 @contextmanager
-def still(model: nn.Module) -> Iterator[None]:
+def frozen_parameters(model: nn.Module) -> Iterator[None]:
     """The model's parameters take no gradient, and so keep every bit."""
     moving = [p for p in model.parameters() if p.requires_grad]
     for parameter in moving:

@@ -10,8 +10,8 @@ import pytest
 from hostile import HOSTILE
 
 from grape_rl.reward.check import sandbox
-from grape_rl.reward.check.unit_test_runner import examined
 from grape_rl.reward.check.sandbox import Limits
+from grape_rl.reward.check.unit_test_runner import examined
 
 pytestmark = pytest.mark.skipif(bool(sandbox.unusable()), reason=sandbox.unusable() or "bubblewrap works")
 
@@ -25,7 +25,7 @@ def ran(program, tests, seconds=4.0, **more):
 def sandboxes():
     """The processes here that belong to a sandbox."""
     found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in found.splitlines() if str(sandbox.INSIDE) in line]
+    return [line for line in found.splitlines() if str(sandbox.SANDBOXED) in line]
 
 
 TESTS = """
@@ -83,7 +83,7 @@ def test_a_program_writes_no_file_that_stays(tmp_path):
     assert said("def f():\n    open('/tmp/left', 'w').write('x')\n    return open('/tmp/left').read()") == "x"
     assert not (Path("/tmp/left").exists())
     assert not {name for name in set(os.listdir(tempfile.gettempdir())) - before if "left" in name}
-    for place in (tmp_path / "left", sandbox.INSIDE / "left", Path("/usr/left"), Path("/left")):
+    for place in (tmp_path / "left", sandbox.SANDBOXED / "left", Path("/usr/left"), Path("/left")):
         assert "Error" in said(f"def f():\n    return open({str(place)!r}, 'w').write('x')"), place
         assert not place.exists()
 

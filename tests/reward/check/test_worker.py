@@ -6,8 +6,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from grape_rl.reward.check.checks import Check
-from grape_rl.reward.check.worker import Job, Worker, graded
 from grape_rl.reward.check.sandbox import unusable
+from grape_rl.reward.check.worker import Job, Worker, graded
 from grape_rl.types import Response
 
 FUNCTIONS = """

@@ -15,8 +15,8 @@ from server import Server, verdict
 from test_grading import judging, response
 
 from grape_rl.reward.critic.cache import Cache
-from grape_rl.reward.critic.judging import Job, Judging
 from grape_rl.reward.critic.item import Judge
+from grape_rl.reward.critic.judging import Job, Judging
 from grape_rl.reward.critic.limiter import CostCap
 from grape_rl.reward.critic.plan import planned
 from grape_rl.reward.critic.reply import Reply

@@ -8,8 +8,8 @@ import pytest
 from server import Server
 from test_grading import judging, response
 
-from grape_rl.reward.critic.judging import Job
 from grape_rl.reward.critic.item import Judge
+from grape_rl.reward.critic.judging import Job
 from grape_rl.reward.critic.plan import planned
 from grape_rl.reward.critic.reply import Reply, readings
 

@@ -5,8 +5,8 @@ from server import verdict
 from test_grading import judged, response
 
 from grape_rl.reward.critic.faults import fault, unmarked
-from grape_rl.reward.critic.judging import Job
 from grape_rl.reward.critic.item import Judge
+from grape_rl.reward.critic.judging import Job
 from grape_rl.reward.critic.prompt import messages
 
 RIGHT = Judge(criterion="It is right.")

@@ -8,11 +8,11 @@ from collections import Counter
 
 import pytest
 
-from grape_rl.reward.critic.judging import Job, Judging
 from grape_rl.reward.critic.item import Confidence, Judge
+from grape_rl.reward.critic.judging import Job, Judging
 from grape_rl.reward.critic.prompt import schema
-from grape_rl.reward.critic.stub import TRIES, Faults, Stub, StubCritic
 from grape_rl.reward.critic.settings import Stubbed, endpoints
+from grape_rl.reward.critic.stub import TRIES, Faults, Stub, StubCritic
 from grape_rl.types import Response
 
 SCALE = Judge(criterion="It is right.", labels={"bad": 0, "fair": 0.5, "good": 1})

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from grape_rl.reward.rubric import Rubric, check_rows
 from grape_rl.rubric_tools.convert.conversion import brought_in, row_items, taken_out
 from grape_rl.rubric_tools.lint.lint import lint
-from grape_rl.reward.rubric import Rubric, check_rows
 
 DATA = Path(__file__).parents[3] / "shared/data/biggen_rubrics.jsonl"
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from grape_rl.rubric_tools.lint.lint import Finding, bare_words, lint
 from grape_rl.reward.rubric import Rubric, load_rubric
+from grape_rl.rubric_tools.lint.lint import Finding, bare_words, lint
 
 
 def rubric(*items, **categories):

@@ -26,7 +26,7 @@ from typing import IO, Literal
 Isolation = Literal["bwrap", "none"]
 """How a program is kept apart; ``none`` keeps the limits alone, and is for code that one trusts."""
 
-INSIDE = Path(__file__).with_name("inside")
+SANDBOXED = Path(__file__).with_name("sandboxed")
 """The scripts that run in sandboxes: they import the standard library alone."""
 
 
@@ -91,7 +91,7 @@ def python_in_sandbox(script: str, limits: Limits, isolation: Isolation, pass_fd
         pass_fds = (*pass_fds, tells)
     # -I and -S: no environment, no site packages, nothing of the user's.
     process = subprocess.Popen(
-        [*command, python, "-I", "-S", "-B", str(INSIDE / script), *told],
+        [*command, python, "-I", "-S", "-B", str(SANDBOXED / script), *told],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -142,7 +142,7 @@ def _bwrap(limits: Limits, as_root: bool) -> list[str]:
     room = str(limits.files_mb * 2**20)
     command += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", room, "--tmpfs", "/tmp"]
     # After /tmp, since an installation may lie below it.
-    for tree in dict.fromkeys(["/usr", sys.base_prefix, str(INSIDE)]):
+    for tree in dict.fromkeys(["/usr", sys.base_prefix, str(SANDBOXED)]):
         for above in reversed(Path(tree).parents[:-1]):  # bwrap would make them for its own user alone
             command += ["--perms", "0755", "--dir", str(above)]
         command += ["--ro-bind", tree, tree]

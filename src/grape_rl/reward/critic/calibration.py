@@ -26,7 +26,7 @@ FEWEST = 30
 FOLDS = 5
 """What is said of a curve is measured on a fifth of the prompts at a time, by a curve that is fitted to the others."""
 
-Method = Literal["isotonic", "platt"]
+FitMethod = Literal["isotonic", "platt"]
 Unit = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -58,7 +58,7 @@ class Curve(Strict):
 
     of: Judged
     items: tuple[str, ...]
-    method: Method
+    method: FitMethod
     knots: tuple[tuple[Unit, Unit], ...] | None = None
     a: float | None = None
     b: float | None = None
@@ -127,7 +127,7 @@ def written(calibration: Calibration) -> str:
 def fitted(
     of: Judged,
     items: tuple[str, ...],
-    method: Method,
+    method: FitMethod,
     confidence: Float[Tensor, " n"],
     correct: Correct,
     group: Int[Tensor, " n"],

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from grape_rl.maths.agreement import Kappa, cohen_kappa, weighted_kappa
-from grape_rl.reward.critic.calibration import Curve, Judged, Method, fitted
+from grape_rl.reward.critic.calibration import Curve, FitMethod, Judged, fitted
 from grape_rl.reward.critic.item import Judge
 from grape_rl.schema import nearest
 from grape_rl.types import Verdict
@@ -122,7 +122,7 @@ def compared(found: Iterable[Labelled]) -> list[Compared]:
     return made
 
 
-def curves(items: Iterable[Compared], method: Method, fewest: int) -> tuple[Curve, ...]:
+def curves(items: Iterable[Compared], method: FitMethod, fewest: int) -> tuple[Curve, ...]:
     """The curves of the items, and of their critics as a whole, that have ``fewest`` labels or more."""
     held: dict[str, list[Compared]] = {}
     for each in items:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grape_rl.reward.formats import openrubrics
 from grape_rl.reward.critic.item import Judge
+from grape_rl.reward.formats import openrubrics
 from grape_rl.reward.rubric import Item
 
 

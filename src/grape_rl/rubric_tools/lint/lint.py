@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
+from grape_rl.reward.rubric import Category, Item, Rubric, category_name
 from grape_rl.rubric_tools.lint.meaning import Meaning, meaning, names_fault
 from grape_rl.rubric_tools.lint.wording import two_things
-from grape_rl.reward.rubric import Category, Item, Rubric, category_name
 
 FURTHEST = 1000.0
 """The largest weight over the smallest that is no slip."""

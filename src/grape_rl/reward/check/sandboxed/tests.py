@@ -14,7 +14,7 @@ import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from confine import confined
-from remote import Ended, Link, ProgramError, Remote, Unsupported
+from proxy import Ended, Link, ProgramError, Remote, Unsupported
 from wire import received, sent
 
 MODULE = "solution"
