@@ -20,7 +20,7 @@ The arms differ in the confidence alone, and ``clean`` in the noise:
     off                every item by its importance (power 0)
     raw                as the critic says it: the paper's GRAPE
     chance             2c − 1: what lies above a coin's ½
-    calibrated         P(right | c), isotonic, from 20 labelled verdicts of each critic in each category, one curve
+    calibrated         P(right | c), isotonic, from 20 labeled verdicts of each critic in each category, one curve
     calibrated_chance  2 P(right | c) − 1
     shuffled           calibrated_chance's, each category's dealt to its items at random, once a seed
     oracle             1 − 2 · the item's true flip rate

@@ -23,7 +23,7 @@ from tables import inserted, markdown
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-COLOURS = {
+COLORS = {
     "off": "#000000",
     "raw": "#E69F00",
     "chance": "#D55E00",
@@ -191,7 +191,7 @@ def draw(found: Paired, path: Path) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     for arm, runs in found.items():
         mean = np.mean([smooth(np.array(record["curve"]["reward"])) for record in runs], axis=0)
-        left.plot(range(1, len(mean) + 1), mean, color=COLOURS[arm], linewidth=1.6, label=arm,
+        left.plot(range(1, len(mean) + 1), mean, color=COLORS[arm], linewidth=1.6, label=arm,
                   linestyle="--" if arm in ("off", "clean") else "-")  # fmt: skip
     left.set_xlabel("step")
     left.set_title("true reward of the training responses, mean over seeds", fontsize=10, loc="left")
@@ -203,9 +203,9 @@ def draw(found: Paired, path: Path) -> None:
             pairs = [of(one) - of(other) for one, other in zip(found[arm], found["off"], strict=True)]
             mean, half = interval(pairs)
             at = len(arms) - 1 - place + (0.15 if number == 0 else -0.15)
-            right.plot(pairs, [at] * len(pairs), "|", color=COLOURS[arm], alpha=0.5, markersize=5)
-            right.errorbar(mean, at, xerr=half, fmt="os"[number], color=COLOURS[arm], capsize=3, markersize=5,
-                           markerfacecolor=COLOURS[arm] if number == 0 else "white",
+            right.plot(pairs, [at] * len(pairs), "|", color=COLORS[arm], alpha=0.5, markersize=5)
+            right.errorbar(mean, at, xerr=half, fmt="os"[number], color=COLORS[arm], capsize=3, markersize=5,
+                           markerfacecolor=COLORS[arm] if number == 0 else "white",
                            label=name if place == 0 else None)  # fmt: skip
     right.axvline(0, color="#000000", linewidth=0.8)
     right.set_yticks(range(len(arms)), arms[::-1])

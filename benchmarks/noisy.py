@@ -83,14 +83,14 @@ class Critics:
                 raise ValueError(f"kind is {self.kind!r}; it must be one of {', '.join(KINDS)}")
 
     def calibrated(self, said: float) -> float:
-        """The share of verdicts of such a confidence that are right, by the labelled ones."""
+        """The share of verdicts of such a confidence that are right, by the labeled ones."""
         return self.heights[max(0, bisect_right(self.knots, said) - 1)]
 
 
 def fitted(seed: int, labels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """An isotonic fit to ``labels`` labelled verdicts of each critic in each category, all taken together.
+    """An isotonic fit to ``labels`` labeled verdicts of each critic in each category, all taken together.
 
-    One curve for all: what a critic of a category is worth is told by its confidence alone. The labelled responses are
+    One curve for all: what a critic of a category is worth is told by its confidence alone. The labeled responses are
     none of those that are trained on.
     """
     critics = Critics(seed)
@@ -98,7 +98,7 @@ def fitted(seed: int, labels: int) -> tuple[tuple[float, ...], tuple[float, ...]
     for category in FLIPPED:
         for item in ITEMS:
             for number in range(labels):
-                asked = (category, item, "labelled", str(number))
+                asked = (category, item, "labeled", str(number))
                 found.append((critics.said(*asked), float(not critics.flipped(*asked))))
     found.sort(key=lambda each: (each[0], -each[1]))  # so that equal confidences fall into one pool
     return pooled([said for said, _ in found], [right for _, right in found])

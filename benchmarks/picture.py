@@ -1,4 +1,4 @@
-"""The learning curves of the methods that sample: a panel a family, the other methods grey behind it."""
+"""The learning curves of the methods that sample: a panel a family, the other methods gray behind it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from tables import BUDGET, MethodRuns, cumulative
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
 """Told apart by everyone; as many as a panel has curves at most."""
 AT = np.linspace(2_000, BUDGET, 60)
 """Where curves are read off, in sampled tokens."""
@@ -27,7 +27,7 @@ def panels(names: Sequence[str]) -> list[tuple[str, list[str]]]:
     found: list[tuple[str, list[str]]] = []
     for family, rows in FAMILIES.items():
         members = [row.name for row in rows if row.name in names]
-        parts = -(-len(members) // len(COLOURS))
+        parts = -(-len(members) // len(COLORS))
         for part in range(parts):
             share = members[part * len(members) // parts : (part + 1) * len(members) // parts]
             found.append((family if parts == 1 else f"{family} ({part + 1})", share))
@@ -49,7 +49,7 @@ def curves(methods: Sequence[MethodRuns]) -> dict[str, np.ndarray]:
 
 
 def read_off(record: Record) -> np.ndarray:
-    """The run's reward at ``AT``, each step's averaged with its neighbours'."""
+    """The run's reward at ``AT``, each step's averaged with its neighbors'."""
     rewards = smooth(np.array(record["curve"]["reward"], dtype=float))
     return np.interp(AT, cumulative(record["curve"]["tokens"]), rewards, right=np.nan)
 
@@ -73,7 +73,7 @@ def alike(names: Sequence[str], found: Mapping[str, np.ndarray]) -> list[list[st
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """The mean of each value and its neighbours, ``WINDOW`` in all, fewer at the ends; NaN counts for nothing."""
+    """The mean of each value and its neighbors, ``WINDOW`` in all, fewer at the ends; NaN counts for nothing."""
     half = WINDOW // 2
     return np.array([np.nanmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
 
@@ -97,11 +97,11 @@ def draw(methods: Sequence[MethodRuns], path: Path) -> None:
     for axis, (title, members) in zip(axes.flat, shown, strict=False):
         for name in found.keys() - set(members):
             axis.plot(at, found[name].mean(axis=0), color="#d4d4d4", linewidth=0.8, zorder=1)
-        for names, colour in zip(alike(members, found), COLOURS, strict=False):
+        for names, color in zip(alike(members, found), COLORS, strict=False):
             lines = found[names[0]]
             low, high = lines.min(axis=0), lines.max(axis=0)
-            axis.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0, zorder=2)
-            axis.plot(at, lines.mean(axis=0), color=colour, linewidth=1.6, label=", ".join(names), zorder=3)
+            axis.fill_between(at, low, high, color=color, alpha=0.12, linewidth=0, zorder=2)
+            axis.plot(at, lines.mean(axis=0), color=color, linewidth=1.6, label=", ".join(names), zorder=3)
         axis.set_title(title, fontsize=10, loc="left")
         axis.legend(fontsize=8, frameon=False, loc="upper left", ncols=2, labelspacing=0.25, handlelength=1.2)
         axis.spines[["top", "right"]].set_visible(False)

@@ -228,13 +228,13 @@ def test_a_page_has_a_place_for_what_is_measured():
         tables.inserted(page, "offline", "new")
 
 
-def test_a_panel_has_no_more_curves_than_colours():
+def test_a_panel_has_no_more_curves_than_colors():
     picture = pytest.importorskip("picture", reason="the picture needs matplotlib: pip install -e '.[bench]'")
     shown = picture.panels(online.sampling_methods())
     assert [name for _, members in shown for name in members] == [
         row.name for rows in FAMILIES.values() for row in rows if row.name in online.sampling_methods()
     ]
-    assert all(0 < len(members) <= len(picture.COLOURS) for _, members in shown)
+    assert all(0 < len(members) <= len(picture.COLORS) for _, members in shown)
 
 
 @pytest.mark.parametrize(

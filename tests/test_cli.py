@@ -259,7 +259,7 @@ def test_a_dry_run_prints_settings_that_are_a_config_and_leaves_nothing(grape, t
 def test_a_dry_run_of_a_method_of_pairs_says_what_a_step_is(grape, name):
     code, said, _ = grape("train", name, "--config", "demo", "--dry-run", "--prompts_per_step", "5")
     kind = "solutions" if name == "process_reward_model" else "pairs"
-    kind = "labelled responses" if isinstance(ALGORITHMS[name].source, Labels) else kind
+    kind = "labeled responses" if isinstance(ALGORITHMS[name].source, Labels) else kind
     drawn = "5 prompts x 8 responses = 40 responses a step, up to 1600 tokens"
     step = drawn if ALGORITHMS[name].online_of else f"5 {kind} a step"
     assert code == 0 and f" steps, {step}; 1 optimizer step each, in micro-batches of up to" in said

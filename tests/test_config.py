@@ -61,9 +61,9 @@ def test_what_is_written_down_reads_back_the_same(base):
         ),
         (
             {"data": {"source": "x.csv", "tasks": {"chain_sum": {}}}},
-            "data: name exactly one of source (a file or a data set) and tasks",
+            "data: name exactly one of source (a file or a dataset) and tasks",
         ),
-        ({"data": {"source": None}}, "data: name exactly one of source (a file or a data set) and tasks"),
+        ({"data": {"source": None}}, "data: name exactly one of source (a file or a dataset) and tasks"),
         ({"data": {"held_out": "test.jsonl"}}, "data: held_out names held-out rows, and held_out_rows is 0"),
         ({"method": "grop"}, "unknown method 'grop'; did you mean 'grpo'?"),
         ({"method": "grape"}, "reward: grape weights the items of a rubric: name reward.rubric, or use grpo"),

@@ -8,7 +8,7 @@ from grape_rl.config import laid_over
 from small_runs import killed_and_resumed, lines, settings, sums, written
 
 
-def labelled(count):
+def labeled(count):
     """Sums, every other one with its right result, the others with one that is 11 too large."""
     return [
         {"prompt": row["prompt"], "completion": str(int(row["completion"]) + 11 * (i % 2)), "label": i % 2 == 0}
@@ -26,7 +26,7 @@ def preferred(count):
 
 def label_settings(folder, method, rows=None, **more):
     wanted = settings(folder, method)
-    written(folder / "rows.jsonl", labelled(12) if rows is None else rows)
+    written(folder / "rows.jsonl", labeled(12) if rows is None else rows)
     return laid_over({**wanted, "reward": {}}, more)
 
 
@@ -94,13 +94,13 @@ def told(wanted, folder):
     ("method", "rows", "more", "message"),
     [
         ("kto", sums(6), {}, "rows.jsonl: kto needs a completion with a label (true where it is desirable) for"),
-        ("dpo", labelled(6), {}, "which is what kto, bco_unpaired, apo_zero_unpaired learn from"),
-        ("kto", [*labelled(3), {"prompt": "1+1=", "completion": "2", "label": "good"}], {},
+        ("dpo", labeled(6), {}, "which is what kto, bco_unpaired, apo_zero_unpaired learn from"),
+        ("kto", [*labeled(3), {"prompt": "1+1=", "completion": "2", "label": "good"}], {},
          "rows.jsonl: row 3: the label ('label') must be true or false; got 'good'"),
-        ("kto", [*labelled(3), {"prompt": "1+1=", "completion": "2"}], {}, "row 3 has no column 'label', which says"),
+        ("kto", [*labeled(3), {"prompt": "1+1=", "completion": "2"}], {}, "row 3 has no column 'label', which says"),
         ("kto", [{"prompt": "1+1=", "completion": " ", "label": True}], {}, "('completion') is empty"),
-        ("kto", labelled(6), {"data": {"max_length": 2}}, "none of the 6 rows has a response within the 2 tokens"),
-        ("kto", labelled(6), {"options": {"reduction": "token"}}, "options of kto: unknown key 'reduction'"),
+        ("kto", labeled(6), {"data": {"max_length": 2}}, "none of the 6 rows has a response within the 2 tokens"),
+        ("kto", labeled(6), {"options": {"reduction": "token"}}, "options of kto: unknown key 'reduction'"),
         ("mixture", preferred(6), {"options": {"dpo": 0.0}}, "mixture: every loss has the weight 0, so that there"),
         ("tdpo2", preferred(6), {"options": {"alpha": 0.5}}, "options of tdpo2: unknown key 'alpha'"),
     ],
@@ -110,7 +110,7 @@ def test_what_a_method_cannot_use_is_told_before_a_run_leaves_a_trace(method, ro
 
 
 def test_labels_that_do_not_balance_are_told_with_what_would(tmp_path):
-    rows = [row for i, row in enumerate(labelled(16)) if row["label"] or i % 4 == 1]
+    rows = [row for i, row in enumerate(labeled(16)) if row["label"] or i % 4 == 1]
     warned = lambda folder: [w["message"] for w in lines(folder / "warnings.jsonl")]  # noqa: E731
     wanted = label_settings(tmp_path, "kto", rows, steps=1)
     assert warned(train(wanted).folder) == [
@@ -126,7 +126,7 @@ def test_labels_that_do_not_balance_are_told_with_what_would(tmp_path):
 
 
 def test_responses_that_are_cut_or_left_out_are_told(tmp_path):
-    rows = [*labelled(4), {"prompt": "1=", "completion": "1234567", "label": True}]
+    rows = [*labeled(4), {"prompt": "1=", "completion": "1234567", "label": True}]
     rows.append({"prompt": "1+2+3+4=", "completion": "1", "label": False})
     run = train(label_settings(tmp_path, "kto", rows, data={"max_length": 7}))
     assert [w["message"] for w in lines(run.folder / "warnings.jsonl")][:2] == [
@@ -137,7 +137,7 @@ def test_responses_that_are_cut_or_left_out_are_told(tmp_path):
 
 def test_columns_of_other_names_and_messages(tmp_path):
     names = {"prompt": "q", "completion": "a", "label": "ok"}
-    rows = [{names[key]: value for key, value in row.items()} for row in labelled(12)]
+    rows = [{names[key]: value for key, value in row.items()} for row in labeled(12)]
     assert len(train(label_settings(tmp_path, "kto", rows, data=names)).metrics) == 2
 
 

@@ -25,7 +25,7 @@ TITLES = {
     "head": "tokens through the head, alone",
 }
 LINES = {"sampling": "#0072B2", "update": "#D55E00", "memory": "#009E73"}
-"""What the picture shows, each in its colour."""
+"""What the picture shows, each in its color."""
 UNITS = {
     "sampling": (1.0, "{:.3f}"),
     "update": (1.0, "{:.3f}"),
@@ -88,11 +88,11 @@ def draw(made: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
     for axis, (name, told) in zip(axes.flat, made.items(), strict=False):
         sizes = list(next(iter(told.values())))
         axis.plot(sizes, [size / sizes[0] for size in sizes], color="#b0b0b0", linewidth=1.0, linestyle=(0, (4, 3)))
-        for what, colour in LINES.items():
+        for what, color in LINES.items():
             if curve := told.get(what):
                 values = [value / curve[sizes[0]] for value in curve.values()]
                 label = f"{what} {exponent(curve):.2f}" if len(curve) > 1 else what
-                axis.plot(sizes, values, color=colour, linewidth=1.6, marker="o", markersize=4, label=label)
+                axis.plot(sizes, values, color=color, linewidth=1.6, marker="o", markersize=4, label=label)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log", base=2)
         axis.set_xticks(sizes, [f"{size:,}" for size in sizes])

@@ -4,7 +4,7 @@ from types import MappingProxyType
 
 from grape_rl.table.group_relative import GROUP_RELATIVE
 from grape_rl.table.imitation import IMITATION
-from grape_rl.table.labels import LABELLED
+from grape_rl.table.labels import LABELED
 from grape_rl.table.mixture import MIXTURE
 from grape_rl.table.off_policy import OFF_POLICY
 from grape_rl.table.online import ONLINE
@@ -23,7 +23,7 @@ FAMILIES = MappingProxyType(
         "Preferences between two responses": PREFERENCE,
         "Preferences between two of the model's own responses": ONLINE,
         "Mixtures of losses on preferences": MIXTURE,
-        "Responses labelled desirable or not": LABELLED,
+        "Responses labeled desirable or not": LABELED,
         "Models that score": REWARD_MODEL,
     }
 )

@@ -32,7 +32,7 @@ class Data(Section):
     """The prompts, and for SFT the completions."""
 
     source: str | None = None
-    """A .jsonl, .json, .parquet or .csv file, or a data set of the Hub, NAME[:CONFIGURATION[:SPLIT]]."""
+    """A .jsonl, .json, .parquet or .csv file, or a dataset of the Hub, NAME[:CONFIGURATION[:SPLIT]]."""
     tasks: dict[str, dict[str, Any]] = Field({})
     """Instead of ``source``: tasks of reasoning-gym, each with its options."""
     teacher: Teacher = Field(Teacher.model_validate({}))
@@ -71,7 +71,7 @@ class Data(Section):
     max_length: PositiveInt = 1024
     """The longest demonstration or response in tokens, prompt included; what is longer loses its end."""
     held_out: str | None = None
-    """The file or data set with held-out rows. Without one they are taken off the start of ``source``."""
+    """The file or dataset with held-out rows. Without one they are taken off the start of ``source``."""
     held_out_rows: Count = 0
     """How many held-out rows to evaluate on; 0 for no evaluation."""
 
@@ -183,7 +183,7 @@ class Config(Section):
             raise ValueError(f"unknown method {self.method!r}{nearest(self.method, ALGORITHMS)}")
         resolve_options(row, self.options)
         if bool(self.data.source) == bool(self.data.tasks):
-            raise ValueError("data: name exactly one of source (a file or a data set) and tasks")
+            raise ValueError("data: name exactly one of source (a file or a dataset) and tasks")
         if self.data.held_out and not self.data.held_out_rows:
             raise ValueError("data: held_out names held-out rows, and held_out_rows is 0: say how many to evaluate on")
         graded = sum(map(bool, (self.reward.rubric, self.reward.function, self.reward.model)))

@@ -13,7 +13,7 @@ from pydantic import create_model
 from torch import Tensor
 
 from grape_rl.data.comparisons import comparisons
-from grape_rl.data.steps import labelled
+from grape_rl.data.steps import labeled
 from grape_rl.maths.bounds import NonNegative
 from grape_rl.maths.reduction import Reduction
 from grape_rl.rollout.dynamic_sampling import ScoredRollout, once
@@ -130,13 +130,13 @@ class Comparisons:
 
 @dataclass(frozen=True)
 class Steps:
-    """Batches are read from data: solutions whose every step is labelled right or wrong, for a model that scores.
+    """Batches are read from data: solutions whose every step is labeled right or wrong, for a model that scores.
 
     ``encoded`` makes the tokens of them.
     """
 
     data: ClassVar[str] = "solutions in steps (prompt, completions, labels)"
-    encoded: Callable[..., Any] = labelled
+    encoded: Callable[..., Any] = labeled
 
     @property
     def functions(self) -> Functions:
@@ -146,9 +146,9 @@ class Steps:
 
 @dataclass(frozen=True)
 class Labels:
-    """Batches are read from data: prompts, each with a response that is labelled desirable or not."""
+    """Batches are read from data: prompts, each with a response that is labeled desirable or not."""
 
-    data: ClassVar[str] = "labelled responses (prompt, completion, label)"
+    data: ClassVar[str] = "labeled responses (prompt, completion, label)"
     functions: ClassVar[Functions] = ()
 
 
@@ -169,7 +169,7 @@ class LossTerm:
 class Method:
     """One row of the table.
 
-    ``reduction`` is None where the terms are per pair, labelled response or step, whose plain mean is taken.
+    ``reduction`` is None where the terms are per pair, labeled response or step, whose plain mean is taken.
     ``defaults`` are the row's own for options of its functions. Two rows may differ in nothing else: Dr. GRPO is GRPO
     with other defaults. ``online_of`` names the row, if any, whose loss this one takes to sampled pairs.
     """

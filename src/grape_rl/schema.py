@@ -1,5 +1,6 @@
 """Files that people write by hand: unknown and repeated keys are refused, and a complaint says where, in one line."""
 
+import difflib
 import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -7,8 +8,6 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-
-from grape_rl.data.rows import did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -42,6 +41,16 @@ def entrusted(name: str, context: Mapping[str, Any] | None) -> None:
             f"{name!r} is a file or model that a row names, and is not allowed: if you trust it, add {name!r} to "
             "reward.allow"
         )
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The end of an error message that suggests the nearest of the names, or nothing where none is near.
+
+    >>> did_you_mean("promt", ["prompt", "answer"])
+    "; did you mean 'prompt'?"
+    """
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

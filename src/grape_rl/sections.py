@@ -78,7 +78,7 @@ class Revise(Section):
     max_characters: PositiveInt = 2000
     """The longest critique; what is longer loses its end."""
     request: Annotated[str, AfterValidator(_with_critique)] = (
-        "This answer was criticised:\n\n{critique}\n\nAnswer once more, and better in what was criticised. "
+        "This answer was criticized:\n\n{critique}\n\nAnswer once more, and better in what was criticized. "
         "Write the new answer and nothing about the old one."
     )
     """What follows the response, as the user's next message, or as text before the prompt once more."""

@@ -15,10 +15,10 @@ from torch import Tensor
 Finish = Literal["stop", "length"]
 """Why a response ended: the policy wrote an end token, or it was cut off at the token limit."""
 
-Status = Literal["ok", "policy_fault", "timeout", "unparseable", "truncated", "refused", "infrastructure", "unlabelled"]
+Status = Literal["ok", "policy_fault", "timeout", "unparseable", "truncated", "refused", "infrastructure", "unlabeled"]
 """What became of one grading. ``ok`` and ``policy_fault`` carry a score; every other status is a missing verdict.
 
-``unlabelled``: the item is for people to grade, and none has graded this response yet."""
+``unlabeled``: the item is for people to grade, and none has graded this response yet."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,8 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """What an objective sees of single responses that are each labelled desirable or not, beside the ``Outputs``."""
+class Labeled:
+    """What an objective sees of single responses that are each labeled desirable or not, beside the ``Outputs``."""
 
     mask: Bool[Tensor, "b t"]
     reference_logp: Float[Tensor, "b t"]

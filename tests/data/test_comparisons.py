@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from grape_rl.data.comparisons import comparisons
-from grape_rl.data.steps import labelled
+from grape_rl.data.steps import labeled
 
 COLUMNS = ("margin", "chosen_reward", "rejected_reward")
 ROWS = [
@@ -41,7 +41,7 @@ def test_messages_go_through_the_chat_template(tokenizer):
     ((pair,), _) = found(own, [row])
     whole = [own.decode(torch.cat([pair.pair.prompt, each])) for each in (pair.pair.chosen, pair.pair.rejected)]
     assert whole == ["u:1+1=<eos>a:2<eos>", "u:1+1=<eos>a:13<eos>"]
-    ((solution,), _) = labelled([{**row, "completions": ["2", "so"], "labels": [True, False]}], own, 64, "data")
+    ((solution,), _) = labeled([{**row, "completions": ["2", "so"], "labels": [True, False]}], own, 64, "data")
     assert own.decode(torch.cat([solution.prompt, solution.tokens])) == "u:1+1=<eos>a:2\nso\n"
 
 

@@ -32,7 +32,7 @@ def test_a_column_that_is_not_there_is_told_with_the_nearest():
         with_labels([{"lable": True}])
 
 
-def test_pairs_become_two_labelled_responses():
+def test_pairs_become_two_labeled_responses():
     rows = with_preferences([{"chosen": [USER, GOOD], "rejected": [USER, BAD], "id": 3}])
     assert unpaired(rows) == [
         {"prompt": [USER], "completion": [GOOD], "label": True, "id": 3},

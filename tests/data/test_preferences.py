@@ -165,7 +165,7 @@ SOLUTIONS = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k_model_
 
 
 @pytest.mark.skipif(not SOLUTIONS.is_file(), reason=f"no {SOLUTIONS.name} in {SOLUTIONS.parent}")
-def test_pairs_of_real_solutions_load_and_tokenise():
+def test_pairs_of_real_solutions_load_and_tokenize():
     """Where one model's solution of a GSM8K question is right and another's wrong, the right one is preferred."""
     from grape_rl.data.chat import text
     from grape_rl.model.scratch import bpe_tokenizer

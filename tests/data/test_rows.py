@@ -10,7 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from grape_rl.data.rows import did_you_mean, require, rows, with_prompts
+from grape_rl.data.rows import require, rows, with_prompts
+from grape_rl.schema import did_you_mean
 
 ROWS = [
     {"question": "1 + 1?", "answer": "2"},
@@ -156,7 +157,7 @@ def test_the_hub_is_asked_for_name_configuration_and_split(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "failure", [ConnectionError("no\n  network"), FileNotFoundError("no such data set"), ValueError("Unknown split")]
+    "failure", [ConnectionError("no\n  network"), FileNotFoundError("no such dataset"), ValueError("Unknown split")]
 )
 def test_a_failure_of_the_hub_is_one_line(monkeypatch, failure):
     def load_dataset(*_, **__):
@@ -173,7 +174,7 @@ def test_an_empty_split_and_a_name_that_the_hub_cannot_have(monkeypatch):
     with pytest.raises(ValueError, match="openai/gsm8k: no rows"):
         rows("openai/gsm8k")
     for name in ("a/b/c", "s3://a/b", "a b", ":main", "a/b:"):
-        with pytest.raises(ValueError, match="neither a file nor the name of a data set"):
+        with pytest.raises(ValueError, match="neither a file nor the name of a dataset"):
             rows(name)
 
 

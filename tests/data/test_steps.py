@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from grape_rl.data.steps import labelled, response_steps, stacked_steps, step_tokens, stepped, with_steps
+from grape_rl.data.steps import labeled, response_steps, stacked_steps, step_tokens, stepped, with_steps
 
 ROWS = [
     {"prompt": "1+1+1=", "completions": ["2+1=", "3"], "labels": [True, True]},
@@ -49,23 +49,23 @@ def shown(tokenizer, each):
 
 
 def test_a_label_stands_at_the_last_token_of_the_separator(tokenizer):
-    found, lengths = labelled(ROWS, tokenizer, 64, "data")
+    found, lengths = labeled(ROWS, tokenizer, 64, "data")
     assert [shown(tokenizer, each) for each in found] == ["2+1=\n[1]3\n[1]", "5\n[0]"]
     assert (lengths.rows, lengths.truncated, lengths.dropped) == (2, 0, 0)
-    found, _ = labelled(ROWS, tokenizer, 64, "data", separator=", ")
+    found, _ = labeled(ROWS, tokenizer, 64, "data", separator=", ")
     assert shown(tokenizer, found[0]) == "2+1=, [1]3, [1]"
-    found, _ = labelled(ROWS, tokenizer, 64, "data", train_on_last_step_only=True)
+    found, _ = labeled(ROWS, tokenizer, 64, "data", train_on_last_step_only=True)
     assert shown(tokenizer, found[0]) == "2+1=\n3\n[1]"
 
 
 def test_steps_over_the_limit_are_left_out_whole(tokenizer):
-    found, lengths = labelled(ROWS, tokenizer, 12, "data")
+    found, lengths = labeled(ROWS, tokenizer, 12, "data")
     assert [shown(tokenizer, each) for each in found] == ["2+1=\n[1]", "5\n[0]"]
     assert (lengths.truncated, lengths.dropped) == (1, 0)
-    found, lengths = labelled(ROWS, tokenizer, 12, "data", train_on_last_step_only=True)
+    found, lengths = labeled(ROWS, tokenizer, 12, "data", train_on_last_step_only=True)
     assert [shown(tokenizer, each) for each in found] == ["5\n[0]"] and lengths.dropped == 1
-    with pytest.raises(ValueError, match="none of the 2 solutions has a labelled step within the 5 tokens"):
-        labelled(ROWS, tokenizer, 5, "data")
+    with pytest.raises(ValueError, match="none of the 2 solutions has a labeled step within the 5 tokens"):
+        labeled(ROWS, tokenizer, 5, "data")
 
 
 def test_a_step_has_the_same_tokens_whatever_follows_it(tokenizer):
@@ -75,7 +75,7 @@ def test_a_step_has_the_same_tokens_whatever_follows_it(tokenizer):
 
 
 def test_a_batch_of_solutions(tokenizer):
-    found, _ = labelled(ROWS, tokenizer, 64, "data")
+    found, _ = labeled(ROWS, tokenizer, 64, "data")
     sequences, label = stacked_steps(found)
     assert sequences.mask.sum(1).tolist() == [7, 2] and label.shape == sequences.tokens.shape
     assert label[~label.isnan()].tolist() == [1, 1, 0] and label[~sequences.mask].isnan().all()

@@ -84,7 +84,7 @@ def test_the_seed_decides_in_another_process_too():
     assert json.loads(ran.stdout) == reasoning_gym_rows(TASKS, 30, seed=3)
 
 
-def test_neighbouring_seeds_share_no_more_than_chance():
+def test_neighboring_seeds_share_no_more_than_chance():
     many = {"number_sorting": SORT}  # 2 · (100³ + 100⁴) questions: 1 in 10⁶ at most
     assert not questions(reasoning_gym_rows(many, 300, seed=0)) & questions(reasoning_gym_rows(many, 300, seed=1))
 

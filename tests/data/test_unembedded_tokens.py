@@ -53,7 +53,7 @@ def paired(count: int) -> list[dict[str, object]]:
     return [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": r["completion"] + "1"} for r in sums(count)]
 
 
-def labelled(count: int) -> list[dict[str, object]]:
+def labeled(count: int) -> list[dict[str, object]]:
     """Sums, every second of which is desirable."""
     return [{**row, "label": i % 2 == 0} for i, row in enumerate(sums(count))]
 
@@ -66,7 +66,7 @@ def stepped(count: int) -> list[dict[str, object]]:
     ]
 
 
-KINDS = {"sft": sums, "dpo": paired, "kto": labelled, "reward_model": paired, "process_reward_model": stepped}
+KINDS = {"sft": sums, "dpo": paired, "kto": labeled, "reward_model": paired, "process_reward_model": stepped}
 
 
 @pytest.mark.parametrize("method", KINDS)

@@ -267,7 +267,7 @@ def test_best_of_group_refuses_what_would_keep_nothing():
         best_of_group(reward, group, threshold=NAN)
 
 
-# Generalised advantage estimation
+# Generalized advantage estimation
 
 
 def ragged(seed):

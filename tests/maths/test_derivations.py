@@ -52,7 +52,7 @@ AT_REST = {"rtol": 0.0, "atol": 1e-13}
 
 
 def chances(reward):
-    """Of every two responses as a pair, the first of them chosen: how often it is drawn, and labelled so."""
+    """Of every two responses as a pair, the first of them chosen: how often it is drawn, and labeled so."""
     p = probabilities(WORLD, REFERENCE)
     return 2 * p[:, None] * p * (reward[:, None] - reward).sigmoid()
 

@@ -1,4 +1,4 @@
-"""What GRAPE's reward leaves open: running means of confidence, a power of it, no normaliser, another baseline."""
+"""What GRAPE's reward leaves open: running means of confidence, a power of it, no normalizer, another baseline."""
 
 import inspect
 import math
@@ -130,7 +130,7 @@ def test_one_item_is_grpo_to_the_last_bit_at_any_power(given_, power):
         assert torch.equal(found, score[:, 0] * weight[0].sign())
 
 
-# Without the normaliser
+# Without the normalizer
 
 
 @unhurried

@@ -182,7 +182,7 @@ def test_the_defaults_are_the_documented_ones():
 
 
 def test_gradients_against_differences():
-    """Of the regularisers; the others' are held against their weights above, which are constants by decree."""
+    """Of the regularizers; the others' are held against their weights above, which are constants by decree."""
     logp, old, _, _ = fields(rows=4)
     assert torch.autograd.gradcheck(behavior_pull, (logp, old.requires_grad_()))
     assert torch.autograd.gradcheck(imitation, (logp,))

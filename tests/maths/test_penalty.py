@@ -91,7 +91,7 @@ def test_k3_is_the_default():
     assert torch.equal(found, reference_kl(logp, behavior_logp, reference_logp, "k3"))
 
 
-def test_the_entropy_bonus_is_what_to_minimise():
+def test_the_entropy_bonus_is_what_to_minimize():
     assert torch.equal(entropy_bonus(torch.tensor([[0.5, 2.0]])), torch.tensor([[-0.5, -2.0]]))
 
 

@@ -30,7 +30,7 @@ def test_preferences_of_a_reward_lead_to_the_optimum_of_that_reward_less_the_kl(
 
 
 def expected_loss(world, table, reference, reward, beta, loss):
-    """The mean loss over all pairs that the reference draws, labelled by Bradley and Terry from the reward."""
+    """The mean loss over all pairs that the reference draws, labeled by Bradley and Terry from the reward."""
     n = len(reward)
     chosen, rejected = torch.arange(n).repeat_interleave(n), torch.arange(n).repeat(n)
     p = probabilities(world, reference)
@@ -86,7 +86,7 @@ def test_rpo_s_squares_reach_the_same_optimum_from_the_rewards_alone():
 
 
 def test_ipo_comes_to_rest_at_its_margin_and_a_hinge_at_its_edge():
-    """Of one pair that is always labelled alike: DPO's margin would grow without end."""
+    """Of one pair that is always labeled alike: DPO's margin would grow without end."""
     zero = torch.zeros(1, dtype=torch.float64)
     for loss, at in (
         (lambda m: ipo(m, zero, zero, zero, zero + 1, zero + 1, 0.25), 2.0),

@@ -1,4 +1,4 @@
-"""Losses on labelled responses: each against a loop from its formula, its gradient, its signs, and known values."""
+"""Losses on labeled responses: each against a loop from its formula, its gradient, its signs, and known values."""
 
 import math
 

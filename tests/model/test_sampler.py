@@ -135,7 +135,7 @@ def exact(shares, quantile):
 @pytest.mark.parametrize("size", [1, 2, 127, 128, 129, 256, 1000, 5003])
 @pytest.mark.parametrize("scale", [0.1, 3.0, 12.0])
 def test_blocks_draw_what_a_running_sum_does(size, scale):
-    """Only where the quantile is within float32's rounding of a boundary may a neighbour be drawn: 1e-6 of the sum."""
+    """Only where the quantile is within float32's rounding of a boundary may a neighbor be drawn: 1e-6 of the sum."""
     generator = torch.Generator().manual_seed(size)
     logits = scale * torch.randn(40, size, generator=generator)
     logits = logits.masked_fill(torch.rand(40, size, generator=generator) < 0.3, -torch.inf)

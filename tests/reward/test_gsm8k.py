@@ -47,7 +47,7 @@ def marks():
 
 
 def solutions(check, of):
-    """A job for each of the four models' solutions of the rows, and whether the data set says it is correct."""
+    """A job for each of the four models' solutions of the rows, and whether the dataset says it is correct."""
     models = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
     each = [(row, row[model]) for row in of for model in models]
     jobs = [Job("correct", check, response(said["solution"], row)) for row, said in each]

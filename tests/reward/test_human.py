@@ -12,7 +12,7 @@ from grape_rl import train
 from grape_rl.cli import main
 from grape_rl.maths.grape import confidence_weighted
 from grape_rl.reward.human import put_on_todo
-from grape_rl.reward.pending_labels import Unlabelled, stopping_for_people
+from grape_rl.reward.pending_labels import Unlabeled, stopping_for_people
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.reward.scores import rubric_scorer
 from grape_rl.types import Response
@@ -42,7 +42,7 @@ def verdict(rubric, given):
     ("told", "score", "status"),
     [
         (1, 0, "ok"), (5, 1, "ok"), (4, 0.75, "ok"), (4.0, 0.75, "ok"), ("4", 0.75, "ok"),
-        (None, None, "unlabelled"), ("", None, "unlabelled"),
+        (None, None, "unlabeled"), ("", None, "unlabeled"),
         (0.5, None, "infrastructure"), (6, None, "infrastructure"), ("four", None, "infrastructure"),
         (True, None, "infrastructure"), ("nan", None, "infrastructure"), ([4], None, "infrastructure"),
     ],
@@ -70,7 +70,7 @@ def test_labels_of_several_people(tmp_path):
     assert (verdict(rubric, response("split")).score, verdict(rubric, response("split")).confidence) == (0.5, 0)
     wild = verdict(rubric, response("wild"))
     assert (wild.status, wild.reasoning) == ("infrastructure", "the label 9 is not in [1, 5]")
-    assert [verdict(rubric, response(text)).status for text in ("open", "new")] == ["unlabelled"] * 2
+    assert [verdict(rubric, response(text)).status for text in ("open", "new")] == ["unlabeled"] * 2
 
 
 @examples(max_examples=60, deadline=None)
@@ -142,9 +142,9 @@ def test_a_run_s_scorer_stops_and_a_plain_one_does_not(tmp_path):
     rubric = load(tmp_path, "{labels: people.jsonl}", "      - {id: x, check: {type: regex, pattern: r}}\n")
     plain = rubric_scorer(rubric, confidence_weighted)
     batch, group = [response("r"), response("r"), response("s")], torch.tensor([0, 0, 0])
-    assert [line[0].status for line in plain(batch, group).verdicts] == ["unlabelled"] * 3
+    assert [line[0].status for line in plain(batch, group).verdicts] == ["unlabeled"] * 3
     assert not (tmp_path / "people.todo.jsonl").exists()
-    with pytest.raises(Unlabelled) as said:
+    with pytest.raises(Unlabeled) as said:
         stopping_for_people(plain, rubric)(batch, group)
     assert str(said.value).startswith("2 verdicts wait for people: ") and "\n" not in str(said.value)
     assert f"from {tmp_path}/people.todo.jsonl to {tmp_path}/people.jsonl, and --resume goes on" in str(said.value)
@@ -170,11 +170,11 @@ def test_grape_score_counts_what_has_no_label(tmp_path, capsys):
     )
     assert main(["score", "--rubric", str(tmp_path / "rubric.yaml"), "--data", str(data)]) == 0
     said = capsys.readouterr().out
-    assert "unlabelled 2" in said and "mean reward 1.000, of 1 responses" in said
+    assert "unlabeled 2" in said and "mean reward 1.000, of 1 responses" in said
     assert not (tmp_path / "labels.todo.jsonl").exists()
 
 
-def labelled(path):
+def labeled(path):
     """What a person would say: even digits are liked. Moves what waits to the labels, and says how many lines."""
     todo = path.with_name("labels.todo.jsonl")
     found = [line | {"score": sum(c in "02468" for c in line["response"]) % 3 / 2} for line in lines(todo)]
@@ -196,10 +196,10 @@ def test_a_run_waits_for_people_and_goes_on_to_the_same_bits(tmp_path):
         try:
             run = train(wanted, resume=stops > 0)
             break
-        except Unlabelled:
+        except Unlabeled:
             stops += 1
             assert stops < 10
-            counts.append(labelled(tmp_path / "labels.jsonl"))
+            counts.append(labeled(tmp_path / "labels.jsonl"))
     assert stops >= 4 and min(counts) > 0, counts  # before the first step, and at each
     straight = train(wanted | {"output": str(tmp_path / "straight")})
     one, other = weights(run.model), weights(straight.model)

@@ -162,7 +162,7 @@ def test_a_process_reward_models_item_is_a_probability_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ("model: rm, centre: 1", "items[liked].reward_model: unknown key 'centre'; did you mean 'center'?"),
+        ("model: rm, center: 1", "items[liked].reward_model: unknown key 'center'; did you mean 'center'?"),
         ("model: rm, scale: 0", "items[liked].reward_model.scale: Input should be greater than 0"),
         ("center: 1", "items[liked].reward_model.model: is missing"),
         ("model: rm, confidence: sure", "reward_model.confidence: Input should be 'full' or 'certainty'"),

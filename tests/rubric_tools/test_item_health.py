@@ -142,7 +142,7 @@ def test_grading_that_fails_where_the_rest_is_low():
     assert kinds(health({"a": SCORE, "b": low})["b"]) == ["missing where low"]
     high = [None if s > 0.7 else 0.5 for s in SCORE]
     assert not kinds(health({"a": SCORE, "b": high})["b"])
-    waits = failed("b", "unlabelled", "nobody yet")
+    waits = failed("b", "unlabeled", "nobody yet")
     assert not kinds(health({"a": SCORE, "b": [waits if s is None else s for s in low]})["b"])
 
 

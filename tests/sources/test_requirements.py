@@ -8,7 +8,7 @@ from grape_rl.methods import Comparisons, Preferences
 from grape_rl.sources.requirements import REQUIREMENTS, suited
 
 PAIRED = sum(isinstance(row.source, Preferences | Comparisons) for row in ALGORITHMS.values())
-LABELLED = "kto, bco_unpaired, apo_zero_unpaired learn from"
+LABELED = "kto, bco_unpaired, apo_zero_unpaired learn from"
 
 
 def config(method, **data):
@@ -26,7 +26,7 @@ def told(method, columns, **data):
     ("method", "columns", "message"),
     [
         ("dpo", "prompt completion label", "dpo needs a chosen and a rejected response for each prompt; found the "
-         f"columns prompt, completion, label (unpaired preference data), which is what {LABELLED}"),
+         f"columns prompt, completion, label (unpaired preference data), which is what {LABELED}"),
         ("dpo", "prompt completion", "found the columns prompt, completion (prompt-completion data), which is what"),
         ("kto", "prompt completion", "kto needs a completion with a label (true where it is desirable) for each "
          "prompt, or a chosen and a rejected response; found the columns prompt, completion (prompt-completion data)"),

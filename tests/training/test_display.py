@@ -185,7 +185,7 @@ def test_a_bar_without_a_step_still_ends_clean() -> None:
     assert [line for line in screen(text(console)) if line] == ["sft  9/9  took 0:00"]
 
 
-def test_forced_colours_do_not_make_a_pipe_a_terminal(
+def test_forced_colors_do_not_make_a_pipe_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")

@@ -7,7 +7,7 @@ import torch
 
 from grape_rl import ALGORITHMS
 from grape_rl.data.comparisons import comparisons
-from grape_rl.data.steps import labelled
+from grape_rl.data.steps import labeled
 from grape_rl.methods import objective, resolve_options
 from grape_rl.model.logprobs import hidden_after
 from grape_rl.model.reward_head import scalar_model
@@ -97,7 +97,7 @@ def test_the_loss_of_pairs_and_its_gradient_by_hand(scorer, tokenizer):
 
 
 def test_the_loss_of_steps_and_its_gradient_by_hand(scorer, tokenizer):
-    found, _ = labelled(SOLUTIONS, tokenizer, 64, "data")
+    found, _ = labeled(SOLUTIONS, tokenizer, 64, "data")
     told = step_gradient(scorer, idle_optimizer(scorer), judged(found), goal("process_reward_model"), limits())
     mine = gradients(scorer)
     scorer.zero_grad()
@@ -122,7 +122,7 @@ def test_the_loss_of_steps_and_its_gradient_by_hand(scorer, tokenizer):
 
 @pytest.mark.parametrize("tokens", [1, 25, 40])
 def test_the_same_however_a_batch_is_cut(tokens, scorer, tokenizer):
-    pairs, steps = compared(pairs_of(tokenizer, PAIRS)), judged(labelled(SOLUTIONS, tokenizer, 64, "data")[0])
+    pairs, steps = compared(pairs_of(tokenizer, PAIRS)), judged(labeled(SOLUTIONS, tokenizer, 64, "data")[0])
     for update, batch, name in (
         (comparison_gradient, pairs, "reward_model"),
         (step_gradient, steps, "process_reward_model"),
@@ -171,7 +171,7 @@ def test_it_learns_steps(model, tokenizer):
         for i in range(4)
         for j in range(4)
     ]
-    found, _ = labelled(rows, tokenizer, 64, "data")
+    found, _ = labeled(rows, tokenizer, 64, "data")
     model = scalar_model(model, tokenizer, seed=0)
     told = trained(model, step_gradient, judging(found, 16, 0), goal("process_reward_model"), 40, 1e-2)
     accuracy, on_right, on_wrong = held_out_steps(model, judged(found), 10**6)

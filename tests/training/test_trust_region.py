@@ -160,7 +160,7 @@ def surrogate(model, what, reduction="token"):
 
 
 def mean_kl(before, after, what):
-    """KL(before‖after), the mean over every token that the policy wrote: a missing reward is no licence."""
+    """KL(before‖after), the mean over every token that the policy wrote: a missing reward is no license."""
     kls = []
     for row in range(len(what.sequences.tokens)):
         for p, q in zip(choices(before, what.sequences, row), choices(after, what.sequences, row), strict=True):

@@ -11,7 +11,7 @@ COMMANDS = {
     "algorithms": ("algorithms", "the table of methods"),
     "explain": ("explain", "one method: the functions that it runs, its options, a command"),
     "lint": ("lint", "check a rubric file, and the data that it is to grade"),
-    "convert": ("convert", "rubric data sets to a rubric file and rows, and back"),
+    "convert": ("convert", "rubric datasets to a rubric file and rows, and back"),
     "score": ("score", "grade existing responses by a rubric, without training"),
     "calibrate": ("calibrate", "fit what critics' confidence is worth to people's labels"),
 }

@@ -30,7 +30,7 @@ HELP = """usage: grape calibrate --rubric FILE --data FILE --critics FILE --outp
 --prompt    the column with the prompt (prompt)
 --allow     the Python files and modules that the rubric may call, with commas between
 
-Only what people have labelled is judged, and the confidence is taken as the critic tells it, whatever transform the
+Only what people have labeled is judged, and the confidence is taken as the critic tells it, whatever transform the
 rubric names. base rate is what always giving people's commonest label would have; κ the agreement beyond chance, with
 its interval of 95 %; ECE how far confidence is from the share of right labels: before, and after, by curves fitted to
 other prompts than those they are measured on.
@@ -40,7 +40,7 @@ KNOWN = ("rubric", "data", "critics", "output", "human", "method", "fewest", "ca
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Judge what people have labelled, fit the curves, print how good they are, and write them."""
+    """Judge what people have labeled, fit the curves, print how good they are, and write them."""
     if not arguments or "--help" in arguments or "-h" in arguments:
         print(HELP)
         return
@@ -95,8 +95,8 @@ def _judged(
     people: Sequence[dict[str, float]],
     critics: "Judging",
 ) -> "list[Compared]":
-    """The critics' verdicts on what people have labelled, item by item."""
-    from grape_rl.reward.critic.human_labels import Labelled, compared
+    """The critics' verdicts on what people have labeled, item by item."""
+    from grape_rl.reward.critic.human_labels import Labeled, compared
     from grape_rl.reward.grading import judge_job
     from grape_rl.reward.rubric import items_of
 
@@ -108,7 +108,7 @@ def _judged(
     ]
     verdicts = critics.verdicts([job for _, _, job, _, _ in asked])
     return compared(
-        Labelled(name, judge, verdict, human, group)
+        Labeled(name, judge, verdict, human, group)
         for (name, judge, _, human, group), verdict in zip(asked, verdicts, strict=True)
     )
 

@@ -1,4 +1,4 @@
-"""``grape convert``: data sets of rubrics brought in, and rubrics taken out."""
+"""``grape convert``: datasets of rubrics brought in, and rubrics taken out."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -11,12 +11,12 @@ HELP = """usage: grape convert DATA --from FORMAT --output FOLDER [--drop] [--sp
        grape convert RUBRIC --data ROWS --to FORMAT --output FILE [--drop] [--allow NAME[,NAME]]
 
 The first writes FOLDER/rubric.yaml, and FOLDER/rows.jsonl whose rows bring their items along. DATA is a file of rows or
-a data set of the Hub, NAME[:CONFIGURATION]. The second writes the items that a rubric has for each row, as rows
+a dataset of the Hub, NAME[:CONFIGURATION]. The second writes the items that a rubric has for each row, as rows
 of that form.
 
 FORMAT   healthbench, rar, openrubrics, biggen, or grape: a rubric file's own items, in a column items
 --drop   leave out what cannot be converted (rows that cannot be read; items that the form cannot hold), and count it
---split  which split of a data set of the Hub (train)
+--split  which split of a dataset of the Hub (train)
 --data   rows that the rubric is to grade
 --allow  the Python files and modules that the rubric may call
 """

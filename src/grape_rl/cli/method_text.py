@@ -84,7 +84,7 @@ def _switch(row: Method, function: Callable[..., Any]) -> str | None:
 
 
 def derivation(page: str) -> str:
-    """How the method follows from what is maximised, in a few lines."""
+    """How the method follows from what is maximized, in a few lines."""
     return (files("grape_rl") / "derivations" / f"{page}.md").read_text(encoding="utf-8").rstrip()
 
 

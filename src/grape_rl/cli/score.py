@@ -138,18 +138,18 @@ def _beside(
     """The verdicts beside people's labels, item by item; those that rows bring along are one together."""
     from dataclasses import replace
 
-    from grape_rl.reward.critic.human_labels import Labelled, compared
+    from grape_rl.reward.critic.human_labels import Labeled, compared
     from grape_rl.reward.row_items import PREFIX
     from grape_rl.reward.rubric import items_of
 
-    def labelled(category: str, judge: "Judge", each: "Verdict", human: float, group: int) -> Labelled:
+    def labeled(category: str, judge: "Judge", each: "Verdict", human: float, group: int) -> Labeled:
         if each.item.startswith(PREFIX):
             judge, each = judge.model_copy(update={"criterion": ROW}), replace(each, item=ROW)
-        return Labelled(category, judge, each, human, group)
+        return Labeled(category, judge, each, human, group)
 
     graded_on = (items_of(rubric, name, row) for name, row in zip(scores.category, found.rows, strict=True))
     return compared(
-        labelled(category, item.judge, each, labels[each.item], group)
+        labeled(category, item.judge, each, labels[each.item], group)
         for category, items, verdicts, labels, group in zip(
             scores.category, graded_on, scores.verdicts, people, found.group.tolist(), strict=True
         )
@@ -164,7 +164,7 @@ def _bounded(scores: "Scores", limit: float) -> None:
 
     from grape_rl.reward.scores import checked
 
-    tried = tuple(tuple(each for each in row if each.status != "unlabelled") for row in scores.verdicts)
+    tried = tuple(tuple(each for each in row if each.status != "unlabeled") for row in scores.verdicts)
     checked(replace(scores, verdicts=tried), limit)
 
 

@@ -87,7 +87,7 @@ def derived(config: Config) -> str:
             Demonstrations: "demonstrations",
             Preferences: "pairs",
             Comparisons: "pairs",
-            Labels: "labelled responses",
+            Labels: "labeled responses",
             Steps: "solutions",
         }
         batch = f"{config.prompts_per_step} {words[type(row.source)]} a step"

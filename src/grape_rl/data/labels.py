@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from grape_rl.data.chat import Example, Lengths, Tokenizer, completion_tokens, prompt_tokens, stacked
-from grape_rl.data.rows import did_you_mean
+from grape_rl.schema import did_you_mean
 from grape_rl.types import Sequences
 
 Row = dict[str, Any]
@@ -49,7 +49,7 @@ def with_labels(rows: Sequence[Mapping[str, Any]], label: str = "label", source:
 
 
 def unpaired(rows: Sequence[Row]) -> list[Row]:
-    """Rows with a ``prompt``, a ``chosen`` and a ``rejected`` as twice as many, each with one labelled ``completion``.
+    """Rows with a ``prompt``, a ``chosen`` and a ``rejected`` as twice as many, each with one labeled ``completion``.
 
     >>> unpaired([{"prompt": "1+1=", "chosen": "2", "rejected": "3"}])[1]
     {'prompt': '1+1=', 'completion': '3', 'label': False}

@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from grape_rl.data.chat import Lengths, Tokenizer, completion_tokens, prompt_tokens
 from grape_rl.data.conversation import template_arguments
-from grape_rl.data.rows import did_you_mean, with_prompts
+from grape_rl.data.rows import with_prompts
+from grape_rl.schema import did_you_mean
 from grape_rl.types import Sequences
 
 Row = dict[str, Any]
@@ -41,7 +42,7 @@ def with_preferences(
 ) -> list[Row]:
     """The rows with a ``prompt``, a ``chosen`` and a ``rejected`` made of the columns so named; the other columns stay.
 
-    TRL's preference data sets load unchanged, plain or conversational. Without a column for the prompt (or with one of
+    TRL's preference datasets load unchanged, plain or conversational. Without a column for the prompt (or with one of
     plain text beside whole conversations) the prompt is what the two responses have in common at their start: whole
     messages, or text, less a space at its end, which goes with what follows.
 

@@ -1,7 +1,6 @@
 """Data rows: read from a file or the Hugging Face Hub, and brought to one form, ``prompt`` and ``completion``."""
 
 import csv
-import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,20 +9,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from grape_rl.data.messages import text_or_messages, with_system
+from grape_rl.schema import did_you_mean
 
 Whole = Literal["messages", "text"]
 """What a row can be that has no prompt and completion apart."""
 
 
 def rows(source: str | Path, split: str = "train", limit: int | None = None) -> list[dict[str, Any]]:
-    """The rows of a data set, at most the first ``limit`` of them.
+    """The rows of a dataset, at most the first ``limit`` of them.
 
-    ``source`` is a ``.jsonl``, ``.json`` (a list of objects), ``.parquet`` or ``.csv`` file; or else a data set of the
+    ``source`` is a ``.jsonl``, ``.json`` (a list of objects), ``.parquet`` or ``.csv`` file; or else a dataset of the
     Hugging Face Hub, ``openai/gsm8k``, with its configuration after a colon where it has several:
-    ``openai/gsm8k:main``. ``split`` is a split of a Hub data set; a file has none.
+    ``openai/gsm8k:main``. ``split`` is a split of a Hub dataset; a file has none.
 
     Raises:
-        ValueError: no such file or data set, a file that does not parse (with its line), or no rows.
+        ValueError: no such file or dataset, a file that does not parse (with its line), or no rows.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"{source}: limit is {limit}; at least one row must be read")
@@ -79,7 +79,7 @@ def with_prompts(
     """The rows with a ``prompt`` (and a ``completion``) made of the columns so named; the other columns stay.
 
     Both are either plain text or messages, lists of ``{"role": …, "content": …}`` (text, or parts of text): TRL's
-    prompt-only and prompt-completion data sets load unchanged. A conversational completion is one assistant message.
+    prompt-only and prompt-completion datasets load unchanged. A conversational completion is one assistant message.
     ``system`` goes in front of every prompt: as a system message, or as text and a blank line.
 
     Raises:
@@ -121,7 +121,7 @@ def with_whole(
 ) -> list[dict[str, Any]]:
     """The rows with the column so named as ``messages``, a whole conversation, or as ``text``; the others stay.
 
-    TRL's language-modelling data sets load unchanged. ``system`` goes in front of a conversation. Its ``prompt`` is
+    TRL's language-modeling datasets load unchanged. ``system`` goes in front of a conversation. Its ``prompt`` is
     what comes before the last message of the assistant's.
 
     Raises:
@@ -147,26 +147,16 @@ def with_whole(
     return made
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The end of an error message that suggests the nearest of the names, or nothing where none is near.
-
-    >>> did_you_mean("promt", ["prompt", "answer"])
-    "; did you mean 'prompt'?"
-    """
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
 def _hub_rows(source: str, split: str, limit: int | None) -> list[dict[str, Any]]:
     name, _, configuration = source.partition(":")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[^/:]+)?", source):
-        raise ValueError(f"{source}: neither a file nor the name of a data set of the Hugging Face Hub (owner/name)")
+        raise ValueError(f"{source}: neither a file nor the name of a dataset of the Hugging Face Hub (owner/name)")
     import datasets
 
     try:
         found = datasets.load_dataset(name, configuration or None, split=split)
         return [dict(row) for row in islice(found, limit)]
-    except Exception as error:  # of many kinds: network, access, no such data set, configuration or split
+    except Exception as error:  # of many kinds: network, access, no such dataset, configuration or split
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{source}: no such file, and its split {split!r} cannot be read from the Hugging Face Hub: "

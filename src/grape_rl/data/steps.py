@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from grape_rl.data.chat import Lengths, Tokenizer, prompt_tokens
-from grape_rl.data.rows import did_you_mean
 from grape_rl.data.unembedded_tokens import embedded
+from grape_rl.schema import did_you_mean
 from grape_rl.types import Sequences
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """A solution in tokens; ``label`` is 1 or 0 at the last token of each step that is learned from, else NaN."""
 
     prompt: Int[Tensor, " p"]
@@ -35,7 +35,7 @@ def with_steps(
 ) -> list[Row]:
     """The rows with ``completions`` (their steps, texts) and ``labels`` (a boolean each) made of the columns so named.
 
-    TRL's stepwise data sets load unchanged.
+    TRL's stepwise datasets load unchanged.
 
     Raises:
         ValueError: a column is missing, is no list of texts or of booleans, or the two differ in number.
@@ -80,14 +80,14 @@ def step_tokens(
     return [torch.tensor(embedded(tokenizer, ids, where), dtype=torch.int64) for ids in told]
 
 
-def labelled(
+def labeled(
     rows: Sequence[Mapping[str, Any]],
     tokenizer: Tokenizer,
     max_length: int,
     source: str,
     separator: Annotated[str, Field(min_length=1)] = "\n",
     train_on_last_step_only: bool = False,
-) -> tuple[list[Labelled], Lengths]:
+) -> tuple[list[Labeled], Lengths]:
     """The rows' solutions as tokens, every step ended by ``separator``, its label at the separator's last token.
 
     No end token follows: a solution that its author broke off at the first mistake would be known by it. Steps that do
@@ -97,7 +97,7 @@ def labelled(
     Raises:
         ValueError: no row has a step that fits, and as ``prompt_tokens``, naming the row.
     """
-    kept: list[Labelled] = []
+    kept: list[Labeled] = []
     truncated = 0
     for index, row in enumerate(rows):
         where = f"{source}: row {index}"
@@ -113,16 +113,16 @@ def labelled(
         width = int(fits[-1]) if len(fits) else 0
         truncated += 0 < width < len(tokens)
         if not label[:width].isnan().all():
-            kept.append(Labelled(prompt, tokens[:width].clone(), label[:width].clone()))
+            kept.append(Labeled(prompt, tokens[:width].clone(), label[:width].clone()))
     if not kept:
         raise ValueError(
-            f"{source}: none of the {len(rows)} solutions has a labelled step within the {max_length} tokens of "
+            f"{source}: none of the {len(rows)} solutions has a labeled step within the {max_length} tokens of "
             "max_length; raise it"
         )
     return kept, Lengths(len(rows), truncated, len(rows) - len(kept), sum(len(each.tokens) for each in kept))
 
 
-def stacked_steps(found: Sequence[Labelled]) -> tuple[Sequences, Float[Tensor, "b t"]]:
+def stacked_steps(found: Sequence[Labeled]) -> tuple[Sequences, Float[Tensor, "b t"]]:
     """The solutions as one batch, padded on the right with 0 (masked), and their labels, NaN where there is none.
 
     Raises:

@@ -6,7 +6,7 @@ from itertools import cycle, islice
 from random import Random
 from typing import Any
 
-from grape_rl.data.rows import did_you_mean
+from grape_rl.schema import did_you_mean
 
 Row = dict[str, Any]
 
@@ -15,9 +15,9 @@ CHUNK = 500
 
 
 def reasoning_gym_rows(tasks: Mapping[str, Mapping[str, Any]], size: int, seed: int) -> list[Row]:
-    """``size`` rows of reasoning-gym's questions, the tasks (data set name → its options) in turn.
+    """``size`` rows of reasoning-gym's questions, the tasks (dataset name → its options) in turn.
 
-    Each row has ``prompt``, ``answer`` (None where many answers are right), ``task`` (the data set's name) and
+    Each row has ``prompt``, ``answer`` (None where many answers are right), ``task`` (the dataset's name) and
     ``entry`` (``question``, ``answer``, ``metadata``, of JSON's types only: what reasoning-gym scores a response with).
     No question occurs twice. The same seed gives the same rows, and fewer rows are the first of more.
 
@@ -37,7 +37,7 @@ def task_split(
     has few: they come again in turn where its share of the rows is larger. Raises as ``reasoning_gym_rows`` does.
     """
     if not tasks:
-        raise ValueError("no tasks are named; name one or more of reasoning-gym's data sets")
+        raise ValueError("no tasks are named; name one or more of reasoning-gym's datasets")
     if train_size < 1 or test_size < 0:
         raise ValueError(f"train_size is {train_size}, at least 1, and test_size {test_size}, at least 0, was expected")
     # Checked before any is drawn: the last task's misspelt option should not wait for the others' questions.
@@ -74,7 +74,7 @@ def _repeated(stream: Iterator[Row], size: int) -> Iterator[Row]:
 
 def _distinct(name: str, make: Callable[[int], Any], seed: int, seen: set[str], needed: int) -> Iterator[Row]:
     """Endless rows of new questions; ``seen`` is shared by all tasks."""
-    # reasoning-gym seeds question i with seed + i, so neighbouring seeds would share nearly all of their questions.
+    # reasoning-gym seeds question i with seed + i, so neighboring seeds would share nearly all of their questions.
     start = Random(f"{seed} {name}").randrange(2**31)
     found = drawn = barren = 0
     while True:
@@ -98,7 +98,7 @@ def _distinct(name: str, make: Callable[[int], Any], seed: int, seen: set[str], 
 
 
 def _generator(name: str, options: Mapping[str, Any]) -> Callable[[int], Any]:
-    """What makes the task's data set of ``CHUNK`` questions for a seed."""
+    """What makes the task's dataset of ``CHUNK`` questions for a seed."""
     try:
         from reasoning_gym.factory import DATASETS
     except ImportError as error:

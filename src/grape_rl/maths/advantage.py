@@ -176,7 +176,7 @@ def gae(
     gamma: Share = 1.0,
     lam: Share = 0.95,
 ) -> Float[Tensor, "b t"]:
-    """Generalised advantage of each token: the errors of one step from there on, discounted by ``gamma lam`` a token.
+    """Generalized advantage of each token: the errors of one step from there on, discounted by ``gamma lam`` a token.
 
     ``Σ_l (gamma lam)^l δ_{t+l}`` with ``δ_t = token_reward_t + gamma value_{t+1} − value_t``. GAE (arXiv 1506.02438),
     eq. 16.

@@ -26,7 +26,7 @@ def isotonic(
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
     """The non-decreasing curve f with the least ``Σ weight (f(confidence) − correct)²``, as knots for ``interpolated``.
 
-    Pool adjacent violators: equal confidences are one point, their mean; then neighbours that fall are pooled into
+    Pool adjacent violators: equal confidences are one point, their mean; then neighbors that fall are pooled into
     blocks. A block of several points has a knot at either end, so the curve is level along it. It passes through the
     fit at each confidence that was seen. ``weight`` (above 0; 1 if left out) counts an example several times. No
     examples: no knots.

@@ -1,10 +1,10 @@
 """Losses for responses of an older policy: REINFORCE with some of the tokens left out, weighed less, or pulled back.
 
-As in ``surrogate``: unreduced, ``"b t"``, to be minimised. Every mask and every weight is a constant, taken from
+As in ``surrogate``: unreduced, ``"b t"``, to be minimized. Every mask and every weight is a constant, taken from
 ``rho = exp(logp − behavior_logp)``: gradients flow through ``logp`` alone. At rho = 1 each has REINFORCE's gradient.
 
-REC is the group-relative REINFORCE of arXiv 2509.24203, which takes no account of who wrote a response: KL-regularised
-reward maximisation asks for ``reward − τ log(π/π_old)`` to be the same for all responses to a prompt, whoever sampled
+REC is the group-relative REINFORCE of arXiv 2509.24203, which takes no account of who wrote a response: KL-regularized
+reward maximization asks for ``reward − τ log(π/π_old)`` to be the same for all responses to a prompt, whoever sampled
 them. What it needs is a bound on how far a token may go, and that is the mask. Its advantage is ``reward − mean``.
 """
 
@@ -112,7 +112,7 @@ def truncated(
 
 
 def behavior_pull(logp: Float[Tensor, "b t"], behavior_logp: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
-    """OPMD's regulariser: ``(logp − behavior_logp)²``, which pulls back to the policy that sampled.
+    """OPMD's regularizer: ``(logp − behavior_logp)²``, which pulls back to the policy that sampled.
 
     Kimi k1.5's online policy mirror descent (arXiv 2501.12599), with the square taken of each token as arXiv 2509.24203
     tries it. On log-probs summed over the response (``"b 1"``) and with the coefficient τ/2, REINFORCE plus this term
@@ -122,7 +122,7 @@ def behavior_pull(logp: Float[Tensor, "b t"], behavior_logp: Float[Tensor, "b t"
 
 
 def imitation(logp: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
-    """AsymRE's regulariser: ``−logp``, every response a little likelier.
+    """AsymRE's regularizer: ``−logp``, every response a little likelier.
 
     Asymmetric REINFORCE (arXiv 2506.20520), in the form of arXiv 2509.24203: with the coefficient β, REINFORCE plus
     this term is REINFORCE with a baseline lower by β, so that good responses count for more than bad ones.

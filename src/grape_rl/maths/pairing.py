@@ -27,11 +27,11 @@ def ranked_pairs(
     worse one (all), which makes G(G−1)/2 pairs of G responses, and as many for the update to run; or each revision
     against the response that it revises (revised), where it is the better one. ``revision_of`` is the row that each row
     revises, −1 for none; to the other pairings a revision is a response like any. Of equal rewards the earliest stands
-    first, for the best as for the worst: samples of one policy are alike whatever their order, so that favours none.
+    first, for the best as for the worst: samples of one policy are alike whatever their order, so that favors none.
 
     No pair: equal rewards, a gap under ``min_gap`` (in units of the reward), a missing reward (NaN), or twice the same
     response (equal numbers in ``response``), whose rewards differ only if the scorer wavers. In groups of two that
-    were sampled the first three pairings are one: the pairs of online DPO (arXiv 2402.04792), labelled by a reward.
+    were sampled the first three pairings are one: the pairs of online DPO (arXiv 2402.04792), labeled by a reward.
     More than two a group, and revisions, are our reading of it.
 
     Raises:

@@ -40,12 +40,12 @@ def reference_kl(
 
 
 def entropy_bonus(entropy: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
-    """−entropy: minimised where the policy keeps its choices open. Nats."""
+    """−entropy: minimized where the policy keeps its choices open. Nats."""
     return -entropy
 
 
 def advantage_weighted_entropy(entropy: Float[Tensor, "b t"], advantage: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
-    """IBRO's regulariser: ``−advantage entropy``. More entropy where a response was good, less where it was not.
+    """IBRO's regularizer: ``−advantage entropy``. More entropy where a response was good, less where it was not.
 
     IBRO (arXiv 2507.18391): the surrogate J_IB = Σ_t A_t H_t of an information bottleneck, in the place of a plain
     entropy bonus. Its coefficient is not in what we could read of the paper, and is the user's to choose. Nats.

@@ -47,7 +47,7 @@ def undiluted(reward: Float[Tensor, " b"], group: Int[Tensor, " b"]) -> Float[Te
     """Reward less its group's mean, scaled up for the groups that say nothing: ``B/(B−M) (reward − mean)``.
 
     B is the number of valid rewards, M how many of them are in groups whose rewards are all equal: the mean over B
-    responses becomes one over the B−M that have an advantage. GPG (arXiv 2504.02546), with its normaliser at 1. Where
+    responses becomes one over the B−M that have an advantage. GPG (arXiv 2504.02546), with its normalizer at 1. Where
     every group is of equal rewards, all is 0. Our reading.
 
     Raises:
@@ -135,7 +135,7 @@ def posterior(
 ) -> Float[Tensor, " b"]:
     """The weight of each response in EM's M-step: ``reward / mean`` of its group, or ``reward − mean``.
 
-    log E_{y~π_old}[R] ≥ E_q[log(π_old R / q)]: the best q (E-step) is π_old R / E[R], and the M-step maximises
+    log E_{y~π_old}[R] ≥ E_q[log(π_old R / q)]: the best q (E-step) is π_old R / E[R], and the M-step maximizes
     E_q[log π]. Over responses from π_old that is the mean of w_i log π(y_i), w_i = ``reward / mean``. NaN where a
     group's rewards are all 0: it has no posterior. With ``weights`` "centered" it is REINFORCE with the group's mean.
     EM policy gradient (arXiv 2504.18587), of which only the abstract was at hand: this is our reconstruction.

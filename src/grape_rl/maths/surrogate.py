@@ -1,4 +1,4 @@
-"""The policy losses: what to minimise so that responses with a positive advantage become likelier.
+"""The policy losses: what to minimize so that responses with a positive advantage become likelier.
 
 Each returns an unreduced loss for every token, ``"b t"``. Masking and averaging are the caller's: values at tokens
 that are not the policy's have no meaning. A row whose advantage is NaN must be taken out, or its advantage filled,
@@ -28,7 +28,7 @@ def dft(logp: Float[Tensor, "b t"], advantage: Float[Tensor, "b t"]) -> Float[Te
 
     DFT (arXiv 2508.05629), with ``advantage`` 1 for each token of a demonstration. SFT's gradient is that of a policy
     gradient whose reward is 1/π for the demonstrated token and 0 for all others; the weight π takes that 1/π away. The
-    gradient is then that of −π: DFT maximises the mean probability of the tokens, and leaves one alone that the model
+    gradient is then that of −π: DFT maximizes the mean probability of the tokens, and leaves one alone that the model
     holds for nearly impossible. Nats.
     """
     return -logp.detach().exp() * logp * advantage

@@ -16,7 +16,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor, float, int | None, float | None,
 """What a layer's queries find in keys and values: softmax(scale · q · kᵀ) · v over what each of them may see.
 
 Takes the layer's number (from 0), queries "b h q d", keys "b g k d", values "b g k e", the scale, the window, the cap
-and the sinks; gives "b h q e". Keys may have fewer heads than queries: each serves h / g neighbours. A window lets a
+and the sinks; gives "b h q e". Keys may have fewer heads than queries: each serves h / g neighbors. A window lets a
 position see itself and the window − 1 before it; a cap c makes c · tanh(score / c) of each score; sinks are one more
 score of each head, whose value is 0. Most layers have none of these three."""
 

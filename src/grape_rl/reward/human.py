@@ -89,14 +89,14 @@ class Human(Strict):
         return self._file
 
     def verdict(self, item: str, response: Response) -> Verdict:
-        """The people's verdict; ``unlabelled`` where there is none yet."""
+        """The people's verdict; ``unlabeled`` where there is none yet."""
         if self.score is not None:
             return self._of_column(item, looked_up(self.score, response.row))
         name = f"human {self.labels}"
         told = self._found.get((response.prompt, response.text, item), ())
         scores = [each.score for each in told if each.score is not None]
         if not scores:
-            return failed(item, "unlabelled", f"nobody has labelled it in {self.labels}", name)
+            return failed(item, "unlabeled", f"nobody has labeled it in {self.labels}", name)
         if stray := [score for score in scores if not self.low <= score <= self.high]:
             return failed(item, "infrastructure", f"the label {stray[0]:g} is not in {self._scale}", name)
         mapped = [self._mapped(score) for score in scores]
@@ -106,7 +106,7 @@ class Human(Strict):
     def _of_column(self, item: str, told: Any) -> Verdict:
         name = f"human {self.score}"
         if told is None or told == "":
-            return failed(item, "unlabelled", f"{self.score} is empty", name)
+            return failed(item, "unlabeled", f"{self.score} is empty", name)
         try:
             score = math.nan if isinstance(told, bool) else float(told)
         except (TypeError, ValueError):

@@ -12,12 +12,12 @@ from grape_rl.reward.scores import Scorer
 from grape_rl.types import Response, Scores
 
 
-class Unlabelled(RuntimeError):
+class Unlabeled(RuntimeError):
     """Responses wait for people to label them; then the run can be resumed."""
 
 
 def stopping_for_people(scorer: Scorer, rubric: Rubric) -> Scorer:
-    """The scorer of a run, which cannot go on while a verdict is ``unlabelled``.
+    """The scorer of a run, which cannot go on while a verdict is ``unlabeled``.
 
     What waits is put on a list beside the file of labels. A resumed run samples the very same responses again, and
     finds their labels.
@@ -25,7 +25,7 @@ def stopping_for_people(scorer: Scorer, rubric: Rubric) -> Scorer:
     Raises:
         ValueError: an item's score is a column of the data, which says nothing of responses that are yet to be sampled.
     Raises (the scorer):
-        Unlabelled: some verdicts wait; they are on the list.
+        Unlabeled: some verdicts wait; they are on the list.
     """
     for name, item in rubric.known_items:
         if item.human and item.human.score is not None:
@@ -40,7 +40,7 @@ def stopping_for_people(scorer: Scorer, rubric: Rubric) -> Scorer:
         for response, category, verdicts in zip(responses, found.category, found.verdicts, strict=True):
             people = {item.id: item.human.file for item in items_of(rubric, category, response.row) if item.human}
             for verdict in verdicts:
-                if verdict.status == "unlabelled" and verdict.item in people:
+                if verdict.status == "unlabeled" and verdict.item in people:
                     key = (response.prompt, response.text, verdict.item)
                     waiting.setdefault(people[verdict.item], []).append(key)
         if not waiting:
@@ -49,6 +49,6 @@ def stopping_for_people(scorer: Scorer, rubric: Rubric) -> Scorer:
             put_on_todo(file, keys)
         count = sum(len(set(keys)) for keys in waiting.values())
         places = " and ".join(f"from {todo(file)} to {file}" for file in waiting)
-        raise Unlabelled(f"{count} verdicts wait for people: score them, move the lines {places}, and --resume goes on")
+        raise Unlabeled(f"{count} verdicts wait for people: score them, move the lines {places}, and --resume goes on")
 
     return scores

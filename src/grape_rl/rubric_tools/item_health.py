@@ -208,7 +208,7 @@ def _sign(of: ItemHealth, count: int) -> list[Flag]:
 
 def _missing_low(column: Column, rest: Mapping[int, float]) -> list[Flag]:
     """Verdicts that fail where the other items are low: a bad response may gain by making its grader fail."""
-    failed = {i: float(any(v.missing and v.status != "unlabelled" for v in column[i])) for i in column if i in rest}
+    failed = {i: float(any(v.missing and v.status != "unlabeled" for v in column[i])) for i in column if i in rest}
     r = _correlation(list(failed.values()), [rest[i] for i in failed])
     if len(failed) < FEWEST or not r < -CHANCE / math.sqrt(len(failed)):
         return []

@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 
 from grape_rl.config import Config, Data
 from grape_rl.data.chat import Example, Lengths, examples
-from grape_rl.data.rows import Whole, did_you_mean, with_whole
+from grape_rl.data.rows import Whole, with_whole
 from grape_rl.data.teacher import demonstrated
 from grape_rl.methods import Method
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.rollout.source import demonstrations
+from grape_rl.schema import did_you_mean
 from grape_rl.setup.rows import Row, prompted, sources, split
 from grape_rl.setup.setup import Kind, Setup, Told
 from grape_rl.sources.held_out import held_out_demonstrations

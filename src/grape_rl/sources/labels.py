@@ -67,7 +67,7 @@ def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
 
 
 def _judged(setup: Setup, found: Sequence[Row], source: str) -> tuple[list[Judged], Told]:
-    """The rows as labelled responses in tokens, and what there is to warn of."""
+    """The rows as labeled responses in tokens, and what there is to warn of."""
     at, limit = setup.now, _limit(setup)
     single = found if {"completion", "label"} <= found[0].keys() else unpaired(found)
     made, lengths = judged(single, at.tokenizer, at.end, limit, source)

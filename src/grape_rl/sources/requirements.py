@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config
-from grape_rl.data.rows import did_you_mean
 from grape_rl.data.types import DataType, data_type
 from grape_rl.methods import (
     Comparisons,
@@ -16,6 +15,7 @@ from grape_rl.methods import (
     SampledPreferences,
     Steps,
 )
+from grape_rl.schema import did_you_mean
 from grape_rl.setup.rows import Row
 
 

@@ -1,9 +1,9 @@
-"""Runs of process reward models on solutions whose steps are labelled."""
+"""Runs of process reward models on solutions whose steps are labeled."""
 
 from collections.abc import Callable, Sequence
 
 from grape_rl.config import Config
-from grape_rl.data.steps import Labelled, stepped, with_steps
+from grape_rl.data.steps import Labeled, stepped, with_steps
 from grape_rl.methods import Method, Steps, keywords, resolve_options
 from grape_rl.model.reward_head import with_separator
 from grape_rl.reward.scores import ItemSummary
@@ -55,7 +55,7 @@ def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
     return lambda: held_out_steps(setup.now.model, test, setup.config.tokens_per_microbatch, setup.precision)
 
 
-def _solutions(setup: Setup, rows: Sequence[Row], source: str) -> tuple[list[Labelled], Told]:
+def _solutions(setup: Setup, rows: Sequence[Row], source: str) -> tuple[list[Labeled], Told]:
     """The rows as solutions in tokens; warns of those that lost steps, or were left out."""
     at, kind = setup.now, setup.row.source
     assert isinstance(kind, Steps)
@@ -65,7 +65,7 @@ def _solutions(setup: Setup, rows: Sequence[Row], source: str) -> tuple[list[Lab
     if lengths.truncated:
         told.append(("cut", f"{lengths.truncated} of {lengths.rows} solutions lost steps over {limit} tokens"))
     if lengths.dropped:
-        message = f"{lengths.dropped} of {lengths.rows} solutions have no labelled step in {limit} tokens: left out"
+        message = f"{lengths.dropped} of {lengths.rows} solutions have no labeled step in {limit} tokens: left out"
         told.append(("left_out", message))
     return found, told
 

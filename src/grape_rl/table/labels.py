@@ -1,4 +1,4 @@
-"""The methods that learn from single responses, each labelled desirable or not, as their losses.
+"""The methods that learn from single responses, each labeled desirable or not, as their losses.
 
 h = log π_θ(y|x) − log π_ref(y|x); D(z) = −log σ(z); λ is the weight of the response's label (options
 ``desirable_weight`` and ``undesirable_weight``). The plain mean over the responses of a batch is taken.
@@ -16,7 +16,7 @@ def _row(name: str, summary: str, equation: str, paper: str, loss: TermFunction)
     )  # fmt: skip
 
 
-LABELLED = (
+LABELED = (
     _row(
         "kto", "Gains and losses as people weigh them: responses need no partner, only good or bad.",
         "L = λ (1 − σ(±β (h − z))),  + if desirable, − if not;  z = max(0, mean of h behind other prompts)",

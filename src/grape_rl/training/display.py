@@ -166,7 +166,7 @@ Display = Lines | Bar
 
 
 def stdout_console() -> Console:
-    """A console on stdout, a terminal only where stdout is one: a CI that forces colours still gets plain text."""
+    """A console on stdout, a terminal only where stdout is one: a CI that forces colors still gets plain text."""
     return Console(force_terminal=None if sys.stdout.isatty() else False)
 
 

@@ -21,7 +21,7 @@ from grape_rl.training.objective import Objective, pair_loss
 from grape_rl.training.optimizer import clipped_step
 from grape_rl.training.pairs import Reference, added, logprobs_in, told_at_once
 from grape_rl.training.update import Limits
-from grape_rl.types import Labelled, Sequences
+from grape_rl.types import Labeled, Sequences
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class LabelExperience:
     """
 
     sequences: Sequences
-    batch: Labelled
+    batch: Labeled
     metrics: dict[str, float]
     mismatched: Sequences | None = None
     mismatched_reference_logp: Float[Tensor, "m u"] | None = None
@@ -44,7 +44,7 @@ class LabelExperience:
 def labels(
     found: Sequence[Judged], reference: Reference, rows_per_step: int, seed: int, mismatch: int | None
 ) -> Callable[[int], LabelExperience]:
-    """A source of labelled responses read from data. ``mismatch``: as ``label_experience``."""
+    """A source of labeled responses read from data. ``mismatch``: as ``label_experience``."""
 
     def source(step: int) -> LabelExperience:
         drawn = [found[i] for i in drawn_rows(len(found), rows_per_step, step, seed)]
@@ -67,7 +67,7 @@ def label_experience(found: Sequence[Judged], reference: Reference, mismatch: in
     alone = ("one_prompt", "all responses of the step have the same prompt: there is no other to set them against")
     return LabelExperience(
         sequences,
-        Labelled(sequences.mask, reference(sequences), desirable),
+        Labeled(sequences.mask, reference(sequences), desirable),
         metrics,
         others,
         None if others is None else reference(others),
@@ -118,7 +118,7 @@ def label_gradient(
             outputs = logprobs(model, selected(sequences, rows), limits.temperature)
         logp, width = outputs.logp, outputs.logp.shape[1]
         mask, reference_logp = batch.mask[rows, :width].to(logp.device), batch.reference_logp[rows, :width].to(logp)
-        seen = Labelled(mask, reference_logp, batch.desirable[rows].to(logp.device))
+        seen = Labeled(mask, reference_logp, batch.desirable[rows].to(logp.device))
         fields = label_fields(logp, seen) | {name: value.to(logp) for name, value in whole.items()}
         share, terms = pair_loss(objective, fields, count)
         share.backward()
@@ -133,14 +133,14 @@ def label_gradient(
     return told | {"grad_norm": clipped_step(model, optimizer, limits.max_grad_norm)}
 
 
-def label_fields(logp: Float[Tensor, "b t"], labelled: Labelled) -> dict[str, Tensor]:
+def label_fields(logp: Float[Tensor, "b t"], labeled: Labeled) -> dict[str, Tensor]:
     """What a loss per response may read of the response itself, by its name."""
-    mask = labelled.mask
+    mask = labeled.mask
     return {
         "response_logp": logp.masked_fill(~mask, 0).sum(dim=1),
-        "reference_response_logp": labelled.reference_logp.to(logp).masked_fill(~mask, 0).sum(dim=1),
+        "reference_response_logp": labeled.reference_logp.to(logp).masked_fill(~mask, 0).sum(dim=1),
         "response_length": mask.sum(dim=1).to(logp.dtype),
-        "desirable": labelled.desirable,
+        "desirable": labeled.desirable,
     }
 
 

@@ -20,7 +20,7 @@ class Term:
     """One term: a loss per token, how much it counts, and the options it was given.
 
     The function's parameters name what it reads: a field of ``Outputs`` or ``Batch`` by the field's own name, or, for
-    a loss per pair, labelled response or score, one of ``PAIR_FIELDS``, ``LABEL_FIELDS`` or ``SCORE_FIELDS``.
+    a loss per pair, labeled response or score, one of ``PAIR_FIELDS``, ``LABEL_FIELDS`` or ``SCORE_FIELDS``.
     """
 
     function: TermFunction
@@ -54,7 +54,7 @@ lengths in tokens, the data's rewards, and ``CHOICE_FIELDS``."""
 LABEL_FIELDS = (
     "response_logp", "reference_response_logp", "response_length", "desirable", "mismatched_gain", "mean_gain"
 )  # fmt: skip
-"""What a loss per labelled response may read: its log-probs and length, its label, and over the whole batch the mean
+"""What a loss per labeled response may read: its log-probs and length, its label, and over the whole batch the mean
 gain (log-prob less the reference's) of responses behind prompts that are not their own; over all batches so far, that
 of the responses themselves."""
 
@@ -67,9 +67,9 @@ READABLE = {*FIELDS, *PAIR_FIELDS, *LABEL_FIELDS, *SCORE_FIELDS}
 
 @dataclass(frozen=True)
 class Objective:
-    """What an update minimises: Σ_terms coefficient · Σ_tokens weight · term.
+    """What an update minimizes: Σ_terms coefficient · Σ_tokens weight · term.
 
-    ``reduction`` says how tokens are weighted; it is None where terms are per pair (or per labelled response), whose
+    ``reduction`` says how tokens are weighted; it is None where terms are per pair (or per labeled response), whose
     plain mean is taken.
     """
 
@@ -106,7 +106,7 @@ def loss(
 def pair_loss(
     objective: Objective, fields: Mapping[str, Tensor], count: int
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The objective over some pairs (labelled responses, steps) out of a batch of ``count``, and each term's share.
+    """The objective over some pairs (labeled responses, steps) out of a batch of ``count``, and each term's share.
 
     Σ_terms coefficient · (Σ of the term over these) / count.
     """

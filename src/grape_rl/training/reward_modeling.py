@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from grape_rl.data.comparisons import Comparison
 from grape_rl.data.preferences import stacked_pairs
-from grape_rl.data.steps import Labelled, stacked_steps
+from grape_rl.data.steps import Labeled, stacked_steps
 from grape_rl.model.logprobs import microbatches, selected
 from grape_rl.model.reward_head import scores, token_scores
 from grape_rl.reward.scores import ItemSummary
@@ -41,7 +41,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Judged:
-    """What one step learns from: solutions as sequences, 1 or 0 at the end of each labelled step, NaN elsewhere."""
+    """What one step learns from: solutions as sequences, 1 or 0 at the end of each labeled step, NaN elsewhere."""
 
     sequences: Sequences
     label: Float[Tensor, "b t"]
@@ -59,7 +59,7 @@ def compared(found: Sequence[Comparison]) -> Compared:
     return Compared(sequences, margin, metrics | {"tokens": _tokens(sequences)})
 
 
-def judged(found: Sequence[Labelled]) -> Judged:
+def judged(found: Sequence[Labeled]) -> Judged:
     """The solutions as one batch."""
     sequences, label = stacked_steps(found)
     metrics = {"steps": float((~label.isnan()).sum()), "length": float(sequences.mask.sum(dim=1).float().mean())}
@@ -71,7 +71,7 @@ def comparing(found: Sequence[Comparison], per_step: int, seed: int) -> Callable
     return lambda step: compared([found[i] for i in drawn_rows(len(found), per_step, step, seed)])
 
 
-def judging(found: Sequence[Labelled], per_step: int, seed: int) -> Callable[[int], Judged]:
+def judging(found: Sequence[Labeled], per_step: int, seed: int) -> Callable[[int], Judged]:
     """A source of solutions for a process reward model: a function of the step."""
     return lambda step: judged([found[i] for i in drawn_rows(len(found), per_step, step, seed)])
 
@@ -99,7 +99,7 @@ def step_gradient(
     objective: Objective,
     limits: Limits,
 ) -> dict[str, float]:
-    """One optimizer step by the mean loss over the labelled steps of all solutions, however they are cut.
+    """One optimizer step by the mean loss over the labeled steps of all solutions, however they are cut.
 
     Raises:
         RuntimeError: a gradient that is not finite, before it moves the weights.
@@ -123,7 +123,7 @@ def comparison_fields(
 def step_fields(
     model: nn.Module, experience: Judged, tokens_per_microbatch: int, precision: Precision = nullcontext
 ) -> Iterator[Fields]:
-    """Micro-batch by micro-batch, what a loss may read of labelled steps: the logit, and the label."""
+    """Micro-batch by micro-batch, what a loss may read of labeled steps: the logit, and the label."""
     for rows in microbatches(experience.sequences, tokens_per_microbatch):
         with precision():
             logit = token_scores(model, selected(experience.sequences, rows))
@@ -143,7 +143,7 @@ def comparison_metrics(fields: Fields) -> dict[str, Tensor]:
 
 
 def step_metrics(fields: Fields) -> dict[str, Tensor]:
-    """How each step stands: whether it is judged as it is labelled (a logit of 0 is half so), and its probability."""
+    """How each step stands: whether it is judged as it is labeled (a logit of 0 is half so), and its probability."""
     logit, label = fields["step_logit"].detach(), fields["step_label"]
     return {"accuracy": ((2 * label - 1) * logit.sign() + 1) / 2, "probability": logit.sigmoid()}
 

@@ -22,11 +22,11 @@ def test_a_file_beside_the_rubric_and_a_module(tmp_path):
 
 
 def test_a_file_imports_those_beside_it(tmp_path):
-    (tmp_path / "neighbour_of_mine.py").write_text("from other_of_mine.inner import VALUE\n")
+    (tmp_path / "neighbor_of_mine.py").write_text("from other_of_mine.inner import VALUE\n")
     (tmp_path / "other_of_mine").mkdir()
     (tmp_path / "other_of_mine/__init__.py").touch()
     (tmp_path / "other_of_mine/inner.py").write_text("VALUE = 3\n")
-    (tmp_path / "mine.py").write_text("import neighbour_of_mine as n\ndef f(): return n.VALUE\n")
+    (tmp_path / "mine.py").write_text("import neighbor_of_mine as n\ndef f(): return n.VALUE\n")
     assert python_callable("mine.py:f", tmp_path, ["mine.py"])() == 3
     size = len(sys.path)
     assert python_callable("mine.py:f", tmp_path, ["mine.py"])() == 3

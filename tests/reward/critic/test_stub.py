@@ -43,7 +43,7 @@ def plain(verdicts):
     return [(v.status, str(v.score), str(v.confidence)) for v in verdicts]
 
 
-def test_a_question_has_one_answer_whatever_its_fence_and_its_neighbours():
+def test_a_question_has_one_answer_whatever_its_fence_and_its_neighbors():
     first, again = said({}), said({})
     assert plain(first) == plain(again) and len(set(plain(first))) > 10
     assert plain(said({}, count=7)) == plain(first[:7])

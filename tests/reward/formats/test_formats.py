@@ -1,4 +1,4 @@
-"""Rubrics of public data sets as items, and items as rubrics of theirs: there and back."""
+"""Rubrics of public datasets as items, and items as rubrics of theirs: there and back."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""Rows of public data sets brought in and taken out again."""
+"""Rows of public datasets brought in and taken out again."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Losses on pairs of responses, of which one was preferred: every one returns a loss per pair, to be minimised.
+"""Losses on pairs of responses, of which one was preferred: every one returns a loss per pair, to be minimized.
 
 Their arguments name what they read: log-probs (summed, nats), lengths (tokens) and rewards of the chosen and of the
-rejected response of each of p pairs. Those of ``unpaired`` are of single responses, each labelled desirable or not.
+rejected response of each of p pairs. Those of ``unpaired`` are of single responses, each labeled desirable or not.
 """
 
 from grape_rl.maths.preference.batch import aot, aot_unpaired, beta_dpo

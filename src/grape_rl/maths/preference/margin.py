@@ -139,7 +139,7 @@ def exo(
 ) -> Float[Tensor, " p"]:
     """EXO's loss: ``q log(q/(1−e)) + (1−q) log((1−q)/e)`` with ``q = σ(beta margin)`` and ``e = label_smoothing``.
 
-    EXO (arXiv 2402.00856). The KL from q to the label, which e softens; DPO minimises the KL the other way round.
+    EXO (arXiv 2402.00856). The KL from q to the label, which e softens; DPO minimizes the KL the other way round.
 
     Raises:
         ValueError: ``label_smoothing`` is not in (0, ½): a hard label would make the KL infinite.
@@ -180,7 +180,7 @@ def r_dpo(
     beta: Positive = 0.1,
     length_weight: NonNegative = 0.05,
 ) -> Float[Tensor, " p"]:
-    """Length-regularised DPO: ``D(beta margin + length_weight (chosen_length − rejected_length))``.
+    """Length-regularized DPO: ``D(beta margin + length_weight (chosen_length − rejected_length))``.
 
     A reading of R-DPO (arXiv 2403.19159), not checked against the paper. Where the chosen response is the longer one,
     its length explains part of the preference, and the policy has less to learn: a smaller gradient.

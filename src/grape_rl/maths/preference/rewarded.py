@@ -52,7 +52,7 @@ def rpo(
     reward_scale: NonNegative = 1.0,
     distance: Literal["backward", "forward", "squared"] = "backward",
 ) -> Float[Tensor, " p"]:
-    """Reward-aware preference optimisation: a distance of ``a = beta margin`` to ``b = reward_scale gap``.
+    """Reward-aware preference optimization: a distance of ``a = beta margin`` to ``b = reward_scale gap``.
 
     RPO (arXiv 2502.00203), as its authors' code has it. ``distance`` backward is KL(σ(b)‖σ(a)) of the two coins,
     forward KL(σ(a)‖σ(b)), squared ``(a − b)²``. The first has the gradient of cDPO with

@@ -1,4 +1,4 @@
-"""Preference losses on single responses, each labelled desirable or not: a loss per response, to be minimised.
+"""Preference losses on single responses, each labeled desirable or not: a loss per response, to be minimized.
 
 ``gain = response_logp − reference_response_logp``, summed over the response's own tokens, in nats: the reward that the
 policy implies, but for ``beta``. ``D(z) = −log σ(z)``.
@@ -37,7 +37,7 @@ def kto(
     """
     z = mismatched_gain.detach().clamp(min=0)
     above = beta * (response_logp - reference_response_logp - z)
-    return _labelled((-above).sigmoid(), above.sigmoid(), desirable, desirable_weight, undesirable_weight)
+    return _labeled((-above).sigmoid(), above.sigmoid(), desirable, desirable_weight, undesirable_weight)
 
 
 def bco_unpaired(
@@ -57,7 +57,7 @@ def bco_unpaired(
     another distribution of prompts.
     """
     above = beta * (response_logp - reference_response_logp - mean_gain.detach())
-    return _labelled(-logsigmoid(above), -logsigmoid(-above), desirable, desirable_weight, undesirable_weight)
+    return _labeled(-logsigmoid(above), -logsigmoid(-above), desirable, desirable_weight, undesirable_weight)
 
 
 def apo_zero_unpaired(
@@ -73,8 +73,8 @@ def apo_zero_unpaired(
     APO (arXiv 2408.06266). It is KTO's loss with z = 0, with the same ``desirable_weight`` and ``undesirable_weight``.
     """
     gain = beta * (response_logp - reference_response_logp)
-    return _labelled((-gain).sigmoid(), gain.sigmoid(), desirable, desirable_weight, undesirable_weight)
+    return _labeled((-gain).sigmoid(), gain.sigmoid(), desirable, desirable_weight, undesirable_weight)
 
 
-def _labelled(good: Tensor, bad: Tensor, desirable: Tensor, good_weight: float, bad_weight: float) -> Tensor:
+def _labeled(good: Tensor, bad: Tensor, desirable: Tensor, good_weight: float, bad_weight: float) -> Tensor:
     return torch.where(desirable, good_weight * good, bad_weight * bad)

@@ -55,12 +55,12 @@ def _file_module(path: Path) -> ModuleType:
     folder = path.resolve().parent
     if str(folder) not in sys.path:
         sys.path.append(str(folder))  # for the files beside it, at the end so that they hide no one else's
-    _need_neighbours(path, folder)
+    _need_neighbors(path, folder)
     spec.loader.exec_module(module)
     return module
 
 
-def _need_neighbours(path: Path, folder: Path) -> None:
+def _need_neighbors(path: Path, folder: Path) -> None:
     """An import of a file's own that has a file beside it by that name has to find that one.
 
     Raises:

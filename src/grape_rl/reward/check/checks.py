@@ -153,7 +153,7 @@ class ReasoningGym(Strict):
         return min(score, 1.0) if self.partial else float(score == 1), f"{answer!r}"
 
 
-@functools.cache  # each look-up there builds the whole data set
+@functools.cache  # each look-up there builds the whole dataset
 def _reasoning_gym_score(task: str) -> Callable[..., float]:
     import reasoning_gym  # here, because it is an extra and slow to import
 

@@ -17,7 +17,7 @@ from grape_rl.types import Verdict
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """One verdict on a response that a person has scored too. ``group`` numbers the response's prompt."""
 
     category: str
@@ -94,9 +94,9 @@ def human_scores(
     return found
 
 
-def compared(found: Iterable[Labelled]) -> list[Compared]:
+def compared(found: Iterable[Labeled]) -> list[Compared]:
     """The verdicts of each item, and of items that ask the same of the same critic together, in the order met."""
-    by_item: dict[str, list[Labelled]] = {}
+    by_item: dict[str, list[Labeled]] = {}
     for each in found:
         by_item.setdefault(each.judge.judged.model_dump_json(), []).append(each)
     made: list[Compared] = []

@@ -1,4 +1,4 @@
-"""Data sets of rubrics brought in, as a rubric file and rows, and rubrics taken out, as rows of a data set's form."""
+"""Datasets of rubrics brought in, as a rubric file and rows, and rubrics taken out, as rows of a dataset's form."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ def layout_of(form: str) -> Layout:
 
 
 def brought_in(found: Sequence[Mapping[str, Any]], form: str, drop: bool = False) -> Converted:
-    """Rows of a data set as rows for a rubric file whose items they bring along.
+    """Rows of a dataset as rows for a rubric file whose items they bring along.
 
     Every row's items are read as a run would read them. With ``drop`` a row with a fault is left out.
 
@@ -89,7 +89,7 @@ def row_items(row: Mapping[str, Any], column: str, form: str) -> tuple[Item, ...
 
 
 def taken_out(rubric: Rubric, found: Sequence[Mapping[str, Any]], form: str, drop: bool = False) -> Converted:
-    """Rows with the items that a rubric has for each, as rows of a data set's form.
+    """Rows with the items that a rubric has for each, as rows of a dataset's form.
 
     With ``drop`` an item that the form cannot hold is left out, and a row with no other items.
 

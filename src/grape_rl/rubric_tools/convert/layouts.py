@@ -1,4 +1,4 @@
-"""Where public data sets of rubrics keep what: their rows brought to ours, and back."""
+"""Where public datasets of rubrics keep what: their rows brought to ours, and back."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ REFERENCE = "${row.reference_answer}"
 
 @dataclass(frozen=True)
 class Layout:
-    """The rows of a data set.
+    """The rows of a dataset.
 
     ``column`` holds a row's rubric, there and here. ``read`` makes one of our rows of one of theirs, with a ``prompt``,
     and ``written`` one of theirs of ours and its rubric. ``by`` names the column of ours that tells categories apart.
@@ -108,7 +108,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "openrubrics": Layout("rubric", _prompted("instruction"), _plain("instruction", "rubric")),
     "biggen": Layout("score_rubric", _biggen_read, _biggen_written, "capability"),
 }
-"""The data sets' rows, by the name of their rubrics' form."""
+"""The datasets' rows, by the name of their rubrics' form."""
 
 
 def _parts(prompt: Any) -> tuple[str, str]:

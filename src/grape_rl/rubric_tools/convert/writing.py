@@ -1,4 +1,4 @@
-"""A rubric's items in the forms of public data sets, and what those forms cannot hold."""
+"""A rubric's items in the forms of public datasets, and what those forms cannot hold."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from grape_rl.reward.rubric import Item
 
 @dataclass(frozen=True)
 class Writer:
-    """How items become a rubric of a data set.
+    """How items become a rubric of a dataset.
 
     ``fault`` says of an item why the form cannot hold it ("" if it can). ``written`` makes the rubric of items that it
     can hold, whose look-ups are filled in.
