@@ -12,7 +12,7 @@ from collections import Counter
 
 import pytest
 from server import Server, verdict
-from test_grading import judging, response
+from test_judging import judging, response
 
 from grape_rl.reward.critic.cache import Cache
 from grape_rl.reward.critic.item import Judge
@@ -234,7 +234,7 @@ def test_a_program_that_fails_does_not_wait_for_critics_and_keeps_their_answers(
 import sys, time
 sys.path.insert(0, {str(__file__).rsplit("/", 1)[0]!r})
 from server import Server, verdict
-from test_grading import judging
+from test_judging import judging
 from test_ahead import jobs
 from pathlib import Path
 server = Server(lambda r, n: verdict("yes")).__enter__()

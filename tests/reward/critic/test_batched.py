@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from server import Server
-from test_grading import judging, response
+from test_judging import judging, response
 
 from grape_rl.reward.critic.item import Judge
 from grape_rl.reward.critic.judging import Job

@@ -4,7 +4,7 @@ import math
 
 import pytest
 from server import Server, verdict
-from test_grading import judging
+from test_judging import judging
 
 from grape_rl.reward.canary import TEXTS, canaries, canary_jobs
 from grape_rl.reward.rubric import load_rubric

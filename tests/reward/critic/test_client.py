@@ -6,7 +6,7 @@ from email.utils import format_datetime
 
 import pytest
 from server import Server, completion, labels, verdict
-from test_grading import judged, judging, response
+from test_judging import judged, judging, response
 
 from grape_rl.reward.critic.endpoint import Client, _seconds
 from grape_rl.reward.critic.item import Judge

@@ -2,7 +2,7 @@
 
 import pytest
 from server import verdict
-from test_grading import judged, response
+from test_judging import judged, response
 
 from grape_rl.reward.critic.faults import fault, unmarked
 from grape_rl.reward.critic.item import Judge
