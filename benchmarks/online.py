@@ -23,6 +23,7 @@ from grape_rl.cli.train import resolved
 from grape_rl.config import Config, laid_over
 from grape_rl.maths.divergence import k3
 from grape_rl.methods import Method, options
+from grape_rl.model.forward import ForwardContext
 from grape_rl.model.load import load
 from grape_rl.model.sampler import Sampling, sample
 from grape_rl.rollout.source import reference_logprobs
@@ -169,7 +170,9 @@ def end(run: Run, model: Path) -> dict[str, float]:
     rollout = sample(
         now.model, [p.tokens for p in prompts], 2, sampling, now.end, config.seed, 0, config.generation_batch_size
     )
-    reference = reference_logprobs(load(str(model), cpu)[0], sampling.temperature, config.tokens_per_microbatch)
+    reference = reference_logprobs(
+        load(str(model), cpu)[0], ForwardContext(config.tokens_per_microbatch, temperature=sampling.temperature)
+    )
     kl = k3(rollout.behavior_logp, reference(rollout))[rollout.mask].mean()
     return {"entropy": float(-rollout.behavior_logp[rollout.mask].mean()), "kl": float(kl)}
 

@@ -40,7 +40,7 @@ from grape_rl.training.checkpoint import restored_step, save_checkpoint
 from grape_rl.training.fit import AnyExperience, Update, Warn, fit
 from grape_rl.training.log import Log, read_metrics
 from grape_rl.training.optimizer import adamw, learning_rate, set_learning_rate
-from grape_rl.training.update import Limits
+from grape_rl.training.update import UpdateSettings
 from grape_rl.training.value import frozen_parameters
 
 
@@ -195,11 +195,10 @@ def _evaluation(setup: Setup) -> Callable[[int], HeldOut | None]:
 def _update(setup: Setup, optimizer: torch.optim.Optimizer) -> Update:
     """The row's update, given what its parameters ask for, at the step's learning rate."""
     config, row = setup.config, setup.row
-    limits = Limits(
-        _training_temperature(setup), _longest(setup), config.tokens_per_microbatch,
-        config.optimizer.max_grad_norm, config.seed, setup.precision,
-    )  # fmt: skip
-    fixed = {"model": setup.trained, "optimizer": optimizer, "limits": limits, "memory": setup.memory}
+    settings = UpdateSettings(
+        setup.forward(_training_temperature(setup)), _longest(setup), config.optimizer.max_grad_norm, config.seed
+    )
+    fixed = {"model": setup.trained, "optimizer": optimizer, "settings": settings, "memory": setup.memory}
     fixed |= keywords(row.update, setup.chosen)
     asked = inspect.signature(row.update).parameters
     alone = setup.chosen.get("value_warmup", 0)

@@ -12,13 +12,14 @@ import transformers as hf
 
 from grape_rl import ALGORITHMS
 from grape_rl.methods import objective, resolve_options
+from grape_rl.model.forward import ForwardContext
 from grape_rl.model.load import frozen, sharing
 from grape_rl.model.logprobs import logprobs
 from grape_rl.model.lora import adapted, is_adapted, merged, save_adapter, with_adapter
 from grape_rl.model.sampler import Sampling, sample
 from grape_rl.rollout.source import Experience
 from grape_rl.training.optimizer import adamw
-from grape_rl.training.update import Limits, gradient
+from grape_rl.training.update import UpdateSettings, gradient
 from grape_rl.types import Batch, Sequences
 from precise import doubled
 
@@ -184,16 +185,16 @@ def test_without_peft_it_is_said_how_to_get_it(monkeypatch):
     assert str(told.value) == "model.lora needs peft: pip install 'grape-rl[lora]'"
 
 
-LIMITS = Limits(temperature=0.7, max_tokens=9, tokens_per_microbatch=10_000, max_grad_norm=1e9, seed=3)
+SETTINGS = UpdateSettings(ForwardContext(10_000, temperature=0.7), max_tokens=9, max_grad_norm=1e9, seed=3)
 
 
 def lost(model, method, tokens=10_000):
     """The gradient of a method's loss: what plain descent with rate 1 took off each parameter."""
     row = ALGORITHMS[method]
     goal = objective(row, resolve_options(row, {"kl": 0.1, "entropy": 0.01} if method == "grpo" else {}))
-    limits = Limits(**vars(LIMITS) | {"tokens_per_microbatch": tokens})
+    settings = UpdateSettings(ForwardContext(tokens, temperature=0.7), 9, 1e9, 3)
     before = {key: p.detach().clone() for key, p in trainable(model).items()}
-    gradient(model, torch.optim.SGD(trainable(model).values(), lr=1.0), experience(), goal, limits, step=0)
+    gradient(model, torch.optim.SGD(trainable(model).values(), lr=1.0), experience(), goal, settings, step=0)
     with torch.no_grad():
         found = {key: before[key] - p for key, p in trainable(model).items()}
         for key, p in trainable(model).items():
@@ -233,6 +234,6 @@ def test_the_optimizer_moves_adapters_alone():
     optimizer = adamw(model, 0.1, (0.9, 0.95))
     for group in optimizer.param_groups:
         group["lr"] = 1e-2
-    gradient(model, optimizer, experience(), objective(row, resolve_options(row, {})), LIMITS, step=0)
+    gradient(model, optimizer, experience(), objective(row, resolve_options(row, {})), SETTINGS, step=0)
     changed = {key for key, p in model.named_parameters() if not torch.equal(p, before[key])}
     assert changed == trainable(model).keys()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from grape_rl.model.forward import ForwardContext
 from grape_rl.model.logprobs import values
 from grape_rl.model.value import Valued, own_model, shared_head
 from grape_rl.training.value import value_estimates
@@ -23,10 +24,10 @@ def test_values_of_a_rollout_are_those_of_one_pass_and_follow_the_model(model, t
     expected = values(whole, sequences)
     assert expected.requires_grad and expected[mask].std() > 0.1 and not expected[~mask].any()
     for limit in (1, 30, 10_000):
-        found = value_estimates(whole, limit)(sequences)
+        found = value_estimates(whole, ForwardContext(limit))(sequences)
         assert not found.requires_grad
         torch.testing.assert_close(found, expected.detach(), rtol=0, atol=1e-4)  # float32, values of some units
-    estimates = value_estimates(whole, 30)
+    estimates = value_estimates(whole, ForwardContext(30))
     with torch.no_grad():
         head.weight.mul_(2)
     torch.testing.assert_close(estimates(sequences), 2 * expected.detach(), rtol=0, atol=2e-4)

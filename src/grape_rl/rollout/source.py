@@ -8,7 +8,6 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.nn.functional import pad
 
 from grape_rl.data.chat import Example, stacked, text
 from grape_rl.maths.divergence import k3
+from grape_rl.model.forward import ForwardContext
 from grape_rl.model.logprobs import lengths, logprobs, microbatches, selected
 from grape_rl.model.sampler import Ended
 from grape_rl.reward.scores import Scorer, checked
@@ -251,18 +251,16 @@ def _graded(prompt: Prompt, tokens: Int[Tensor, " t"], finish: Finish, tokenizer
 
 def reference_logprobs(
     model: nn.Module,
-    temperature: float,
-    tokens_per_microbatch: int,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    forward: ForwardContext,
 ) -> Callable[[Sequences], Float[Tensor, "b t"]]:
     """A function from sequences to their log-probabilities under a model that is not trained."""
 
     @torch.no_grad()
     def reference(sequences: Sequences) -> Float[Tensor, "b t"]:
         out = torch.zeros(sequences.mask.shape)
-        for rows in microbatches(sequences, tokens_per_microbatch):
-            with precision():
-                part = logprobs(model, selected(sequences, rows), temperature).logp
+        for rows in microbatches(sequences, forward.tokens_per_microbatch):
+            with forward.precision():
+                part = logprobs(model, selected(sequences, rows), forward.temperature).logp
             out[rows, : part.shape[1]] = part.float().cpu()
         return out
 

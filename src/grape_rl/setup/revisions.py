@@ -51,9 +51,7 @@ def revising(setup: Setup, draws: Draws, sampler: Sampler, sampling: Sampling) -
         tokens=fitting,
         sampler=sampler,
         # At temperature 0 only methods run that imitate: they never read the behavior policy.
-        logp=reference_logprobs(
-            setup.now.model, sampling.temperature or 1.0, config.tokens_per_microbatch, setup.precision
-        ),
+        logp=reference_logprobs(setup.now.model, setup.forward(sampling.temperature or 1.0)),
         scorer=setup.grader.scorer,
         tokenizer=tokenizer,
         per_group=of.per_group,

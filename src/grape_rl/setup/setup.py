@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from grape_rl.config import Config
 from grape_rl.methods import Method
+from grape_rl.model.forward import ForwardContext
 from grape_rl.model.load import frozen
 from grape_rl.model.value import Valued
 from grape_rl.reward.canary import Canary
@@ -108,6 +109,10 @@ class Setup:
         on with those of the first step.
         """
         return torch.autocast(self.now.model.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def forward(self, temperature: float = 1.0) -> ForwardContext:
+        """Settings of the run's forward passes, at the given temperature."""
+        return ForwardContext(self.config.tokens_per_microbatch, self.precision, temperature)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def _batches(setup: Setup) -> Callable[[int], Sequences]:
 def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
     found, _ = _comparisons(setup, setup.test, "held-out data")
     test = compared(found)
-    return lambda: held_out_comparisons(setup.now.model, test, setup.config.tokens_per_microbatch, setup.precision)
+    return lambda: held_out_comparisons(setup.now.model, test, setup.forward())
 
 
 def _comparisons(setup: Setup, rows: Sequence[Row], source: str) -> tuple[list[Comparison], Told]:

@@ -83,7 +83,7 @@ def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]] | None:
     if not all({"completion", "messages", "text"} & row.keys() for row in setup.test):
         return None
     found, _ = _examples(setup, setup.test, "held-out data")
-    return lambda: held_out_demonstrations(setup.now.model, found, setup.config.tokens_per_microbatch, setup.precision)
+    return lambda: held_out_demonstrations(setup.now.model, found, setup.forward())
 
 
 def _examples(setup: Setup, rows: Sequence[Row], source: str) -> tuple[list[Example], Lengths]:

@@ -63,7 +63,7 @@ def _batches(setup: Setup) -> Callable[[int], Sequences]:
 def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
     found, _ = _judged(setup, setup.test, "held-out data")
     test = label_experience(found, _logprobs(setup, setup.start.model), mismatch=None)
-    return lambda: held_out_labels(setup.now.model, test, setup.config.tokens_per_microbatch, setup.precision)
+    return lambda: held_out_labels(setup.now.model, test, setup.forward())
 
 
 def _judged(setup: Setup, found: Sequence[Row], source: str) -> tuple[list[Judged], Told]:
@@ -102,8 +102,7 @@ def _unbalanced(setup: Setup, found: Sequence[Judged]) -> Iterator[tuple[str, st
 
 
 def _logprobs(setup: Setup, model: PreTrainedModel) -> Reference:
-    limit = setup.config.tokens_per_microbatch
-    return partial(label_logprobs, model, tokens_per_microbatch=limit, precision=setup.precision)
+    return partial(label_logprobs, model, forward=setup.forward())
 
 
 def _mismatch(setup: Setup) -> int | None:

@@ -91,7 +91,7 @@ def _batches(setup: Setup) -> Callable[[int], Sequences]:
 def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
     found, _ = _pairs(setup, setup.test, "held-out data")
     test = pair_experience(found, _logprobs(setup, setup.start.model) if compares_with_reference(setup) else None)
-    return lambda: held_out_pairs(setup.now.model, test, setup.config.tokens_per_microbatch, setup.precision)
+    return lambda: held_out_pairs(setup.now.model, test, setup.forward())
 
 
 def _pairs(setup: Setup, found: Sequence[Row], source: str) -> tuple[list[Pair], Told]:
@@ -141,10 +141,7 @@ def reference_of_pairs(setup: Setup, temperature: float = 1.0) -> tuple[Referenc
 
 
 def _logprobs(setup: Setup, model: PreTrainedModel, temperature: float = 1.0) -> Reference:
-    limit = setup.config.tokens_per_microbatch
-    return partial(
-        pair_logprobs, model, tokens_per_microbatch=limit, precision=setup.precision, temperature=temperature
-    )
+    return partial(pair_logprobs, model, forward=setup.forward(temperature))
 
 
 def compares_with_reference(setup: Setup) -> bool:

@@ -41,9 +41,7 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
     sampling = Sampling(**config.sampling.model_dump())
     reference = None
     if starts_with_reference(setup):
-        reference = reference_logprobs(
-            setup.reference, sampling.temperature, config.tokens_per_microbatch, setup.precision
-        )
+        reference = reference_logprobs(setup.reference, setup.forward(sampling.temperature))
     if chosen.get("kl_target") and not (chosen["kl_in_reward"] or chosen["kl"]):
         raise ValueError(
             "options: kl_target adapts the coefficient kl or kl_in_reward, and both are 0: give one to begin"
@@ -91,7 +89,6 @@ def _batches(setup: Setup) -> Callable[[int], Sequences]:
 def _credit(setup: Setup, source: Responses) -> AdvantageInputs:
     """What the row's advantages rest on, under the options that are in force when a batch is made."""
     chosen, trained = setup.chosen, setup.trained
-    limit = setup.config.tokens_per_microbatch
 
     def token_reward(**fields: Tensor) -> Tensor:
         assert source.token_reward
@@ -100,7 +97,7 @@ def _credit(setup: Setup, source: Responses) -> AdvantageInputs:
     asked = source.token_reward and (chosen["kl_in_reward"] or source.value)
     credit = AdvantageInputs(
         token_reward if asked else None,
-        value_estimates(trained, limit, setup.precision) if isinstance(trained, Valued) else None,
+        value_estimates(trained, setup.forward()) if isinstance(trained, Valued) else None,
         partial(source.rescaled, **keywords(source.rescaled, chosen)) if source.rescaled else None,
         {
             each.function.__name__: partial(each.function, **keywords(each.function, chosen))

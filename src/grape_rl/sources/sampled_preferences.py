@@ -21,7 +21,7 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
     sampling = Sampling(**config.sampling.model_dump())
     start = None
     if config.log_kl and not sampling.top_k and sampling.top_p == 1:
-        start = reference_logprobs(setup.reference, sampling.temperature, config.tokens_per_microbatch, setup.precision)
+        start = reference_logprobs(setup.reference, setup.forward(sampling.temperature))
     drawing = sampler(setup, sampling)
     draw = partial(
         drawn,

@@ -52,7 +52,7 @@ def _batches(setup: Setup) -> Callable[[int], Sequences]:
 def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
     found, _ = _solutions(setup, setup.test, "held-out data")
     test = judged(found)
-    return lambda: held_out_steps(setup.now.model, test, setup.config.tokens_per_microbatch, setup.precision)
+    return lambda: held_out_steps(setup.now.model, test, setup.forward())
 
 
 def _solutions(setup: Setup, rows: Sequence[Row], source: str) -> tuple[list[Labeled], Told]:
