@@ -94,7 +94,7 @@ def choices(model, s, row):
     """The log-probabilities of all choices at each token of one row that the policy wrote, that row read alone."""
     prompt = s.prompts[int(s.group[row])]
     ids = torch.cat([prompt, s.tokens[row]])
-    logits = model(input_ids=ids[None]).logits[0, len(prompt) - 1 : -1] / SETTINGS.temperature
+    logits = model(input_ids=ids[None]).logits[0, len(prompt) - 1 : -1] / SETTINGS.forward.temperature
     return logits[s.mask[row]].log_softmax(-1)
 
 
@@ -209,7 +209,7 @@ def test_products_are_those_of_the_enumerated_fisher_matrix(name, apart):
 
 def natural_by_hand(model, what):
     """On a table F is one block a row s, d_s (diag p − p pᵀ)/T²: its inverse on g_s = p u is T²/d_s (u − mean u)."""
-    table, temperature = model.head.weight.detach().T, SETTINGS.temperature
+    table, temperature = model.head.weight.detach().T, SETTINGS.forward.temperature
     (gradient,) = torch.autograd.grad(surrogate(model, what), model.head.weight)
     gradient = gradient.T
     visits = torch.zeros(len(table), dtype=torch.float64)

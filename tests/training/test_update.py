@@ -161,7 +161,7 @@ def looped(model, goal, what):
         prompt = what.sequences.prompts[int(what.sequences.group[i])]
         ids = torch.cat([prompt, what.sequences.tokens[i]])
         passed = model(input_ids=ids[None], output_hidden_states=True)
-        logits, hidden = passed.logits[0] / SETTINGS.temperature, passed.hidden_states[-1][0]
+        logits, hidden = passed.logits[0] / SETTINGS.forward.temperature, passed.hidden_states[-1][0]
         own = [t for t in range(len(what.sequences.tokens[i])) if what.batch.mask[i, t]]
         moved = sum(
             logits[len(prompt) + t - 1].log_softmax(-1)[what.sequences.tokens[i, t]] - what.batch.behavior_logp[i, t]
@@ -390,7 +390,7 @@ def test_what_the_step_tells_of_itself(model):
     what, entropy, moved = experience(), [], []
     for i, prompt in enumerate(what.sequences.prompts[g] for g in what.sequences.group.tolist()):
         ids = torch.cat([prompt, what.sequences.tokens[i]])
-        choices = (model(input_ids=ids[None]).logits[0] / SETTINGS.temperature).log_softmax(-1).detach()
+        choices = (model(input_ids=ids[None]).logits[0] / SETTINGS.forward.temperature).log_softmax(-1).detach()
         for t in what.batch.mask[i].nonzero().flatten().tolist():
             at = choices[len(prompt) + t - 1]
             entropy.append(float(-(at.exp() * at).sum()))
@@ -518,4 +518,4 @@ def test_a_step_that_is_over_the_limit_from_the_start_changes_nothing_and_says_s
 
 def behavior_of(model, what):
     with torch.no_grad():
-        return update.logprobs(model, what.sequences, SETTINGS.temperature).logp
+        return update.logprobs(model, what.sequences, SETTINGS.forward.temperature).logp
