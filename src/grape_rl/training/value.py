@@ -10,8 +10,8 @@ from jaxtyping import Float
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
-from grape_rl.model.logprobs import microbatches, selected, values
-from grape_rl.model.value import Valued
+from grape_rl.model.logprobs import compute_values, microbatches, select_rows
+from grape_rl.model.value_head import PolicyWithValue
 from grape_rl.types import Sequences
 
 
@@ -36,7 +36,7 @@ class ValueFunction:
 
 
 def value_estimates(
-    model: Valued,
+    model: PolicyWithValue,
     tokens_per_microbatch: int,
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Callable[[Sequences], Float[Tensor, "b t"]]:
@@ -47,7 +47,7 @@ def value_estimates(
         out = torch.zeros(sequences.mask.shape)
         for rows in microbatches(sequences, tokens_per_microbatch):
             with precision():
-                part = values(model, selected(sequences, rows))
+                part = compute_values(model, select_rows(sequences, rows))
             out[rows, : part.shape[1]] = part.float().cpu()
         return out
 
