@@ -14,7 +14,7 @@ from grape_rl.maths.pairing import ranked_pairs
 from grape_rl.maths.reweighting import accepted
 from grape_rl.methods import Responses, keywords, resolve_options
 from grape_rl.model.forward import ForwardContext
-from grape_rl.model.logprobs import logprobs
+from grape_rl.model.logprobs import compute_logprobs
 from grape_rl.rollout.advantages import AdvantageInputs, estimate_advantages
 from grape_rl.rollout.dynamic_sampling import ScoredRollout, once
 from grape_rl.rollout.revise import revised, revision_prompt, worst
@@ -159,7 +159,7 @@ def test_the_behavior_policy_is_the_policy_at_its_temperature_under_the_training
         expected = logits.log_softmax(-1).gather(1, own[:, None]).squeeze(1)
         torch.testing.assert_close(after.behavior_logp[row, : len(own)], expected, rtol=0, atol=1e-5)
         assert not after.behavior_logp[row, len(own) :].any()
-    now = logprobs(model, after, 0.7).logp.detach()[6:]
+    now = compute_logprobs(model, after, 0.7).logp.detach()[6:]
     torch.testing.assert_close(now, after.behavior_logp[6:], rtol=0, atol=1e-5)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from grape_rl import ALGORITHMS
 from grape_rl.data.chat import Example
-from grape_rl.data.labels import Judged
+from grape_rl.data.labels import LabeledResponse
 from grape_rl.methods import Labels, objective, resolve_options
 from grape_rl.model.forward import ForwardContext
 from grape_rl.sources.held_out import held_out_labels
@@ -47,8 +47,8 @@ def given():
     generator = torch.Generator().manual_seed(5)
     draw = lambda n: torch.randint(4, 40, (n,), generator=generator)  # noqa: E731
     shapes = [(5, 3, True), (2, 4, False), (8, 2, True), (3, 6, False), (1, 1, True)]
-    found = [Judged(Example(draw(p), draw(c)), good) for p, c, good in shapes]
-    return [*found[:2], Judged(Example(found[1].example.prompt, draw(5)), True), *found[3:]]
+    found = [LabeledResponse(Example(draw(p), draw(c)), good) for p, c, good in shapes]
+    return [*found[:2], LabeledResponse(Example(found[1].example.prompt, draw(5)), True), *found[3:]]
 
 
 def asked(reference):
@@ -154,7 +154,9 @@ def test_only_kto_looks_at_mismatched_responses(model, other):
 
 
 def test_one_prompt_alone_is_compared_with_nothing(model, other):
-    same = [Judged(Example(given()[0].example.prompt, each.example.completion), each.desirable) for each in given()]
+    same = [
+        LabeledResponse(Example(given()[0].example.prompt, each.example.completion), each.desirable) for each in given()
+    ]
     what = label_experience(same, asked(other), 20)
     assert [key for key, _ in what.warnings] == ["one_prompt"]
     found, told = step_by(model, "kto", what)

@@ -184,7 +184,7 @@ def test_a_pair_is_never_split_and_its_prompt_is_encoded_once(model, monkeypatch
         seen.append((len(sequences.prompts), sequences.group.tolist()))
         return run(model, sequences, *rest)
 
-    monkeypatch.setattr(training_pairs, "logprobs", counted)
+    monkeypatch.setattr(training_pairs, "compute_logprobs", counted)
     step_by(model, "dpo", experience())
     assert sum(prompts for prompts, _ in seen) == 5 and len(seen) > 1
     assert all(sorted(group) == sorted([*range(prompts)] * 2) for prompts, group in seen)

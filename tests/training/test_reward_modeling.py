@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from grape_rl import ALGORITHMS
-from grape_rl.data.comparisons import comparisons
-from grape_rl.data.steps import labeled
+from grape_rl.data.comparisons import tokenize_comparisons
+from grape_rl.data.steps import tokenize_solutions
 from grape_rl.methods import objective, resolve_options
 from grape_rl.model.forward import ForwardContext
-from grape_rl.model.logprobs import hidden_after
-from grape_rl.model.reward_head import scalar_model
+from grape_rl.model.logprobs import hidden_states_after
+from grape_rl.model.reward_head import build_reward_model
 from grape_rl.training.optimizer import adamw, set_learning_rate
 from grape_rl.training.reward_modeling import (
     compared,
@@ -40,14 +40,14 @@ SOLUTIONS = [
 @pytest.fixture
 def scorer(model, tokenizer):
     """An exact reward model whose scores differ."""
-    made = scalar_model(model, tokenizer, seed=0)
+    made = build_reward_model(model, tokenizer, seed=0)
     made.score.weight.data.mul_(20)
     return doubled(made)
 
 
 def pairs_of(tokenizer, rows, **options):
     columns = ("margin", "chosen_reward", "rejected_reward")
-    return comparisons(rows, tokenizer, (tokenizer.eos_token_id,), 64, columns, "data", **options)[0]
+    return tokenize_comparisons(rows, tokenizer, (tokenizer.eos_token_id,), 64, columns, "data", **options)[0]
 
 
 def goal(name, **given):
@@ -98,7 +98,7 @@ def test_the_loss_of_pairs_and_its_gradient_by_hand(scorer, tokenizer):
 
 
 def test_the_loss_of_steps_and_its_gradient_by_hand(scorer, tokenizer):
-    found, _ = labeled(SOLUTIONS, tokenizer, 64, "data")
+    found, _ = tokenize_solutions(SOLUTIONS, tokenizer, 64, "data")
     told = step_gradient(scorer, idle_optimizer(scorer), judged(found), goal("process_reward_model"), settings())
     mine = gradients(scorer)
     scorer.zero_grad()
@@ -123,7 +123,7 @@ def test_the_loss_of_steps_and_its_gradient_by_hand(scorer, tokenizer):
 
 @pytest.mark.parametrize("tokens", [1, 25, 40])
 def test_the_same_however_a_batch_is_cut(tokens, scorer, tokenizer):
-    pairs, steps = compared(pairs_of(tokenizer, PAIRS)), judged(labeled(SOLUTIONS, tokenizer, 64, "data")[0])
+    pairs, steps = compared(pairs_of(tokenizer, PAIRS)), judged(tokenize_solutions(SOLUTIONS, tokenizer, 64, "data")[0])
     for update, batch, name in (
         (comparison_gradient, pairs, "reward_model"),
         (step_gradient, steps, "process_reward_model"),
@@ -148,10 +148,10 @@ def test_it_learns_pairs_and_centering_brings_the_mean_score_to_zero(model, toke
     """Even beats odd. The head starts with a mean score of 3: its level is left to chance, or pulled to 0."""
     rows = [{"prompt": f"{i}=", "chosen": str(2 * i), "rejected": str(2 * i + 1)} for i in range(8)]
     found = pairs_of(tokenizer, rows)
-    model = scalar_model(model, tokenizer, seed=0)
+    model = build_reward_model(model, tokenizer, seed=0)
     batch = compared(found)
     with torch.no_grad():
-        mean = hidden_after(model, batch.sequences)[torch.arange(16), batch.sequences.mask.sum(1)].mean(0)
+        mean = hidden_states_after(model, batch.sequences)[torch.arange(16), batch.sequences.mask.sum(1)].mean(0)
         model.score.weight.copy_(3 * mean / mean.square().sum())
     start = {key: value.clone() for key, value in model.state_dict().items()}
     last = {}
@@ -172,8 +172,8 @@ def test_it_learns_steps(model, tokenizer):
         for i in range(4)
         for j in range(4)
     ]
-    found, _ = labeled(rows, tokenizer, 64, "data")
-    model = scalar_model(model, tokenizer, seed=0)
+    found, _ = tokenize_solutions(rows, tokenizer, 64, "data")
+    model = build_reward_model(model, tokenizer, seed=0)
     told = trained(model, step_gradient, judging(found, 16, 0), goal("process_reward_model"), 40, 1e-2)
     accuracy, on_right, on_wrong = held_out_steps(model, judged(found), ForwardContext(10**6))
     assert told[-1]["loss"] < 0.2 and math.isfinite(told[-1]["grad_norm"])

@@ -13,7 +13,7 @@ import torch
 from grape_rl import ALGORITHMS
 from grape_rl.methods import objective, resolve_options
 from grape_rl.model.forward import ForwardContext
-from grape_rl.model.value import Valued, own_model, shared_head
+from grape_rl.model.value_head import PolicyWithValue, separate_value_model, shared_value_head
 from grape_rl.rollout.source import Experience
 from grape_rl.training import update
 from grape_rl.training.objective import Objective, Term
@@ -95,11 +95,11 @@ def with_value(model, goal):
     """The model, with a random head for the value beside it where the objective reads that."""
     if not any("value" in term.parameters for term in goal.terms):
         return model
-    head = shared_head(model)
+    head = shared_value_head(model)
     with torch.no_grad():
         head.weight.copy_(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(6)) / 4)
         head.bias.fill_(0.3)
-    return Valued(model, head)
+    return PolicyWithValue(model, head)
 
 
 def step_by(model, goal, what, settings=SETTINGS, **more):
@@ -437,8 +437,8 @@ def test_the_value_s_gradient_is_clipped_by_a_norm_of_its_own(model, trunk):
     row, what = ALGORITHMS["ppo"], experience()
     goal = objective(row, resolve_options(row, {"value_coefficient": 1.0, "clip_value": 1e9}))
     far = replace(what, batch=replace(what.batch, value_target=what.batch.value_target + 1000))
-    value = with_value(model, goal).value if trunk == "shared" else own_model(model)
-    whole, rate = Valued(model, value), torch.optim.SGD
+    value = with_value(model, goal).value if trunk == "shared" else separate_value_model(model)
+    whole, rate = PolicyWithValue(model, value), torch.optim.SGD
     before = [p.detach().clone() for p in whole.parameters()]
     settings = replace(SETTINGS, max_grad_norm=0.5)
     told = gradient(whole, rate(whole.parameters(), lr=1.0), far, goal, settings, step=0)
@@ -452,7 +452,7 @@ def test_the_value_s_gradient_is_clipped_by_a_norm_of_its_own(model, trunk):
 def test_an_own_value_model_leaves_the_policy_s_gradient_as_it_is_without_a_value(model):
     goal, what = goal_of("ppo", "token", value_coefficient=1.0), experience()
     plain, _ = step_by(model, bare("ppo", "token"), what)
-    whole = Valued(model, own_model(model))
+    whole = PolicyWithValue(model, separate_value_model(model))
     before = [p.detach().clone() for p in model.parameters()]
     gradient(whole, torch.optim.SGD(whole.parameters(), lr=1.0), what, goal, SETTINGS, step=0)
     compare([b - p.detach() for b, p in zip(before, model.parameters(), strict=True)], plain, **REORDERED)
@@ -463,8 +463,8 @@ def test_an_own_value_model_leaves_the_policy_s_gradient_as_it_is_without_a_valu
 def test_while_the_policy_is_held_still_only_the_value_moves(model, trunk):
     model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
     goal = goal_of("ppo", "token")
-    value = with_value(model, goal).value if trunk == "shared" else own_model(model)
-    whole = Valued(model, value)
+    value = with_value(model, goal).value if trunk == "shared" else separate_value_model(model)
+    whole = PolicyWithValue(model, value)
     adam = torch.optim.AdamW(whole.parameters(), lr=1e-2, weight_decay=0.1)
     before = {key: p.detach().clone() for key, p in whole.named_parameters()}
     with frozen_parameters(model):

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from grape_rl.config import Config
 from grape_rl.methods import Method
 from grape_rl.model.forward import ForwardContext
-from grape_rl.model.load import frozen
-from grape_rl.model.value import Valued
+from grape_rl.model.load import frozen_copy
+from grape_rl.model.value_head import PolicyWithValue
 from grape_rl.reward.canary import Canary
 from grape_rl.reward.rubric import Rubric
 from grape_rl.reward.scores import ItemSummary, Scorer
@@ -78,7 +78,7 @@ class Setup:
     @property
     def trained(self) -> nn.Module:
         """All that learns: the policy, with its value function where it has one."""
-        return self.now.model if self.value is None else Valued(self.now.model, self.value)
+        return self.now.model if self.value is None else PolicyWithValue(self.now.model, self.value)
 
     @cached_property
     def reference(self) -> PreTrainedModel:
@@ -87,7 +87,7 @@ class Setup:
         A copy of the start; or the start itself, where a run goes on from a checkpoint and so trains another model.
         """
         if self.start is self.now:
-            return frozen(self.start.model)
+            return frozen_copy(self.start.model)
         return self.start.model.requires_grad_(False)  # pyright: ignore[reportReturnType]
 
     def begin(self, warn: Warn) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from grape_rl.data.chat import Example, stacked
+from grape_rl.data.chat import Example, collate_examples
 from grape_rl.model.forward import ForwardContext
 from grape_rl.reward.scores import ItemSummary, Scorer, item_table
 from grape_rl.rollout.records import json_number, rollout_metrics
@@ -123,7 +123,7 @@ def held_out_demonstrations(
 
     ``nll`` is −log π a token learned (nats), over all of them alike; ``perplexity`` is exp(nll).
     """
-    sequences = stacked(examples)
+    sequences = collate_examples(examples)
     logp = reference_logprobs(model, forward)(sequences)
     nll = -float(logp[sequences.mask].double().mean())
     told = {"nll": nll, "perplexity": math.exp(min(nll, 700.0))}

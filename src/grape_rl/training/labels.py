@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from grape_rl.data.chat import stacked
-from grape_rl.data.labels import Judged, mismatched
+from grape_rl.data.chat import collate_examples
+from grape_rl.data.labels import LabeledResponse, mismatched_completions
 from grape_rl.model.forward import ForwardContext
-from grape_rl.model.logprobs import logprobs, microbatches, selected
+from grape_rl.model.logprobs import compute_logprobs, microbatches, select_rows
 from grape_rl.rollout.source import drawn_rows
 from grape_rl.training.objective import Objective, pair_loss
 from grape_rl.training.optimizer import clipped_step
@@ -35,14 +35,14 @@ class LabelExperience:
     sequences: Sequences
     batch: Labeled
     metrics: dict[str, float]
-    mismatched: Sequences | None = None
+    mismatched_completions: Sequences | None = None
     mismatched_reference_logp: Float[Tensor, "m u"] | None = None
     warnings: tuple[tuple[str, str], ...] = ()
     records: tuple[dict[str, object], ...] = ()
 
 
 def labels(
-    found: Sequence[Judged], reference: Reference, rows_per_step: int, seed: int, mismatch: int | None
+    found: Sequence[LabeledResponse], reference: Reference, rows_per_step: int, seed: int, mismatch: int | None
 ) -> Callable[[int], LabelExperience]:
     """A source of labeled responses read from data. ``mismatch``: as ``label_experience``."""
 
@@ -53,12 +53,12 @@ def labels(
     return source
 
 
-def label_experience(found: Sequence[Judged], reference: Reference, mismatch: int | None) -> LabelExperience:
+def label_experience(found: Sequence[LabeledResponse], reference: Reference, mismatch: int | None) -> LabelExperience:
     """The responses as one batch, with mismatched ones of at most ``mismatch`` tokens if that is a number."""
     examples = [each.example for each in found]
-    sequences = stacked(examples)
+    sequences = collate_examples(examples)
     desirable = torch.tensor([each.desirable for each in found])
-    others = None if mismatch is None else mismatched(examples, mismatch)
+    others = None if mismatch is None else mismatched_completions(examples, mismatch)
     metrics = {
         "length": float(sequences.mask.sum(dim=1).float().mean()),
         "desirable": float(desirable.float().mean()),
@@ -114,7 +114,7 @@ def label_gradient(
     optimizer.zero_grad(set_to_none=True)
     for rows in microbatches(sequences, settings.forward.tokens_per_microbatch):
         with settings.forward.precision():
-            outputs = logprobs(model, selected(sequences, rows), settings.forward.temperature)
+            outputs = compute_logprobs(model, select_rows(sequences, rows), settings.forward.temperature)
         logp, width = outputs.logp, outputs.logp.shape[1]
         mask, reference_logp = batch.mask[rows, :width].to(logp.device), batch.reference_logp[rows, :width].to(logp)
         seen = Labeled(mask, reference_logp, batch.desirable[rows].to(logp.device))

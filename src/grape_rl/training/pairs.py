@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from grape_rl.data.preferences import Pair, stacked_pairs
-from grape_rl.model.distribution import DistributionStats, choices
+from grape_rl.data.preferences import Pair, collate_pairs
+from grape_rl.model.distribution import DistributionStats, logprobs_with_stats
 from grape_rl.model.forward import ForwardContext
-from grape_rl.model.logprobs import lengths, logprobs, selected
+from grape_rl.model.logprobs import compute_logprobs, row_lengths, select_rows
 from grape_rl.rollout.source import drawn_rows
 from grape_rl.training.objective import CHOICE_FIELDS, Objective, pair_loss
 from grape_rl.training.optimizer import clipped_step
@@ -60,7 +60,7 @@ def pair_experience(
 ) -> PairExperience:
     """The pairs as one batch."""
     rewards = torch.tensor([[pair.chosen_reward, pair.rejected_reward] for pair in found])
-    return paired(stacked_pairs(found), rewards, reference, reference_model)
+    return paired(collate_pairs(found), rewards, reference, reference_model)
 
 
 def paired(
@@ -125,7 +125,7 @@ def pair_batches(sequences: Sequences, tokens_per_microbatch: int) -> Iterator[I
     A pair costs as many positions as its prompt and its two responses have tokens. A single one over the budget runs
     alone.
     """
-    chosen, rejected = (half.tolist() for half in lengths(sequences.mask).chunk(2))
+    chosen, rejected = (half.tolist() for half in row_lengths(sequences.mask).chunk(2))
     taken: list[int] = []
     room = tokens_per_microbatch
     for pair in sorted(range(len(chosen)), key=lambda i: max(chosen[i], rejected[i])):
@@ -159,7 +159,7 @@ def logprobs_in(
     with torch.no_grad():
         for rows in parts:
             with forward.precision():
-                logp = logprobs(model, selected(sequences, rows), forward.temperature).logp.cpu()
+                logp = compute_logprobs(model, select_rows(sequences, rows), forward.temperature).logp.cpu()
             out = torch.zeros(sequences.mask.shape, dtype=logp.dtype) if out is None else out
             out[rows, : logp.shape[1]] = logp
     assert out is not None
@@ -232,12 +232,12 @@ def _forward(
     batch, temperature = experience.batch, settings.forward.temperature
     for pairs in pair_batches(experience.sequences, settings.forward.tokens_per_microbatch):
         rows, whole = _rows(pairs, experience.sequences), None
-        part = selected(experience.sequences, rows)
+        part = select_rows(experience.sequences, rows)
         with settings.forward.precision():
             if wholly:
-                outputs, whole = choices(model, part, experience.reference, temperature)
+                outputs, whole = logprobs_with_stats(model, part, experience.reference, temperature)
             else:
-                outputs = logprobs(model, part, temperature)
+                outputs = compute_logprobs(model, part, temperature)
         width, device = outputs.logp.shape[1], outputs.logp.device
         mask, reference_logp = (field[rows, :width].to(device) for field in (batch.mask, batch.reference_logp))
         yield (

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grape_rl.data.comparisons import Comparison
-from grape_rl.data.preferences import stacked_pairs
-from grape_rl.data.steps import Labeled, stacked_steps
+from grape_rl.data.comparisons import PairWithMargin
+from grape_rl.data.preferences import collate_pairs
+from grape_rl.data.steps import LabeledSolution, collate_solutions
 from grape_rl.model.forward import ForwardContext
-from grape_rl.model.logprobs import microbatches, selected
-from grape_rl.model.reward_head import scores, token_scores
+from grape_rl.model.logprobs import microbatches, select_rows
+from grape_rl.model.reward_head import sequence_scores, token_scores
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.rollout.source import drawn_rows
 from grape_rl.training.objective import Objective, pair_loss
@@ -49,28 +49,28 @@ class Judged:
     records: tuple[dict[str, object], ...] = ()
 
 
-def compared(found: Sequence[Comparison]) -> Compared:
+def compared(found: Sequence[PairWithMargin]) -> Compared:
     """The pairs as one batch."""
-    sequences = stacked_pairs([each.pair for each in found])
+    sequences = collate_pairs([each.pair for each in found])
     chosen, rejected = sequences.mask.sum(dim=1).float().chunk(2)
     metrics = {"chosen_length": float(chosen.mean()), "rejected_length": float(rejected.mean())}
     margin = torch.tensor([each.margin for each in found])
     return Compared(sequences, margin, metrics | {"tokens": _tokens(sequences)})
 
 
-def judged(found: Sequence[Labeled]) -> Judged:
+def judged(found: Sequence[LabeledSolution]) -> Judged:
     """The solutions as one batch."""
-    sequences, label = stacked_steps(found)
+    sequences, label = collate_solutions(found)
     metrics = {"steps": float((~label.isnan()).sum()), "length": float(sequences.mask.sum(dim=1).float().mean())}
     return Judged(sequences, label, metrics | {"tokens": _tokens(sequences)})
 
 
-def comparing(found: Sequence[Comparison], per_step: int, seed: int) -> Callable[[int], Compared]:
+def comparing(found: Sequence[PairWithMargin], per_step: int, seed: int) -> Callable[[int], Compared]:
     """A source of pairs for a reward model: a function of the step."""
     return lambda step: compared([found[i] for i in drawn_rows(len(found), per_step, step, seed)])
 
 
-def judging(found: Sequence[Labeled], per_step: int, seed: int) -> Callable[[int], Judged]:
+def judging(found: Sequence[LabeledSolution], per_step: int, seed: int) -> Callable[[int], Judged]:
     """A source of solutions for a process reward model: a function of the step."""
     return lambda step: judged([found[i] for i in drawn_rows(len(found), per_step, step, seed)])
 
@@ -113,7 +113,7 @@ def comparison_fields(model: nn.Module, experience: Compared, forward: ForwardCo
     for pairs in pair_batches(experience.sequences, forward.tokens_per_microbatch):
         rows = torch.cat([pairs, pairs + len(experience.margin)])
         with forward.precision():
-            chosen, rejected = scores(model, selected(experience.sequences, rows)).chunk(2)
+            chosen, rejected = sequence_scores(model, select_rows(experience.sequences, rows)).chunk(2)
         yield {"chosen_score": chosen, "rejected_score": rejected, "margin": experience.margin[pairs].to(chosen)}
 
 
@@ -121,7 +121,7 @@ def step_fields(model: nn.Module, experience: Judged, forward: ForwardContext) -
     """Micro-batch by micro-batch, what a loss may read of labeled steps: the logit, and the label."""
     for rows in microbatches(experience.sequences, forward.tokens_per_microbatch):
         with forward.precision():
-            logit = token_scores(model, selected(experience.sequences, rows))
+            logit = token_scores(model, select_rows(experience.sequences, rows))
         label = experience.label[rows, : logit.shape[1]].to(logit)
         known = ~label.isnan()
         yield {"step_logit": logit[known], "step_label": label[known]}

@@ -15,7 +15,7 @@ from grape_rl.maths.divergence import entropy, exact_kl
 from grape_rl.maths.natural import conjugate_gradient, fisher_vector_product
 from grape_rl.maths.reduction import token_weight
 from grape_rl.model.lm_head import TILE
-from grape_rl.model.logprobs import masked_logits, microbatches, on_device, selected
+from grape_rl.model.logprobs import masked_logits, microbatches, select_rows, to_device
 from grape_rl.rollout.source import Experience
 from grape_rl.training.objective import Objective, loss
 from grape_rl.training.update import UpdateSettings, accumulated, batch_rows, cut
@@ -125,7 +125,7 @@ def fisher_product(
 
     def share(rows: Int[Tensor, " n"], vector: Tensor) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):  # the others can't be differentiated twice
-            logits = masked_logits(model, selected(sequences, rows), settings.forward.temperature)
+            logits = masked_logits(model, select_rows(sequences, rows), settings.forward.temperature)
             return fisher_vector_product(exact_kl(logits.detach(), logits).sum() / count, parameters, vector)
 
     def product(vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -157,7 +157,7 @@ def tried(
     count = int(sequences.mask.sum())
 
     def share(rows: Int[Tensor, " n"]) -> tuple[float, float, float, float]:
-        part = on_device(selected(sequences, rows), old.device)
+        part = to_device(select_rows(sequences, rows), old.device)
         _assign(parameters, old)
         before = masked_logits(model, part, settings.forward.temperature)
         _assign(parameters, new)

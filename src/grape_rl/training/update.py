@@ -15,7 +15,7 @@ from grape_rl.maths.divergence import k3
 from grape_rl.maths.noise import embedding_noise
 from grape_rl.maths.reduction import token_weight
 from grape_rl.model.forward import ForwardContext
-from grape_rl.model.logprobs import Noise, logprobs, microbatches, selected
+from grape_rl.model.logprobs import EmbeddingNoise, compute_logprobs, microbatches, select_rows
 from grape_rl.rollout.source import Experience, step_seed
 from grape_rl.training.objective import Objective, loss
 from grape_rl.training.optimizer import clipped, parts
@@ -137,7 +137,7 @@ def accumulated(
     objective: Objective,
     settings: UpdateSettings,
     rows: Int[Tensor, " n"],
-    noise: Noise | None = None,
+    noise: EmbeddingNoise | None = None,
 ) -> dict[str, float]:
     """The objective's gradient over ``rows``, left in the parameters' ``grad``; the loss and what else was seen.
 
@@ -156,11 +156,11 @@ def accumulated(
     if not len(rows):
         return {}
     sums: dict[str, Tensor] = {}
-    sequences = selected(experience.sequences, rows)
+    sequences = select_rows(experience.sequences, rows)
     for part in microbatches(sequences, settings.forward.tokens_per_microbatch):
         of_part = (lambda i, length, at=rows[part]: noise(int(at[i]), length)) if noise else None
         with settings.forward.precision():
-            outputs = logprobs(model, selected(sequences, part), settings.forward.temperature, of_part)
+            outputs = compute_logprobs(model, select_rows(sequences, part), settings.forward.temperature, of_part)
         seen = batch_rows(batch, rows[part], outputs)
         share, terms = loss(objective, outputs, seen, cut(weight, rows[part], outputs))
         share.backward()

@@ -11,8 +11,8 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
 from grape_rl.model.forward import ForwardContext
-from grape_rl.model.logprobs import microbatches, selected, values
-from grape_rl.model.value import Valued
+from grape_rl.model.logprobs import compute_values, microbatches, select_rows
+from grape_rl.model.value_head import PolicyWithValue
 from grape_rl.types import Sequences
 
 
@@ -37,7 +37,7 @@ class ValueFunction:
 
 
 def value_estimates(
-    model: Valued,
+    model: PolicyWithValue,
     forward: ForwardContext,
 ) -> Callable[[Sequences], Float[Tensor, "b t"]]:
     """A function from sequences to the value before each of their tokens, as the model is when it is called."""
@@ -47,7 +47,7 @@ def value_estimates(
         out = torch.zeros(sequences.mask.shape)
         for rows in microbatches(sequences, forward.tokens_per_microbatch):
             with forward.precision():
-                part = values(model, selected(sequences, rows))
+                part = compute_values(model, select_rows(sequences, rows))
             out[rows, : part.shape[1]] = part.float().cpu()
         return out
 
