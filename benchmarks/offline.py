@@ -21,8 +21,9 @@ from torch import Tensor
 
 from grape_rl import ALGORITHMS, train
 from grape_rl.config import laid_over, loaded
-from grape_rl.data.preferences import Pair, pairs, stacked_pairs
+from grape_rl.data.preferences import Pair, collate_pairs, tokenize_pairs
 from grape_rl.methods import Preferences
+from grape_rl.model.forward import ForwardContext
 from grape_rl.model.load import load
 from grape_rl.setup.policy import policy
 from grape_rl.training.pairs import pair_logprobs
@@ -241,9 +242,13 @@ def summed(model: str, rows: tuple[str, ...]) -> tuple[list[Pair], Float[Tensor,
     """The pairs in tokens, and the log-probability of each one's chosen response, and of its rejected one."""
     at = policy(*load(model, torch.device("cpu")))
     columns = ("chosen_reward", "rejected_reward")
-    found, _ = pairs(list(map(json.loads, rows)), at.tokenizer, at.end, min(CONTEXT, at.context), columns, "held out")
-    sequences = stacked_pairs(found)
-    chosen, rejected = pair_logprobs(at.model, sequences, 8192).masked_fill(~sequences.mask, 0).sum(dim=1).chunk(2)
+    found, _ = tokenize_pairs(
+        list(map(json.loads, rows)), at.tokenizer, at.end, min(CONTEXT, at.context), columns, "held out"
+    )
+    sequences = collate_pairs(found)
+    chosen, rejected = (
+        pair_logprobs(at.model, sequences, ForwardContext(8192)).masked_fill(~sequences.mask, 0).sum(dim=1).chunk(2)
+    )
     return found, chosen, rejected
 
 

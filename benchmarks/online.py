@@ -23,8 +23,9 @@ from grape_rl.cli.train import resolved
 from grape_rl.config import Config, laid_over
 from grape_rl.maths.divergence import k3
 from grape_rl.methods import Method, options
+from grape_rl.model.forward import ForwardContext
 from grape_rl.model.load import load
-from grape_rl.model.sampler import Sampling, sample
+from grape_rl.model.sampler import SamplingParams, sample
 from grape_rl.rollout.source import reference_logprobs
 from grape_rl.run import Run
 from grape_rl.setup.policy import policy
@@ -164,12 +165,14 @@ def end(run: Run, model: Path) -> dict[str, float]:
     cpu = torch.device("cpu")
     now = policy(*load(str(run.model), cpu))
     row = ALGORITHMS[config.method]
-    sampling = Sampling(**config.sampling.model_dump())
+    sampling = SamplingParams(**config.sampling.model_dump())
     prompts = sampling_prompts(kind_of(row).rows(config, row)[1], now, sampling.max_tokens, "held-out data")
     rollout = sample(
         now.model, [p.tokens for p in prompts], 2, sampling, now.end, config.seed, 0, config.generation_batch_size
     )
-    reference = reference_logprobs(load(str(model), cpu)[0], sampling.temperature, config.tokens_per_microbatch)
+    reference = reference_logprobs(
+        load(str(model), cpu)[0], ForwardContext(config.tokens_per_microbatch, temperature=sampling.temperature)
+    )
     kl = k3(rollout.behavior_logp, reference(rollout))[rollout.mask].mean()
     return {"entropy": float(-rollout.behavior_logp[rollout.mask].mean()), "kl": float(kl)}
 

@@ -76,7 +76,7 @@ def test_the_loss_is_of_the_policy_at_the_temperature_that_it_was_sampled_at(tmp
         seen.add(temperature)
         return run(model, sequences, temperature)
 
-    monkeypatch.setattr(training_pairs, "logprobs", watched)
+    monkeypatch.setattr(training_pairs, "compute_logprobs", watched)
     found = train(rewarded(tmp_path, "online_dpo", sampling={"temperature": 0.7}))
     assert seen == {0.7}, "the reference's, and the policy's"
     assert found.metrics[0]["margin"] == 0

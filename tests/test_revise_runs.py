@@ -7,7 +7,7 @@ from grape_rl import train
 from grape_rl.cli.settings import derived
 from grape_rl.config import laid_over, loaded
 from grape_rl.data.chat import prompt_tokens
-from grape_rl.model.scratch import character_tokenizer, scratch
+from grape_rl.model.scratch import character_tokenizer, random_llama
 from grape_rl.setup import revisions as parts_revise
 from grape_rl.sources import responses as parts_responses
 from grape_rl.types import Response
@@ -97,7 +97,7 @@ TEMPLATE = (
 def chat_model(folder):
     tokenizer = character_tokenizer(["0123456789+=:; uaAgin,.whersbtcf-"])
     tokenizer.chat_template = TEMPLATE
-    scratch(tokenizer, 32, 2, 2, 192, seed=0).save_pretrained(folder)
+    random_llama(tokenizer, 32, 2, 2, 192, seed=0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return tokenizer, {"scratch": None, "name": str(folder)}
 

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, get_type_hints
 from pydantic import create_model
 from torch import Tensor
 
-from grape_rl.data.comparisons import comparisons
-from grape_rl.data.steps import labeled
+from grape_rl.data.comparisons import tokenize_comparisons
+from grape_rl.data.steps import tokenize_solutions
 from grape_rl.maths.bounds import NonNegative
 from grape_rl.maths.reduction import Reduction
 from grape_rl.rollout.dynamic_sampling import ScoredRollout, once
@@ -120,7 +120,7 @@ class Comparisons:
     """As ``Preferences``, for a model that scores responses in place of writing them. ``encoded`` makes the tokens."""
 
     data: ClassVar[str] = "pairs (prompt, chosen, rejected)"
-    encoded: Callable[..., Any] = comparisons
+    encoded: Callable[..., Any] = tokenize_comparisons
 
     @property
     def functions(self) -> Functions:
@@ -136,7 +136,7 @@ class Steps:
     """
 
     data: ClassVar[str] = "solutions in steps (prompt, completions, labels)"
-    encoded: Callable[..., Any] = labeled
+    encoded: Callable[..., Any] = tokenize_solutions
 
     @property
     def functions(self) -> Functions:

@@ -23,10 +23,10 @@ from grape_rl.methods import (
     resolve_options,
     start_memory,
 )
-from grape_rl.model.gradient_checkpointing import checkpointed
-from grape_rl.model.heap import heap_kept
-from grape_rl.model.load import quiet
-from grape_rl.model.sampler import Sampling
+from grape_rl.model.gradient_checkpointing import enable_gradient_checkpointing
+from grape_rl.model.load import no_progress_bars
+from grape_rl.model.malloc import keep_freed_memory
+from grape_rl.model.sampler import SamplingParams
 from grape_rl.rollout.source import Experience, step_seed
 from grape_rl.setup.graders import grader
 from grape_rl.setup.policy import policy_at, start_policy
@@ -40,7 +40,7 @@ from grape_rl.training.checkpoint import restored_step, save_checkpoint
 from grape_rl.training.fit import AnyExperience, Update, Warn, fit
 from grape_rl.training.log import Log, read_metrics
 from grape_rl.training.optimizer import adamw, learning_rate, set_learning_rate
-from grape_rl.training.update import Limits
+from grape_rl.training.update import UpdateSettings
 from grape_rl.training.value import frozen_parameters
 
 
@@ -63,8 +63,8 @@ class Run:
         return read_metrics(self.folder)
 
 
-@quiet()
-@heap_kept()
+@no_progress_bars()
+@keep_freed_memory()
 def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     """Train as ``config`` says, into its own folder.
 
@@ -160,7 +160,7 @@ def _setup(config: Config, checkpoint: Path | None) -> Setup:
     if config.gradient_checkpointing:
         for model in (now.model, value):
             if isinstance(model, PreTrainedModel):
-                checkpointed(model)
+                enable_gradient_checkpointing(model)
     return Setup(config, row, chosen, train_rows, test_rows, start, now, who, value, memory)
 
 
@@ -176,7 +176,7 @@ def _evaluation(setup: Setup) -> Callable[[int], HeldOut | None]:
     of_kind = kind_of(setup.row).held_out
     standing = of_kind(setup) if of_kind and setup.test else None
     own = config.evaluation.temperature
-    sampling = Sampling(config.sampling.max_tokens, config.sampling.temperature if own is None else own)
+    sampling = SamplingParams(config.sampling.max_tokens, config.sampling.temperature if own is None else own)
     prompts = sampling_prompts(setup.test, now, sampling.max_tokens, "held-out data") if setup.scorer else []
 
     def evaluation(step: int) -> HeldOut | None:
@@ -195,11 +195,10 @@ def _evaluation(setup: Setup) -> Callable[[int], HeldOut | None]:
 def _update(setup: Setup, optimizer: torch.optim.Optimizer) -> Update:
     """The row's update, given what its parameters ask for, at the step's learning rate."""
     config, row = setup.config, setup.row
-    limits = Limits(
-        _training_temperature(setup), _longest(setup), config.tokens_per_microbatch,
-        config.optimizer.max_grad_norm, config.seed, setup.precision,
-    )  # fmt: skip
-    fixed = {"model": setup.trained, "optimizer": optimizer, "limits": limits, "memory": setup.memory}
+    settings = UpdateSettings(
+        setup.forward(_training_temperature(setup)), _longest(setup), config.optimizer.max_grad_norm, config.seed
+    )
+    fixed = {"model": setup.trained, "optimizer": optimizer, "settings": settings, "memory": setup.memory}
     fixed |= keywords(row.update, setup.chosen)
     asked = inspect.signature(row.update).parameters
     alone = setup.chosen.get("value_warmup", 0)

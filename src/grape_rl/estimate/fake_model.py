@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from grape_rl.config import Config
 from grape_rl.estimate.cost import ModelFootprint
-from grape_rl.estimate.flops import shape
-from grape_rl.model.lora import adaptable, targeted
-from grape_rl.model.scratch import scratch
+from grape_rl.estimate.flops import shape_of
+from grape_rl.model.lora import adaptable_layers, resolve_targets
+from grape_rl.model.scratch import random_llama
 from grape_rl.sections import Model
 from grape_rl.setup.policy import Policy, policy, scratch_tokenizer
 from grape_rl.setup.rows import Row
@@ -59,7 +59,7 @@ def frame(model: Any, precision: AbstractContextManager[Any]) -> ModelFootprint:
     heads = getattr(of, "num_key_value_heads", None) or of.num_attention_heads
     width = heads * (getattr(of, "head_dim", None) or of.hidden_size // of.num_attention_heads)
     output = model.get_output_embeddings()
-    found = shape(model)
+    found = shape_of(model)
     return ModelFootprint(
         found,
         sum(p.numel() for p in parts),
@@ -76,7 +76,7 @@ def _policy(config: Config, train: Sequence[Row], scalar: bool) -> Policy:
     model: Any
     if drawn := config.model.scratch:
         tokenizer = scratch_tokenizer(drawn, config.data, train)
-        model = scratch(tokenizer, drawn.hidden, drawn.layers, drawn.heads, drawn.context, config.seed)
+        model = random_llama(tokenizer, drawn.hidden, drawn.layers, drawn.heads, drawn.context, config.seed)
     else:
         of = available(config.model)
         tokenizer = AutoTokenizer.from_pretrained(config.model.name, local_files_only=True)
@@ -103,8 +103,8 @@ class _Adapted(nn.Module):
 
 def _adapted(model: Any, rank: int, targets: Sequence[str]) -> None:
     model.requires_grad_(False)
-    linear = adaptable(model)
-    ends = tuple(f".{target}" for target in targeted(linear, targets))
+    linear = adaptable_layers(model)
+    ends = tuple(f".{target}" for target in resolve_targets(linear, targets))
     for name, layer in linear.items():
         if f".{name}".endswith(ends):
             model.set_submodule(name, _Adapted(layer, rank))

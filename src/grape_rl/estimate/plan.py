@@ -13,7 +13,14 @@ from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config
 from grape_rl.estimate.cost import Estimate, Held, Machine, Step, memory, seconds
 from grape_rl.estimate.fake_model import available, measure_footprint
-from grape_rl.estimate.flops import Work, decoding, forwarding, matrix_rate, memory_rate, operation_seconds
+from grape_rl.estimate.flops import (
+    Work,
+    forward_work,
+    generation_work,
+    matmul_throughput,
+    memory_bandwidth,
+    operation_latency,
+)
 from grape_rl.methods import (
     Labels,
     Preferences,
@@ -23,7 +30,7 @@ from grape_rl.methods import (
     objective,
     resolve_options,
 )
-from grape_rl.model.logprobs import microbatches, selected
+from grape_rl.model.logprobs import microbatches, select_rows
 from grape_rl.setup.policy import device
 from grape_rl.setup.setup import Setup
 from grape_rl.setup.value_function import value_settings
@@ -71,7 +78,7 @@ def estimated(config: Config, machine: Callable[[torch.device, torch.dtype], Mac
 
 def measured(where: torch.device, dtype: torch.dtype) -> Machine:
     """The machine, measured within a second."""
-    return Machine(matrix_rate(where, dtype), memory_rate(where), operation_seconds(where))
+    return Machine(matmul_throughput(where, dtype), memory_bandwidth(where), operation_latency(where))
 
 
 def resident() -> float:
@@ -104,13 +111,13 @@ def step_of(setup: Setup, sequences: Sequences) -> Step:
     epochs, minibatches = (setup.chosen.get(name, 1) for name in ("epochs", "minibatches"))
     learned = _paired(sequences, config.group_size) if isinstance(source, SampledPreferences) else sequences
     mixed = torch.randperm(len(learned.tokens), generator=torch.Generator().manual_seed(0))
-    drawn = [selected(learned, rows.sort().values) for rows in mixed.chunk(minibatches)]
-    parts = [forwarding(part) for whole in drawn for part in _parts(whole, config)]
+    drawn = [select_rows(learned, rows.sort().values) for rows in mixed.chunk(minibatches)]
+    parts = [forward_work(part) for whole in drawn for part in _parts(whole, config)]
     settings = value_settings(setup.row, setup.chosen)
-    beside = [forwarding(part) for each in _read(setup, sequences, learned) for part in _parts(each, config)]
+    beside = [forward_work(part) for each in _read(setup, sequences, learned) for part in _parts(each, config)]
     update = sum(parts, Work())
     if settings:
-        beside += [_trunk(forwarding(part)) for part in _parts(sequences, config)]
+        beside += [_trunk(forward_work(part)) for part in _parts(sequences, config)]
         update += _trunk(update) if settings.value_trunk == "own" else Work()
     step = Step(
         learned=sum([update] * epochs, Work()),
@@ -142,7 +149,7 @@ def _read(setup: Setup, sequences: Sequences, learned: Sequences) -> list[Sequen
 
 
 def _parts(sequences: Sequences, config: Config) -> list[Sequences]:
-    return [selected(sequences, rows) for rows in microbatches(sequences, config.tokens_per_microbatch)]
+    return [select_rows(sequences, rows) for rows in microbatches(sequences, config.tokens_per_microbatch)]
 
 
 def _trunk(work: Work) -> Work:
@@ -152,7 +159,7 @@ def _trunk(work: Work) -> Work:
 def _paired(sequences: Sequences, group_size: int) -> Sequences:
     """Two responses to each prompt."""
     first = torch.arange(len(sequences.prompts)) * group_size
-    return selected(sequences, torch.stack([first, first + 1], dim=1).flatten())
+    return select_rows(sequences, torch.stack([first, first + 1], dim=1).flatten())
 
 
 def _decoding(step: Step, sequences: Sequences, config: Config) -> Step:
@@ -162,5 +169,9 @@ def _decoding(step: Step, sequences: Sequences, config: Config) -> Step:
     chunks = [prompts[i : i + at_once] for i in range(0, len(prompts), at_once)]
     rows = len(chunks[0]) * n
     return replace(
-        step, decoded=decoding(prompts, n, t), decodes=len(chunks) * t, rows=rows, cached=rows * (max(prompts) + t)
+        step,
+        decoded=generation_work(prompts, n, t),
+        decodes=len(chunks) * t,
+        rows=rows,
+        cached=rows * (max(prompts) + t),
     )

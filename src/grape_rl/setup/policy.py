@@ -10,11 +10,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grape_rl.config import Config, Data
 from grape_rl.data.chat import end_tokens
-from grape_rl.data.unembedded_tokens import limited, without_embedding
-from grape_rl.model.load import load, readied
-from grape_rl.model.lora import FOLDER, adapted, is_adapted, with_adapter
-from grape_rl.model.reward_head import is_scalar, load_scalar, scalar_model
-from grape_rl.model.scratch import bpe_tokenizer, character_tokenizer, scratch, shared_passages
+from grape_rl.data.unembedded_tokens import set_embedding_limit, unembedded_tokens
+from grape_rl.model.load import load, prepare_model
+from grape_rl.model.lora import ADAPTER_FOLDER, add_adapters, has_adapters, load_adapter
+from grape_rl.model.reward_head import build_reward_model, is_reward_model, load_reward_model
+from grape_rl.model.scratch import bpe_tokenizer, character_tokenizer, random_llama, shared_passages
 from grape_rl.sections import Scratch
 from grape_rl.setup.rows import Row, plain
 
@@ -54,19 +54,19 @@ def start_policy(config: Config, train: Sequence[Row], scalar: bool = False) -> 
     where, lora = device(config.device), config.model.lora
     if scalar and lora:
         raise ValueError(f"model.lora: {config.method} trains a whole model that scores, head and all; leave it out")
-    if scalar and not config.model.scratch and is_scalar(config.model.name):
-        return policy(*load_scalar(config.model.name, where))
+    if scalar and not config.model.scratch and is_reward_model(config.model.name):
+        return policy(*load_reward_model(config.model.name, where))
     model, tokenizer = _language_model(config, train, where)
     if lora:
-        adapted(model, lora.rank, lora.alpha, lora.targets, config.seed)
-    return policy(scalar_model(model, tokenizer, config.seed) if scalar else model, tokenizer)
+        add_adapters(model, lora.rank, lora.alpha, lora.targets, config.seed)
+    return policy(build_reward_model(model, tokenizer, config.seed) if scalar else model, tokenizer)
 
 
 def policy_at(checkpoint: Path, start: Policy) -> Policy:
     """The policy of a run's checkpoint, which began as ``start``: its adapters on the same weights, if it has some."""
-    if is_adapted(start.model):
-        return replace(start, model=with_adapter(start.model, checkpoint / FOLDER))
-    again = load_scalar if is_scalar(str(checkpoint)) else load
+    if has_adapters(start.model):
+        return replace(start, model=load_adapter(start.model, checkpoint / ADAPTER_FOLDER))
+    again = load_reward_model if is_reward_model(str(checkpoint)) else load
     return policy(*again(str(checkpoint), start.model.device))
 
 
@@ -75,8 +75,8 @@ def _language_model(config: Config, train: Sequence[Row], where: torch.device) -
     if not shape:
         return load(config.model.name, where)
     tokenizer = scratch_tokenizer(shape, config.data, train)
-    built = scratch(tokenizer, shape.hidden, shape.layers, shape.heads, shape.context, config.seed)
-    return readied(built, where), tokenizer
+    built = random_llama(tokenizer, shape.hidden, shape.layers, shape.heads, shape.context, config.seed)
+    return prepare_model(built, where), tokenizer
 
 
 def policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Policy:
@@ -85,9 +85,9 @@ def policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Policy
     Raises:
         ValueError: no token that the model can choose ends a response, and as ``limited``.
     """
-    limited(tokenizer, embeddings(model))
+    set_embedding_limit(tokenizer, embeddings(model))
     end = end_tokens(tokenizer, getattr(model, "generation_config", None))
-    if beyond := without_embedding(tokenizer, end):
+    if beyond := unembedded_tokens(tokenizer, end):
         if len(beyond) == len(end):
             raise ValueError(
                 f"the end token {tokenizer.decode(beyond[:1])!r} is token {beyond[0]}, and the model's embeddings are "

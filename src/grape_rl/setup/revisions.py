@@ -8,7 +8,7 @@ from torch import Tensor
 
 from grape_rl.data.chat import prompt_tokens
 from grape_rl.data.conversation import template_arguments
-from grape_rl.model.sampler import Sampling
+from grape_rl.model.sampler import SamplingParams
 from grape_rl.reward.critique import critique
 from grape_rl.rollout.dynamic_sampling import Draw, ScoredRollout
 from grape_rl.rollout.revise import revised, revision_prompt
@@ -20,7 +20,7 @@ from grape_rl.types import Response
 Draws = Callable[[Draw, int], ScoredRollout]
 
 
-def revising(setup: Setup, draws: Draws, sampler: Sampler, sampling: Sampling) -> Draws:
+def revising(setup: Setup, draws: Draws, sampler: Sampler, sampling: SamplingParams) -> Draws:
     """``draws``, and then revisions of what was drawn, if the configuration asks for any.
 
     Raises:
@@ -51,9 +51,7 @@ def revising(setup: Setup, draws: Draws, sampler: Sampler, sampling: Sampling) -
         tokens=fitting,
         sampler=sampler,
         # At temperature 0 only methods run that imitate: they never read the behavior policy.
-        logp=reference_logprobs(
-            setup.now.model, sampling.temperature or 1.0, config.tokens_per_microbatch, setup.precision
-        ),
+        logp=reference_logprobs(setup.now.model, setup.forward(sampling.temperature or 1.0)),
         scorer=setup.grader.scorer,
         tokenizer=tokenizer,
         per_group=of.per_group,

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from grape_rl.config import Config, Data
-from grape_rl.data.rows import require, rows, with_prompts
+from grape_rl.data.rows import read_rows, require_columns, with_prompts
 from grape_rl.data.tasks import task_split
 
 Row = dict[str, Any]
@@ -39,7 +39,7 @@ def prompted(data: Data, found: list[Row], prompt: str, completion: str | None, 
     Raises:
         ValueError: a column is not there, or a cell holds neither.
     """
-    require(found, [prompt, *([completion] if completion else [])], source)
+    require_columns(found, [prompt, *([completion] if completion else [])], source)
     if not data.chat:
         return with_prompts(found, prompt, completion, data.system, source)
     roles = {prompt: "user"} | ({completion: "assistant"} if completion else {})
@@ -56,8 +56,8 @@ def _read(source: str, limit: int | None) -> list[Row]:
     """The rows of a file, or of NAME[:CONFIGURATION[:SPLIT]] of the Hub."""
     name, _, split = source.rpartition(":")
     if ":" in name and not Path(source).exists():
-        return rows(name.rstrip(":"), split, limit)
-    return rows(source, limit=limit)
+        return read_rows(name.rstrip(":"), split, limit)
+    return read_rows(source, limit=limit)
 
 
 def plain(content: Any) -> str:

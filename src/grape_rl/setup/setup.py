@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 
 from grape_rl.config import Config
 from grape_rl.methods import Method
-from grape_rl.model.load import frozen
-from grape_rl.model.value import Valued
+from grape_rl.model.forward import ForwardContext
+from grape_rl.model.load import frozen_copy
+from grape_rl.model.value_head import PolicyWithValue
 from grape_rl.reward.canary import Canary
 from grape_rl.reward.rubric import Rubric
 from grape_rl.reward.scores import ItemSummary, Scorer
@@ -77,7 +78,7 @@ class Setup:
     @property
     def trained(self) -> nn.Module:
         """All that learns: the policy, with its value function where it has one."""
-        return self.now.model if self.value is None else Valued(self.now.model, self.value)
+        return self.now.model if self.value is None else PolicyWithValue(self.now.model, self.value)
 
     @cached_property
     def reference(self) -> PreTrainedModel:
@@ -86,7 +87,7 @@ class Setup:
         A copy of the start; or the start itself, where a run goes on from a checkpoint and so trains another model.
         """
         if self.start is self.now:
-            return frozen(self.start.model)
+            return frozen_copy(self.start.model)
         return self.start.model.requires_grad_(False)  # pyright: ignore[reportReturnType]
 
     def begin(self, warn: Warn) -> None:
@@ -108,6 +109,10 @@ class Setup:
         on with those of the first step.
         """
         return torch.autocast(self.now.model.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def forward(self, temperature: float = 1.0) -> ForwardContext:
+        """Settings of the run's forward passes, at the given temperature."""
+        return ForwardContext(self.config.tokens_per_microbatch, self.precision, temperature)
 
 
 @dataclass(frozen=True)

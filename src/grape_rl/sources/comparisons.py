@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from grape_rl.data.comparisons import Comparison
+from grape_rl.data.comparisons import PairWithMargin
 from grape_rl.methods import Comparisons, keywords
-from grape_rl.model.reward_head import with_separator
+from grape_rl.model.reward_head import set_step_separator
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.setup.rows import Row
 from grape_rl.setup.setup import Kind, Setup, Told
@@ -15,7 +15,7 @@ from grape_rl.types import Sequences
 
 
 def _source(setup: Setup) -> tuple[AnySource, Told]:
-    with_separator(setup.now.model, None)
+    set_step_separator(setup.now.model, None)
     found, told = _comparisons(setup, setup.train, "data")
     return comparing(found, setup.config.prompts_per_step, setup.config.seed), told
 
@@ -29,10 +29,10 @@ def _batches(setup: Setup) -> Callable[[int], Sequences]:
 def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
     found, _ = _comparisons(setup, setup.test, "held-out data")
     test = compared(found)
-    return lambda: held_out_comparisons(setup.now.model, test, setup.config.tokens_per_microbatch, setup.precision)
+    return lambda: held_out_comparisons(setup.now.model, test, setup.forward())
 
 
-def _comparisons(setup: Setup, rows: Sequence[Row], source: str) -> tuple[list[Comparison], Told]:
+def _comparisons(setup: Setup, rows: Sequence[Row], source: str) -> tuple[list[PairWithMargin], Told]:
     """The rows as pairs in tokens with their margins; warns of those that are left out."""
     data, at, kind = setup.config.data, setup.now, setup.row.source
     assert isinstance(kind, Comparisons)

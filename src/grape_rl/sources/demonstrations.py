@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from grape_rl.config import Config, Data
-from grape_rl.data.chat import Example, Lengths, examples
-from grape_rl.data.rows import Whole, with_whole
-from grape_rl.data.teacher import demonstrated
+from grape_rl.data.chat import Example, TruncationStats, tokenize_demonstrations
+from grape_rl.data.rows import LanguageModelingColumn, with_language_modeling
+from grape_rl.data.teacher import synthesize_demonstrations
 from grape_rl.methods import Method
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.rollout.source import demonstrations
@@ -25,7 +25,7 @@ def _rows(config: Config, row: Method) -> tuple[list[Row], list[Row]]:
     source, test_source = sources(data)
     train = suited(config, row, train, source)
     if data.tasks:
-        train = demonstrated(train, data.teacher.wrong, data.teacher.styles, config.seed)
+        train = synthesize_demonstrations(train, data.teacher.wrong, data.teacher.styles, config.seed)
         held_out = prompted(data, test, "prompt", None, test_source) if test else []
         return prompted(data, train, "prompt", "completion", source), held_out
     graded = bool(config.reward.rubric or config.reward.function or config.reward.model)
@@ -43,12 +43,12 @@ def _demonstrations(data: Data, found: list[Row], source: str, prompts_will_do: 
     """
     first = found[0]
     if data.completion not in first:
-        kinds: tuple[tuple[str, Whole], ...] = ((data.messages, "messages"), (data.text, "text"))
+        kinds: tuple[tuple[str, LanguageModelingColumn], ...] = ((data.messages, "messages"), (data.text, "text"))
         for column, kind in kinds:
             if column in first:
                 if data.chat:
                     raise ValueError(f"data.chat makes messages of a prompt and a completion; {source} has {column!r}")
-                return with_whole(found, column, kind, data.system, source)
+                return with_language_modeling(found, column, kind, data.system, source)
         if prompts_will_do:
             return prompted(data, found, data.prompt, None, source)
         if data.prompt not in first:
@@ -83,12 +83,12 @@ def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]] | None:
     if not all({"completion", "messages", "text"} & row.keys() for row in setup.test):
         return None
     found, _ = _examples(setup, setup.test, "held-out data")
-    return lambda: held_out_demonstrations(setup.now.model, found, setup.config.tokens_per_microbatch, setup.precision)
+    return lambda: held_out_demonstrations(setup.now.model, found, setup.forward())
 
 
-def _examples(setup: Setup, rows: Sequence[Row], source: str) -> tuple[list[Example], Lengths]:
+def _examples(setup: Setup, rows: Sequence[Row], source: str) -> tuple[list[Example], TruncationStats]:
     data, at = setup.config.data, setup.now
-    return examples(rows, at.tokenizer, at.end, min(data.max_length, at.context), source, data.learn)
+    return tokenize_demonstrations(rows, at.tokenizer, at.end, min(data.max_length, at.context), source, data.learn)
 
 
 DEMONSTRATIONS = Kind(_rows, _source, _batches, _held_out)

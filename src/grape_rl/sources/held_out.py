@@ -2,15 +2,15 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from grape_rl.data.chat import Example, stacked
+from grape_rl.data.chat import Example, collate_examples
+from grape_rl.model.forward import ForwardContext
 from grape_rl.reward.scores import ItemSummary, Scorer, item_table
 from grape_rl.rollout.records import json_number, rollout_metrics
 from grape_rl.rollout.source import (
@@ -85,15 +85,14 @@ def held_out(
 def held_out_pairs(
     model: nn.Module,
     experience: PairExperience,
-    tokens_per_microbatch: int,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    forward: ForwardContext,
 ) -> tuple[ItemSummary, ...]:
     """How the policy stands to held-out preferences, as items of a category "preferences".
 
     ``accuracy`` and ``margin`` are those of the rewards that it implies against the reference (log π itself without
     one); ``likelier`` is the share of pairs whose chosen response it gives the higher probability.
     """
-    logp = pair_logprobs(model, experience.sequences, tokens_per_microbatch, precision)
+    logp = pair_logprobs(model, experience.sequences, forward)
     fields = pair_fields(logp, experience.batch)
     told = pair_metrics(fields)
     told["likelier"] = ((fields["chosen_logp"] - fields["rejected_logp"]).sign() + 1) / 2
@@ -106,12 +105,11 @@ def held_out_pairs(
 def held_out_labels(
     model: nn.Module,
     experience: LabelExperience,
-    tokens_per_microbatch: int,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    forward: ForwardContext,
 ) -> tuple[ItemSummary, ...]:
     """How the policy stands to held-out labels, as items of a category "labels": those of ``label_metrics``."""
     batch = experience.batch
-    logp = label_logprobs(model, experience.sequences, tokens_per_microbatch, precision)
+    logp = label_logprobs(model, experience.sequences, forward)
     told = label_metrics((logp - batch.reference_logp).masked_fill(~batch.mask, 0).sum(dim=1), batch.desirable)
     return tuple(ItemSummary("labels", name, len(batch.desirable), value, {}) for name, value in told.items())
 
@@ -119,15 +117,14 @@ def held_out_labels(
 def held_out_demonstrations(
     model: nn.Module,
     examples: Sequence[Example],
-    tokens_per_microbatch: int,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    forward: ForwardContext,
 ) -> tuple[ItemSummary, ...]:
     """How likely the policy makes held-out demonstrations, as items of a category "demonstrations".
 
     ``nll`` is −log π a token learned (nats), over all of them alike; ``perplexity`` is exp(nll).
     """
-    sequences = stacked(examples)
-    logp = reference_logprobs(model, 1.0, tokens_per_microbatch, precision)(sequences)
+    sequences = collate_examples(examples)
+    logp = reference_logprobs(model, forward)(sequences)
     nll = -float(logp[sequences.mask].double().mean())
     told = {"nll": nll, "perplexity": math.exp(min(nll, 700.0))}
     return tuple(ItemSummary("demonstrations", name, len(examples), value, {}) for name, value in told.items())

@@ -6,8 +6,8 @@ from functools import partial
 from transformers import PreTrainedModel
 
 from grape_rl.config import Config
-from grape_rl.data.chat import stacked
-from grape_rl.data.labels import Judged, judged, unpaired, with_labels
+from grape_rl.data.chat import collate_examples
+from grape_rl.data.labels import LabeledResponse, tokenize_labeled_responses, unpair, with_labels
 from grape_rl.methods import Method, objective
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.rollout.source import drawn_rows
@@ -50,27 +50,27 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
         return source(_logprobs(setup, setup.reference)), told
     start = _logprobs(setup, setup.start.model)
     return cached_reference(
-        setup, len(found), lambda rows: stacked([found[i].example for i in rows]), start, source
+        setup, len(found), lambda rows: collate_examples([found[i].example for i in rows]), start, source
     ), told
 
 
 def _batches(setup: Setup) -> Callable[[int], Sequences]:
     found, config = _judged(setup, setup.train, "data")[0], setup.config
     rows = partial(drawn_rows, len(found), config.prompts_per_step, seed=config.seed)
-    return lambda step: stacked([found[i].example for i in rows(step)])
+    return lambda step: collate_examples([found[i].example for i in rows(step)])
 
 
 def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
     found, _ = _judged(setup, setup.test, "held-out data")
     test = label_experience(found, _logprobs(setup, setup.start.model), mismatch=None)
-    return lambda: held_out_labels(setup.now.model, test, setup.config.tokens_per_microbatch, setup.precision)
+    return lambda: held_out_labels(setup.now.model, test, setup.forward())
 
 
-def _judged(setup: Setup, found: Sequence[Row], source: str) -> tuple[list[Judged], Told]:
+def _judged(setup: Setup, found: Sequence[Row], source: str) -> tuple[list[LabeledResponse], Told]:
     """The rows as labeled responses in tokens, and what there is to warn of."""
     at, limit = setup.now, _limit(setup)
-    single = found if {"completion", "label"} <= found[0].keys() else unpaired(found)
-    made, lengths = judged(single, at.tokenizer, at.end, limit, source)
+    single = found if {"completion", "label"} <= found[0].keys() else unpair(found)
+    made, lengths = tokenize_labeled_responses(single, at.tokenizer, at.end, limit, source)
     warnings: Told = []
     if lengths.truncated:
         warnings.append(("cut", f"{lengths.truncated} of {lengths.rows} responses are cut at {limit} tokens"))
@@ -81,7 +81,7 @@ def _judged(setup: Setup, found: Sequence[Row], source: str) -> tuple[list[Judge
     return made, warnings
 
 
-def _unbalanced(setup: Setup, found: Sequence[Judged]) -> Iterator[tuple[str, str]]:
+def _unbalanced(setup: Setup, found: Sequence[LabeledResponse]) -> Iterator[tuple[str, str]]:
     """A warning where desirable and undesirable responses do not weigh as the method's paper says that they should."""
     good = sum(each.desirable for each in found)
     bad = len(found) - good
@@ -102,8 +102,7 @@ def _unbalanced(setup: Setup, found: Sequence[Judged]) -> Iterator[tuple[str, st
 
 
 def _logprobs(setup: Setup, model: PreTrainedModel) -> Reference:
-    limit = setup.config.tokens_per_microbatch
-    return partial(label_logprobs, model, tokens_per_microbatch=limit, precision=setup.precision)
+    return partial(label_logprobs, model, forward=setup.forward())
 
 
 def _mismatch(setup: Setup) -> int | None:

@@ -7,9 +7,9 @@ import torch
 from transformers import PreTrainedModel
 
 from grape_rl.config import Config
-from grape_rl.data.preferences import Pair, contrasted, pairs, stacked_pairs, with_preferences
+from grape_rl.data.preferences import Pair, collate_pairs, synthesize_preferences, tokenize_pairs, with_preferences
 from grape_rl.methods import Method, objective
-from grape_rl.model.load import frozen
+from grape_rl.model.load import frozen_copy
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.setup.reference import cached_reference
 from grape_rl.setup.rows import Row, message, sources, split
@@ -37,7 +37,7 @@ def preferred(config: Config, train: list[Row], test: list[Row]) -> tuple[list[R
     """
     data = config.data
     if data.tasks:  # together, so that a wrong answer can be found for the only held-out row of a task
-        both = contrasted([*train, *test], data.teacher.wrong, list(data.teacher.styles), config.seed)
+        both = synthesize_preferences([*train, *test], data.teacher.wrong, list(data.teacher.styles), config.seed)
         both = [_conversation(row, "prompt", "chosen", "rejected") for row in both] if data.chat else both
         ready = with_preferences(both, system=data.system, source="tasks")
         return ready[: len(train)], ready[len(train) :]
@@ -79,7 +79,7 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
         return source(*reference_of_pairs(setup)), told
     start = _logprobs(setup, setup.start.model)
     return cached_reference(
-        setup, len(found), lambda rows: stacked_pairs([found[i] for i in rows]), start, source
+        setup, len(found), lambda rows: collate_pairs([found[i] for i in rows]), start, source
     ), told
 
 
@@ -91,7 +91,7 @@ def _batches(setup: Setup) -> Callable[[int], Sequences]:
 def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
     found, _ = _pairs(setup, setup.test, "held-out data")
     test = pair_experience(found, _logprobs(setup, setup.start.model) if compares_with_reference(setup) else None)
-    return lambda: held_out_pairs(setup.now.model, test, setup.config.tokens_per_microbatch, setup.precision)
+    return lambda: held_out_pairs(setup.now.model, test, setup.forward())
 
 
 def _pairs(setup: Setup, found: Sequence[Row], source: str) -> tuple[list[Pair], Told]:
@@ -105,7 +105,7 @@ def _pairs(setup: Setup, found: Sequence[Row], source: str) -> tuple[list[Pair],
     columns = ("chosen_reward", "rejected_reward")
     if config.data.source:
         columns = (config.data.chosen_reward, config.data.rejected_reward)
-    made, lengths = pairs(found, at.tokenizer, at.end, limit, columns, source)
+    made, lengths = tokenize_pairs(found, at.tokenizer, at.end, limit, columns, source)
     told = torch.tensor([[pair.chosen_reward, pair.rejected_reward] for pair in made])
     rewards = {"chosen_reward": told[:, 0], "rejected_reward": told[:, 1]}
     for term in objective(row, setup.chosen).terms:
@@ -135,16 +135,13 @@ def reference_of_pairs(setup: Setup, temperature: float = 1.0) -> tuple[Referenc
         return None, None
     if setup.row.update is not moving_reference:
         return _logprobs(setup, setup.reference, temperature), setup.reference
-    model = frozen(setup.start.model)
+    model = frozen_copy(setup.start.model)
     setup.memory.update((f"reference.{name}", weight) for name, weight in model.named_parameters())
     return _logprobs(setup, model, temperature), model
 
 
 def _logprobs(setup: Setup, model: PreTrainedModel, temperature: float = 1.0) -> Reference:
-    limit = setup.config.tokens_per_microbatch
-    return partial(
-        pair_logprobs, model, tokens_per_microbatch=limit, precision=setup.precision, temperature=temperature
-    )
+    return partial(pair_logprobs, model, forward=setup.forward(temperature))
 
 
 def compares_with_reference(setup: Setup) -> bool:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config
-from grape_rl.data.types import DataType, data_type
+from grape_rl.data.types import DataType, detect_data_type
 from grape_rl.methods import (
     Comparisons,
     Demonstrations,
@@ -74,7 +74,7 @@ def suited(config: Config, row: Method, found: list[Row], source: str) -> list[R
     there, diet = found[0].keys(), REQUIREMENTS[type(row.source)]
     lacks = [[role for role in needed if names[role] not in there] for needed in diet.columns]
     needed = {role for some in diet.columns for role in some}
-    made = data_type(there, names)
+    made = detect_data_type(there, names)
     near = any(did_you_mean(names[role], there) or names[role] != role for some in lacks for role in some)
     partly = made == "prompt-only" and any(names[role] in there for role in needed - {"prompt"})
     if not all(lacks) or made is None or near or partly:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from grape_rl.config import Config
-from grape_rl.data.chat import fitting, prompt_tokens
+from grape_rl.data.chat import check_prompt_lengths, prompt_tokens
 from grape_rl.data.conversation import template_arguments
 from grape_rl.methods import Method, Responses, in_force, keywords, objective
-from grape_rl.model.sampler import Ended, Sampling, sample
-from grape_rl.model.value import Valued
+from grape_rl.model.sampler import OnResponse, SamplingParams, sample
+from grape_rl.model.value_head import PolicyWithValue
 from grape_rl.rollout.advantages import AdvantageInputs, remembered
 from grape_rl.rollout.source import Prompt, Sampler, drawn_rows, reference_logprobs, responses
 from grape_rl.setup.policy import Policy
@@ -38,12 +38,10 @@ def _rows(config: Config, row: Method) -> tuple[list[Row], list[Row]]:
 def _source(setup: Setup) -> tuple[AnySource, Told]:
     config, row, chosen = setup.config, setup.row, setup.chosen
     assert isinstance(row.source, Responses) and setup.scorer
-    sampling = Sampling(**config.sampling.model_dump())
+    sampling = SamplingParams(**config.sampling.model_dump())
     reference = None
     if starts_with_reference(setup):
-        reference = reference_logprobs(
-            setup.reference, sampling.temperature, config.tokens_per_microbatch, setup.precision
-        )
+        reference = reference_logprobs(setup.reference, setup.forward(sampling.temperature))
     if chosen.get("kl_target") and not (chosen["kl_in_reward"] or chosen["kl"]):
         raise ValueError(
             "options: kl_target adapts the coefficient kl or kl_in_reward, and both are 0: give one to begin"
@@ -91,7 +89,6 @@ def _batches(setup: Setup) -> Callable[[int], Sequences]:
 def _credit(setup: Setup, source: Responses) -> AdvantageInputs:
     """What the row's advantages rest on, under the options that are in force when a batch is made."""
     chosen, trained = setup.chosen, setup.trained
-    limit = setup.config.tokens_per_microbatch
 
     def token_reward(**fields: Tensor) -> Tensor:
         assert source.token_reward
@@ -100,7 +97,7 @@ def _credit(setup: Setup, source: Responses) -> AdvantageInputs:
     asked = source.token_reward and (chosen["kl_in_reward"] or source.value)
     credit = AdvantageInputs(
         token_reward if asked else None,
-        value_estimates(trained, limit, setup.precision) if isinstance(trained, Valued) else None,
+        value_estimates(trained, setup.forward()) if isinstance(trained, PolicyWithValue) else None,
         partial(source.rescaled, **keywords(source.rescaled, chosen)) if source.rescaled else None,
         {
             each.function.__name__: partial(each.function, **keywords(each.function, chosen))
@@ -114,10 +111,10 @@ def _credit(setup: Setup, source: Responses) -> AdvantageInputs:
     return credit
 
 
-def sampler(setup: Setup, sampling: Sampling) -> Sampler:
+def sampler(setup: Setup, sampling: SamplingParams) -> Sampler:
     """Samples from the policy as it is when called."""
 
-    def sampled(prompts: Sequence[Tensor], n: int, seed: int, version: int, ended: Ended | None) -> Rollout:
+    def sampled(prompts: Sequence[Tensor], n: int, seed: int, version: int, ended: OnResponse | None) -> Rollout:
         at = setup.now
         with setup.precision():
             return sample(
@@ -135,7 +132,7 @@ def sampling_prompts(found: Sequence[Row], at: Policy, max_tokens: int, where: s
     ]
     if max_tokens >= at.context:
         raise ValueError(f"sampling.max_tokens is {max_tokens}, and the model's whole context is {at.context} tokens")
-    fitting(tokens, at.context - max_tokens, where)
+    check_prompt_lengths(tokens, at.context - max_tokens, where)
     return [Prompt(t, graders_text(row["prompt"]), row) for t, row in zip(tokens, found, strict=True)]
 
 

@@ -3,7 +3,7 @@
 from functools import partial
 
 from grape_rl.methods import SampledPreferences, keywords
-from grape_rl.model.sampler import Sampling
+from grape_rl.model.sampler import SamplingParams
 from grape_rl.rollout.dynamic_sampling import once
 from grape_rl.rollout.source import drawn, reference_logprobs
 from grape_rl.setup.revisions import revising
@@ -18,10 +18,10 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
     """Responses as for the methods that give each an advantage, then pairs of them."""
     config, row = setup.config, setup.row
     assert isinstance(row.source, SampledPreferences) and setup.scorer
-    sampling = Sampling(**config.sampling.model_dump())
+    sampling = SamplingParams(**config.sampling.model_dump())
     start = None
     if config.log_kl and not sampling.top_k and sampling.top_p == 1:
-        start = reference_logprobs(setup.reference, sampling.temperature, config.tokens_per_microbatch, setup.precision)
+        start = reference_logprobs(setup.reference, setup.forward(sampling.temperature))
     drawing = sampler(setup, sampling)
     draw = partial(
         drawn,

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from grape_rl.config import Config
-from grape_rl.data.steps import Labeled, stepped, with_steps
+from grape_rl.data.steps import LabeledSolution, synthesize_steps, with_steps
 from grape_rl.methods import Method, Steps, keywords, resolve_options
-from grape_rl.model.reward_head import with_separator
+from grape_rl.model.reward_head import set_step_separator
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.setup.rows import Row, prompted, sources, split
 from grape_rl.setup.setup import Kind, Setup, Told
@@ -25,7 +25,7 @@ def _rows(config: Config, row: Method) -> tuple[list[Row], list[Row]]:
     train, test = (suited(config, row, part, source) for part, source in zip((train, test), named, strict=True))
     columns = (data.completions, data.labels)
     if data.tasks:  # together, so that a wrong answer can be found for the only held-out row of a task
-        both = stepped([*train, *test], data.teacher.wrong, config.seed)
+        both = synthesize_steps([*train, *test], data.teacher.wrong, config.seed)
         train, test, columns = both[: len(train)], both[len(train) :], ("completions", "labels")
     prompt = "prompt" if data.tasks else data.prompt
     train, test = (
@@ -38,7 +38,7 @@ def _rows(config: Config, row: Method) -> tuple[list[Row], list[Row]]:
 
 
 def _source(setup: Setup) -> tuple[AnySource, Told]:
-    with_separator(setup.now.model, setup.chosen["separator"])
+    set_step_separator(setup.now.model, setup.chosen["separator"])
     found, told = _solutions(setup, setup.train, "data")
     return judging(found, setup.config.prompts_per_step, setup.config.seed), told
 
@@ -52,10 +52,10 @@ def _batches(setup: Setup) -> Callable[[int], Sequences]:
 def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
     found, _ = _solutions(setup, setup.test, "held-out data")
     test = judged(found)
-    return lambda: held_out_steps(setup.now.model, test, setup.config.tokens_per_microbatch, setup.precision)
+    return lambda: held_out_steps(setup.now.model, test, setup.forward())
 
 
-def _solutions(setup: Setup, rows: Sequence[Row], source: str) -> tuple[list[Labeled], Told]:
+def _solutions(setup: Setup, rows: Sequence[Row], source: str) -> tuple[list[LabeledSolution], Told]:
     """The rows as solutions in tokens; warns of those that lost steps, or were left out."""
     at, kind = setup.now, setup.row.source
     assert isinstance(kind, Steps)
