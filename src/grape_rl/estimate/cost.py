@@ -137,10 +137,10 @@ def seconds(frame: ModelFootprint, step: Step, machine: Machine, again: bool = F
     started = frame.shape.layers * LAYER_OPERATIONS * machine.operation_seconds
 
     def passed(work: Work, passes: int, backward: bool) -> float:
-        operations = frame.shape.flops(work)
+        operations = frame.shape.operations(work)
         if backward:
-            operations += frame.shape.flops(work, backward=True)
-            operations += frame.shape.flops(work if again else Work(head_tokens=work.head_tokens))
+            operations += frame.shape.operations(work, backward=True)
+            operations += frame.shape.operations(work if again else Work(head_tokens=work.head_tokens))
         traffic = work.trunk_tokens * frame.kept * (TRAFFIC_FORWARD + (TRAFFIC_BACKWARD if backward else 0.0))
         traffic += work.head_tokens * frame.vocabulary * 4.0 * HEAD_TRAFFIC * (2 if backward else 1)
         starts = passes * started * (2 if backward else 1)
@@ -155,7 +155,7 @@ def seconds(frame: ModelFootprint, step: Step, machine: Machine, again: bool = F
             + step.decoded.trunk_tokens * frame.kept * TRAFFIC_FORWARD
         )
         traffic += step.decoded.head_tokens * frame.vocabulary * 8.0 * DRAW_TRAFFIC
-        products = frame.shape.flops(step.decoded) / (DECODE_SHARE * machine.matrix_rate)
+        products = frame.shape.operations(step.decoded) / (DECODE_SHARE * machine.matrix_rate)
         out["sampling"] = products + traffic / machine.memory_rate + step.decodes * started
     if step.reads:
         out["reference"] = passed(step.read, step.reads, backward=False)
