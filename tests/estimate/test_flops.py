@@ -21,7 +21,7 @@ from grape_rl.estimate.flops import (
 )
 from grape_rl.types import Sequences
 
-everything = settings(deadline=None, derandomize=True)
+everything = settings(deadline=None)
 EXPERTS = dict(**SHAPE, num_local_experts=4, num_experts_per_tok=2)
 # Experts one after the other, as products that the counter knows; each of the 4 has its router, so that all run.
 COUNTED = MODELS | {

@@ -84,7 +84,7 @@ def _rows(n):
 
 POLICY = sharp(MODELS["gpt2, absolute"])  # float64 throughout, and it sees where each token stands
 unhurried = settings(deadline=None)
-few = settings(max_examples=12, deadline=None, derandomize=True)  # each example runs the model forward and backward
+few = settings(max_examples=12, deadline=None)  # each example runs the model forward and backward
 
 
 plans = st.tuples(
