@@ -8,8 +8,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.data.chat import Learn
-from grape_rl.maths.bounds import Count, Share
-from grape_rl.maths.reward_model import StepReward
+from grape_rl.maths.bounds import NonNegativeInt, UnitInterval
+from grape_rl.maths.reward_model import StepAggregation
 from grape_rl.methods import Demonstrations, Responses, Sampled, resolve_options
 from grape_rl.reward.critic.settings import endpoints
 from grape_rl.schema import nearest, parsed, validated
@@ -22,7 +22,7 @@ class Teacher(Section):
     Or preferences: the right answer in the first style, over a wrong answer or another style.
     """
 
-    wrong: Share = 0.0
+    wrong: UnitInterval = 0.0
     """The share of demonstrations (or of rejected responses) that give the answer of another question of the task."""
     styles: dict[str, PositiveFloat] = Field({"{answer}": 1.0})
     """How a completion is written → how often; ``{answer}`` stands for the answer."""
@@ -72,7 +72,7 @@ class Data(Section):
     """The longest demonstration or response in tokens, prompt included; what is longer loses its end."""
     held_out: str | None = None
     """The file or dataset with held-out rows. Without one they are taken off the start of ``source``."""
-    held_out_rows: Count = 0
+    held_out_rows: NonNegativeInt = 0
     """How many held-out rows to evaluate on; 0 for no evaluation."""
 
 
@@ -85,7 +85,7 @@ class Reward(Section):
     """A reward function of one's own, "file.py:name" or "package.module:name": f(prompts, completions, **columns)."""
     model: str | None = None
     """A reward model, a folder or a model of the Hub: its score of prompt and response is the reward."""
-    aggregate: StepReward | None = None
+    aggregate: StepAggregation | None = None
     """How the probabilities of the steps become the reward, for a process reward model: ``min`` unless told."""
     allow: tuple[str, ...] = ()
     """The Python files and modules that a rubric file may call."""
@@ -94,9 +94,9 @@ class Reward(Section):
     speaks OpenAI's chat completions, or {default: {local: MODEL}}, a language model that runs here."""
     critic_cache: str | None = None
     """A file that keeps the critics' answers (SQLite), so that nothing is asked twice."""
-    canary_every: Count = 0
+    canary_every: NonNegativeInt = 0
     """Steps between trials of the critics on responses that say nothing, which must score 0; 0 for none."""
-    failure_limit: Share = 0.1
+    failure_limit: UnitInterval = 0.1
     """The share of missing verdicts in a step at which the run stops."""
 
 
@@ -105,7 +105,7 @@ class Sampling(Section):
 
     max_tokens: PositiveInt = 256
     temperature: Annotated[float, Field(ge=0)] = 1.0
-    top_k: Count = 0
+    top_k: NonNegativeInt = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
@@ -113,18 +113,18 @@ class Optimizer(Section):
     """AdamW, and its learning rate over the steps."""
 
     learning_rate: PositiveFloat = 1e-6
-    warmup: Count = 0
+    warmup: NonNegativeInt = 0
     """Steps over which the rate rises."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[UnitInterval, UnitInterval] = (0.9, 0.95)
     max_grad_norm: PositiveFloat = 1.0
 
 
 class Evaluation(Section):
     """How the held-out rows are sampled: like the policy itself unless told otherwise."""
 
-    every: Count = 0
+    every: NonNegativeInt = 0
     """Steps between evaluations; 0 for only before and after."""
     samples: PositiveInt = 1
     """Responses a prompt."""
@@ -161,7 +161,7 @@ class Config(Section):
     """The most positions that one forward pass of the update holds: memory for time, never another result."""
     gradient_checkpointing: bool = False
     """Whether the update computes each layer twice instead of keeping what it computed: memory for time."""
-    seed: Count = 0
+    seed: NonNegativeInt = 0
     output: str = "runs/{method}"
     """The run's folder."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -172,7 +172,7 @@ class Config(Section):
     """A folder that keeps the reference's log-probs of data rows, for several runs to share; else the run's own."""
     generation_batch_size: PositiveInt = 512
     """The most responses that are sampled at once: memory for time, never another result."""
-    checkpoint_every: Count = 50
+    checkpoint_every: NonNegativeInt = 50
     """Steps between checkpoints; 0 for only the last."""
     keep_checkpoints: PositiveInt = 2
 

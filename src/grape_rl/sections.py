@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, ConfigDict, PositiveFloat, PositiveInt, model_validator
 
-from grape_rl.maths.bounds import Count
+from grape_rl.maths.bounds import NonNegativeInt
 from grape_rl.schema import Strict
 
 
@@ -71,7 +71,7 @@ class Revise(Section):
     A critique is what the rubric's verdicts hold against the response.
     """
 
-    per_group: Count = 0
+    per_group: NonNegativeInt = 0
     """How many responses to each prompt are revised, from the worst up; 0 for none."""
     items: PositiveInt = 3
     """The most items that a critique tells of, those first that cost most."""

@@ -145,7 +145,7 @@ def meaning(function: Callable[..., Any], option: str) -> str:
 
     >>> from grape_rl.maths.preference import ld_dpo
     >>> meaning(ld_dpo, "tail_weight")
-    'tail_weight 1 is DPO; 0 does not see what is beyond.'
+    'tail_weight is the weight of the tail: 1 is DPO, and 0 ignores the tail.'
     """
     head, *rest = _paragraphs(function, quotes=True)
     sentences = [s for part in rest for s in re.split(r"(?<!Dr\.)(?<=\.)\s+(?=[A-Z`\"])", part)]

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from grape_rl.data.chat import completion_tokens, end_tokens, prompt_tokens
 from grape_rl.data.messages import Messages
 from grape_rl.data.steps import response_steps, step_tokens
-from grape_rl.maths.reward_model import StepReward, step_reward
+from grape_rl.maths.reward_model import StepAggregation, step_reward
 from grape_rl.model.logprobs import microbatches, select_rows
 from grape_rl.model.reward_head import load_reward_model, sequence_scores, step_separator, token_scores
 from grape_rl.reward.model_item import RewardModelItem
@@ -38,7 +38,7 @@ class RewardModel:
     tokens_per_microbatch: int
     precision: Callable[[], AbstractContextManager[object]] = nullcontext
 
-    def checked(self, aggregate: StepReward | None, center: float = 0.0, scale: float = 1.0) -> None:
+    def checked(self, aggregate: StepAggregation | None, center: float = 0.0, scale: float = 1.0) -> None:
         """That what is asked of it goes with what it is.
 
         Raises:
@@ -73,7 +73,7 @@ def reward_model(
 
 
 def rewards(
-    of: RewardModel, responses: Sequence[Response], item: str, aggregate: StepReward | None = None
+    of: RewardModel, responses: Sequence[Response], item: str, aggregate: StepAggregation | None = None
 ) -> list[Verdict]:
     """Each response's reward as a verdict of ``item``: r(x, y) in the model's own scale, of any size.
 
@@ -143,7 +143,7 @@ def _read(of: RewardModel, response: Response) -> Read:
 
 
 @torch.no_grad()
-def _scored(of: RewardModel, found: Sequence[Read], aggregate: StepReward) -> list[float]:
+def _scored(of: RewardModel, found: Sequence[Read], aggregate: StepAggregation) -> list[float]:
     """The reward of each response."""
     if not found:
         return []

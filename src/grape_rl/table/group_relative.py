@@ -1,7 +1,7 @@
 """GRPO and its relations: an advantage relative to the other responses to the same prompt, and a bounded ratio."""
 
-from grape_rl.maths.advantage import group_relative, normalized
-from grape_rl.maths.gdpo import items_normalized
+from grape_rl.maths.advantage import batch_normalized, group_relative
+from grape_rl.maths.gdpo import normalize_then_sum
 from grape_rl.maths.grape import confidence_weighted, running_confidence, unweighted
 from grape_rl.maths.reweighting import length_penalized
 from grape_rl.maths.surrogate import cispo, clipped, sequence_clipped
@@ -33,7 +33,7 @@ GROUP_RELATIVE = (
         summary="GRPO that compares responses item by item, each on its own scale, before it sums the items.",
         equation="z_ik = (s_ik − mean s_k)/(std s_k + ε);  S_i = Σ_k w_k z_ik;  A_i = (S_i − mean S)/(std_batch S + ε)",
         paper="GDPO, arXiv 2601.05242 (a reading: the loss is GRPO's, the missing verdicts are treated as GRAPE's)",
-        source=Responses(normalized, unweighted, smallest_group=2, compared=items_normalized),
+        source=Responses(batch_normalized, unweighted, smallest_group=2, compared=normalize_then_sum),
         terms=(LossTerm(clipped), *PENALTIES),
         reduction="sequence",
     ),

@@ -1,7 +1,7 @@
 """Methods that make given responses likely: demonstrations, or the best of the model's own."""
 
 from grape_rl.maths.grape import unweighted
-from grape_rl.maths.reweighting import accepted
+from grape_rl.maths.rejection import accepted
 from grape_rl.maths.surrogate import dft, policy_gradient
 from grape_rl.methods import Demonstrations, LossTerm, Method, Responses
 from grape_rl.training.update import noisy_gradient

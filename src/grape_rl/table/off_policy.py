@@ -2,8 +2,16 @@
 
 from grape_rl.maths.advantage import group_relative
 from grape_rl.maths.grape import unweighted
-from grape_rl.maths.off_policy import behavior_pull, imitation, rec_one_side, rec_ring, rec_two_side, topr, truncated
-from grape_rl.maths.reweighting import posterior, red_drop, red_weight
+from grape_rl.maths.off_policy import (
+    nll_regularizer,
+    rec_one_side,
+    rec_ring,
+    rec_two_side,
+    squared_log_ratio,
+    topr,
+    truncated_importance,
+)
+from grape_rl.maths.reweighting import em_weight, red_drop, red_weight
 from grape_rl.maths.surrogate import policy_gradient
 from grape_rl.methods import LossTerm, Method, Responses
 from grape_rl.table.penalties import PENALTIES
@@ -48,7 +56,7 @@ OFF_POLICY = (
         equation="A_i = R_i − mean R;  L = mean_t [−A log π_θ + pull · (log π_θ − log π_old)²]",
         paper=f"Kimi k1.5, arXiv 2501.12599; {_REC}, REP-OPMD",
         source=_CENTERED,
-        terms=(LossTerm(policy_gradient), LossTerm(behavior_pull, 0.1, "pull"), *PENALTIES),
+        terms=(LossTerm(policy_gradient), LossTerm(squared_log_ratio, 0.1, "pull"), *PENALTIES),
         reduction="token",
         defaults={"scale": "none"},
     ),
@@ -58,7 +66,7 @@ OFF_POLICY = (
         equation="A_i = R_i − mean R;  L = −mean_t (A + β) log π_θ(y_t | x, y_<t)",
         paper=f"AsymRE, arXiv 2506.20520; {_REC}, REP-AsymRE",
         source=_CENTERED,
-        terms=(LossTerm(policy_gradient), LossTerm(imitation, 0.1, "beta"), *PENALTIES),
+        terms=(LossTerm(policy_gradient), LossTerm(nll_regularizer, 0.1, "beta"), *PENALTIES),
         reduction="token",
         defaults={"scale": "none"},
     ),
@@ -96,7 +104,7 @@ OFF_POLICY = (
         equation="A_i = R_i − mean R;  L = −mean_t sg(min(ρ_t, cap)) A log π_θ(y_t | x, y_<t)",
         paper="Truncated importance sampling, Ionides 2008; IMPALA, arXiv 1802.01561",
         source=_CENTERED,
-        terms=(LossTerm(truncated), *PENALTIES),
+        terms=(LossTerm(truncated_importance), *PENALTIES),
         reduction="token",
         defaults={"scale": "none"},
     ),
@@ -105,7 +113,7 @@ OFF_POLICY = (
         summary="Responses imitated in proportion to their rewards: no importance weights, no clip.",
         equation="w_i = R_i / mean R;  L = −mean_i w_i Σ_t log π_θ(y_t | x, y_<t) / max_tokens",
         paper="EM Policy Gradient, arXiv 2504.18587 (our reconstruction from its abstract, no reproduction)",
-        source=Responses(posterior, unweighted),
+        source=Responses(em_weight, unweighted),
         terms=(LossTerm(policy_gradient), *PENALTIES),
         reduction="fixed_length",
     ),

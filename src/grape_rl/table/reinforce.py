@@ -2,16 +2,18 @@
 
 import math
 
-from grape_rl.maths.advantage import baselined, leave_one_out, normalized
+from grape_rl.maths.advantage import baseline_advantage, batch_normalized, leave_one_out
 from grape_rl.maths.grape import unweighted
 from grape_rl.maths.reward import kl_penalized, moving_average
-from grape_rl.maths.reweighting import undiluted
+from grape_rl.maths.reweighting import gpg_advantage
 from grape_rl.maths.surrogate import clipped, policy_gradient, ratio
 from grape_rl.methods import LossTerm, Memory, Method, Responses
 from grape_rl.table.penalties import PENALTIES
 from grape_rl.training.trust_region import trust_region
 
-_BASELINED = Responses(baselined, unweighted, token_reward=kl_penalized, remembers=(Memory(moving_average, math.nan),))
+_BASELINED = Responses(
+    baseline_advantage, unweighted, token_reward=kl_penalized, remembers=(Memory(moving_average, math.nan),)
+)
 
 REINFORCE = (
     Method(
@@ -50,7 +52,7 @@ REINFORCE = (
         equation="A_i = (R_i − mean_batch R)/(std_batch R + ε);  L as in PPO's clip + kl · KL",
         paper="REINFORCE++, arXiv 2501.03262 (with kl_in_reward, as there; kl adds one to the loss); "
         "center=group is its REINFORCE++-baseline",
-        source=Responses(normalized, unweighted, token_reward=kl_penalized),
+        source=Responses(batch_normalized, unweighted, token_reward=kl_penalized),
         terms=(LossTerm(clipped), *PENALTIES),
         reduction="token",
     ),
@@ -59,7 +61,7 @@ REINFORCE = (
         summary="The policy gradient relative to the group, scaled up for the groups that say nothing.",
         equation="A_i = B/(B−M) · (R_i − mean R), M of all B being in groups of equal rewards;  L = −mean_t A log π_θ",
         paper="GPG, arXiv 2504.02546 (our reading)",
-        source=Responses(undiluted, unweighted, smallest_group=2),
+        source=Responses(gpg_advantage, unweighted, smallest_group=2),
         terms=(LossTerm(policy_gradient), *PENALTIES),
         reduction="token",
     ),

@@ -1,6 +1,6 @@
 """The methods that train a model to score what others write: one number a response, or one a step."""
 
-from grape_rl.maths.reward_model import bradley_terry, centered, step_cross_entropy
+from grape_rl.maths.reward_model import bradley_terry, score_centering, step_cross_entropy
 from grape_rl.methods import Comparisons, LossTerm, Method, Steps
 from grape_rl.training.reward_modeling import comparison_gradient, step_gradient
 
@@ -13,7 +13,7 @@ REWARD_MODEL = (
         source=Comparisons(),
         # On by default: the score is used as a number later (a reward, or an item of a rubric), and without the pull
         # where its zero lies is left to chance. At 0.01 it hardly moves a difference.
-        terms=(LossTerm(bradley_terry), LossTerm(centered, 0.01, "centering")),
+        terms=(LossTerm(bradley_terry), LossTerm(score_centering, 0.01, "centering")),
         reduction=None,
         update=comparison_gradient,
     ),

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from grape_rl.maths.confidence import agreement, chance_corrected, label_probability
+from grape_rl.maths.confidence import chance_corrected, label_probability, self_consistency
 from grape_rl.reward.critic.item import Judge
 from grape_rl.reward.critic.prompt import CERTAINTY, names
 from grape_rl.types import Status, Verdict, failed
@@ -138,7 +138,7 @@ def judged(item: str, judge: Judge, readings: Sequence[Reading], provenance: str
     label = max(judge.labels, key=lambda name: count[name])
     sure = next(each.confidence for each in said if each.label == label)
     if judge.confidence.mode == "agreement":
-        sure = float(agreement(torch.tensor([[count[name] for name in judge.labels]]))[0])
+        sure = float(self_consistency(torch.tensor([[count[name] for name in judge.labels]]))[0])
     if judge.curve:
         sure = float(judge.curve(torch.tensor(sure, dtype=torch.float64)))
     if judge.confidence.transform.endswith("chance_corrected"):
