@@ -33,7 +33,7 @@ from grape_rl.methods import (
     resolve_options,
 )
 from grape_rl.reward.rubric import load_rubric
-from grape_rl.table.online import online
+from grape_rl.table.online import online_form
 from grape_rl.training.objective import FIELDS, LABEL_FIELDS, PAIR_FIELDS, SCORE_FIELDS
 from small_runs import lines, weights
 
@@ -414,7 +414,7 @@ def test_an_online_form_differs_from_its_method_in_where_its_pairs_come_from():
         assert row.equation in form.equation and row.paper in form.paper and f" {row.name} " in form.summary
         assert (row.page, form.page) == (row.name, "online")
     with pytest.raises(ValueError, match="sft does not learn from pairs of data"):
-        online(ALGORITHMS["sft"])
+        online_form(ALGORITHMS["sft"])
 
 
 def test_a_coefficient_without_an_option_stays():
