@@ -17,7 +17,7 @@ Z95 = 1.959963984540054
 """The 97.5 % quantile of the normal distribution, for two-sided 95 % intervals."""
 
 Correct = Float[Tensor, " n"] | Bool[Tensor, " n"]
-Fit = Callable[[Float[Tensor, " n"], Correct], Callable[[Float[Tensor, " m"]], Float[Tensor, " m"]]]
+CurveFitter = Callable[[Float[Tensor, " n"], Correct], Callable[[Float[Tensor, " m"]], Float[Tensor, " m"]]]
 """A fit: confidences and the correctness of their labels → a function that calibrates confidences."""
 
 
@@ -124,7 +124,7 @@ def platt(confidence: Float[Tensor, " n"], correct: Correct, steps: int = 100) -
 
 
 def cross_validated(
-    fit: Fit, confidence: Float[Tensor, " n"], correct: Correct, fold: Int[Tensor, " n"]
+    fit: CurveFitter, confidence: Float[Tensor, " n"], correct: Correct, fold: Int[Tensor, " n"]
 ) -> Float[Tensor, " n"]:
     """Out-of-fold calibrated confidences: each example's curve is fitted to the other folds only.
 
@@ -144,7 +144,7 @@ def brier(confidence: Float[Tensor, " n"], correct: Correct) -> float:
 
 
 @dataclass(frozen=True)
-class Reliability:
+class ReliabilityCurve:
     """Reliability by bin of the confidence: mean confidence, accuracy with its 95 % Wilson interval, and count.
 
     An empty bin has count 0 and NaN elsewhere.
@@ -157,7 +157,7 @@ class Reliability:
     high: Float[Tensor, " bins"]
 
 
-def reliability(confidence: Float[Tensor, " n"], correct: Correct, bins: int = 10) -> Reliability:
+def reliability(confidence: Float[Tensor, " n"], correct: Correct, bins: int = 10) -> ReliabilityCurve:
     """Reliability over ``bins`` bins of equal width.
 
     Bin i contains ``i/bins ≤ confidence < (i+1)/bins``; the last bin also contains 1.
@@ -172,7 +172,7 @@ def reliability(confidence: Float[Tensor, " n"], correct: Correct, bins: int = 1
     count = torch.bincount(index, minlength=bins)
     right = torch.zeros(bins, dtype=torch.float64).index_add(0, index, correct.double())
     total = torch.zeros(bins, dtype=torch.float64).index_add(0, index, confidence.double())
-    return Reliability(total / count, right / count, count, *wilson(right, count.double()))
+    return ReliabilityCurve(total / count, right / count, count, *wilson(right, count.double()))
 
 
 def expected_calibration_error(confidence: Float[Tensor, " n"], correct: Correct, bins: int = 10) -> float:

@@ -24,8 +24,7 @@ def python_callable(call: str, folder: Path, allow: Collection[str]) -> Callable
     match = re.fullmatch(r"(?P<place>\w+\.py|[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)", call)
     if match is None:
         raise ValueError(
-            f"{call!r} names no function: write 'file.py:name' (a file in the rubric's folder) or "
-            "'package.module:name'"
+            f"{call!r} names no function: write 'file.py:name' (a file in the rubric's folder) or 'package.module:name'"
         )
     place, name = match["place"], match["name"]
     if place not in allow:

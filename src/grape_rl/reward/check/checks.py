@@ -22,8 +22,8 @@ from grape_rl.reward.check.field_types import (
     PATTERN_FIELDS,
     GoldAnswer,
     LookupText,
-    NonNegative,
     Pattern,
+    SizeLimit,
     TimeLimit,
     Tolerance,
 )
@@ -110,9 +110,9 @@ class Length(Strict):
     """
 
     type: Literal["length"]
-    min_tokens: NonNegative | None = None
-    max_tokens: NonNegative | None = None
-    max_characters: NonNegative | None = None
+    min_tokens: SizeLimit | None = None
+    max_tokens: SizeLimit | None = None
+    max_characters: SizeLimit | None = None
 
     @model_validator(mode="after")
     def _some_limit(self) -> "Length":

@@ -42,7 +42,7 @@ LookupText = Annotated[str, AfterValidator(_text)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 GoldAnswer = Annotated[str | int | float, BeforeValidator(_constant)]
 Tolerance = Annotated[float, Field(ge=0)]
-NonNegative = Annotated[int, Field(ge=0, strict=True)]
+SizeLimit = Annotated[int, Field(ge=0, strict=True)]
 TimeLimit = Annotated[float, Field(gt=0)]
 """Seconds."""
 

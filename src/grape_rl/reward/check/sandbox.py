@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 Isolation = Literal["bwrap", "none"]
-"""How a program is isolated. ``none`` applies the resource limits only, and is for trusted code."""
+"""The isolation of a program. ``none`` applies the resource limits only, and is for trusted code."""
 
 SCRIPTS = Path(__file__).with_name("sandboxed")
 """The folder of the scripts that run in sandboxes. They import the standard library only."""

@@ -71,9 +71,7 @@ class Worker:
             load_error: str = self._receive(LOADING_S)
             for item, check, *_ in jobs:
                 assert not isinstance(check, Length), "it needs no process of its own"
-                verdict = (
-                    failed(item, "infrastructure", load_error) if load_error else self._receive(check.timeout_s)
-                )
+                verdict = failed(item, "infrastructure", load_error) if load_error else self._receive(check.timeout_s)
                 yield replace(verdict, provenance=verdict.provenance or check.type)
                 done += 1
         except TimeoutError as error:

@@ -32,7 +32,8 @@ class Client:
         self.endpoint, self.limiter = endpoint, limiter
         self.concurrency, self.deadline_s = endpoint.concurrency, endpoint.deadline_s
         self._structured = endpoint.structured
-        settings = {"base_url", "model", "temperature", "max_tokens", "structured", "extra"}  # those that affect answers
+        # The settings that affect answers.
+        settings = {"base_url", "model", "temperature", "max_tokens", "structured", "extra"}
         self.name = json.dumps(endpoint.model_dump(include=settings), sort_keys=True)
         self._client = AsyncOpenAI(
             base_url=endpoint.base_url,
@@ -139,9 +140,7 @@ class Client:
         self._structured = "prompted"
         return await self._client.post("/chat/completions", cast_to=object, body=request)
 
-    def _read(
-        self, completion: Any, labels: Sequence[str], tries: int, record: Callable[[int, float], None]
-    ) -> Reply:
+    def _read(self, completion: Any, labels: Sequence[str], tries: int, record: Callable[[int, float], None]) -> Reply:
         """The reply in a chat completion, and its tokens and cost to the limiter."""
         usage = completion.get("usage") or {}
         prompt, generated = (int(usage.get(f"{name}_tokens") or 0) for name in ("prompt", "completion"))

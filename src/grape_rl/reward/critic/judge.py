@@ -21,7 +21,7 @@ def _labels(value: Any) -> Any:
     if isinstance(value, dict):
         for name in value:
             if not isinstance(name, str):
-                raise ValueError(f"the label {name!r} is not text; put it in quotes (YAML reads no and yes as booleans)")
+                raise ValueError(f"the label {name!r} is not text; put it in quotes (yes and no are booleans in YAML)")
     return value
 
 
@@ -126,7 +126,7 @@ class Judge(Strict):
     @model_validator(mode="after")
     def _sensible(self) -> "Judge":
         if self.calls == "batched" and self.confidence.mode == "logprob":
-            raise ValueError("calls: batched does not go with confidence mode logprob: its answer is one label, for one item")
+            raise ValueError("calls: batched: in confidence mode logprob an answer is one label, for one item")
         if not self.criterion.strip():
             raise ValueError("the criterion is empty")
         if len(self.labels) < 2 or len(set(self.labels.values())) < 2:
@@ -134,7 +134,5 @@ class Judge(Strict):
         if stray := [name for name in self.anchors if name not in self.labels]:
             raise ValueError(f"anchors: {stray[0]!r} is not one of the labels {', '.join(self.labels)}")
         if ("reference" in self.show) != (self.reference is not None):
-            raise ValueError(
-                "a reference has to be shown, and only then: set both 'show: [.., reference]' and 'reference', or neither"
-            )
+            raise ValueError("a reference needs both 'show: [.., reference]' and 'reference': set both, or neither")
         return self

@@ -7,14 +7,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 from grape_rl.reward.critic.judging_batch import Critic, JudgingBatch
-from grape_rl.reward.critic.questions import JudgeJob
+from grape_rl.reward.critic.questions import CriticJob
 from grape_rl.reward.critic.usage import CriticUsage
 from grape_rl.types import Verdict
 
-__all__ = ["Critic", "CriticUsage", "JudgeJob", "Judging"]
+__all__ = ["Critic", "CriticJob", "CriticUsage", "Judging"]
 
 
-LocalJudge = Callable[[Sequence[JudgeJob]], list[Verdict]]
+LocalJudge = Callable[[Sequence[CriticJob]], list[Verdict]]
 """A critic in this process: the jobs of a batch → their verdicts."""
 
 
@@ -43,7 +43,7 @@ class Judging:
         self._open: JudgingBatch | None = None
         self._submitted: list[JudgingBatch] = []
 
-    def prefetch(self, jobs: Sequence[JudgeJob]) -> None:
+    def prefetch(self, jobs: Sequence[CriticJob]) -> None:
         """Start to judge some of the jobs of the next ``submit``, before the rest of the batch is available.
 
         Verdicts do not depend on it. Items that share a call (``calls: batched``) must be prefetched together, or the
@@ -53,7 +53,7 @@ class Judging:
             with self._lock:
                 self._batch().add(served)
 
-    def submit(self, jobs: Sequence[JudgeJob]) -> "Future[list[Verdict]]":
+    def submit(self, jobs: Sequence[CriticJob]) -> "Future[list[Verdict]]":
         """Start to judge a batch; the future's result is the verdict of each job, in order.
 
         The local critics have finished when this returns; served critics answer in the meantime and afterwards. The
@@ -77,7 +77,7 @@ class Judging:
         pending.add_done_callback(merge)
         return verdicts
 
-    def verdicts(self, jobs: Sequence[JudgeJob]) -> list[Verdict]:
+    def verdicts(self, jobs: Sequence[CriticJob]) -> list[Verdict]:
         """The verdicts of the jobs, in order.
 
         Raises:
@@ -96,7 +96,7 @@ class Judging:
             if batch:
                 batch.stop()
 
-    def _served(self, jobs: Sequence[JudgeJob]) -> list[JudgeJob]:
+    def _served(self, jobs: Sequence[CriticJob]) -> list[CriticJob]:
         return [job for job in jobs if job.judge.critic not in self._local]
 
     def _batch(self) -> JudgingBatch:

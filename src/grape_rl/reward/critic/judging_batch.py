@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from grape_rl.reward.critic.prompt import answer_schema, fence_mark, judge_messages
-from grape_rl.reward.critic.questions import AnswerPlace, JudgeJob, PolicyFault, Question, plan_questions
+from grape_rl.reward.critic.questions import AnswerPlace, CriticJob, PolicyFault, Question, plan_questions
 from grape_rl.reward.critic.reply import ItemAnswer, Reply, combine_answers, parse_reply
 from grape_rl.reward.critic.reply_cache import ReplyCache, reply_key
 from grape_rl.reward.critic.usage import CriticUsage
@@ -80,7 +80,7 @@ class JudgingBatch:
         atexit.register(self.stop)  # a run that fails does not wait for critics and loses no cached answer
         self._thread.start()
 
-    def add(self, jobs: Sequence[JudgeJob]) -> list[AnswerPlace | PolicyFault]:
+    def add(self, jobs: Sequence[CriticJob]) -> list[AnswerPlace | PolicyFault]:
         """Ask the questions of these jobs that were not asked yet; returns the place of each job's answer."""
         questions, places = plan_questions(jobs)
         new = [question for question in questions if question.key not in self._answers]
@@ -88,7 +88,7 @@ class JudgingBatch:
         self._call_in_loop(self._inbox.put_nowait, new)
         return places
 
-    def finish(self, jobs: Sequence[JudgeJob]) -> "Future[list[Verdict]]":
+    def finish(self, jobs: Sequence[CriticJob]) -> "Future[list[Verdict]]":
         """Ask the last questions; the future's result is the verdicts of these jobs, in order."""
         places = self.add(jobs)
         self._verdicts = lambda: self._verdicts_of(jobs, places)
@@ -156,9 +156,7 @@ class JudgingBatch:
             question, sample = entry
             self._answers[question.key][sample] = await self._ask(line.critic, cache, question, sample)
 
-    async def _ask(
-        self, critic: Critic, cache: ReplyCache | None, question: Question, sample: int
-    ) -> list[ItemAnswer]:
+    async def _ask(self, critic: Critic, cache: ReplyCache | None, question: Question, sample: int) -> list[ItemAnswer]:
         """The critic's answer for each of the question's judges, in their order, from the cache if it is there."""
         order = question.order(sample)
         judges = [question.judges[i] for i in order]
@@ -179,7 +177,7 @@ class JudgingBatch:
             cache.put(key, reply)
         return [answers[order.index(i)] for i in range(len(order))]
 
-    def _verdicts_of(self, jobs: Sequence[JudgeJob], places: Sequence[AnswerPlace | PolicyFault]) -> list[Verdict]:
+    def _verdicts_of(self, jobs: Sequence[CriticJob], places: Sequence[AnswerPlace | PolicyFault]) -> list[Verdict]:
         """The verdicts of the jobs. The first of several jobs that share an answer has its cost, the rest cost 0."""
         verdicts: list[Verdict] = []
         paid: set[AnswerPlace] = set()
@@ -189,7 +187,7 @@ class JudgingBatch:
                 verdicts.append(Verdict(item, worst, 1.0, "policy_fault", place.reason, provenance))
                 continue
             late = ItemAnswer(status="timeout", reasoning="no answer within the critic's deadline_s for a batch")
-            answers = [late if sample is None else sample[place.index] for sample in self._answers[place.key]]
+            answers = [late if sample is None else sample[place.position] for sample in self._answers[place.key]]
             verdict = combine_answers(item, judge, answers, provenance)
             verdicts.append(replace(verdict, cost=0.0, tokens=0) if place in paid else verdict)
             paid.add(place)

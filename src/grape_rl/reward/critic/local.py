@@ -19,7 +19,7 @@ from grape_rl.model.logprobs import logprobs, microbatches, selected
 from grape_rl.reward.critic.judge import Judge
 from grape_rl.reward.critic.policy_faults import policy_fault_reason
 from grape_rl.reward.critic.prompt import fence_mark, judge_messages
-from grape_rl.reward.critic.questions import JudgeJob
+from grape_rl.reward.critic.questions import CriticJob
 from grape_rl.reward.critic.reply import Reply, combine_answers, parse_reply
 from grape_rl.types import Verdict, failed
 
@@ -87,10 +87,10 @@ def load_local_critic(name: str, device: torch.device, forward: ForwardContext) 
     return LocalCritic(name, model.requires_grad_(False), tokenizer, end, context, forward)
 
 
-def local_verdicts(critic: LocalCritic, jobs: Sequence[JudgeJob]) -> list[Verdict]:
+def local_verdicts(critic: LocalCritic, jobs: Sequence[CriticJob]) -> list[Verdict]:
     """The verdicts of the jobs, in order: the most probable label, with its probability among the labels as confidence.
 
-    The probability of a label is that of the whole answer, up to the end of the turn. Jobs are independent of each
+    A label's probability is the probability of the whole answer, up to the end of the turn. Jobs are independent of each
     other: the mark of a job's fence depends on its own prompt only. A verdict is missing with status ``truncated`` if
     the conversation exceeds the model's context, and ``infrastructure`` if the chat template refuses it or a
     probability is not finite.

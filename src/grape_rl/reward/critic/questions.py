@@ -11,7 +11,7 @@ from grape_rl.reward.critic.policy_faults import policy_fault_reason
 from grape_rl.types import Response
 
 
-class JudgeJob(NamedTuple):
+class CriticJob(NamedTuple):
     """One response for a critic to judge on one item; the look-ups of ``judge`` are filled in.
 
     ``worst`` is the score that lowers the reward most: 0, or 1 on a pitfall.
@@ -55,10 +55,10 @@ class Question:
 
 
 class AnswerPlace(NamedTuple):
-    """The place of a job's answer: a question, and the index of the judge in it."""
+    """The place of a job's answer: a question, and the position of the judge in it."""
 
     key: QuestionKey
-    index: int
+    position: int
 
 
 class PolicyFault(NamedTuple):
@@ -67,7 +67,7 @@ class PolicyFault(NamedTuple):
     reason: str
 
 
-def plan_questions(jobs: Sequence[JudgeJob]) -> tuple[list[Question], list[AnswerPlace | PolicyFault]]:
+def plan_questions(jobs: Sequence[CriticJob]) -> tuple[list[Question], list[AnswerPlace | PolicyFault]]:
     """The questions that answer the jobs, and the place of each job's answer.
 
     Equal jobs share a question: a second call would return the same answer, or differ by chance. Questions are ordered

@@ -206,7 +206,10 @@ def _uniform(*key: object) -> float:
 
 
 def _logp(opinion: _Opinion, labels: Sequence[str]) -> dict[str, float]:
-    """Log-probabilities that make the opinion's label the most probable one; only just, if the confidence is below a guess's."""
+    """Log-probabilities that make the opinion's label the most probable one.
+
+    If the opinion's confidence is below a random guess's, the label is more probable by 1e-9 only.
+    """
     confidence = min(max(opinion.confidence, 1 / len(labels) + 1e-9), 1 - 1e-9)
     rest = math.log((1 - confidence) / (len(labels) - 1))
     return {name: math.log(confidence) if name == opinion.label else rest for name in labels}

@@ -119,7 +119,7 @@ def run_test_method(test: unittest.TestCase) -> None:
     """Run one method of a TestCase with its setUp and tearDown.
 
     Raises:
-        AssertionError: the method failed, or was skipped, or passed despite ``expectedFailure``.
+        AssertionError: the method failed, passed although it was expected to fail, or did not run.
     """
     result = unittest.TestResult()
     test.run(result)
