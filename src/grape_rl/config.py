@@ -11,7 +11,7 @@ from grape_rl.data.chat import Learn
 from grape_rl.maths.bounds import NonNegativeInt, UnitInterval
 from grape_rl.maths.reward_model import StepAggregation
 from grape_rl.methods import Demonstrations, Responses, Sampled, resolve_options
-from grape_rl.reward.critic.settings import endpoints
+from grape_rl.reward.critic.settings import parse_critics
 from grape_rl.schema import nearest, parsed, validated
 from grape_rl.sections import Model, Revise, Section, on_cpu
 
@@ -187,7 +187,7 @@ class Config(Section):
         if self.data.held_out and not self.data.held_out_rows:
             raise ValueError("data: held_out names held-out rows, and held_out_rows is 0: say how many to evaluate on")
         graded = sum(map(bool, (self.reward.rubric, self.reward.function, self.reward.model)))
-        endpoints(self.reward.critics, "reward.critics")
+        parse_critics(self.reward.critics, "reward.critics")
         if graded > 1:
             raise ValueError("reward: name exactly one of rubric, function and model")
         blind = isinstance(row.source, Responses) or (isinstance(row.source, Demonstrations) and not self.data.source)

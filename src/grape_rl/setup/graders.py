@@ -12,7 +12,7 @@ from grape_rl.maths.grape import unweighted
 from grape_rl.methods import Method, Responses, Sampled, keywords
 from grape_rl.reward.canary import canaries
 from grape_rl.reward.check.callables import python_callable
-from grape_rl.reward.critic.settings import endpoints
+from grape_rl.reward.critic.settings import parse_critics
 from grape_rl.reward.function import function_scorer
 from grape_rl.reward.grading import judging_ahead, rubric_critics, rubric_models
 from grape_rl.reward.model_grader import readable, reward_model
@@ -47,7 +47,7 @@ def grader(
         aggregate, compared = (source.aggregate, source.compared) if source else (unweighted, None)
         kept = Path(config.reward.critic_cache) if config.reward.critic_cache else None
         folder = Path(config.reward.rubric).parent
-        where_from = endpoints(config.reward.critics, "reward.critics", folder, config.reward.allow)
+        where_from = parse_critics(config.reward.critics, "reward.critics", folder, config.reward.allow)
         critics = rubric_critics(rubric, where_from, kept, where, config.tokens_per_microbatch, precision)
         scorer = rubric_scorer(
             rubric,
