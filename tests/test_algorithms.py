@@ -17,20 +17,20 @@ from grape_rl.algorithms import FAMILIES
 from grape_rl.cli.train import demo_config
 from grape_rl.config.config import Config
 from grape_rl.config.files import from_file, merge
-from grape_rl.validation import load_config
 from grape_rl.maths.bounds import NonNegative
 from grape_rl.maths.grape import confidence_weighted, unweighted
 from grape_rl.maths.reduction import Reduction
 from grape_rl.methods import LossTerm, keywords, method_options, objective, resolve_options
+from grape_rl.reward.rubric import load_rubric
 from grape_rl.sources.comparisons import Comparisons
 from grape_rl.sources.labels import Labels
 from grape_rl.sources.preferences import Preferences
 from grape_rl.sources.sampled import SampledSource
 from grape_rl.sources.sampled_preferences import SampledPreferences
 from grape_rl.sources.steps import Steps
-from grape_rl.reward.rubric import load_rubric
 from grape_rl.table.online import online
 from grape_rl.training.objective import FIELDS, LABEL_FIELDS, PAIR_FIELDS, SCORE_FIELDS
+from grape_rl.validation import load_config
 from small_runs import lines, weights
 
 OF_SCORES = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Comparisons | Steps)]

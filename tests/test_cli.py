@@ -18,10 +18,10 @@ from grape_rl.cli.settings import text_settings
 from grape_rl.cli.train import demo_config
 from grape_rl.config.config import Config
 from grape_rl.config.files import merge
-from grape_rl.validation import load_config
-from grape_rl.sources.labels import Labels
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.rollout.evaluation import HeldOut
+from grape_rl.sources.labels import Labels
+from grape_rl.validation import load_config
 from small_runs import RUBRIC, lines, settings, sums, written
 
 DEMO_RUBRIC = str(demo_config("grape").with_name("rubric.yaml"))

@@ -67,10 +67,10 @@ def resolved(method: str, file: str | None, given: dict[str, Any]) -> Any:
 def estimate(config: Any) -> str:
     """The run's estimate as a line; or why there is none, since settings can be right without one."""
     from grape_rl.estimate.plan import estimated
-    from grape_rl.model.load import quiet
+    from grape_rl.model.load import no_progress_bars
 
     try:
-        with quiet():
+        with no_progress_bars():
             return f"estimate: {estimated(config)}"
     except Exception as error:  # nothing that an estimate lacks may stop what was asked for
         return f"estimate: none, since {' '.join(str(error).split()) or type(error).__name__}"
