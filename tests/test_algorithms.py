@@ -20,20 +20,19 @@ from grape_rl.config.files import from_file, merge
 from grape_rl.maths.bounds import NonNegative
 from grape_rl.maths.grape import confidence_weighted, unweighted
 from grape_rl.maths.reduction import Reduction
-from grape_rl.methods import LossTerm, keywords, method_options, objective, resolve_options
+from grape_rl.methods import LossTerm, method_options, objective, resolve_options
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.sources.comparisons import Comparisons
 from grape_rl.sources.labels import Labels
 from grape_rl.sources.preferences import Preferences
-from grape_rl.sources.sampled import SampledSource
 from grape_rl.sources.sampled_preferences import SampledPreferences
 from grape_rl.sources.steps import Steps
 from grape_rl.table.online import online
-from grape_rl.training.objective import FIELDS, LABEL_FIELDS, PAIR_FIELDS, SCORE_FIELDS
+from grape_rl.training.objective import FIELDS
 from grape_rl.validation import load_config
 from small_runs import lines, weights
 
-OF_SCORES = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Comparisons | Steps)]
+OF_SCORES = [name for name, row in ALGORITHMS.items() if row.source.trains_reward_model]
 """Methods that train a model to score, and not to write."""
 OF_PAIRS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Preferences | SampledPreferences)]
 OF_LABELS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Labels)]
@@ -87,7 +86,7 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
             *(["learning_rate"] if name in STEPPING else []),
         ]
         assert ("learning_rate" in told) == (name in STEPPING)
-        if isinstance(row.source, SampledSource):
+        if row.source.samples:
             wanted += ["reward", "length", "truncated", "zero_variance_groups", "kl"]
         if name in ONLINE:
             wanted += ["pairs", "unpaired_groups", "reward_gap"]
@@ -114,7 +113,7 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
 
     assert yaml.safe_load((run.folder / "config.yaml").read_text()) == run.config.model_dump(mode="json")
     drawn = sorted((run.folder / "rollouts").iterdir())
-    if isinstance(row.source, SampledSource):
+    if row.source.samples:
         assert [path.name for path in drawn] == ["step-000001.jsonl", "step-000002.jsonl"]
         records = lines(drawn[0])
         assert len(records) == 48
@@ -174,11 +173,10 @@ def test_every_row_says_what_it_is(name):
     assert demo_config(name).is_file()
     assert isinstance(load_config(from_file(demo_config(name), name)), Config)
     for function in row.functions:
-        assert inspect.getdoc(inspect.unwrap(function)), function
+        assert inspect.getdoc(inspect.unwrap(function.function)), function
     for term in row.terms:
-        of_kind = {name: PAIR_FIELDS for name in OF_PAIRS} | {name: LABEL_FIELDS for name in OF_LABELS}
-        read = set((of_kind | {name: SCORE_FIELDS for name in OF_SCORES}).get(name, FIELDS))
-        assert set(inspect.signature(term.function).parameters) - read <= method_options(row).keys()
+        fields = set(inspect.signature(term.function).parameters) - method_options(row).keys()
+        assert fields <= row.source.loss_fields
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -336,7 +334,7 @@ def test_what_is_set_reaches_the_functions(name):
     defaults = {
         p.name: p.default for p in inspect.signature(row.update).parameters.values() if p.default is not p.empty
     }
-    assert keywords(row.update, chosen) == {**defaults, **more}
+    assert row.update_function.keywords(chosen) == {**defaults, **more}
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -346,7 +344,7 @@ def test_a_penalty_without_a_coefficient_is_not_computed(name):
     assert [term.function for term in objective(row, resolve_options(row, {})).terms] == own
     off = {term.option: 0.0 for term in row.terms if term.option}
     if all(term.option for term in row.terms):
-        with pytest.raises(ValueError, match=f"{name}: every loss has the weight 0, so that there is nothing to learn"):
+        with pytest.raises(ValueError, match=f"{name}: every loss has coefficient 0, so there is nothing to learn"):
             objective(row, resolve_options(row, off))
         return
     assert [term.function for term in objective(row, resolve_options(row, off)).terms] == [row.terms[0].function]

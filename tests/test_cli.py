@@ -128,7 +128,7 @@ CALIBRATE = ["calibrate", "--rubric", "r", "--data", "d.jsonl", "--critics", "c"
         (["train", "sft", "--config", "demo", "--stepz", "2"], "unknown key 'stepz'; did you mean 'steps'?"),
         (["train", "sft", "--config", "demo", "--dryrun", "--steps", "2"], "--dryrun needs a value behind it"),
         (["train", "sft", "--data.source", "x", "--data.source.y", "z"], "source was given a value already"),
-        (["train", "sft"], "data: name exactly one of source"),
+        (["train", "sft"], "data: set exactly one of source"),
         (["demo", "3"], "grape demo takes no words, and got '3'"),
         (["demo", "--seed", "a,b"], "--seed a,b: should be whole numbers"),
         (["demo", "--sede", "1"], "unknown flag '--sede'; did you mean 'seed'?"),
@@ -287,7 +287,7 @@ def test_training_from_the_command_line(grape, tmp_path):
     assert (settled["seed"], settled["optimizer"]["learning_rate"]) == (5, 1e-3)
 
     code, _, told = grape(*again, "--seed", "5")
-    assert code == 2 and "holds another run; name a new folder with --output, or --resume that run" in told
+    assert code == 2 and "contains another run; name a new folder with --output, or --resume that run" in told
     code, _, told = grape(*again, "--seed", "6", "--resume")
     assert code == 2 and "was run with another seed;" in told
     code, said, told = grape(*again, "--seed", "5", "--steps", "3", "--resume")

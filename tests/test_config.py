@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 from grape_rl import ALGORITHMS
-from grape_rl.config import OF_ITEMS
 from grape_rl.config.files import dump, from_file, merge
 from grape_rl.validation import load_config
 
@@ -46,30 +45,30 @@ def test_what_is_written_down_reads_back_the_same(base):
         ({"data": {"teacher": {"wrong": 1.5}}}, "data.teacher.wrong: Input should be less than or equal to 1"),
         ({"options": {"kl": "much"}}, "options of grpo: kl: Input should be a valid number"),
         ({"options": {"kl_estimator": "k4"}}, "options of grpo: kl_estimator: Input should be 'k1', 'k2' or 'k3'"),
-        ({"output": "runs/{name}"}, "output: 'runs/{name}': only {method} and {seed} may stand in braces"),
-        ({"output": "runs/{"}, "only {method} and {seed} may stand in braces"),
+        ({"output": "runs/{name}"}, "output: 'runs/{name}': only {method} and {seed} may be in braces"),
+        ({"output": "runs/{"}, "only {method} and {seed} may be in braces"),
         ({"group_size": 1}, "group_size is 1: grpo compares the responses to a prompt, so it needs at least 2"),
         ({"sampling": {"top_p": 0.9}}, "sampling: grpo needs tokens from the whole distribution of the policy"),
         ({"sampling": {"top_k": 5}}, "leave them out, or use rejection_sampling, which may cut"),
-        ({"sampling": {"temperature": 0}}, "temperature 0 makes all responses alike: grpo learns nothing"),
+        ({"sampling": {"temperature": 0}}, "at temperature 0 all responses are equal: grpo would learn nothing"),
         ({"sampling": {"temperature": -1}}, "sampling.temperature: Input should be greater than or equal to 0"),
         (
             {"reward": {"rubric": "r.yaml", "function": "f.py:f"}},
-            "reward: name exactly one of rubric, function and model",
+            "reward: set exactly one of rubric, function and model",
         ),
         (
             {"reward": {"function": None}},
-            "reward: grpo scores responses: name exactly one of rubric, function and",
+            "reward: grpo learns from rewards: set exactly one of rubric, function and",
         ),
         (
             {"data": {"source": "x.csv", "tasks": {"chain_sum": {}}}},
-            "data: name exactly one of source (a file or a dataset) and tasks",
+            "data: set exactly one of source (a file or a dataset) and tasks",
         ),
-        ({"data": {"source": None}}, "data: name exactly one of source (a file or a dataset) and tasks"),
-        ({"data": {"held_out": "test.jsonl"}}, "data: held_out names held-out rows, and held_out_rows is 0"),
+        ({"data": {"source": None}}, "data: set exactly one of source (a file or a dataset) and tasks"),
+        ({"data": {"held_out": "test.jsonl"}}, "data: held_out is set but held_out_rows is 0"),
         ({"method": "grop"}, "unknown method 'grop'; did you mean 'grpo'?"),
-        ({"method": "grape"}, "reward: grape weights the items of a rubric: name reward.rubric, or use grpo"),
-        ({"method": "gdpo"}, "reward: gdpo normalizes the items of a rubric: name reward.rubric, or use grpo"),
+        ({"method": "grape"}, "reward: grape reads the items of a rubric: set reward.rubric, or use grpo"),
+        ({"method": "gdpo"}, "reward: gdpo reads the items of a rubric: set reward.rubric, or use grpo"),
     ],
 )
 def test_bad_settings_of_grpo(change, message):
@@ -84,11 +83,11 @@ def test_bad_settings_of_grpo(change, message):
         (
             SFT,
             {"data": {"source": None, "tasks": {"leg_counting": {}}, "held_out_rows": 3}},
-            "data: held_out_rows asks for an evaluation: name reward.rubric, f",
+            "data: held_out_rows of tasks are evaluated by grading: set reward.rubric, ",
         ),
         (SFT, {"data": {"learn": "answers"}}, "data.learn: Input should be 'completion', 'assistant' or 'all'"),
         (SFT, {"options": {"neftune": -1.0}}, "neftune: Input should be greater than or equal to 0"),
-        (SFT, {"reward": {"rubric": "a", "function": "b"}}, "reward: name exactly one of rubric, function and model"),
+        (SFT, {"reward": {"rubric": "a", "function": "b"}}, "reward: set exactly one of rubric, function and model"),
         (SFT, {"options": {"clip_low": 0.1}}, "options of sft: unknown key 'clip_low'"),
     ],
 )
@@ -149,7 +148,7 @@ def test_a_file_extends_another_and_finds_the_rubric_beside_the_file_that_names_
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("method: grpo", "config.yaml: is for the method 'grpo', and 'sft' was asked for"),
+        ("method: grpo", "config.yaml: its method is 'grpo', but 'sft' was requested"),
         ("- a list", "config.yaml: should be keys with values"),
         ("", "config.yaml: should be keys with values"),
         ("steps: 1\nsteps: 2", "config.yaml: line 2: the key 'steps' is there twice"),
@@ -168,7 +167,7 @@ def test_bad_files(tmp_path, text, message):
 
 def test_a_config_names_a_method_of_the_table():
     for name in ALGORITHMS:
-        base = GRAPE if name in OF_ITEMS else {**GRPO, "method": name}
+        base = GRAPE if name in ("grape", "gdpo") else {**GRPO, "method": name}
         assert load_config({**base, "method": name}).method == name
 
 
@@ -180,5 +179,5 @@ def test_naming_a_model_or_data_in_an_upper_layer_takes_the_place_of_its_rival_b
 
 
 def test_a_model_with_two_origins_in_one_layer_is_refused() -> None:
-    with pytest.raises(ValueError, match="name exactly one of name"):
+    with pytest.raises(ValueError, match="set exactly one of name"):
         load_config({"method": "sft", "model": {"name": "m", "scratch": {}}, "data": {"source": "s"}})

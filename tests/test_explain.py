@@ -82,7 +82,7 @@ def test_explain_says_all_of_a_row(capsys, name):
     heads = list(HEAD.finditer(text))
     assert [head[1] for head in heads] == [function.__name__ for function in parts(row)]
     own = [head[1] for head in heads if head[1] != "token_weight"]
-    assert own == [inspect.unwrap(function).__name__ for function in row.functions], "in running order"
+    assert own == [inspect.unwrap(function.function).__name__ for function in row.functions], "in running order"
     ends = [head.start() for head in heads[1:]] + [text.index("\nTry it:")]
     listed: dict[str, str] = {}
     for head, end, function in zip(heads, ends, parts(row), strict=True):
@@ -142,7 +142,7 @@ def test_what_an_option_means_stands_below_it(capsys):
 
 def test_what_is_needed_is_what_the_functions_read():
     found = {name: needs(row) for name, row in ALGORITHMS.items()}
-    assert found["sft"] == "demonstrations (prompt, completion)"
+    assert found["sft"] == "demonstrations (prompt and completion, or messages, or text)"
     assert found["rejection_sampling"] == "prompts, a reward"
     anchored = r"; a reference if (\w+ or )*kl is set"
     assert re.fullmatch(f"prompts, a reward{anchored}", found["reinforce"])

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from grape_rl.sources.kinds import kind_of
 
 from grape_rl import ALGORITHMS, Config, train
 from grape_rl.config.files import merge
@@ -91,7 +90,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(method, tmp_path, killed, monkeyp
     assert sorted(run.evaluations) == [0, 1, 2, 3, 4]
     if method == "sft":
         assert [w["key"] for w in told(run.folder, "warnings.jsonl")] == ["cut", "left_out"], "once, not at each resume"
-    with pytest.raises(ValueError, match="its 4 steps are done already; ask for more with steps"):
+    with pytest.raises(ValueError, match="all of its 4 steps are done; for more, raise steps"):
         train(wanted, resume=True)
     more = train({**wanted, "steps": 5}, resume=True)
     assert [line["step"] for line in more.metrics] == [1, 2, 3, 4, 5]
@@ -142,10 +141,10 @@ def test_a_folder_that_holds_another_run(tmp_path):
     wanted = settings(tmp_path, "sft")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"run: holds another run; name a new folder with --output, or --resume"):
+    with pytest.raises(ValueError, match=r"run: contains another run; name a new folder with --output, or --resume"):
         train(wanted)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
-    with pytest.raises(ValueError, match="run: holds no run to resume"):
+    with pytest.raises(ValueError, match="run: contains no run to resume"):
         train(wanted, resume=True)
     with pytest.raises(ValueError, match=r"rows\.jsonl: is a file; name a folder"):
         train({**wanted, "output": str(tmp_path / "rows.jsonl")})
@@ -257,7 +256,7 @@ def test_demonstrations_that_are_cut_or_left_out_are_told(tmp_path, capsys):
     written(tmp_path / "rows.jsonl", rows)
     run = train(wanted)
     assert [w["message"] for w in lines(run.folder / "warnings.jsonl")] == [
-        "1 of 3 demonstrations are cut at 7 tokens",
+        "1 of 3 demonstrations are truncated to 7 tokens",
         "1 of 3 demonstrations have nothing to learn within 7 tokens: left out",
     ]
     assert "left out" in capsys.readouterr().err
@@ -288,7 +287,7 @@ def test_a_run_that_failed_before_its_first_step_may_be_tried_again_in_its_folde
     assert (tmp_path / "run" / "config.yaml").is_file()
     run = train(with_function(tmp_path, "alike"))
     assert len(run.metrics) == 2
-    with pytest.raises(ValueError, match="holds another run"):
+    with pytest.raises(ValueError, match="contains another run"):
         train(with_function(tmp_path, "alike"))
 
 
@@ -314,7 +313,7 @@ def test_training_in_bf16_follows_training_in_fp32(tmp_path):
 def test_a_plain_prompt_becomes_a_user_s_message_where_data_chat_says_so(tmp_path):
     wanted = settings(tmp_path, "sft")
     config = load_config(merge(wanted, {"data": {"chat": True, "system": "Be brief."}}))
-    train_rows, _ = kind_of(ALGORITHMS["sft"]).rows(config, ALGORITHMS["sft"])
+    train_rows, _ = ALGORITHMS["sft"].source.rows(config, {})
     assert train_rows[0]["prompt"] == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": sums(1)[0]["prompt"]},

@@ -165,7 +165,7 @@ def test_micro_batches_change_no_result(tmp_path):
         ([{"messages": talk(0)}, {"text": "1"}], {}, "row 1 has no column 'messages'; it has 'text'"),
         ([{"messages": "1+1=2"}], {}, "row 0: the messages ('messages') should be messages, and is plain text"),
         ([{"text": "1+1=2"}], {"learn": "assistant"}, "all of a text is learned; it has no assistant to learn alone"),
-        ([{"messages": talk(0)}], {"chat": True}, "data.chat makes messages of a prompt and a completion; "),
+        ([{"messages": talk(0)}], {"chat": True}, "data.chat needs columns of a prompt and a completion; "),
         ([{"text": "1\ud8002"}], {}, "row 0: column 'text' has half a character in it (\\ud800, a surrogate)"),
         (
             [{"messages": [{"role": "user", "content": [{"type": "image", "image": "x"}]}]}],

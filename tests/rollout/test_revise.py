@@ -12,7 +12,7 @@ from grape_rl import ALGORITHMS
 from grape_rl.maths.advantage import group_relative, leave_one_out
 from grape_rl.maths.pairing import ranked_pairs
 from grape_rl.maths.reweighting import accepted
-from grape_rl.methods import keywords, resolve_options
+from grape_rl.methods import resolve_options
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.logprobs import compute_logprobs
 from grape_rl.rollout.advantages import AdvantageInputs, estimate_advantages
@@ -244,8 +244,8 @@ def test_every_method_takes_groups_of_unequal_sizes_in_any_order(tokenizer, name
     row = ALGORITHMS[name]
     assert isinstance(row.source, Responses)
     chosen = resolve_options(row, {})
-    advantage = partial(row.source.advantage, **keywords(row.source.advantage, chosen))
-    start = {each.function.__name__: each.start for each in row.source.remembers}
+    (advantage,) = [f.bind(chosen) for f in row.source.functions if f.function is row.source.advantage]
+    start = dict(row.source.start_memory)
     found = revise(tokenizer, draw(0.5, 0.25, 1.0, 0.75, 0.6, 0.1), (0.9,), lengths=(6,), long=(5,))[0]
     order = torch.tensor([6, 0, 3, 5, 1, 4, 2])
     moved = ScoredRollout(

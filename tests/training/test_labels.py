@@ -15,8 +15,9 @@ from grape_rl.data.chat import Example
 from grape_rl.data.labels import LabeledResponse
 from grape_rl.methods import objective, resolve_options
 from grape_rl.model.forward import ForwardContext
+from grape_rl.rollout.source import drawn_rows
 from grape_rl.sources.labels import Labels, experience_from_labels, summarize_labels
-from grape_rl.training.labels import label_logprobs, label_metrics, labels
+from grape_rl.training.labels import label_logprobs, label_metrics
 from grape_rl.training.update import UpdateSettings
 from precise import doubled
 from waits import waits_counted
@@ -195,7 +196,11 @@ def test_held_out_labels_are_the_same_metrics(model, other):
 
 
 def test_the_source_draws_every_response_before_any_comes_again(model):
-    source = labels(given(), asked(model), 2, 0, 9)
+    reference = asked(model)
+
+    def source(step):
+        return experience_from_labels([given()[i] for i in drawn_rows(5, 2, step, seed=0)], reference, 9)
+
     drawn = [source(step) for step in range(5)]
     firsts = [int(row[0]) for what in drawn for row in what.sequences.tokens]
     assert sorted(firsts[:5]) == sorted(firsts[5:]) == sorted(int(each.example.completion[0]) for each in given())

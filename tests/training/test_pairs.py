@@ -15,10 +15,11 @@ from grape_rl import ALGORITHMS
 from grape_rl.data.preferences import Pair
 from grape_rl.methods import objective, resolve_options
 from grape_rl.model.forward import ForwardContext
+from grape_rl.rollout.source import drawn_rows
 from grape_rl.sources.preferences import Preferences, experience_from_pairs
 from grape_rl.training import pairs as training_pairs
 from grape_rl.training.objective import CHOICE_FIELDS, PAIR_FIELDS, Objective, Term, pair_loss
-from grape_rl.training.pairs import PairExperience, pair_batches, pair_fields, pair_logprobs, pair_metrics, preferences
+from grape_rl.training.pairs import PairExperience, pair_batches, pair_fields, pair_logprobs, pair_metrics
 from grape_rl.training.update import UpdateSettings
 from grape_rl.types import Pairs
 from precise import doubled as in_doubles
@@ -282,7 +283,9 @@ def test_the_source_draws_every_pair_before_any_comes_again_and_asks_the_referen
     def reference(sequences):
         return pair_logprobs(model, sequences, ForwardContext(30))
 
-    source = preferences(found, reference, 2, seed=0)
+    def source(step):
+        return experience_from_pairs([found[i] for i in drawn_rows(5, 2, step, seed=0)], reference)
+
     drawn = [source(step) for step in range(5)]
     assert all(isinstance(what, PairExperience) and isinstance(what.batch, Pairs) for what in drawn)
     prompts = [len(p) for what in drawn for p in what.sequences.prompts]
@@ -292,4 +295,4 @@ def test_the_source_draws_every_pair_before_any_comes_again_and_asks_the_referen
     fields = pair_fields(pair_logprobs(model, again.sequences, ForwardContext(30)), again.batch)
     assert torch.equal(fields["chosen_logp"], fields["reference_chosen_logp"])
     assert pair_metrics(fields)["accuracy"].tolist() == [0.5, 0.5], "at the reference nothing is preferred"
-    assert not preferences(found, None, 2, seed=0)(0).batch.reference_logp.any()
+    assert not experience_from_pairs(found, None).batch.reference_logp.any()

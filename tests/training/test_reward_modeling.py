@@ -15,7 +15,7 @@ from grape_rl.model.reward_head import build_reward_model
 from grape_rl.sources.comparisons import experience_from_comparisons, summarize_comparisons
 from grape_rl.sources.steps import experience_from_solutions, summarize_steps
 from grape_rl.training.optimizer import adamw, set_learning_rate
-from grape_rl.training.reward_modeling import comparing, comparison_gradient, judging, step_gradient
+from grape_rl.training.reward_modeling import comparison_gradient, step_gradient
 from grape_rl.training.update import UpdateSettings
 from precise import doubled
 
@@ -156,7 +156,7 @@ def test_it_learns_pairs_and_centering_brings_the_mean_score_to_zero(model, toke
     for centering in (0.0, 0.1):
         model.load_state_dict(start)
         goals = goal("reward_model", centering=centering)
-        told = trained(model, comparison_gradient, comparing(found, 8, 0), goals, 40, 1e-2)
+        told = trained(model, comparison_gradient, lambda step: batch, goals, 40, 1e-2)
         accuracy, margin, reward = summarize_comparisons(model, batch, ForwardContext(10**6))
         assert accuracy.mean > 0.9 and margin.mean > 1 and told[-1]["bradley_terry" if centering else "loss"] < 0.2
         last[centering] = abs(reward.mean)
@@ -172,7 +172,8 @@ def test_it_learns_steps(model, tokenizer):
     ]
     found, _ = tokenize_solutions(rows, tokenizer, 64, "data")
     model = build_reward_model(model, tokenizer, seed=0)
-    told = trained(model, step_gradient, judging(found, 16, 0), goal("process_reward_model"), 40, 1e-2)
-    accuracy, on_right, on_wrong = summarize_steps(model, experience_from_solutions(found), ForwardContext(10**6))
+    batch = experience_from_solutions(found)
+    told = trained(model, step_gradient, lambda step: batch, goal("process_reward_model"), 40, 1e-2)
+    accuracy, on_right, on_wrong = summarize_steps(model, batch, ForwardContext(10**6))
     assert told[-1]["loss"] < 0.2 and math.isfinite(told[-1]["grad_norm"])
     assert accuracy.mean > 0.95 and on_right.mean > 0.9 and on_wrong.mean > 0.9

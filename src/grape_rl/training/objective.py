@@ -31,7 +31,7 @@ class Term:
     def parameters(self) -> tuple[str, ...]:
         """The names of the fields that the function reads."""
         parameters = inspect.signature(self.function).parameters.values()
-        return tuple(p.name for p in parameters if p.default is p.empty)
+        return tuple(p.name for p in parameters if p.default is p.empty and p.name not in self.options)
 
 
 OUTPUTS = ("logp", "entropy", "value")
