@@ -16,10 +16,12 @@ from grape_rl.cli.arguments import parsed_arguments
 from grape_rl.cli.results import print_held_out
 from grape_rl.cli.settings import text_settings
 from grape_rl.cli.train import demo_config
-from grape_rl.config import Config, laid_over, loaded
-from grape_rl.methods import Labels
+from grape_rl.config.config import Config
+from grape_rl.config.files import merge
 from grape_rl.reward.scores import ItemSummary
-from grape_rl.sources.held_out import HeldOut
+from grape_rl.rollout.evaluation import HeldOut
+from grape_rl.sources.labels import Labels
+from grape_rl.validation import load_config
 from small_runs import RUBRIC, lines, settings, sums, written
 
 DEMO_RUBRIC = str(demo_config("grape").with_name("rubric.yaml"))
@@ -126,7 +128,7 @@ CALIBRATE = ["calibrate", "--rubric", "r", "--data", "d.jsonl", "--critics", "c"
         (["train", "sft", "--config", "demo", "--stepz", "2"], "unknown key 'stepz'; did you mean 'steps'?"),
         (["train", "sft", "--config", "demo", "--dryrun", "--steps", "2"], "--dryrun needs a value behind it"),
         (["train", "sft", "--data.source", "x", "--data.source.y", "z"], "source was given a value already"),
-        (["train", "sft"], "data: name exactly one of source"),
+        (["train", "sft"], "data: set exactly one of source"),
         (["demo", "3"], "grape demo takes no words, and got '3'"),
         (["demo", "--seed", "a,b"], "--seed a,b: should be whole numbers"),
         (["demo", "--sede", "1"], "unknown flag '--sede'; did you mean 'seed'?"),
@@ -247,7 +249,7 @@ def test_a_dry_run_prints_settings_that_are_a_config_and_leaves_nothing(grape, t
     code, said, _ = grape("train", "grpo", "--config", "demo", "--dry-run", *given)
     assert code == 0
     text, derived, estimate = said.rstrip().rsplit("\n", 2)
-    config = loaded(yaml.safe_load(text))
+    config = load_config(yaml.safe_load(text))
     assert estimate == f"estimate: none, since it needs the model's files, and {config.model.name} has none here"
     assert (config.method, config.steps, config.options["epochs"]) == ("grpo", 7, 2)
     assert derived.startswith(f"grpo: 7 steps, {config.prompts_per_step} prompts x {config.group_size} responses = ")
@@ -267,7 +269,7 @@ def test_a_dry_run_of_a_method_of_pairs_says_what_a_step_is(grape, name):
 
 def small_yaml(folder, method, **more):
     """A configuration file for a small run."""
-    wanted = laid_over(settings(folder, method), more)
+    wanted = merge(settings(folder, method), more)
     del wanted["method"]
     (folder / "config.yaml").write_text(yaml.safe_dump(wanted))
     return folder / "config.yaml"
@@ -285,7 +287,7 @@ def test_training_from_the_command_line(grape, tmp_path):
     assert (settled["seed"], settled["optimizer"]["learning_rate"]) == (5, 1e-3)
 
     code, _, told = grape(*again, "--seed", "5")
-    assert code == 2 and "holds another run; name a new folder with --output, or --resume that run" in told
+    assert code == 2 and "contains another run; name a new folder with --output, or --resume that run" in told
     code, _, told = grape(*again, "--seed", "6", "--resume")
     assert code == 2 and "was run with another seed;" in told
     code, said, told = grape(*again, "--seed", "5", "--steps", "3", "--resume")

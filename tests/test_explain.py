@@ -24,7 +24,8 @@ from grape_rl.cli.method_text import (
     symbols,
 )
 from grape_rl.maths.preference import dpo
-from grape_rl.methods import LossTerm, Responses, options
+from grape_rl.methods import LossTerm, method_options
+from grape_rl.sources.responses import Responses
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
@@ -81,7 +82,7 @@ def test_explain_says_all_of_a_row(capsys, name):
     heads = list(HEAD.finditer(text))
     assert [head[1] for head in heads] == [function.__name__ for function in parts(row)]
     own = [head[1] for head in heads if head[1] != "token_weight"]
-    assert own == [inspect.unwrap(function).__name__ for function in row.functions], "in running order"
+    assert own == [inspect.unwrap(function.function).__name__ for function in row.functions], "in running order"
     ends = [head.start() for head in heads[1:]] + [text.index("\nTry it:")]
     listed: dict[str, str] = {}
     for head, end, function in zip(heads, ends, parts(row), strict=True):
@@ -96,12 +97,12 @@ def test_explain_says_all_of_a_row(capsys, name):
             takes = option in inspect.signature(function).parameters
             assert takes or option in [t.option for t in row.terms if t.function.__name__ == head[1]]
             listed[option] = section
-    assert listed.keys() == options(row).keys()
-    for option, (kind, default) in options(row).items():
+    assert listed.keys() == method_options(row).keys()
+    for option, (kind, default) in method_options(row).items():
         assert f"\n      {option} = {plain(default)}  ({kind_words(kind)}" in listed[option]
     assert text.count("; the function's own default is ") == len(row.defaults)
     for option in row.defaults:
-        was = options(replace(row, defaults={}))[option][1]
+        was = method_options(replace(row, defaults={}))[option][1]
         assert re.search(rf"^      {option} = .*; the function's own default is {was}\)$", text, re.MULTILINE)
 
 
@@ -121,7 +122,7 @@ def test_every_option_is_spoken_of_where_it_belongs():
         for row in ALGORITHMS.values()
         for function in parts(row)
         for name in inspect.signature(function).parameters
-        if name in options(row) and name not in {t.option for t in row.terms} and not names(function, name)
+        if name in method_options(row) and name not in {t.option for t in row.terms} and not names(function, name)
     }
     assert not silent, "the docstring has no word of the option"
 
@@ -143,7 +144,7 @@ def test_what_an_option_means_stands_below_it(capsys):
 
 def test_what_is_needed_is_what_the_functions_read():
     found = {name: needs(row) for name, row in ALGORITHMS.items()}
-    assert found["sft"] == "demonstrations (prompt, completion)"
+    assert found["sft"] == "demonstrations (prompt and completion, or messages, or text)"
     assert found["rejection_sampling"] == "prompts, a reward"
     anchored = r"; a reference if (\w+ or )*kl is set"
     assert re.fullmatch(f"prompts, a reward{anchored}", found["reinforce"])

@@ -90,9 +90,9 @@ def print_results(seeds: Sequence[int], results: Sequence[Mapping[str, Any]], fo
 
 
 def _over(*layers: dict[str, Any]) -> dict[str, Any]:
-    from grape_rl.config import laid_over
+    from grape_rl.config.files import merge
 
     data: dict[str, Any] = {}
     for layer in layers:
-        data = laid_over(data, layer)
+        data = merge(data, layer)
     return data

@@ -16,22 +16,17 @@ def main(arguments: Sequence[str]) -> None:
         print(HELP)
         return
     words, _, _ = parsed_arguments(arguments)
-    from grape_rl.algorithms import ALGORITHMS
-    from grape_rl.schema import nearest
-
     if len(words) != 1:
         raise ValueError(f"name one method to explain, not {words or 'none'}")
-    if words[0] not in ALGORITHMS:
-        raise ValueError(f"unknown method {words[0]!r}{nearest(words[0], ALGORITHMS)}")
     print(explanation(words[0]))
 
 
 def explanation(method: str) -> str:
     """The page of a method, in lines of up to 100 columns."""
-    from grape_rl.algorithms import ALGORITHMS
+    from grape_rl.algorithms import method_named
     from grape_rl.cli import method_text
 
-    row = ALGORITHMS[method]
+    row = method_named(method)
     derived = method_text.derivation(row.page)
     lines = [method_text.wrapped(f"{row.name}: {row.summary}"), "", method_text.equation(row, indent=2)]
     lines += ["", method_text.wrapped(f"paper: {row.paper}", hanging=7)]

@@ -9,9 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
-from grape_rl.maths.grape import unweighted
 from grape_rl.maths.reduction import token_weight
-from grape_rl.methods import Method, options
+from grape_rl.methods import Method, method_options
 
 WIDTH = 100
 """Columns of what is printed."""
@@ -56,17 +55,12 @@ def needs(row: Method) -> str:
 
     It is what the row's functions read: rewards of pairs, a value, a reference always or once a term is switched on.
     """
-    source = row.source
-    read = {name for function in row.functions for name in inspect.signature(function).parameters}
-    data = source.data
-    if getattr(source, "aggregate", unweighted) is not unweighted or getattr(source, "compared", None):
-        data = data.replace("a reward", "a rubric")
+    read = {name for function in row.functions for name in function.parameters}
+    data = row.source.needs
     if "chosen_reward" in read:
         data += ", each with a reward"
-    if (group := getattr(source, "smallest_group", 1)) > 1:
-        data += f", {group} or more responses a prompt"
     models = ["a value model"] if "value" in read else []
-    comparing = [f for f in row.functions if any(p.startswith("reference_") for p in inspect.signature(f).parameters)]
+    comparing = [f.function for f in row.functions if any(p.startswith("reference_") for p in f.parameters)]
     switches = [_switch(row, function) for function in comparing]
     if comparing:
         models.append("a reference" if None in switches else f"a reference if {' or '.join(map(str, switches))} is set")
@@ -75,7 +69,7 @@ def needs(row: Method) -> str:
 
 def _switch(row: Method, function: Callable[..., Any]) -> str | None:
     """The option that a function waits for, being 0 by default; None for one that always runs."""
-    found = options(row)
+    found = method_options(row)
     for term in row.terms:
         if term.function is function:
             return term.option if term.option and found[term.option][1] == 0 else None
@@ -90,7 +84,7 @@ def derivation(page: str) -> str:
 
 def parts(row: Method) -> tuple[Callable[..., Any], ...]:
     """The functions that the row is composed of, in running order, with that which weighs the tokens."""
-    found = tuple(inspect.unwrap(function) for function in row.functions)
+    found = tuple(inspect.unwrap(function.function) for function in row.functions)
     return (*found[:-1], inspect.unwrap(token_weight), found[-1]) if row.reduction else found
 
 
@@ -117,7 +111,7 @@ def option_lines(row: Method, function: Callable[..., Any]) -> list[tuple[list[s
 
     The meaning is what the docstring says beyond its summary; "" where the summary says all.
     """
-    found, own = options(row), options(replace(row, defaults={}))
+    found, own = method_options(row), method_options(replace(row, defaults={}))
     told: dict[str, list[str]] = {}
     coefficients = [t.option for t in row.terms if t.option and inspect.unwrap(t.function) is function]
     parameters = inspect.signature(function).parameters.values()

@@ -1,15 +1,14 @@
 """Settings as text: every one with its default and meaning, and what follows from those chosen."""
 
-import inspect
 from types import NoneType
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from grape_rl.algorithms import ALGORITHMS
-from grape_rl.config import Config
-from grape_rl.methods import Comparisons, Demonstrations, Labels, Preferences, Sampled, Steps, resolve_options
+from grape_rl.algorithms import method_named
+from grape_rl.config.config import Config
+from grape_rl.methods import resolve_options
 
 
 def settings_help() -> str:
@@ -69,13 +68,13 @@ def derived(config: Config) -> str:
     """What follows from the settings: responses and tokens a step, optimizer steps, the device."""
     from grape_rl.setup.policy import device
 
-    row = ALGORITHMS[config.method]
-    options = resolve_options(row, config.options)
+    method = method_named(config.method)
+    options = resolve_options(method, config.options)
     changes = "1 update each, without the optimizer"
-    if "optimizer" in inspect.signature(row.update).parameters:
+    if "optimizer" in method.update_function.reads:
         updates = options.get("epochs", 1) * options.get("minibatches", 1)
         changes = f"{updates} optimizer step{'s' * (updates > 1)} each"
-    if isinstance(row.source, Sampled):
+    if method.source.samples:
         count = config.prompts_per_step * config.group_size
         anew = config.prompts_per_step * config.revise.per_group
         batch = (
@@ -83,14 +82,7 @@ def derived(config: Config) -> str:
             f"{f' and {anew} revisions' if anew else ''}, up to {(count + anew) * config.sampling.max_tokens} tokens"
         )
     else:
-        words = {
-            Demonstrations: "demonstrations",
-            Preferences: "pairs",
-            Comparisons: "pairs",
-            Labels: "labeled responses",
-            Steps: "solutions",
-        }
-        batch = f"{config.prompts_per_step} {words[type(row.source)]} a step"
+        batch = f"{config.prompts_per_step} {method.source.unit} a step"
     return (
         f"{config.method}: {config.steps} steps, {batch}; {changes}, in "
         f"micro-batches of up to {config.tokens_per_microbatch} positions; {device(config.device)}, {config.precision}"

@@ -32,13 +32,13 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"name one method to train by, not {words or 'none'}: see grape algorithms")
     from grape_rl.cli.results import print_held_out
     from grape_rl.cli.settings import derived
-    from grape_rl.config import dumped
+    from grape_rl.config.files import dump
     from grape_rl.run import train
     from grape_rl.training.checkpoint import checkpoints
 
     config = resolved(words[0], str(own["config"]) if "config" in own else None, given)
     if own.get("dry_run"):
-        print(dumped(config) + "\n" + derived(config), flush=True)
+        print(dump(config) + "\n" + derived(config), flush=True)
         print(estimate(config))
         return
     print(derived(config), flush=True)
@@ -55,14 +55,13 @@ def resolved(method: str, file: str | None, given: dict[str, Any]) -> Any:
     Raises:
         ValueError: an unknown method, or anything wrong in the file or the settings.
     """
-    from grape_rl.algorithms import ALGORITHMS
-    from grape_rl.config import from_file, laid_over, loaded
-    from grape_rl.schema import nearest
+    from grape_rl.algorithms import method_named
+    from grape_rl.config.files import from_file, merge
+    from grape_rl.validation import load_config
 
-    if method not in ALGORITHMS:
-        raise ValueError(f"unknown method {method!r}{nearest(method, ALGORITHMS)}")
+    method_named(method)
     data = from_file(demo_config(method) if file == "demo" else Path(file), method) if file else {"method": method}
-    return loaded(laid_over(data, given), file or "settings")
+    return load_config(merge(data, given), file or "settings")
 
 
 def estimate(config: Any) -> str:
@@ -79,6 +78,6 @@ def estimate(config: Any) -> str:
 
 def demo_config(method: str) -> Path:
     """The built-in configuration file of a method on the built-in tasks."""
-    from grape_rl.algorithms import ALGORITHMS
+    from grape_rl.algorithms import method_named
 
-    return Path(str(files("grape_rl") / "configs" / "demo" / f"{ALGORITHMS[method].page}.yaml"))
+    return Path(str(files("grape_rl") / "configs" / "demo" / f"{method_named(method).page}.yaml"))

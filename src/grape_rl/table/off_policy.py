@@ -13,7 +13,8 @@ from grape_rl.maths.off_policy import (
 )
 from grape_rl.maths.reweighting import em_weight, red_drop, red_weight
 from grape_rl.maths.surrogate import policy_gradient
-from grape_rl.methods import LossTerm, Method, Responses
+from grape_rl.methods import LossTerm, Method
+from grape_rl.sources.responses import Responses
 from grape_rl.table.penalties import PENALTIES
 
 _REC = "Group-Relative REINFORCE is off-policy, arXiv 2509.24203"

@@ -8,7 +8,9 @@ from dataclasses import replace
 
 from grape_rl.maths.grape import unweighted
 from grape_rl.maths.pairing import ranked_pairs
-from grape_rl.methods import Method, Preferences, SampledPreferences
+from grape_rl.methods import Method
+from grape_rl.sources.preferences import Preferences
+from grape_rl.sources.sampled_preferences import SampledPreferences
 from grape_rl.table.mixture import MIXTURE_METHODS
 from grape_rl.table.preference import PREFERENCE_METHODS
 
@@ -22,7 +24,7 @@ def online_form(method: Method) -> Method:
     Raises:
         ValueError: the method's source is not pairs from data.
     """
-    if not isinstance(method.source, Preferences):
+    if method.source != Preferences():
         raise ValueError(f"{method.name} does not learn from pairs of data, so it has no online form")
     reading = "" if method.name in _PUBLISHED else " (with this loss: our reading)"
     return replace(

@@ -4,22 +4,19 @@
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from grape_rl.data.chat import collate_examples
-from grape_rl.data.labels import LabeledResponse, mismatched_completions
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.logprobs import compute_logprobs, microbatches, select_rows
-from grape_rl.rollout.source import drawn_rows
 from grape_rl.training.objective import Objective, pair_loss
 from grape_rl.training.optimizer import clipped_step
-from grape_rl.training.pairs import Reference, added, logprobs_in, told_at_once
+from grape_rl.training.pairs import added, logprobs_in, told_at_once
 from grape_rl.training.update import UpdateSettings
 from grape_rl.types import Labeled, Sequences
 
@@ -39,40 +36,7 @@ class LabelExperience:
     mismatched_reference_logp: Float[Tensor, "m u"] | None = None
     warnings: tuple[tuple[str, str], ...] = ()
     records: tuple[dict[str, object], ...] = ()
-
-
-def labels(
-    found: Sequence[LabeledResponse], reference: Reference, rows_per_step: int, seed: int, mismatch: int | None
-) -> Callable[[int], LabelExperience]:
-    """A source of labeled responses read from data. ``mismatch``: as ``label_experience``."""
-
-    def source(step: int) -> LabelExperience:
-        drawn = [found[i] for i in drawn_rows(len(found), rows_per_step, step, seed)]
-        return label_experience(drawn, reference, mismatch)
-
-    return source
-
-
-def label_experience(found: Sequence[LabeledResponse], reference: Reference, mismatch: int | None) -> LabelExperience:
-    """The responses as one batch, with mismatched ones of at most ``mismatch`` tokens if that is a number."""
-    examples = [each.example for each in found]
-    sequences = collate_examples(examples)
-    desirable = torch.tensor([each.desirable for each in found])
-    others = None if mismatch is None else mismatched_completions(examples, mismatch)
-    metrics = {
-        "length": float(sequences.mask.sum(dim=1).float().mean()),
-        "desirable": float(desirable.float().mean()),
-        "tokens": float(sequences.mask.sum() + sum(len(p) for p in sequences.prompts)),
-    }
-    alone = ("one_prompt", "all responses of the step have the same prompt: there is no other to set them against")
-    return LabelExperience(
-        sequences,
-        Labeled(sequences.mask, reference(sequences), desirable),
-        metrics,
-        others,
-        None if others is None else reference(others),
-        (alone,) if others is None and mismatch is not None else (),
-    )
+    memory: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def label_logprobs(

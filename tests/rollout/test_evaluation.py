@@ -9,8 +9,8 @@ import torch
 
 from grape_rl.model.sampler import SamplingParams, sample
 from grape_rl.reward.scores import ItemSummary
+from grape_rl.rollout.evaluation import HeldOut, evaluate, read_held_out
 from grape_rl.rollout.source import Prompt
-from grape_rl.sources.held_out import HeldOut, held_out, read_held_out
 from grape_rl.types import Scores, Verdict, failed
 
 
@@ -31,17 +31,15 @@ def test_each_prompt_is_answered_and_averaged(model, tokenizer):
     prompts = [Prompt(torch.arange(4, 7 + i), f"p{i}", {"kind": "ab"[i % 2]}) for i in range(5)]
     seen = []
 
-    def sampler(tokens, n, seed, version, ended):
-        seen.append((n, seed, version))
-        return sample(model, tokens, n, SamplingParams(6), (1,), seed, version)
+    def sampler(tokens, on_response):
+        return sample(model, tokens, 3, SamplingParams(6), (1,), 4, 9)
 
     def scorer(answers, group):
         seen.append(answers)
         return digits(answers, group)
 
-    found = held_out(prompts, sampler, scorer, tokenizer, samples=3, seed=4, version=9)
-    assert seen[0] == (3, 4, 9)
-    answers = seen[1]
+    found = evaluate(prompts, sampler, 3, scorer, tokenizer)
+    answers = seen[0]
     assert found.responses == len(answers) == 15
     rewards = [sum(c.isdigit() for c in a.text) for a in answers if a.text]
     assert found.reward == pytest.approx(sum(rewards) / len(rewards))
@@ -50,7 +48,7 @@ def test_each_prompt_is_answered_and_averaged(model, tokenizer):
     assert {item.category for item in found.items} == {"a", "b"}
     assert found.mean("digits") == pytest.approx(sum(item.mean for item in found.items) / 2)
     assert math.isnan(found.mean("spelling"))
-    assert held_out(prompts, sampler, scorer, tokenizer, samples=3, seed=4, version=9) == found
+    assert evaluate(prompts, sampler, 3, scorer, tokenizer) == found
 
 
 RESULT = HeldOut(
