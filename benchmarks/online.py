@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from grape_rl import ALGORITHMS, train
-from grape_rl.cli.train import resolved
+from grape_rl.cli.train import resolve_config
 from grape_rl.config import Config, laid_over
 from grape_rl.maths.divergence import k3
 from grape_rl.methods import Method, options
@@ -93,7 +93,7 @@ def start(bench: Bench, seed: int) -> Path:
         given: dict[str, Any] = {"seed": seed, "output": str(home), "checkpoint_every": 0, "device": "cpu"}
         given |= {"evaluation": {"samples": 1}}
         with quiet():
-            train(resolved("sft", "demo", laid_over(given, SMALL["sft"] if bench.small else {})))
+            train(resolve_config("sft", "demo", laid_over(given, SMALL["sft"] if bench.small else {})))
     return model
 
 
@@ -133,7 +133,7 @@ def settings(method: str, seed: int, given: Mapping[str, Any], model: Path, home
     }
     if small:
         shared = laid_over(shared, {"data": SMALL["sft"]["data"]} | SMALL["online"])
-    return resolved(method, "demo", laid_over(shared, dict(given)))
+    return resolve_config(method, "demo", laid_over(shared, dict(given)))
 
 
 def measured(config: Config, model: Path) -> Record:

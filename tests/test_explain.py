@@ -13,15 +13,15 @@ from grape_rl.cli import main
 from grape_rl.cli.algorithms import HELP
 from grape_rl.cli.method_text import (
     WIDTH,
-    command,
+    default_text,
+    demo_command,
     derivation,
-    equation,
-    kind_words,
-    names,
+    documents_option,
+    equation_text,
+    functions_in_order,
+    legend,
     needs,
-    parts,
-    plain,
-    symbols,
+    type_text,
 )
 from grape_rl.maths.preference import dpo
 from grape_rl.methods import LossTerm, Responses, options
@@ -79,12 +79,12 @@ def test_explain_says_all_of_a_row(capsys, name):
     assert f"\n\n{derivation(ALGORITHMS[name].page)}\n" in text
 
     heads = list(HEAD.finditer(text))
-    assert [head[1] for head in heads] == [function.__name__ for function in parts(row)]
+    assert [head[1] for head in heads] == [function.__name__ for function in functions_in_order(row)]
     own = [head[1] for head in heads if head[1] != "token_weight"]
     assert own == [inspect.unwrap(function).__name__ for function in row.functions], "in running order"
     ends = [head.start() for head in heads[1:]] + [text.index("\nTry it:")]
     listed: dict[str, str] = {}
-    for head, end, function in zip(heads, ends, parts(row), strict=True):
+    for head, end, function in zip(heads, ends, functions_in_order(row), strict=True):
         file = SOURCE / head[2]
         assert file.is_file()
         line = file.read_text().splitlines()[int(head[3]) - 1].lstrip()
@@ -98,7 +98,7 @@ def test_explain_says_all_of_a_row(capsys, name):
             listed[option] = section
     assert listed.keys() == options(row).keys()
     for option, (kind, default) in options(row).items():
-        assert f"\n      {option} = {plain(default)}  ({kind_words(kind)}" in listed[option]
+        assert f"\n      {option} = {default_text(default)}  ({type_text(kind)}" in listed[option]
     assert text.count("; the function's own default is ") == len(row.defaults)
     for option in row.defaults:
         was = options(replace(row, defaults={}))[option][1]
@@ -108,8 +108,8 @@ def test_explain_says_all_of_a_row(capsys, name):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_command_of_a_row_is_one_that_runs(capsys, name):
     text = said(capsys, "explain", name)
-    assert text.endswith(f"\nTry it:\n  {command(name)}\n")
-    for line in command(name).split(" && "):
+    assert text.endswith(f"\nTry it:\n  {demo_command(name)}\n")
+    for line in demo_command(name).split(" && "):
         grape, *arguments = line.split()
         assert grape == "grape"
         assert said(capsys, *arguments, "--dry-run").startswith(f"method: {arguments[1]}\n")
@@ -119,9 +119,9 @@ def test_every_option_is_spoken_of_where_it_belongs():
     silent = {
         f"{function.__name__}: {name}"
         for row in ALGORITHMS.values()
-        for function in parts(row)
+        for function in functions_in_order(row)
         for name in inspect.signature(function).parameters
-        if name in options(row) and name not in {t.option for t in row.terms} and not names(function, name)
+        if name in options(row) and name not in {t.option for t in row.terms} and not documents_option(function, name)
     }
     assert not silent, "the docstring has no word of the option"
 
@@ -132,7 +132,7 @@ def test_what_an_option_means_stands_below_it(capsys):
     text = flat(said(capsys, "explain", "grpo"))
     assert "scale = group (group | batch | none) scale is whose standard deviation divides" in text
     assert "or none's (Dr. GRPO, arXiv 2503.20783)." in text, "Dr. ends no sentence"
-    weighed = r"kl = 0.0 \(float[^;]*; how much it counts in the loss\) kl_estimator = k3 \(k1 [^)]*\) ρ · k\("
+    weighed = r"kl = 0.0 \(float[^;]*; coefficient of this term\) kl_estimator = k3 \(k1 [^)]*\) ρ · k\("
     assert re.search(weighed, text)
     assert "shrink = 0.8 (0 < float < 1) The step is multiplied by shrink" in flat(said(capsys, "explain", "trpo"))
     once = r"clip_high = 0.2 \([^)]*\) ring_low = 0.6 \([^)]*\) ring_high = 2.0 \([^)]*\) M = 1 where"
@@ -182,7 +182,9 @@ def test_the_table_of_methods(capsys):
         at = words.index(family, at)
         for row in rows:
             if row.online_of:
-                assert words.index("online_NAME: The loss of any NAME above", at) and f"{row.name}:" not in words
+                assert (
+                    words.index("online_NAME: The loss of NAME, any method above", at) and f"{row.name}:" not in words
+                )
                 continue
             shown = f"{row.name}: {row.summary} {row.equation} needs {needs(row)} {row.paper}"
             shorter = shown.replace(row.equation, row.equation.replace(";  ", " "))
@@ -194,9 +196,9 @@ def test_the_table_of_methods(capsys):
 
 def test_an_equation_stays_on_its_line_or_is_parted_at_its_semicolons():
     row = replace(ALGORITHMS["grpo"], equation="a = 1;  b = 2")
-    assert equation(row, 4) == "    a = 1;  b = 2"
+    assert equation_text(row, 4) == "    a = 1;  b = 2"
     left, right = f"a = {'x' * 50}", f"b = {'y' * 50}"
-    assert equation(replace(row, equation=f"{left};  {right}"), 2) == f"  {left}\n  {right}"
+    assert equation_text(replace(row, equation=f"{left};  {right}"), 2) == f"  {left}\n  {right}"
 
 
 def test_the_page_of_methods_is_up_to_date(capsys):
@@ -217,7 +219,7 @@ def test_the_page_of_methods_is_up_to_date(capsys):
 
 
 def test_symbols_are_told_where_they_stand():
-    assert symbols("L = D(β Δ)") == "D(z) = −log σ(z); Δ = h_w − h_l"
-    assert "h = log π_θ(y|x) − log π_ref(y|x)" in symbols("(h̄_w − 1)²") and "a bar" in symbols("(h̄_w − 1)²")
-    assert "h = " not in symbols("each other")
-    assert not symbols("J = E[R]")
+    assert legend("L = D(β Δ)") == "D(z) = −log σ(z); Δ = h_w − h_l"
+    assert "h = log π_θ(y|x) − log π_ref(y|x)" in legend("(h̄_w − 1)²") and "a bar" in legend("(h̄_w − 1)²")
+    assert "h = " not in legend("each other")
+    assert not legend("J = E[R]")
