@@ -37,19 +37,21 @@ from grape_rl.table.online import online
 from grape_rl.training.objective import FIELDS, LABEL_FIELDS, PAIR_FIELDS, SCORE_FIELDS
 from small_runs import lines, weights
 
-OF_SCORES = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Comparisons | Steps)]
-"""Methods that train a model to score, and not to write."""
-OF_PAIRS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Preferences | SampledPreferences)]
-OF_LABELS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Labels)]
-OF_TOKENS = [name for name in ALGORITHMS if name not in (*OF_PAIRS, *OF_LABELS, *OF_SCORES)]
-DESCENDING = [name for name, row in ALGORITHMS.items() if "epochs" in options(row)]
-"""Methods whose update is passes over tokens by an optimizer, which have epochs and mini-batches."""
+METHODS = [name for name, row in ALGORITHMS.items() if row.online_of in ("", "dpo", "simpo", "odpo", "aot")]
+"""Every method but most online forms, which share everything but their source with the offline form: see
+``test_an_online_form_differs_from_its_method_in_where_its_pairs_come_from``. Those that stay have a loss with a
+reference, without one, with rewards in it, and one that compares pairs with each other."""
+
+OF_SCORES = [name for name in METHODS if isinstance(ALGORITHMS[name].source, Comparisons | Steps)]
+"""Methods that train a model to score responses instead of writing them."""
+OF_PAIRS = [name for name in METHODS if isinstance(ALGORITHMS[name].source, Preferences | SampledPreferences)]
+OF_LABELS = [name for name in METHODS if isinstance(ALGORITHMS[name].source, Labels)]
+OF_TOKENS = [name for name in METHODS if name not in (*OF_PAIRS, *OF_LABELS, *OF_SCORES)]
+DESCENDING = [name for name in METHODS if "epochs" in options(ALGORITHMS[name])]
+"""Methods whose update is passes over tokens by an optimizer, with epochs and mini-batches."""
 STEPPING = [*DESCENDING, *OF_PAIRS, *OF_LABELS, *OF_SCORES]
-"""Methods whose update is steps of an optimizer, which has a learning rate."""
+"""Methods whose update is steps of an optimizer, with a learning rate."""
 ONLINE = [name for name, row in ALGORITHMS.items() if row.online_of]
-TRAINED = [n for n, row in ALGORITHMS.items() if not row.online_of or row.online_of in ("dpo", "simpo", "odpo", "aot")]
-"""All but those online forms that differ from one of these in a loss that is trained by offline: with a reference,
-without one, with rewards in the loss, and with a loss that compares pairs."""
 
 
 def small_demo(name, folder, **more):
@@ -68,7 +70,7 @@ def small_demo(name, folder, **more):
     return loaded(laid_over(laid_over(from_file(demo_config(name), name), small), more))
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
     row, start = ALGORITHMS[name], {}
     begin = grape_rl.run.start_policy
@@ -170,7 +172,7 @@ def test_a_row_that_does_not_say_what_it_is_would_be_found(field, values):
         assert silent(replace(ALGORITHMS["grpo"], **{field: value})) == [field], value
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_row_says_what_it_is(name):
     row = ALGORITHMS[name]
     assert row.name == name and not silent(row)
@@ -185,7 +187,7 @@ def test_every_row_says_what_it_is(name):
         assert set(inspect.signature(term.function).parameters) - read <= options(row).keys()
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_option_has_a_type_and_a_default_of_it(name):
     row = ALGORITHMS[name]
     found = options(row)
@@ -257,7 +259,7 @@ def numeric(row):
 
 UNBOUNDED = {"threshold": "a reward, of any scale", "alpha": "f_dpo's: every divergence but 1 has one"}
 
-PREFERENCE_NAMES = {name for name in ALGORITHMS if name in OF_PAIRS}
+PREFERENCE_NAMES = set(OF_PAIRS)
 
 OUT_OF_RANGE = {
     **dict.fromkeys(("clip_low", "ring_low", "tail_weight", "decay", "lam"), (-0.01, 1.01)),
@@ -287,7 +289,7 @@ IN_RANGE = {
 }
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_number_has_bounds_and_what_is_beyond_them_is_refused(name):
     row = ALGORITHMS[name]
     for option in numeric(row).keys() - UNBOUNDED.keys():
@@ -321,7 +323,7 @@ def test_bounds_that_differ_by_row(name, right, wrong):
         resolve_options(ALGORITHMS[name], wrong)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", METHODS)
 def test_what_is_set_reaches_the_functions(name):
     row = ALGORITHMS[name]
     numbers = {key: 0.125 for key, kind in numeric(row).items() if plain(kind) is float}
@@ -343,7 +345,7 @@ def test_what_is_set_reaches_the_functions(name):
     assert keywords(row.update, chosen) == {**defaults, **more}
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_penalty_without_a_coefficient_is_not_computed(name):
     row = ALGORITHMS[name]
     own = [term.function for term in row.terms if term.coefficient]
@@ -387,7 +389,7 @@ def test_a_default_for_no_option_is_refused():
         options(row)
 
 
-@pytest.mark.parametrize("name", [name for name, row in ALGORITHMS.items() if row.defaults])
+@pytest.mark.parametrize("name", [name for name in METHODS if ALGORITHMS[name].defaults])
 def test_a_default_that_changes_nothing_is_not_written(name):
     row = ALGORITHMS[name]
     own = options(replace(row, defaults={}))
