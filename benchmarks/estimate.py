@@ -24,7 +24,7 @@ import torch
 from transformers import AutoTokenizer
 
 from grape_rl import train
-from grape_rl.config import loaded
+from grape_rl.validation import load_config
 from grape_rl.estimate.plan import estimated
 from grape_rl.model.load import quiet
 
@@ -79,7 +79,7 @@ def child(config: dict[str, Any], what: str) -> dict[str, Any]:
     """The estimate of a run, or what it measured, in this process."""
     if what == "estimate":
         with quiet():
-            found = estimated(loaded(config))
+            found = estimated(load_config(config))
         return {"memory": dict(found.memory), "seconds": dict(found.seconds), "text": str(found)}
     run = train(config)
     times = [line["time"] for line in run.metrics]

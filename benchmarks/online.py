@@ -20,16 +20,17 @@ import torch
 
 from grape_rl import ALGORITHMS, train
 from grape_rl.cli.train import resolve_config
-from grape_rl.config import Config, laid_over
+from grape_rl.config.config import Config
+from grape_rl.config.files import merge
 from grape_rl.maths.divergence import k3
-from grape_rl.methods import Method, options
+from grape_rl.methods import Method, method_options
 from grape_rl.model.load import load
 from grape_rl.model.sampler import Sampling, sample
 from grape_rl.rollout.source import reference_logprobs
 from grape_rl.run import Run
-from grape_rl.setup.policy import policy
+from grape_rl.setup.policy import make_policy
 from grape_rl.sources.kinds import kind_of
-from grape_rl.sources.responses import sampling_prompts
+from grape_rl.setup.sampling import sampling_prompts
 from measured import Record, append, key, records, where
 
 STEPS, PROMPTS, GROUP = 32, 16, 8
@@ -52,7 +53,7 @@ def grid(row: Method) -> list[dict[str, Any]]:
     """What is tried on a method: learning rates, or where its update has none, the size of its step."""
     if "optimizer" in inspect.signature(row.update).parameters:
         return [{"optimizer": {"learning_rate": rate}} for rate in RATES]
-    return [{"options": {"delta": delta}} for delta in DELTAS] if "delta" in options(row) else [{}]
+    return [{"options": {"delta": delta}} for delta in DELTAS] if "delta" in method_options(row) else [{}]
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def start(bench: Bench, seed: int) -> Path:
         given: dict[str, Any] = {"seed": seed, "output": str(home), "checkpoint_every": 0, "device": "cpu"}
         given |= {"evaluation": {"samples": 1}}
         with quiet():
-            train(resolve_config("sft", "demo", laid_over(given, SMALL["sft"] if bench.small else {})))
+            train(resolve_config("sft", "demo", merge(given, SMALL["sft"] if bench.small else {})))
     return model
 
 
@@ -132,8 +133,8 @@ def settings(method: str, seed: int, given: Mapping[str, Any], model: Path, home
         "device": "cpu",
     }
     if small:
-        shared = laid_over(shared, {"data": SMALL["sft"]["data"]} | SMALL["online"])
-    return resolve_config(method, "demo", laid_over(shared, dict(given)))
+        shared = merge(shared, {"data": SMALL["sft"]["data"]} | SMALL["online"])
+    return resolve_config(method, "demo", merge(shared, dict(given)))
 
 
 def measured(config: Config, model: Path) -> Record:
@@ -162,7 +163,7 @@ def end(run: Run, model: Path) -> dict[str, float]:
     """
     config = run.config
     cpu = torch.device("cpu")
-    now = policy(*load(str(run.model), cpu))
+    now = make_policy(*load(str(run.model), cpu))
     row = ALGORITHMS[config.method]
     sampling = Sampling(**config.sampling.model_dump())
     prompts = sampling_prompts(kind_of(row).rows(config, row)[1], now, sampling.max_tokens, "held-out data")

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from grape_rl import train
-from grape_rl.config import laid_over
+from grape_rl.config.files import merge
 from grape_rl.model.scratch import character_tokenizer, scratch
 from small_runs import settings, sums, written
 
@@ -57,7 +57,7 @@ def complaint(wanted, tmp_path, kind=ValueError):
 )
 def test_one_line_and_no_trace(method, change, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert message in complaint(laid_over(settings(tmp_path, method), change), tmp_path)
+    assert message in complaint(merge(settings(tmp_path, method), change), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_options_that_only_their_function_can_refuse_stop_before_the_first_updat
 
 
 def test_a_step_that_breaks_the_numbers_stops_the_run(tmp_path):
-    wanted = laid_over(settings(tmp_path, "sft"), {"optimizer": {"learning_rate": 1e30}, "steps": 9})
+    wanted = merge(settings(tmp_path, "sft"), {"optimizer": {"learning_rate": 1e30}, "steps": 9})
     with pytest.raises(RuntimeError, match="the gradient's norm is"):
         train(wanted)
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -16,10 +16,12 @@ from grape_rl.cli.arguments import parsed_arguments
 from grape_rl.cli.results import print_held_out
 from grape_rl.cli.settings import text_settings
 from grape_rl.cli.train import demo_config
-from grape_rl.config import Config, laid_over, loaded
-from grape_rl.methods import Labels
+from grape_rl.config.config import Config
+from grape_rl.config.files import merge
 from grape_rl.reward.scores import ItemSummary
-from grape_rl.sources.held_out import HeldOut
+from grape_rl.rollout.evaluation import HeldOut
+from grape_rl.sources.labels import Labels
+from grape_rl.validation import load_config
 from small_runs import RUBRIC, lines, settings, sums, written
 
 DEMO_RUBRIC = str(demo_config("grape").with_name("rubric.yaml"))
@@ -250,7 +252,7 @@ def test_a_dry_run_prints_settings_that_are_a_config_and_leaves_nothing(grape, t
     code, said, _ = grape("train", "grpo", "--config", "demo", "--dry-run", *given)
     assert code == 0
     text, summary, estimate = said.rstrip().rsplit("\n", 2)
-    config = loaded(yaml.safe_load(text))
+    config = load_config(yaml.safe_load(text))
     assert estimate == f"estimate: none, since it needs the model's files, and {config.model.name} has none here"
     assert (config.method, config.steps, config.options["epochs"]) == ("grpo", 7, 2)
     assert summary.startswith(f"grpo: 7 steps of {config.prompts_per_step} prompts x {config.group_size} responses = ")
@@ -258,7 +260,9 @@ def test_a_dry_run_prints_settings_that_are_a_config_and_leaves_nothing(grape, t
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [name for name, row in ALGORITHMS.items() if row.reduction is None and row.online_of in ("", "dpo")])
+@pytest.mark.parametrize(
+    "name", [name for name, row in ALGORITHMS.items() if row.reduction is None and row.online_of in ("", "dpo")]
+)
 def test_a_dry_run_of_a_method_of_pairs_says_what_a_step_is(grape, name):
     code, said, _ = grape("train", name, "--config", "demo", "--dry-run", "--prompts_per_step", "5")
     kind = "solutions" if name == "process_reward_model" else "pairs"
@@ -270,7 +274,7 @@ def test_a_dry_run_of_a_method_of_pairs_says_what_a_step_is(grape, name):
 
 def small_yaml(folder, method, **more):
     """A configuration file for a small run."""
-    wanted = laid_over(settings(folder, method), more)
+    wanted = merge(settings(folder, method), more)
     del wanted["method"]
     (folder / "config.yaml").write_text(yaml.safe_dump(wanted))
     return folder / "config.yaml"

@@ -6,7 +6,9 @@ import pytest
 import yaml
 
 from grape_rl import ALGORITHMS
-from grape_rl.config import OF_ITEMS, dumped, from_file, laid_over, loaded
+from grape_rl.config import OF_ITEMS
+from grape_rl.config.files import dump, from_file, merge
+from grape_rl.validation import load_config
 
 SFT = {"method": "sft", "data": {"source": "rows.jsonl"}}
 GRPO = {"method": "grpo", "data": {"source": "rows.jsonl"}, "reward": {"function": "f.py:f"}}
@@ -15,16 +17,16 @@ GRAPE = {**GRPO, "method": "grape", "reward": {"rubric": "rubric.yaml"}}
 
 def complaint(base, change):
     with pytest.raises(ValueError) as told:
-        loaded(laid_over(base, change))
+        load_config(merge(base, change))
     assert "\n" not in str(told.value)
     return str(told.value)
 
 
 @pytest.mark.parametrize("base", [SFT, GRPO, GRAPE], ids=lambda base: base["method"])
 def test_what_is_written_down_reads_back_the_same(base):
-    config = loaded(laid_over(base, {"device": "cpu", "options": {"epochs": 2}, "optimizer": {"betas": [0.8, 0.9]}}))
-    assert loaded(yaml.safe_load(dumped(config))) == config
-    assert yaml.safe_load(dumped(config))["tokens_per_microbatch"] == 4096, "defaults are spelled out"
+    config = load_config(merge(base, {"device": "cpu", "options": {"epochs": 2}, "optimizer": {"betas": [0.8, 0.9]}}))
+    assert load_config(yaml.safe_load(dump(config))) == config
+    assert yaml.safe_load(dump(config))["tokens_per_microbatch"] == 4096, "defaults are spelled out"
 
 
 @pytest.mark.parametrize(
@@ -101,24 +103,24 @@ def test_two_faults_are_one_line_with_both():
 
 def test_what_a_method_does_not_need_may_be_cut():
     cut = {"sampling": {"top_p": 0.9, "top_k": 5, "temperature": 0}, "group_size": 1}
-    assert loaded(laid_over({**GRPO, "method": "rejection_sampling"}, cut)).sampling.top_k == 5
-    assert loaded(laid_over({**GRPO, "method": "reinforce"}, {"group_size": 1})).group_size == 1
-    assert loaded(laid_over(SFT, cut)).group_size == 1
+    assert load_config(merge({**GRPO, "method": "rejection_sampling"}, cut)).sampling.top_k == 5
+    assert load_config(merge({**GRPO, "method": "reinforce"}, {"group_size": 1})).group_size == 1
+    assert load_config(merge(SFT, cut)).group_size == 1
 
 
 def test_settings_cannot_be_changed_later():
     with pytest.raises(ValueError, match="frozen"):
-        loaded(SFT).steps = 3
+        load_config(SFT).steps = 3
 
 
 def test_the_folder_has_the_method_and_the_seed_in_its_name():
-    assert loaded({**SFT, "output": "a/{method}-{seed}", "seed": 4}).folder == Path("a/sft-4")
-    assert loaded(SFT).folder == Path("runs/sft")
+    assert load_config({**SFT, "output": "a/{method}-{seed}", "seed": 4}).folder == Path("a/sft-4")
+    assert load_config(SFT).folder == Path("runs/sft")
 
 
 def test_layers_merge_key_by_key_and_change_neither():
     below, above = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}, {"a": {"c": {"d": 4}}, "e": {"f": 5}}
-    assert laid_over(below, above) == {"a": {"b": 1, "c": {"d": 4}}, "e": {"f": 5}}
+    assert merge(below, above) == {"a": {"b": 1, "c": {"d": 4}}, "e": {"f": 5}}
     assert below == {"a": {"b": 1, "c": {"d": 2}}, "e": 3} and above["a"] == {"c": {"d": 4}}
 
 
@@ -167,16 +169,16 @@ def test_bad_files(tmp_path, text, message):
 def test_a_config_names_a_method_of_the_table():
     for name in ALGORITHMS:
         base = GRAPE if name in OF_ITEMS else {**GRPO, "method": name}
-        assert loaded({**base, "method": name}).method == name
+        assert load_config({**base, "method": name}).method == name
 
 
 def test_naming_a_model_or_data_in_an_upper_layer_takes_the_place_of_its_rival_below() -> None:
     below = {"model": {"scratch": {"hidden": 32}}, "data": {"tasks": {"gcd": {}}}, "reward": {"rubric": "r"}}
     above = {"model": {"name": "m"}, "data": {"source": "s"}, "reward": {"function": "f"}}
-    assert laid_over(below, above) == above
-    assert laid_over(above, below) == below
+    assert merge(below, above) == above
+    assert merge(above, below) == below
 
 
 def test_a_model_with_two_origins_in_one_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="name exactly one of name"):
-        loaded({"method": "sft", "model": {"name": "m", "scratch": {}}, "data": {"source": "s"}})
+        load_config({"method": "sft", "model": {"name": "m", "scratch": {}}, "data": {"source": "s"}})

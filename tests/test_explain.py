@@ -24,7 +24,8 @@ from grape_rl.cli.method_text import (
     type_text,
 )
 from grape_rl.maths.preference import dpo
-from grape_rl.methods import LossTerm, Responses, options
+from grape_rl.methods import LossTerm, method_options
+from grape_rl.sources.responses import Responses
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
@@ -98,12 +99,12 @@ def test_explain_says_all_of_a_row(capsys, name):
             takes = option in inspect.signature(function).parameters
             assert takes or option in [t.option for t in row.terms if t.function.__name__ == head[1]]
             listed[option] = section
-    assert listed.keys() == options(row).keys()
-    for option, (kind, default) in options(row).items():
+    assert listed.keys() == method_options(row).keys()
+    for option, (kind, default) in method_options(row).items():
         assert f"\n      {option} = {default_text(default)}  ({type_text(kind)}" in listed[option]
     assert text.count("; the function's own default is ") == len(row.defaults)
     for option in row.defaults:
-        was = options(replace(row, defaults={}))[option][1]
+        was = method_options(replace(row, defaults={}))[option][1]
         assert re.search(rf"^      {option} = .*; the function's own default is {was}\)$", text, re.MULTILINE)
 
 
@@ -123,7 +124,9 @@ def test_every_option_is_spoken_of_where_it_belongs():
         for row in ALGORITHMS.values()
         for function in functions_in_order(row)
         for name in inspect.signature(function).parameters
-        if name in options(row) and name not in {t.option for t in row.terms} and not documents_option(function, name)
+        if name in method_options(row)
+        and name not in {t.option for t in row.terms}
+        and not documents_option(function, name)
     }
     assert not silent, "the docstring has no word of the option"
 

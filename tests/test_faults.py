@@ -5,7 +5,7 @@ import math
 import pytest
 
 from grape_rl import train
-from grape_rl.config import laid_over
+from grape_rl.config.files import merge
 from grape_rl.training.log import Log
 from small_runs import killed_and_resumed, lines, settings, told, weights
 
@@ -25,7 +25,7 @@ KINDS = ("timeout", "unparseable", "truncated", "refused", "infrastructure", "dr
 
 def judged(folder, faults=None, seed=0, **more):
     """A run whose critic fails so often; a tenth of its calls are 7.5 % of all verdicts."""
-    wanted = laid_over(settings(folder, "grape"), {"steps": 1, "prompts_per_step": 8, **more})
+    wanted = merge(settings(folder, "grape"), {"steps": 1, "prompts_per_step": 8, **more})
     (folder / "rubric.yaml").write_text(RUBRIC)
     wanted["reward"] |= {"critics": {"default": {"stub": {"faults": faults or {}, "fault_seed": seed}}}}
     wanted["reward"].setdefault("failure_limit", 0.15)

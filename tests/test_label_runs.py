@@ -4,7 +4,7 @@ import pytest
 
 from grape_rl import train
 from grape_rl.cli.results import print_held_out
-from grape_rl.config import laid_over
+from grape_rl.config.files import merge
 from small_runs import killed_and_resumed, lines, settings, sums, written
 
 
@@ -27,7 +27,7 @@ def preferred(count):
 def label_settings(folder, method, rows=None, **more):
     wanted = settings(folder, method)
     written(folder / "rows.jsonl", labeled(12) if rows is None else rows)
-    return laid_over({**wanted, "reward": {}}, more)
+    return merge({**wanted, "reward": {}}, more)
 
 
 @pytest.mark.parametrize("method", ["kto", "bco_unpaired", "apo_zero_unpaired"])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from grape_rl import train
-from grape_rl.config import laid_over, loaded
+from grape_rl.config.files import merge
+from grape_rl.validation import load_config
 from grape_rl.sources import responses as parts_responses
 from grape_rl.training import pairs as training_pairs
 from small_runs import REWARD, killed_and_resumed, lines, settings, weights
@@ -17,7 +18,7 @@ ROUNDS = {"options": {"epochs": 2, "minibatches": 2, "keep": 2, "deduplicate": T
 def rewarded(folder, method, **more):
     """A run that is rewarded by a digit's worth for each digit."""
     (folder / "digits.py").write_text(REWARD)
-    return laid_over({**settings(folder, method), "reward": {"function": f"{folder / 'digits.py'}:digits"}}, more)
+    return merge({**settings(folder, method), "reward": {"function": f"{folder / 'digits.py'}:digits"}}, more)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_held_out_responses_are_graded(tmp_path):
 )
 def test_what_cannot_be_is_told_at_once(method, change, message, tmp_path):
     with pytest.raises(ValueError) as told:
-        loaded(laid_over(rewarded(tmp_path, method), change))
+        load_config(merge(rewarded(tmp_path, method), change))
     assert message in str(told.value) and "\n" not in str(told.value)
 
 

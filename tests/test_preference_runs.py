@@ -6,7 +6,8 @@ import pytest
 
 from grape_rl import ALGORITHMS, train
 from grape_rl.cli.results import print_held_out
-from grape_rl.config import laid_over, loaded
+from grape_rl.config.files import merge
+from grape_rl.validation import load_config
 from grape_rl.sources.preferences import PREFERENCES
 from grape_rl.training import pairs as training_pairs
 from small_runs import killed_and_resumed, lines, settings, sums, written
@@ -30,7 +31,7 @@ def pair_settings(folder, method, rows=None, **more):
     """A run of ``method`` on pairs, with nothing to grade responses by."""
     wanted = settings(folder, method)
     written(folder / "rows.jsonl", preferred(12) if rows is None else rows)
-    return laid_over({**wanted, "reward": {}}, more)
+    return merge({**wanted, "reward": {}}, more)
 
 
 @pytest.mark.parametrize("method", ["dpo", "simpo", "aot"])
@@ -163,7 +164,7 @@ def test_plain_text_becomes_messages_where_data_chat_says_so(kinds, tmp_path):
     if kinds == ("chosen", "rejected"):
         given |= {key: said("user", row["prompt"]) + given[key] for key in kinds}
     wanted = pair_settings(tmp_path, "dpo", [given], data={"chat": True, "system": "Be brief."})
-    ((found,), _) = PREFERENCES.rows(loaded(wanted), ALGORITHMS["dpo"])
+    ((found,), _) = PREFERENCES.rows(load_config(wanted), ALGORITHMS["dpo"])
     assert found["prompt"] == said("system", "Be brief.") + said("user", row["prompt"])
     assert found["chosen"] == said("assistant", row["chosen"])
     assert found["rejected"] == said("assistant", row["rejected"])
@@ -171,7 +172,7 @@ def test_plain_text_becomes_messages_where_data_chat_says_so(kinds, tmp_path):
 
 def test_tasks_become_messages_where_data_chat_says_so(tmp_path):
     data = {"source": None, "tasks": {"chain_sum": {}}, "rows": 4, "teacher": {"wrong": 1.0}, "chat": True}
-    found, _ = PREFERENCES.rows(loaded(pair_settings(tmp_path, "dpo", data=data)), ALGORITHMS["dpo"])
+    found, _ = PREFERENCES.rows(load_config(pair_settings(tmp_path, "dpo", data=data)), ALGORITHMS["dpo"])
     assert [found[0][key][0]["role"] for key in ("prompt", "chosen", "rejected")] == ["user", "assistant", "assistant"]
 
 

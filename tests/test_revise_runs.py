@@ -5,7 +5,8 @@ import torch
 
 from grape_rl import train
 from grape_rl.cli.settings import run_summary
-from grape_rl.config import laid_over, loaded
+from grape_rl.config.files import merge
+from grape_rl.validation import load_config
 from grape_rl.data.chat import prompt_tokens
 from grape_rl.model.scratch import character_tokenizer, scratch
 from grape_rl.setup import revisions as parts_revise
@@ -18,7 +19,7 @@ WIDE = {"scratch": {"hidden": 32, "layers": 2, "heads": 2, "context": 192}}
 
 
 def revising(folder, method, **more):
-    return laid_over(settings(folder, method), {"model": WIDE, "revise": REVISE, **more})
+    return merge(settings(folder, method), {"model": WIDE, "revise": REVISE, **more})
 
 
 @pytest.mark.parametrize(
@@ -145,9 +146,9 @@ def test_a_template_that_refuses_to_revise_is_refused_before_the_first_step(tmp_
 )
 def test_what_is_refused(tmp_path, more, message):
     with pytest.raises(ValueError, match=message):
-        loaded(laid_over(revising(tmp_path, "grape"), more))
+        load_config(merge(revising(tmp_path, "grape"), more))
 
 
 def test_the_step_that_is_announced_has_the_revisions_in_it(tmp_path):
-    said = run_summary(loaded(revising(tmp_path, "grape")))
+    said = run_summary(load_config(revising(tmp_path, "grape")))
     assert "3 prompts x 4 responses = 12 responses and 6 revisions, up to 180 tokens" in said

@@ -8,9 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from grape_rl import ALGORITHMS, train
-from grape_rl.config import laid_over
+from grape_rl.config.files import merge
 from grape_rl.maths.penalty import reference_kl
-from grape_rl.methods import in_force, objective, resolve_options, start_memory
+from grape_rl.methods import objective, resolve_options, start_memory
+from grape_rl.sources.responses import current_options
 from grape_rl.model.load import load
 from grape_rl.model.scratch import character_tokenizer, scratch
 from grape_rl.model.value import own_model
@@ -119,7 +120,7 @@ def test_while_the_value_warms_up_the_policy_keeps_every_bit(trunk, tmp_path):
 
 def test_ppo_learns_and_so_does_its_value(tmp_path):
     """Short even answers are wanted, one response a prompt: no group to compare, and the value takes its place."""
-    wanted = laid_over(
+    wanted = merge(
         settings(tmp_path, "ppo"),
         {"options": {"value_trunk": "own", "kl_in_reward": 0.01, "step_kl_limit": 0.3, **PASSES}, "steps": 20},
     )
@@ -192,14 +193,14 @@ def test_what_a_value_cannot_be_is_said_before_the_first_step(options, message, 
 def test_a_kl_that_follows_its_target_is_so_in_the_reward_and_in_the_loss():
     row = ALGORITHMS["ppo"]
     chosen = resolve_options(row, {"kl": 0.5, "kl_in_reward": 0.25, "kl_target": 3.0})
-    found = in_force(chosen, {"kl_scale": 3.0})
+    found = current_options(chosen, {"kl_scale": 3.0})
     assert (found["kl"], found["kl_in_reward"]) == (1.5, 0.75)
     assert {key: value for key, value in found.items() if key not in ("kl", "kl_in_reward")} == {
         key: value for key, value in chosen.items() if key not in ("kl", "kl_in_reward")
     }
     (held,) = [term for term in objective(row, found).terms if term.function is reference_kl]
     assert held.coefficient == 1.5
-    assert in_force(chosen, start_memory(row)) == chosen == in_force(chosen, {})
+    assert current_options(chosen, start_memory(row)) == chosen == current_options(chosen, {})
 
 
 def test_a_method_without_a_value_function_has_no_option_of_it(tmp_path):

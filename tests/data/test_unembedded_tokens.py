@@ -12,7 +12,7 @@ from grape_rl.data.unembedded_tokens import EMBEDDINGS
 from grape_rl.model.load import load
 from grape_rl.model.scratch import character_tokenizer, scratch
 from grape_rl.model.value import own_model
-from grape_rl.setup.policy import policy
+from grape_rl.setup.policy import make_policy
 from grape_rl.setup.value_function import value_function
 from grape_rl.training.value import ValueFunction
 from small_runs import REWARD, settings, sums, written
@@ -121,9 +121,9 @@ def test_a_template_that_writes_it_is_named_too(tmp_path):
 def test_an_end_token_that_the_model_cannot_choose_ends_nothing(tmp_path):
     name = folder(tmp_path / "model", eos=SURPLUS)
     with pytest.raises(ValueError, match=r"the end token '<\|endoftext\|>' is token \d+, and .* no response would end"):
-        policy(*load(name, CPU))
+        make_policy(*load(name, CPU))
     other = folder(tmp_path / "other", eos=SURPLUS, also=1)
-    assert policy(*load(other, CPU)).end == (1,), "the one that it can choose is left"
+    assert make_policy(*load(other, CPU)).end == (1,), "the one that it can choose is left"
 
 
 def test_a_reward_model_pads_with_a_token_that_it_has(tmp_path):
@@ -132,7 +132,7 @@ def test_a_reward_model_pads_with_a_token_that_it_has(tmp_path):
 
 
 def test_a_value_model_needs_no_embedding_that_the_policy_has_not(tmp_path):
-    start = policy(*load(folder(tmp_path / "model"), CPU))
+    start = make_policy(*load(folder(tmp_path / "model"), CPU))
     own_model(start.model).save_pretrained(tmp_path / "value")
     settings = ValueFunction(value_trunk="own", value_model=str(tmp_path / "value"))
     assert value_function(settings, start, None).config.num_labels == 1
@@ -141,4 +141,4 @@ def test_a_value_model_needs_no_embedding_that_the_policy_has_not(tmp_path):
 def test_a_vocabulary_that_is_larger_is_another_model_s(tmp_path):
     few = scratch(character_tokenizer(["01"]), 32, 2, 2, 64, seed=0)
     with pytest.raises(ValueError, match=r"the tokenizer has \d+ tokens, '.' \(token \d+\) among them, and the mod"):
-        policy(few, character_tokenizer(["0123456789"]))
+        make_policy(few, character_tokenizer(["0123456789"]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from grape_rl.cli import main
-from grape_rl.config import loaded
+from grape_rl.validation import load_config
 from grape_rl.estimate import plan
 from grape_rl.estimate.cost import Machine
 from grape_rl.estimate.fake_model import measure_footprint
@@ -28,7 +28,7 @@ ROWS = [
 def config(folder, method, **given):
     wanted = settings(folder, method) | {"prompts_per_step": 2, "group_size": 3} | given
     written(folder / "rows.jsonl", ROWS)
-    return loaded(wanted)
+    return load_config(wanted)
 
 
 def kept(model, ids):

@@ -12,13 +12,14 @@ from grape_rl import ALGORITHMS
 from grape_rl.maths.advantage import group_relative, leave_one_out
 from grape_rl.maths.pairing import ranked_pairs
 from grape_rl.maths.reweighting import accepted
-from grape_rl.methods import Responses, keywords, resolve_options
+from grape_rl.methods import keywords, resolve_options
+from grape_rl.sources.responses import Responses
 from grape_rl.model.logprobs import logprobs
 from grape_rl.rollout.advantages import AdvantageInputs, estimate_advantages
 from grape_rl.rollout.dynamic_sampling import ScoredRollout, once
 from grape_rl.rollout.revise import revised, revision_prompt, worst
 from grape_rl.rollout.source import Prompt, Round, reference_logprobs, responses, step_seed
-from grape_rl.sources.online_pairs import sampled_preferences
+from grape_rl.sources.sampled_preferences import pair_source
 from grape_rl.types import Response, Rollout, Scores, Verdict, failed
 
 NAN = math.nan
@@ -267,7 +268,7 @@ def test_the_pair_is_the_revision_over_what_it_revises(tokenizer):
         found = revise(tokenizer, draw(0.5, 0.25, 1.0, 0.75, 0.6, 0.0), new)[0]
         pairing = partial(ranked_pairs, pairing="revised", **more)
         found = replace(found, reference_logp=-1.0 * found.rollout.mask)
-        return sampled_preferences(lambda step: Round(found, {"reference_seconds": 0.0}, ()), pairing, None)(0)
+        return pair_source(lambda step: Round(found, {"reference_seconds": 0.0}, ()), pairing, None)(0)
 
     what = experience((0.75, 0.5))
     own = [t[m].tolist() for t, m in zip(what.sequences.tokens, what.sequences.mask, strict=True)]

@@ -14,15 +14,7 @@ from grape_rl.maths.advantage import group_relative
 from grape_rl.model.logprobs import logprobs
 from grape_rl.rollout.dynamic_sampling import dynamic_sampling, once, zero_variance_groups
 from grape_rl.rollout.records import rollout_metrics, verdict_metrics
-from grape_rl.rollout.source import (
-    Prompt,
-    demonstrations,
-    drawn_rows,
-    graded_responses,
-    reference_logprobs,
-    responses,
-    step_seed,
-)
+from grape_rl.rollout.source import Prompt, demonstrations, drawn_rows, graded_responses, reference_logprobs, responses, step_seed
 from grape_rl.types import Rollout, Scores, Verdict, failed
 
 

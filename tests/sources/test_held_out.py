@@ -10,7 +10,7 @@ import torch
 from grape_rl.model.sampler import Sampling, sample
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.rollout.source import Prompt
-from grape_rl.sources.held_out import HeldOut, held_out, read_held_out
+from grape_rl.rollout.evaluation import HeldOut, evaluate, read_held_out
 from grape_rl.types import Scores, Verdict, failed
 
 
@@ -39,7 +39,7 @@ def test_each_prompt_is_answered_and_averaged(model, tokenizer):
         seen.append(answers)
         return digits(answers, group)
 
-    found = held_out(prompts, sampler, scorer, tokenizer, samples=3, seed=4, version=9)
+    found = evaluate(prompts, sampler, scorer, tokenizer, samples=3, seed=4, version=9)
     assert seen[0] == (3, 4, 9)
     answers = seen[1]
     assert found.responses == len(answers) == 15
@@ -50,7 +50,7 @@ def test_each_prompt_is_answered_and_averaged(model, tokenizer):
     assert {item.category for item in found.items} == {"a", "b"}
     assert found.mean("digits") == pytest.approx(sum(item.mean for item in found.items) / 2)
     assert math.isnan(found.mean("spelling"))
-    assert held_out(prompts, sampler, scorer, tokenizer, samples=3, seed=4, version=9) == found
+    assert evaluate(prompts, sampler, scorer, tokenizer, samples=3, seed=4, version=9) == found
 
 
 RESULT = HeldOut(

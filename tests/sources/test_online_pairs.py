@@ -12,7 +12,7 @@ from grape_rl.maths.pairing import ranked_pairs
 from grape_rl.methods import objective, resolve_options
 from grape_rl.rollout.dynamic_sampling import ScoredRollout
 from grape_rl.rollout.source import Round
-from grape_rl.sources.online_pairs import sampled_preferences
+from grape_rl.sources.sampled_preferences import pair_source
 from grape_rl.training.pairs import pair_logprobs
 from grape_rl.training.update import Limits
 from grape_rl.types import Response, Rollout, Scores, Verdict, failed
@@ -42,7 +42,7 @@ def drawn(*rewards, same=()):
 
 def experience(found, pairing="best_worst", reference=None, **more):
     made = Round(found, {"reward": 0.5, "tokens": 99.0, "reference_seconds": 0.0}, (("slow", "graders were"),))
-    return sampled_preferences(lambda step: made, partial(ranked_pairs, pairing=pairing, **more), reference)(0)
+    return pair_source(lambda step: made, partial(ranked_pairs, pairing=pairing, **more), reference)(0)
 
 
 def test_the_best_of_each_prompt_stands_against_its_worst():

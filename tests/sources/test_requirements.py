@@ -3,8 +3,9 @@
 import pytest
 
 from grape_rl import ALGORITHMS
-from grape_rl.config import loaded
-from grape_rl.methods import Comparisons, Preferences
+from grape_rl.validation import load_config
+from grape_rl.sources.comparisons import Comparisons
+from grape_rl.sources.preferences import Preferences
 from grape_rl.sources.requirements import REQUIREMENTS, suited
 
 PAIRED = sum(isinstance(row.source, Preferences | Comparisons) for row in ALGORITHMS.values())
@@ -13,7 +14,7 @@ LABELED = "kto, bco_unpaired, apo_zero_unpaired learn from"
 
 def config(method, **data):
     more = {"reward": {"function": "rewards.py:f"}} if method == "grpo" else {}
-    return loaded({"method": method, "data": {"source": "rows.jsonl", **data}, **more})
+    return load_config({"method": method, "data": {"source": "rows.jsonl", **data}, **more})
 
 
 def told(method, columns, **data):

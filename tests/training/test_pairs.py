@@ -13,18 +13,12 @@ import torch
 
 from grape_rl import ALGORITHMS
 from grape_rl.data.preferences import Pair
-from grape_rl.methods import Preferences, objective, resolve_options
+from grape_rl.methods import objective, resolve_options
+from grape_rl.sources.preferences import Preferences
 from grape_rl.training import pairs as training_pairs
-from grape_rl.training.objective import CHOICE_FIELDS, PAIR_FIELDS, Objective, Term, pair_loss
-from grape_rl.training.pairs import (
-    PairExperience,
-    pair_batches,
-    pair_experience,
-    pair_fields,
-    pair_logprobs,
-    pair_metrics,
-    preferences,
-)
+from grape_rl.training.objective import CHOICE_FIELDS, Objective, PAIR_FIELDS, Term, pair_loss
+from grape_rl.sources.preferences import collate_pairs
+from grape_rl.training.pairs import PairExperience, pair_batches, pair_fields, pair_logprobs, pair_metrics, preferences
 from grape_rl.training.update import Limits
 from grape_rl.types import Pairs
 from precise import doubled as in_doubles
@@ -62,7 +56,7 @@ def given_pairs():
 
 def experience(found=None, reference=None):
     """The pairs with a reference that is not the model: made-up log-probs, and the whole choices of ``reference``."""
-    made = pair_experience(given_pairs() if found is None else found, None, reference)
+    made = collate_pairs(given_pairs() if found is None else found, None, reference)
     generator = torch.Generator().manual_seed(7)
     mask = made.batch.mask
     logp = (-3.5 * torch.rand(mask.shape, generator=generator, dtype=torch.float64) - 0.5).masked_fill(~mask, 0)

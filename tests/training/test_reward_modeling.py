@@ -12,16 +12,9 @@ from grape_rl.methods import objective, resolve_options
 from grape_rl.model.logprobs import hidden_after
 from grape_rl.model.reward_head import scalar_model
 from grape_rl.training.optimizer import adamw, set_learning_rate
-from grape_rl.training.reward_modeling import (
-    compared,
-    comparing,
-    comparison_gradient,
-    held_out_comparisons,
-    held_out_steps,
-    judged,
-    judging,
-    step_gradient,
-)
+from grape_rl.sources.comparisons import collate_comparisons, summarize_comparisons
+from grape_rl.sources.steps import collate_steps, summarize_steps
+from grape_rl.training.reward_modeling import comparing, comparison_gradient, judging, step_gradient
 from grape_rl.training.update import Limits
 from precise import doubled
 
@@ -75,7 +68,7 @@ def test_the_loss_of_pairs_and_its_gradient_by_hand(scorer, tokenizer):
     told = comparison_gradient(
         scorer,
         idle_optimizer(scorer),
-        compared(pairs_of(tokenizer, PAIRS)),
+        collate_comparisons(pairs_of(tokenizer, PAIRS)),
         goal("reward_model", centering=0.1),
         limits(),
     )
@@ -98,7 +91,7 @@ def test_the_loss_of_pairs_and_its_gradient_by_hand(scorer, tokenizer):
 
 def test_the_loss_of_steps_and_its_gradient_by_hand(scorer, tokenizer):
     found, _ = labeled(SOLUTIONS, tokenizer, 64, "data")
-    told = step_gradient(scorer, idle_optimizer(scorer), judged(found), goal("process_reward_model"), limits())
+    told = step_gradient(scorer, idle_optimizer(scorer), collate_steps(found), goal("process_reward_model"), limits())
     mine = gradients(scorer)
     scorer.zero_grad()
     loss, right = 0.0, []
@@ -114,7 +107,7 @@ def test_the_loss_of_steps_and_its_gradient_by_hand(scorer, tokenizer):
     assert told["accuracy"] == pytest.approx(sum(right) / 5)
     for a, b in zip(mine, gradients(scorer), strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
-    accuracy, on_right, on_wrong = held_out_steps(scorer, judged(found), 16)
+    accuracy, on_right, on_wrong = summarize_steps(scorer, collate_steps(found), 16)
     assert (accuracy.graded, on_right.graded, on_wrong.graded) == (5, 3, 2)
     assert accuracy.mean == pytest.approx(sum(right) / 5)
     assert on_right.mean == pytest.approx((right[0] + right[1] + right[4]) / 3)
@@ -122,7 +115,7 @@ def test_the_loss_of_steps_and_its_gradient_by_hand(scorer, tokenizer):
 
 @pytest.mark.parametrize("tokens", [1, 25, 40])
 def test_the_same_however_a_batch_is_cut(tokens, scorer, tokenizer):
-    pairs, steps = compared(pairs_of(tokenizer, PAIRS)), judged(labeled(SOLUTIONS, tokenizer, 64, "data")[0])
+    pairs, steps = collate_comparisons(pairs_of(tokenizer, PAIRS)), collate_steps(labeled(SOLUTIONS, tokenizer, 64, "data")[0])
     for update, batch, name in (
         (comparison_gradient, pairs, "reward_model"),
         (step_gradient, steps, "process_reward_model"),
@@ -133,7 +126,7 @@ def test_the_same_however_a_batch_is_cut(tokens, scorer, tokenizer):
         assert cut == pytest.approx(whole, rel=1e-9)
         for a, b in zip(before, gradients(scorer), strict=True):
             torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-8)
-    one, other = held_out_comparisons(scorer, pairs, tokens), held_out_comparisons(scorer, pairs, 10**6)
+    one, other = summarize_comparisons(scorer, pairs, tokens), summarize_comparisons(scorer, pairs, 10**6)
     assert [i.mean for i in one] == pytest.approx([i.mean for i in other])
 
 
@@ -148,7 +141,7 @@ def test_it_learns_pairs_and_centering_brings_the_mean_score_to_zero(model, toke
     rows = [{"prompt": f"{i}=", "chosen": str(2 * i), "rejected": str(2 * i + 1)} for i in range(8)]
     found = pairs_of(tokenizer, rows)
     model = scalar_model(model, tokenizer, seed=0)
-    batch = compared(found)
+    batch = collate_comparisons(found)
     with torch.no_grad():
         mean = hidden_after(model, batch.sequences)[torch.arange(16), batch.sequences.mask.sum(1)].mean(0)
         model.score.weight.copy_(3 * mean / mean.square().sum())
@@ -158,7 +151,7 @@ def test_it_learns_pairs_and_centering_brings_the_mean_score_to_zero(model, toke
         model.load_state_dict(start)
         goals = goal("reward_model", centering=centering)
         told = trained(model, comparison_gradient, comparing(found, 8, 0), goals, 40, 1e-2)
-        accuracy, margin, reward = held_out_comparisons(model, batch, 10**6)
+        accuracy, margin, reward = summarize_comparisons(model, batch, 10**6)
         assert accuracy.mean > 0.9 and margin.mean > 1 and told[-1]["bradley_terry" if centering else "loss"] < 0.2
         last[centering] = abs(reward.mean)
     assert last[0.1] < 0.1 and last[0.0] > 0.3
@@ -174,6 +167,6 @@ def test_it_learns_steps(model, tokenizer):
     found, _ = labeled(rows, tokenizer, 64, "data")
     model = scalar_model(model, tokenizer, seed=0)
     told = trained(model, step_gradient, judging(found, 16, 0), goal("process_reward_model"), 40, 1e-2)
-    accuracy, on_right, on_wrong = held_out_steps(model, judged(found), 10**6)
+    accuracy, on_right, on_wrong = summarize_steps(model, collate_steps(found), 10**6)
     assert told[-1]["loss"] < 0.2 and math.isfinite(told[-1]["grad_norm"])
     assert accuracy.mean > 0.95 and on_right.mean > 0.9 and on_wrong.mean > 0.9

@@ -105,9 +105,9 @@ def next_commands(run: Path) -> str:
 
 
 def _merged(*layers: dict[str, Any]) -> dict[str, Any]:
-    from grape_rl.config import laid_over
+    from grape_rl.config.files import merge
 
     data: dict[str, Any] = {}
     for layer in layers:
-        data = laid_over(data, layer)
+        data = merge(data, layer)
     return data

@@ -16,22 +16,17 @@ def main(arguments: Sequence[str]) -> None:
         print(HELP)
         return
     words, _, _ = parsed_arguments(arguments)
-    from grape_rl.algorithms import ALGORITHMS
-    from grape_rl.schema import nearest
-
     if len(words) != 1:
         raise ValueError(f"grape explain takes one METHOD, got {', '.join(words) or 'none'}")
-    if words[0] not in ALGORITHMS:
-        raise ValueError(f"unknown method {words[0]!r}{nearest(words[0], ALGORITHMS)}")
     print(explanation(words[0]))
 
 
 def explanation(name: str) -> str:
     """The text of ``grape explain``, in lines of up to 100 columns."""
-    from grape_rl.algorithms import ALGORITHMS
+    from grape_rl.algorithms import method_named
     from grape_rl.cli import method_text
 
-    method = ALGORITHMS[name]
+    method = method_named(name)
     derivation = method_text.derivation(method.page)
     lines = [method_text.wrapped(f"{method.name}: {method.summary}"), "", method_text.equation_text(method, indent=2)]
     lines += ["", method_text.wrapped(f"paper: {method.paper}", hanging=7)]

@@ -9,9 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
-from grape_rl.maths.grape import unweighted
 from grape_rl.maths.reduction import token_weight
-from grape_rl.methods import Method, options
+from grape_rl.methods import Method, method_options
 
 WIDTH = 100
 """Columns of printed text."""
@@ -62,20 +61,15 @@ def needs(method: Method) -> str:
     >>> needs(ALGORITHMS["dpo"])
     'pairs (prompt, chosen, rejected); a reference'
     """
-    source = method.source
-    inputs = {name for function in method.functions for name in inspect.signature(function).parameters}
-    data = source.data
-    if getattr(source, "aggregate", unweighted) is not unweighted or getattr(source, "compared", None):
-        data = data.replace("a reward", "a rubric")
+    inputs = {name for function in method.functions for name in function.parameters}
+    data = method.source.needs
     if "chosen_reward" in inputs:
         data += ", each with a reward"
-    if (group := getattr(source, "smallest_group", 1)) > 1:
-        data += f", {group} or more responses a prompt"
     models = ["a value model"] if "value" in inputs else []
     referring = [
-        function
+        function.function
         for function in method.functions
-        if any(name.startswith("reference_") for name in inspect.signature(function).parameters)
+        if any(name.startswith("reference_") for name in function.parameters)
     ]
     switches = [_switch(method, function) for function in referring]
     if referring:
@@ -85,7 +79,7 @@ def needs(method: Method) -> str:
 
 def _switch(method: Method, function: Callable[..., Any]) -> str | None:
     """The option, 0 by default, that switches a function on; None for a function that always runs."""
-    defaults = {name: default for name, (_, default) in options(method).items()}
+    defaults = {name: default for name, (_, default) in method_options(method).items()}
     for term in method.terms:
         if term.function is function:
             return term.option if term.option and defaults[term.option] == 0 else None
@@ -100,7 +94,7 @@ def derivation(page: str) -> str:
 
 def functions_in_order(method: Method) -> tuple[Callable[..., Any], ...]:
     """The method's functions in the order they run, with the weighting of tokens before the update."""
-    functions = tuple(inspect.unwrap(function) for function in method.functions)
+    functions = tuple(inspect.unwrap(function.function) for function in method.functions)
     return (*functions[:-1], inspect.unwrap(token_weight), functions[-1]) if method.reduction else functions
 
 
@@ -128,7 +122,7 @@ def option_lines(method: Method, function: Callable[..., Any]) -> list[tuple[lis
     Options that one passage of the docstring explains are in one group. The meaning is the docstring's text on the
     options beyond its first paragraph; "" where the first paragraph suffices.
     """
-    available, original = options(method), options(replace(method, defaults={}))
+    available, original = method_options(method), method_options(replace(method, defaults={}))
     groups: dict[str, list[str]] = {}
     coefficients = [t.option for t in method.terms if t.option and inspect.unwrap(t.function) is function]
     parameters = inspect.signature(function).parameters.values()

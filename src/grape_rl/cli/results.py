@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from grape_rl.sources.held_out import HeldOut
+from grape_rl.rollout.evaluation import HeldOut
 from grape_rl.training.display import table
 
 

@@ -8,10 +8,10 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from grape_rl.algorithms import ALGORITHMS
+from grape_rl.algorithms import method_named
 from grape_rl.cli.method_text import wrapped
-from grape_rl.config import Config
-from grape_rl.methods import Comparisons, Demonstrations, Labels, Preferences, Sampled, Steps, resolve_options
+from grape_rl.config.config import Config
+from grape_rl.methods import resolve_options
 
 
 def settings_help() -> str:
@@ -87,12 +87,12 @@ def run_summary(config: Config) -> str:
     """One line on a run: examples, tokens and optimizer steps per step, micro-batches, device."""
     from grape_rl.setup.policy import device
 
-    method = ALGORITHMS[config.method]
+    method = method_named(config.method)
     options = resolve_options(method, config.options)
     updates = "1 update without an optimizer"
-    if "optimizer" in inspect.signature(method.update).parameters:
+    if "optimizer" in method.update_function.reads:
         updates = _counted(options.get("epochs", 1) * options.get("minibatches", 1), "optimizer step")
-    if isinstance(method.source, Sampled):
+    if method.source.samples:
         responses = config.prompts_per_step * config.group_size
         revisions = config.prompts_per_step * config.revise.per_group
         batch = (
@@ -101,14 +101,7 @@ def run_summary(config: Config) -> str:
             f"up to {(responses + revisions) * config.sampling.max_tokens} tokens"
         )
     else:
-        examples = {
-            Demonstrations: "demonstrations",
-            Preferences: "pairs",
-            Comparisons: "pairs",
-            Labels: "labeled responses",
-            Steps: "solutions",
-        }
-        batch = f"{config.prompts_per_step} {examples[type(method.source)]}"
+        batch = f"{config.prompts_per_step} {method.source.unit}"
     return (
         f"{config.method}: {_counted(config.steps, 'step')} of {batch}; {updates} each, in micro-batches of up to "
         f"{config.tokens_per_microbatch} token positions; {device(config.device)}, {config.precision}"

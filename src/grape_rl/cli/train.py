@@ -35,13 +35,13 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"grape train takes one METHOD, got {', '.join(words) or 'none'}; see grape algorithms")
     from grape_rl.cli.results import print_held_out
     from grape_rl.cli.settings import run_summary
-    from grape_rl.config import dumped
+    from grape_rl.config.files import dump
     from grape_rl.run import train
     from grape_rl.training.checkpoint import checkpoints
 
     config = resolve_config(words[0], str(flags["config"]) if "config" in flags else None, settings)
     if flags.get("dry_run"):
-        print(dumped(config) + "\n" + run_summary(config), flush=True)
+        print(dump(config) + "\n" + run_summary(config), flush=True)
         print(cost_line(config))
         return
     print(run_summary(config), flush=True)
@@ -58,14 +58,13 @@ def resolve_config(method: str, file: str | None, settings: dict[str, Any]) -> A
     Raises:
         ValueError: an unknown method, or an error in the file or the settings.
     """
-    from grape_rl.algorithms import ALGORITHMS
-    from grape_rl.config import from_file, laid_over, loaded
-    from grape_rl.schema import nearest
+    from grape_rl.algorithms import method_named
+    from grape_rl.config.files import from_file, merge
+    from grape_rl.validation import load_config
 
-    if method not in ALGORITHMS:
-        raise ValueError(f"unknown method {method!r}{nearest(method, ALGORITHMS)}")
+    method_named(method)
     data = from_file(demo_config(method) if file == "demo" else Path(file), method) if file else {"method": method}
-    return loaded(laid_over(data, settings), file or "settings")
+    return load_config(merge(data, settings), file or "settings")
 
 
 def cost_line(config: Any) -> str:
@@ -82,6 +81,6 @@ def cost_line(config: Any) -> str:
 
 def demo_config(method: str) -> Path:
     """The configuration file of a method's demo on the built-in tasks."""
-    from grape_rl.algorithms import ALGORITHMS
+    from grape_rl.algorithms import method_named
 
-    return Path(str(files("grape_rl") / "configs" / "demo" / f"{ALGORITHMS[method].page}.yaml"))
+    return Path(str(files("grape_rl") / "configs" / "demo" / f"{method_named(method).page}.yaml"))

@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from grape_rl.data.chat import Example, stacked, text
+from grape_rl.data.chat import text
 from grape_rl.maths.divergence import k3
-from grape_rl.model.logprobs import lengths, logprobs, microbatches, selected
+from grape_rl.model.logprobs import logprobs, microbatches, selected
 from grape_rl.model.sampler import Ended
 from grape_rl.reward.scores import Scorer, checked
 from grape_rl.rollout.advantages import PLAIN, AdvantageInputs, estimate_advantages
@@ -81,21 +81,6 @@ def step_seed(seed: int, step: int, purpose: str) -> int:
     """A seed of 63 bits for one purpose at one step, unlike any other's."""
     digest = hashlib.blake2b(f"{seed} {step} {purpose}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def demonstrations(examples: Sequence[Example], rows_per_step: int, seed: int) -> Source:
-    """A source of demonstrations: every token that is learned with advantage 1, so that −A · logp is SFT's loss."""
-
-    def source(step: int) -> Experience:
-        sequences = stacked([examples[i] for i in drawn_rows(len(examples), rows_per_step, step, seed)])
-        ones, zeros = sequences.mask.float(), torch.zeros(sequences.mask.shape)
-        metrics = {
-            "length": float(ones.sum(dim=1).mean()),
-            "tokens": float(lengths(sequences.mask).sum() + sum(len(p) for p in sequences.prompts)),
-        }
-        return Experience(sequences, Batch(sequences.mask, zeros, zeros, ones), metrics)
-
-    return source
 
 
 def responses(

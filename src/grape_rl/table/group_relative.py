@@ -5,8 +5,9 @@ from grape_rl.maths.gdpo import items_normalized
 from grape_rl.maths.grape import confidence_weighted, running_confidence, unweighted
 from grape_rl.maths.reweighting import length_penalized
 from grape_rl.maths.surrogate import cispo, clipped, sequence_clipped
-from grape_rl.methods import LossTerm, Method, Responses
+from grape_rl.methods import LossTerm, Method
 from grape_rl.rollout.dynamic_sampling import dynamic_sampling
+from grape_rl.sources.responses import Responses
 from grape_rl.table.penalties import PENALTIES
 
 GROUP_RELATIVE = (

@@ -3,7 +3,9 @@
 from grape_rl.maths.grape import unweighted
 from grape_rl.maths.reweighting import accepted
 from grape_rl.maths.surrogate import dft, policy_gradient
-from grape_rl.methods import Demonstrations, LossTerm, Method, Responses
+from grape_rl.methods import LossTerm, Method
+from grape_rl.sources.demonstrations import Demonstrations
+from grape_rl.sources.responses import Responses
 from grape_rl.training.update import noisy_gradient
 
 IMITATION = (

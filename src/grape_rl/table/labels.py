@@ -5,7 +5,8 @@ h = log π_θ(y|x) − log π_ref(y|x); D(z) = −log σ(z); λ is the weight of
 """
 
 from grape_rl.maths.preference import apo_zero_unpaired, bco_unpaired, kto
-from grape_rl.methods import Labels, LossTerm, Method
+from grape_rl.methods import LossTerm, Method
+from grape_rl.sources.labels import Labels
 from grape_rl.training.labels import label_gradient
 from grape_rl.training.objective import TermFunction
 

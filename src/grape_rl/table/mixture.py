@@ -31,7 +31,8 @@ from grape_rl.maths.preference import (
     tdpo2,
     wpo,
 )
-from grape_rl.methods import LossTerm, Method, Preferences
+from grape_rl.methods import LossTerm, Method
+from grape_rl.sources.preferences import Preferences
 from grape_rl.training.objective import TermFunction
 from grape_rl.training.pairs import pair_gradient
 

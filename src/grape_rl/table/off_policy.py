@@ -5,7 +5,8 @@ from grape_rl.maths.grape import unweighted
 from grape_rl.maths.off_policy import behavior_pull, imitation, rec_one_side, rec_ring, rec_two_side, topr, truncated
 from grape_rl.maths.reweighting import posterior, red_drop, red_weight
 from grape_rl.maths.surrogate import policy_gradient
-from grape_rl.methods import LossTerm, Method, Responses
+from grape_rl.methods import LossTerm, Method
+from grape_rl.sources.responses import Responses
 from grape_rl.table.penalties import PENALTIES
 
 _REC = "Group-Relative REINFORCE is off-policy, arXiv 2509.24203"

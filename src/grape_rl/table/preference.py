@@ -40,7 +40,8 @@ from grape_rl.maths.preference import (
     tdpo2,
     wpo,
 )
-from grape_rl.methods import LossTerm, Method, Preferences
+from grape_rl.methods import LossTerm, Method
+from grape_rl.sources.preferences import Preferences
 from grape_rl.training.moving_reference import moving_reference
 from grape_rl.training.objective import TermFunction
 from grape_rl.training.pairs import compared_pair_gradient, pair_gradient

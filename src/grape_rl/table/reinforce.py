@@ -7,11 +7,12 @@ from grape_rl.maths.grape import unweighted
 from grape_rl.maths.reward import kl_penalized, moving_average
 from grape_rl.maths.reweighting import undiluted
 from grape_rl.maths.surrogate import clipped, policy_gradient, ratio
-from grape_rl.methods import LossTerm, Memory, Method, Responses
+from grape_rl.methods import LossTerm, Method
+from grape_rl.sources.responses import Memory, Responses
 from grape_rl.table.penalties import PENALTIES
 from grape_rl.training.trust_region import trust_region
 
-_BASELINED = Responses(baselined, unweighted, token_reward=kl_penalized, remembers=(Memory(moving_average, math.nan),))
+_BASELINED = Responses(baselined, unweighted, token_reward=kl_penalized, memory=(Memory(moving_average, math.nan),))
 
 REINFORCE = (
     Method(

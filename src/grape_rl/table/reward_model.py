@@ -1,7 +1,9 @@
 """The methods that train a model to score what others write: one number a response, or one a step."""
 
 from grape_rl.maths.reward_model import bradley_terry, centered, step_cross_entropy
-from grape_rl.methods import Comparisons, LossTerm, Method, Steps
+from grape_rl.methods import LossTerm, Method
+from grape_rl.sources.comparisons import Comparisons
+from grape_rl.sources.steps import Steps
 from grape_rl.training.reward_modeling import comparison_gradient, step_gradient
 
 REWARD_MODEL = (

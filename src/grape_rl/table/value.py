@@ -6,7 +6,8 @@ from grape_rl.maths.penalty import kl_scale
 from grape_rl.maths.reward import kl_penalized
 from grape_rl.maths.surrogate import clipped
 from grape_rl.maths.value import value_loss, whitened
-from grape_rl.methods import LossTerm, Memory, Method, Responses
+from grape_rl.methods import LossTerm, Method
+from grape_rl.sources.responses import Memory, Responses
 from grape_rl.table.penalties import PENALTIES
 from grape_rl.training.value import ValueFunction
 
@@ -24,7 +25,7 @@ VALUE = (
             token_reward=kl_penalized,
             rescaled=whitened,
             value=ValueFunction,
-            remembers=(Memory(kl_scale, 1.0),),
+            memory=(Memory(kl_scale, 1.0),),
         ),
         terms=(LossTerm(clipped), LossTerm(value_loss, 0.1, "value_coefficient"), *PENALTIES),
         reduction="token",

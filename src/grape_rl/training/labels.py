@@ -4,22 +4,19 @@
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from grape_rl.data.chat import stacked
-from grape_rl.data.labels import Judged, mismatched
 from grape_rl.model.logprobs import logprobs, microbatches, selected
-from grape_rl.rollout.source import drawn_rows
 from grape_rl.training.objective import Objective, pair_loss
 from grape_rl.training.optimizer import clipped_step
-from grape_rl.training.pairs import Reference, added, logprobs_in, told_at_once
+from grape_rl.training.pairs import added, logprobs_in, told_at_once
 from grape_rl.training.update import Limits
 from grape_rl.types import Labeled, Sequences
 
@@ -39,40 +36,7 @@ class LabelExperience:
     mismatched_reference_logp: Float[Tensor, "m u"] | None = None
     warnings: tuple[tuple[str, str], ...] = ()
     records: tuple[dict[str, object], ...] = ()
-
-
-def labels(
-    found: Sequence[Judged], reference: Reference, rows_per_step: int, seed: int, mismatch: int | None
-) -> Callable[[int], LabelExperience]:
-    """A source of labeled responses read from data. ``mismatch``: as ``label_experience``."""
-
-    def source(step: int) -> LabelExperience:
-        drawn = [found[i] for i in drawn_rows(len(found), rows_per_step, step, seed)]
-        return label_experience(drawn, reference, mismatch)
-
-    return source
-
-
-def label_experience(found: Sequence[Judged], reference: Reference, mismatch: int | None) -> LabelExperience:
-    """The responses as one batch, with mismatched ones of at most ``mismatch`` tokens if that is a number."""
-    examples = [each.example for each in found]
-    sequences = stacked(examples)
-    desirable = torch.tensor([each.desirable for each in found])
-    others = None if mismatch is None else mismatched(examples, mismatch)
-    metrics = {
-        "length": float(sequences.mask.sum(dim=1).float().mean()),
-        "desirable": float(desirable.float().mean()),
-        "tokens": float(sequences.mask.sum() + sum(len(p) for p in sequences.prompts)),
-    }
-    alone = ("one_prompt", "all responses of the step have the same prompt: there is no other to set them against")
-    return LabelExperience(
-        sequences,
-        Labeled(sequences.mask, reference(sequences), desirable),
-        metrics,
-        others,
-        None if others is None else reference(others),
-        (alone,) if others is None and mismatch is not None else (),
-    )
+    memory: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def label_logprobs(

@@ -3,18 +3,16 @@
 A pair is never split: its prompt is encoded once for both responses, and its loss needs both.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from grape_rl.data.preferences import Pair, stacked_pairs
 from grape_rl.model.distribution import DistributionStats, choices
 from grape_rl.model.logprobs import lengths, logprobs, selected
-from grape_rl.rollout.source import drawn_rows
 from grape_rl.training.objective import CHOICE_FIELDS, Objective, pair_loss
 from grape_rl.training.optimizer import clipped_step
 from grape_rl.training.update import Limits
@@ -37,48 +35,7 @@ class PairExperience:
     warnings: tuple[tuple[str, str], ...] = ()
     records: tuple[dict[str, object], ...] = ()
     reference: nn.Module | None = None
-
-
-def preferences(
-    found: Sequence[Pair],
-    reference: Reference | None,
-    pairs_per_step: int,
-    seed: int,
-    reference_model: nn.Module | None = None,
-) -> Callable[[int], PairExperience]:
-    """A source of preferences read from data. Without a ``reference``, 0 stands in for its log-probs."""
-
-    def source(step: int) -> PairExperience:
-        drawn = [found[i] for i in drawn_rows(len(found), pairs_per_step, step, seed)]
-        return pair_experience(drawn, reference, reference_model)
-
-    return source
-
-
-def pair_experience(
-    found: Sequence[Pair], reference: Reference | None, reference_model: nn.Module | None = None
-) -> PairExperience:
-    """The pairs as one batch."""
-    rewards = torch.tensor([[pair.chosen_reward, pair.rejected_reward] for pair in found])
-    return paired(stacked_pairs(found), rewards, reference, reference_model)
-
-
-def paired(
-    sequences: Sequences,
-    rewards: Float[Tensor, "p 2"],
-    reference: Reference | None,
-    reference_model: nn.Module | None = None,
-) -> PairExperience:
-    """Stacked pairs with their responses' rewards as one batch."""
-    reference_logp = reference(sequences) if reference else torch.zeros(sequences.mask.shape)
-    chosen, rejected = sequences.mask.sum(dim=1).float().chunk(2)
-    metrics = {
-        "chosen_length": float(chosen.mean()),
-        "rejected_length": float(rejected.mean()),
-        "tokens": float(sequences.mask.sum() + sum(len(p) for p in sequences.prompts)),
-    }
-    batch = Pairs(sequences.mask, reference_logp, rewards[:, 0], rewards[:, 1])
-    return PairExperience(sequences, batch, metrics, reference=reference_model)
+    memory: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def pair_fields(

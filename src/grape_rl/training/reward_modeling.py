@@ -1,20 +1,15 @@
 """Training a model that scores: on pairs, one of which should score higher, and on steps, which are right or wrong."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grape_rl.data.comparisons import Comparison
-from grape_rl.data.preferences import stacked_pairs
-from grape_rl.data.steps import Labeled, stacked_steps
 from grape_rl.model.logprobs import microbatches, selected
 from grape_rl.model.reward_head import scores, token_scores
-from grape_rl.reward.scores import ItemSummary
-from grape_rl.rollout.source import drawn_rows
 from grape_rl.training.objective import Objective, pair_loss
 from grape_rl.training.optimizer import clipped_step
 from grape_rl.training.pairs import pair_batches
@@ -37,6 +32,7 @@ class Compared:
     metrics: dict[str, float]
     warnings: tuple[tuple[str, str], ...] = ()
     records: tuple[dict[str, object], ...] = ()
+    memory: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -48,32 +44,7 @@ class Judged:
     metrics: dict[str, float]
     warnings: tuple[tuple[str, str], ...] = ()
     records: tuple[dict[str, object], ...] = ()
-
-
-def compared(found: Sequence[Comparison]) -> Compared:
-    """The pairs as one batch."""
-    sequences = stacked_pairs([each.pair for each in found])
-    chosen, rejected = sequences.mask.sum(dim=1).float().chunk(2)
-    metrics = {"chosen_length": float(chosen.mean()), "rejected_length": float(rejected.mean())}
-    margin = torch.tensor([each.margin for each in found])
-    return Compared(sequences, margin, metrics | {"tokens": _tokens(sequences)})
-
-
-def judged(found: Sequence[Labeled]) -> Judged:
-    """The solutions as one batch."""
-    sequences, label = stacked_steps(found)
-    metrics = {"steps": float((~label.isnan()).sum()), "length": float(sequences.mask.sum(dim=1).float().mean())}
-    return Judged(sequences, label, metrics | {"tokens": _tokens(sequences)})
-
-
-def comparing(found: Sequence[Comparison], per_step: int, seed: int) -> Callable[[int], Compared]:
-    """A source of pairs for a reward model: a function of the step."""
-    return lambda step: compared([found[i] for i in drawn_rows(len(found), per_step, step, seed)])
-
-
-def judging(found: Sequence[Labeled], per_step: int, seed: int) -> Callable[[int], Judged]:
-    """A source of solutions for a process reward model: a function of the step."""
-    return lambda step: judged([found[i] for i in drawn_rows(len(found), per_step, step, seed)])
+    memory: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def comparison_gradient(
@@ -148,31 +119,6 @@ def step_metrics(fields: Fields) -> dict[str, Tensor]:
     return {"accuracy": ((2 * label - 1) * logit.sign() + 1) / 2, "probability": logit.sigmoid()}
 
 
-def held_out_comparisons(
-    model: nn.Module, experience: Compared, tokens_per_microbatch: int, precision: Precision = nullcontext
-) -> tuple[ItemSummary, ...]:
-    """How the model ranks held-out pairs: accuracy, mean margin and mean score, as items of "preferences"."""
-    with torch.no_grad():
-        told = [comparison_metrics(f) for f in comparison_fields(model, experience, tokens_per_microbatch, precision)]
-    return tuple(
-        _summary("preferences", name, [part[name] for part in told]) for name in ("accuracy", "margin", "reward")
-    )
-
-
-def held_out_steps(
-    model: nn.Module, experience: Judged, tokens_per_microbatch: int, precision: Precision = nullcontext
-) -> tuple[ItemSummary, ...]:
-    """How the model judges held-out steps, as items of "steps": accuracy over all, the right and the wrong ones."""
-    with torch.no_grad():
-        parts = list(step_fields(model, experience, tokens_per_microbatch, precision))
-    found = [(step_metrics(fields)["accuracy"], fields["step_label"]) for fields in parts]
-    return (
-        _summary("steps", "accuracy", [accuracy for accuracy, _ in found]),
-        _summary("steps", "accuracy_right", [accuracy[label == 1] for accuracy, label in found]),
-        _summary("steps", "accuracy_wrong", [accuracy[label == 0] for accuracy, label in found]),
-    )
-
-
 def _descended(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -192,12 +138,3 @@ def _descended(
         sums |= {name: value.sum() / count for name, value in metrics(fields).items()}
         told = {name: told.get(name, 0.0) + float(value) for name, value in sums.items()}
     return told | {"grad_norm": clipped_step(model, optimizer, limits.max_grad_norm)}
-
-
-def _summary(category: str, item: str, parts: Sequence[Tensor]) -> ItemSummary:
-    values = torch.cat(list(parts)).double()
-    return ItemSummary(category, item, len(values), float(values.mean()), {})
-
-
-def _tokens(sequences: Sequences) -> float:
-    return float(sequences.mask.sum() + sum(len(prompt) for prompt in sequences.prompts))

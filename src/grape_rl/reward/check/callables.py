@@ -30,7 +30,7 @@ def python_callable(call: str, folder: Path, allow: Collection[str]) -> Callable
     if place not in allow:
         raise ValueError(f"{call!r} runs code that is not allowed: if you trust it, add {place!r} to reward.allow")
     try:
-        module = _file_module(folder / place) if place.endswith(".py") else importlib.import_module(place)
+        module = module_from_file(folder / place) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:
         raise ValueError(f"{call!r} cannot be loaded: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
@@ -45,7 +45,8 @@ def awaited(result: Coroutine[Any, Any, Any]) -> Any:
         return pool.submit(asyncio.run, result).result()
 
 
-def _file_module(path: Path) -> ModuleType:
+def module_from_file(path: Path) -> ModuleType:
+    """The module of a Python file, executed again at each call."""
     name = f"grape_rubric_{path.stem}_{abs(hash(path.resolve()))}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

@@ -1,0 +1,46 @@
+"""Sampling in a run: its sampler and its prompts."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from grape_rl.data.chat import fitting, prompt_tokens
+from grape_rl.data.conversation import template_arguments
+from grape_rl.model.sampler import Ended, Sampling, sample
+from grape_rl.rollout.source import Prompt, Sampler
+from grape_rl.setup.policy import Policy
+from grape_rl.setup.rows import Row, graders_text
+from grape_rl.setup.setup import Setup
+from grape_rl.types import Rollout
+
+
+def policy_sampler(setup: Setup, sampling: Sampling) -> Sampler:
+    """A function that samples from the policy, with the weights that it has when called."""
+
+    def sampler(prompts: Sequence[Tensor], n: int, seed: int, version: int, ended: Ended | None) -> Rollout:
+        policy = setup.policy
+        with setup.precision():
+            return sample(
+                policy.model, prompts, n, sampling, policy.end_tokens, seed, version,
+                setup.config.generation_batch_size, ended,
+            )  # fmt: skip
+
+    return sampler
+
+
+def sampling_prompts(rows: Sequence[Row], policy: Policy, max_tokens: int, origin: str) -> list[Prompt]:
+    """The rows' prompts in tokens.
+
+    Raises:
+        ValueError: a prompt leaves no room for ``max_tokens`` more tokens in the policy's context.
+    """
+    tokens = [
+        prompt_tokens(policy.tokenizer, row["prompt"], place := f"{origin}, row {i}", template_arguments(row, place))
+        for i, row in enumerate(rows)
+    ]
+    if max_tokens >= policy.context:
+        raise ValueError(
+            f"sampling.max_tokens is {max_tokens}, but the model's whole context is {policy.context} tokens"
+        )
+    fitting(tokens, policy.context - max_tokens, origin)
+    return [Prompt(t, graders_text(row["prompt"]), row) for t, row in zip(tokens, rows, strict=True)]
