@@ -27,7 +27,7 @@ REINFORCE = (
     Method(
         name="trpo",
         summary="The policy gradient's step measured in KL: as far as the policy may change, and not in vain.",
-        equation="maximize E[ρ_t A] subject to E[KL(π_old‖π_θ)] ≤ δ:  θ += √(2δ / gᵀF⁻¹g) F⁻¹g, shrunk until both hold",
+        equation="maximize E[ρ_t A] subject to E[KL(π_old‖π_θ)] ≤ δ;  θ += √(2δ / gᵀF⁻¹g) F⁻¹g, shrunk until both hold",
         paper="arXiv 2509.04501, TRPO; Schulman et al., arXiv 1502.05477",
         source=_BASELINED,
         terms=(LossTerm(ratio), *PENALTIES),
