@@ -37,7 +37,7 @@ def check_text(method: str, equation: str, derivation: str) -> None:
     for number, line in enumerate(derivation.split("\n"), 1):
         if len(line) > PAGE_WIDTH:
             raise ValueError(
-                f"{method}: derivation: line {number} has {len(line)} characters, but at most {PAGE_WIDTH} fit: break it"
+                f"{method}: derivation: line {number} has {len(line)} characters, but at most {PAGE_WIDTH} fit"
             )
 
 
@@ -58,14 +58,18 @@ def function_faults(function: MethodFunction) -> tuple[str, ...]:
         return (f"{name}: its annotations cannot be read: {type(error).__name__}: {error}",)
     for key, parameter in function.parameters.items():
         if parameter.kind in unnamed:
-            faults.append(f"{name}: parameter '{parameter}': inputs and options are passed by name: list each by its own")
+            faults.append(
+                f"{name}: parameter '{parameter}': inputs and options are passed by name: list each by its own"
+            )
         elif key in function.inputs:
             continue
         elif parameter.default is parameter.empty:
             hint = nearest(key, sorted(function.inputs))
             faults.append(f"{name}: parameter {key!r} is not an input, and has no default as an option{hint}")
         elif key not in types:
-            faults.append(f"{name}: option {key!r} has no type: annotate it, as in {key}: float = {parameter.default!r}")
+            faults.append(
+                f"{name}: option {key!r} has no type: annotate it, as in {key}: float = {parameter.default!r}"
+            )
         elif fault := default_fault(types[key], parameter.default):
             faults.append(f"{name}: option {key!r}{fault}")
     return tuple(faults)

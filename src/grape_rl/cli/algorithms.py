@@ -77,6 +77,8 @@ def _markdown() -> Iterator[str]:
 
 def _table_row(name: str, page: str, summary: str, equation: str, requirements: str, paper: str) -> str:
     """A method as a row of a Markdown table."""
-    equations = "<br>".join(f"`{part}`" for part in equation.split(";  "))
+    from grape_rl.method_checks import SEPARATOR
+
+    equations = "<br>".join(f"`{part}`" for part in equation.split(SEPARATOR))
     cells = [f"[`{name}`](../src/grape_rl/derivations/{page}.md)", summary, equations, requirements, paper]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

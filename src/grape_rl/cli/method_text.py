@@ -9,11 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
+from grape_rl.algorithms import ALGORITHMS
 from grape_rl.maths.reduction import token_weight
+from grape_rl.method_checks import PAGE_WIDTH, SEPARATOR
 from grape_rl.methods import Method, method_options
-
-WIDTH = 100
-"""Columns of printed text."""
 
 NOTATION = {
     r"D\(": "D(z) = −log σ(z)",
@@ -40,17 +39,17 @@ def legend(text: str) -> str:
 
 
 def wrapped(text: str, indent: int = 0, hanging: int = 0) -> str:
-    """The text in lines of up to ``WIDTH`` columns; lines after the first are indented by ``hanging`` more."""
+    """The text in lines of up to ``PAGE_WIDTH`` columns; lines after the first are indented by ``hanging`` more."""
     first, rest = " " * indent, " " * (indent + hanging)
     return textwrap.fill(
-        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+        text, PAGE_WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )
 
 
 def equation_text(method: Method, indent: int) -> str:
     """The method's equation on one line, or one line for each of its parts if one line is too short."""
     whole = " " * indent + method.equation
-    equations = [method.equation] if len(whole) <= WIDTH else method.equation.split(";  ")
+    equations = [method.equation] if len(whole) <= PAGE_WIDTH else method.equation.split(SEPARATOR)
     return "\n".join(wrapped(equation, indent, hanging=4) for equation in equations)
 
 
@@ -87,9 +86,16 @@ def _switch(method: Method, function: Callable[..., Any]) -> str | None:
     return next((name for name in own if isinstance(defaults[name], float) and not defaults[name]), None)
 
 
-def derivation(page: str) -> str:
-    """The text that derives a method's loss from its objective."""
-    return (files("grape_rl") / "derivations" / f"{page}.md").read_text(encoding="utf-8").rstrip()
+def is_built_in(method: Method) -> bool:
+    """True if the method is a row of the table, and not the user's own."""
+    return ALGORITHMS.get(method.name) is method
+
+
+def derivation(method: Method) -> str:
+    """The text that derives a method's loss from its objective; "" for a user's own method without one."""
+    if not is_built_in(method):
+        return method.derivation.strip()
+    return (files("grape_rl") / "derivations" / f"{method.page}.md").read_text(encoding="utf-8").rstrip()
 
 
 def functions_in_order(method: Method) -> tuple[Callable[..., Any], ...]:
@@ -101,11 +107,16 @@ def functions_in_order(method: Method) -> tuple[Callable[..., Any], ...]:
 def source_line(function: Callable[..., Any]) -> str:
     """The file and line of a function's (or a class's) definition, as ``file:line``.
 
+    The path is relative to the folder of the package ``grape_rl``, or to the working directory if the file is in it.
+
     >>> source_line(source_line).startswith("grape_rl/cli/method_text.py:")
     True
     """
     function = inspect.unwrap(function)
-    path = Path(inspect.getsourcefile(function) or "").relative_to(Path(str(files("grape_rl"))).parent)
+    path = Path(inspect.getsourcefile(function) or "").absolute()
+    for folder in (Path(str(files("grape_rl"))).parent, Path.cwd()):
+        if path.is_relative_to(folder):
+            path = path.relative_to(folder)
     lines, start = inspect.getsourcelines(function)
     decorators = next(i for i, line in enumerate(lines) if line.lstrip().startswith(("def ", "class ")))
     return f"{path.as_posix()}:{max(start, 1) + decorators}"
@@ -200,6 +211,18 @@ def type_text(kind: Any) -> str:
         low = f"{number} {'<' if sign == '>' else '≤'} "
         return low + words + high
     return words + low + high
+
+
+def options_help(method: Method) -> str:
+    """Every option of the method with its default, type and meaning, for ``grape train METHOD --help``."""
+    lines, shown = [f"options of {method.name}:"], set[str]()
+    for function in functions_in_order(method):
+        for settings, meaning in option_lines(method, function):
+            new = [setting for setting in settings if setting not in shown]
+            shown.update(new)
+            lines += [f"  --options.{setting}" for setting in new]
+            lines += [wrapped(meaning, indent=6)] if new and meaning else []
+    return "\n".join(lines)
 
 
 def demo_command(method: str) -> str:

@@ -103,7 +103,7 @@ def run_summary(config: Config) -> str:
     else:
         batch = f"{config.prompts_per_step} {method.source.unit}"
     return (
-        f"{config.method}: {_counted(config.steps, 'step')} of {batch}; {updates} each, in micro-batches of up to "
+        f"{method.name}: {_counted(config.steps, 'step')} of {batch}; {updates} each, in micro-batches of up to "
         f"{config.tokens_per_microbatch} token positions; {device(config.device)}, {config.precision}"
     )
 

@@ -9,7 +9,8 @@ from grape_rl.cli.arguments import parsed_arguments
 
 HELP = """usage: grape train METHOD [--config FILE] [--KEY VALUE ...] [--resume] [--dry-run]
 
-Train a model with METHOD, a name that 'grape algorithms' lists.
+Train a model. METHOD is a name that 'grape algorithms' lists, or a method of your own: FILE.py:NAME or
+package.module:NAME. 'grape train METHOD --help' adds the method's own options at the end.
 
 options:
   --config FILE  read settings from a YAML or JSON file; 'demo' is the method's built-in example
@@ -24,7 +25,7 @@ options:
 def main(arguments: Sequence[str]) -> None:
     """Train, print the held-out results and the paths of the run and the model."""
     if not arguments or "--help" in arguments or "-h" in arguments:
-        print(HELP + (files("grape_rl.cli") / "settings.txt").read_text(encoding="utf-8"), end="")
+        print_help(next((word for word in arguments[:1] if not word.startswith("-")), None))
         return
     from grape_rl.cli.settings import text_settings
 
@@ -50,6 +51,16 @@ def main(arguments: Sequence[str]) -> None:
     run = train(config, resume=bool(flags.get("resume")))
     print_held_out(run.evaluations)
     print(f"run: {run.folder}\nmodel: {run.model}")
+
+
+def print_help(name: str | None) -> None:
+    """Print the help, with the options of the named method last: only they wait for the import of the methods."""
+    print(HELP + (files("grape_rl.cli") / "settings.txt").read_text(encoding="utf-8"), end="", flush=True)
+    if name:
+        from grape_rl.algorithms import method_named
+        from grape_rl.cli.method_text import options_help
+
+        print("\n" + options_help(method_named(name)))
 
 
 def resolve_config(method: str, file: str | None, settings: dict[str, Any]) -> Any:
@@ -79,8 +90,29 @@ def cost_line(config: Any) -> str:
         return f"estimate: none, since {' '.join(str(error).split()) or type(error).__name__}"
 
 
-def demo_config(method: str) -> Path:
-    """The configuration file of a method's demo on the built-in tasks."""
-    from grape_rl.algorithms import method_named
+DEMOS = {
+    "prompts": "tasks",
+    "demonstrations": "sft",
+    "pairs": "preferences",
+    "labeled responses": "preferences",
+    "solutions": "process_reward_model",
+}
+"""Demo configurations for a user's own method, by the unit that its source reads."""
 
-    return Path(str(files("grape_rl") / "configs" / "demo" / f"{method_named(method).page}.yaml"))
+
+def demo_config(name: str) -> Path:
+    """The configuration file of a method's demo on the built-in tasks.
+
+    Raises:
+        ValueError: there is no such method, or it is a user's own that learns from a kind of data without a demo.
+    """
+    from grape_rl.algorithms import method_named
+    from grape_rl.cli.method_text import is_built_in
+
+    method = method_named(name)
+    page = method.page if is_built_in(method) else DEMOS.get(method.source.unit)
+    if page is None:
+        raise ValueError(
+            f"{name}: there is no demo for a method that learns from {method.source.unit}: set --config FILE"
+        )
+    return Path(str(files("grape_rl") / "configs" / "demo" / f"{page}.yaml"))
