@@ -55,8 +55,8 @@ from grape_rl import train
 from grape_rl.cli.arguments import listed, parsed_arguments
 from grape_rl.config.files import merge
 from grape_rl.maths.advantage import group_relative
-from grape_rl.run import Run
 from grape_rl.rollout.evaluation import HeldOut
+from grape_rl.run import Run
 from measured import Record, append, key, records, where
 
 HERE = Path(__file__).resolve().parent

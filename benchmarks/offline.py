@@ -21,12 +21,13 @@ from torch import Tensor
 
 from grape_rl import ALGORITHMS, train
 from grape_rl.config.files import merge
-from grape_rl.validation import load_config
-from grape_rl.data.preferences import Pair, pairs, stacked_pairs
-from grape_rl.sources.preferences import Preferences
+from grape_rl.data.preferences import Pair, collate_pairs, tokenize_pairs
+from grape_rl.model.forward import ForwardContext
 from grape_rl.model.load import load
 from grape_rl.setup.policy import make_policy
+from grape_rl.sources.preferences import Preferences
 from grape_rl.training.pairs import pair_logprobs
+from grape_rl.validation import load_config
 from measured import Record, append, key, records, where
 from online import quiet
 
@@ -45,7 +46,7 @@ Row = dict[str, Any]
 
 def pair_methods() -> list[str]:
     """The rows of the table that learn from pairs of data."""
-    return [name for name, row in ALGORITHMS.items() if isinstance(row.source, Preferences)]
+    return [name for name, row in ALGORITHMS.items() if row.source == Preferences()]
 
 
 def solutions(row: Mapping[str, Any], right: bool) -> list[tuple[str, str]]:
@@ -242,9 +243,13 @@ def summed(model: str, rows: tuple[str, ...]) -> tuple[list[Pair], Float[Tensor,
     """The pairs in tokens, and the log-probability of each one's chosen response, and of its rejected one."""
     at = make_policy(*load(model, torch.device("cpu")))
     columns = ("chosen_reward", "rejected_reward")
-    found, _ = pairs(list(map(json.loads, rows)), at.tokenizer, at.end, min(CONTEXT, at.context), columns, "held out")
-    sequences = stacked_pairs(found)
-    chosen, rejected = pair_logprobs(at.model, sequences, 8192).masked_fill(~sequences.mask, 0).sum(dim=1).chunk(2)
+    found, _ = tokenize_pairs(
+        list(map(json.loads, rows)), at.tokenizer, at.end_tokens, min(CONTEXT, at.context), columns, "held out"
+    )
+    sequences = collate_pairs(found)
+    chosen, rejected = (
+        pair_logprobs(at.model, sequences, ForwardContext(8192)).masked_fill(~sequences.mask, 0).sum(dim=1).chunk(2)
+    )
     return found, chosen, rejected
 
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from grape_rl import train
 from grape_rl.config.files import merge
-from grape_rl.model.scratch import character_tokenizer, scratch
+from grape_rl.model.scratch import character_tokenizer, random_llama
 from small_runs import settings, sums, written
 
 
@@ -143,7 +143,7 @@ def test_a_reward_function_for_columns_that_the_data_has_not(tmp_path, monkeypat
 
 def saved(folder, tokenizer):
     """A model on disk with this tokenizer, and a generation configuration that ends nothing."""
-    model = scratch(tokenizer, 32, 2, 2, 64, seed=0)
+    model = random_llama(tokenizer, 32, 2, 2, 64, seed=0)
     model.config.eos_token_id = model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

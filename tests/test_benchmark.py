@@ -13,10 +13,10 @@ import tables
 from grape_rl.algorithms import ALGORITHMS, FAMILIES
 from grape_rl.cli.train import demo_config
 from grape_rl.config.files import from_file
-from grape_rl.validation import load_config
 from grape_rl.sources.demonstrations import Demonstrations
 from grape_rl.sources.preferences import Preferences
 from grape_rl.sources.responses import Responses
+from grape_rl.validation import load_config
 
 
 def solved(question, right, wrong):

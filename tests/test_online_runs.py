@@ -7,9 +7,9 @@ import torch
 
 from grape_rl import train
 from grape_rl.config.files import merge
-from grape_rl.validation import load_config
 from grape_rl.sources import responses as parts_responses
 from grape_rl.training import pairs as training_pairs
+from grape_rl.validation import load_config
 from small_runs import REWARD, killed_and_resumed, lines, settings, weights
 
 ROUNDS = {"options": {"epochs": 2, "minibatches": 2, "keep": 2, "deduplicate": True}, "prompts_per_step": 4}
@@ -71,13 +71,13 @@ def test_a_round_in_which_none_passes_changes_nothing_and_says_so(tmp_path):
 
 def test_the_loss_is_of_the_policy_at_the_temperature_that_it_was_sampled_at(tmp_path, monkeypatch):
     seen = set()
-    run = training_pairs.logprobs
+    run = training_pairs.compute_logprobs
 
     def watched(model, sequences, temperature=1.0):
         seen.add(temperature)
         return run(model, sequences, temperature)
 
-    monkeypatch.setattr(training_pairs, "logprobs", watched)
+    monkeypatch.setattr(training_pairs, "compute_logprobs", watched)
     found = train(rewarded(tmp_path, "online_dpo", sampling={"temperature": 0.7}))
     assert seen == {0.7}, "the reference's, and the policy's"
     assert found.metrics[0]["margin"] == 0

@@ -7,9 +7,9 @@ import pytest
 from grape_rl import ALGORITHMS, train
 from grape_rl.cli.results import print_held_out
 from grape_rl.config.files import merge
-from grape_rl.validation import load_config
 from grape_rl.sources.preferences import PREFERENCES
 from grape_rl.training import pairs as training_pairs
+from grape_rl.validation import load_config
 from small_runs import killed_and_resumed, lines, settings, sums, written
 
 

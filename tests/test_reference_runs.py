@@ -104,10 +104,10 @@ def test_runs_share_a_folder_and_one_of_another_reference_does_not_use_it(tmp_pa
 def frozen_copies(monkeypatch) -> list[PreTrainedModel]:
     """The copies of a model that are made as a reference."""
     made: list[PreTrainedModel] = []
-    from grape_rl.model.load import frozen
+    from grape_rl.model.load import frozen_copy
 
     def counting(model):
-        made.append(frozen(model))
+        made.append(frozen_copy(model))
         return made[-1]
 
     for place in ("setup", "preferences"):

@@ -6,12 +6,12 @@ import torch
 from grape_rl import train
 from grape_rl.cli.settings import run_summary
 from grape_rl.config.files import merge
-from grape_rl.validation import load_config
 from grape_rl.data.chat import prompt_tokens
-from grape_rl.model.scratch import character_tokenizer, scratch
+from grape_rl.model.scratch import character_tokenizer, random_llama
 from grape_rl.setup import revisions as parts_revise
 from grape_rl.sources import responses as parts_responses
 from grape_rl.types import Response
+from grape_rl.validation import load_config
 from small_runs import killed_and_resumed, lines, settings, told, weights
 
 REVISE = {"per_group": 2, "request": "{critique}\nagain:"}
@@ -98,7 +98,7 @@ TEMPLATE = (
 def chat_model(folder):
     tokenizer = character_tokenizer(["0123456789+=:; uaAgin,.whersbtcf-"])
     tokenizer.chat_template = TEMPLATE
-    scratch(tokenizer, 32, 2, 2, 192, seed=0).save_pretrained(folder)
+    random_llama(tokenizer, 32, 2, 2, 192, seed=0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return tokenizer, {"scratch": None, "name": str(folder)}
 

@@ -5,15 +5,15 @@ import math
 
 import pytest
 import torch
+from grape_rl.sources.kinds import kind_of
 
 from grape_rl import ALGORITHMS, Config, train
 from grape_rl.config.files import merge
-from grape_rl.validation import load_config
 from grape_rl.model.load import load
-from grape_rl.model.logprobs import logprobs
-from grape_rl.sources.kinds import kind_of
+from grape_rl.model.logprobs import compute_logprobs
 from grape_rl.training import log as training_log
 from grape_rl.types import Sequences
+from grape_rl.validation import load_config
 from small_runs import lines, settings, sums, weights, written
 
 LONG = {
@@ -124,7 +124,7 @@ def test_a_run_starts_from_another_s_model_and_measures_how_far_it_goes(tmp_path
     start, now = (load(str(path), torch.device("cpu"))[0] for path in (first.model, run.model))
     tokens = torch.tensor([[5, 6, 7]])
     row = Sequences((torch.tensor([4, 5]),), tokens, torch.ones_like(tokens, dtype=torch.bool), torch.tensor([0]))
-    assert not torch.allclose(logprobs(start, row).logp, logprobs(now, row).logp, atol=1e-3)
+    assert not torch.allclose(compute_logprobs(start, row).logp, compute_logprobs(now, row).logp, atol=1e-3)
 
 
 def test_in_bf16_each_step_sees_the_weights_that_the_last_one_left(tmp_path):

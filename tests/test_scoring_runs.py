@@ -56,9 +56,7 @@ def test_a_reward_model_is_the_start_of_another_and_of_no_language_model(tmp_pat
     second = train(merge(again, {"model": {"name": str(first.model)}}))
     torch.testing.assert_close(weights(second.model), weights(first.model), atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match=r"has the head score\.weight of a reward model, and a language model is need"):
-        train(
-            merge(settings(tmp_path, "grpo"), {"model": {"name": str(first.model)}, "output": str(tmp_path / "x")})
-        )
+        train(merge(settings(tmp_path, "grpo"), {"model": {"name": str(first.model)}, "output": str(tmp_path / "x")}))
 
 
 def test_pairs_over_the_limit_are_told(tmp_path):

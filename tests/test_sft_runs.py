@@ -10,7 +10,7 @@ from grape_rl import train
 from grape_rl.cli import main
 from grape_rl.config.files import merge
 from grape_rl.model.load import load
-from grape_rl.model.scratch import character_tokenizer, scratch
+from grape_rl.model.scratch import character_tokenizer, random_llama
 from small_runs import lines, settings, sums, weights, written
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def chat_model(folder):
     """A new model with a tokenizer that has a chat template, as a folder."""
     tokenizer = character_tokenizer(["0123456789+= UA:;"])
     tokenizer.chat_template = TEMPLATE
-    scratch(tokenizer, 32, 2, 2, 64, seed=0).save_pretrained(folder)
+    random_llama(tokenizer, 32, 2, 2, 64, seed=0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

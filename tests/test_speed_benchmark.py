@@ -12,8 +12,8 @@ import torch
 import growth
 import shapes
 import vs_trl
+from grape_rl.estimate.flops import count_flops, forward_work
 from grape_rl.validation import load_config
-from grape_rl.estimate.flops import forwarding, operations
 from speed import data, floors, ours, peer, turns
 from speed.rows import ROWS, STARTS, Row
 
@@ -124,7 +124,7 @@ def test_pairs_pay_for_the_reference_and_demonstrations_do_not(model, runs):
     made = floors.weightless(str(model))
     for method, passes in (("sft", 3), ("dpo", 4)):
         spec, told = runs[method]
-        one = [operations(made, forwarding(batch)) for batch in ours.read_steps(spec)[1:]]
+        one = [count_flops(made, forward_work(batch)) for batch in ours.read_steps(spec)[1:]]
         assert told["operations"] == [passes * each for each in one]
         assert told["update_operations"] == [3 * each for each in one]
 
@@ -133,7 +133,7 @@ def test_a_prompt_of_a_pair_is_encoded_once(model):
     tokenizer = shapes.letters()
     read = floors.read_rows([{"prompt": "aaaa", "chosen": "bb", "rejected": "c"}], "dpo", tokenizer, 64)
     assert floors.read_tokens(read) == (4 + 3) + (4 + 2)
-    assert forwarding(read).trunk_tokens == 4 + 2 + 1 and forwarding(read).head_tokens == 5
+    assert forward_work(read).trunk_tokens == 4 + 2 + 1 and forward_work(read).head_tokens == 5
 
 
 def test_decoding_reads_weights_and_what_was_said_so_far_once_a_token(model):

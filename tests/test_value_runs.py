@@ -11,10 +11,10 @@ from grape_rl import ALGORITHMS, train
 from grape_rl.config.files import merge
 from grape_rl.maths.penalty import reference_kl
 from grape_rl.methods import objective, resolve_options, start_memory
-from grape_rl.sources.responses import current_options
 from grape_rl.model.load import load
-from grape_rl.model.scratch import character_tokenizer, scratch
-from grape_rl.model.value import own_model
+from grape_rl.model.scratch import character_tokenizer, random_llama
+from grape_rl.model.value_head import separate_value_model
+from grape_rl.sources.responses import current_options
 from grape_rl.training import log as training_log
 from small_runs import lines, settings, weights
 
@@ -136,7 +136,7 @@ def test_ppo_learns_and_so_does_its_value(tmp_path):
 def test_a_reward_model_is_the_value_s_start(tmp_path):
     first = train(settings(tmp_path, "sft"))
     policy, tokenizer = load(str(first.model), torch.device("cpu"))
-    rewarder = own_model(policy)
+    rewarder = separate_value_model(policy)
     with torch.no_grad():
         rewarder.score.weight.fill_(0.01)
     rewarder.save_pretrained(tmp_path / "rewarder")
@@ -151,14 +151,16 @@ def test_a_reward_model_is_the_value_s_start(tmp_path):
 def foreign(folder):
     """A value model whose tokenizer is another's."""
     tokenizer = character_tokenizer(["abcdefghijklmnopqrstuvwxyz"])
-    own_model(scratch(tokenizer, 32, 2, 2, 64, seed=0)).save_pretrained(folder / "foreign")
+    separate_value_model(random_llama(tokenizer, 32, 2, 2, 64, seed=0)).save_pretrained(folder / "foreign")
     tokenizer.save_pretrained(folder / "foreign")
     return str(folder / "foreign")
 
 
 def few(folder):
     """A value model with fewer tokens than the policy's tokenizer."""
-    own_model(scratch(character_tokenizer(["ab"]), 32, 2, 2, 64, seed=0)).save_pretrained(folder / "few")
+    separate_value_model(random_llama(character_tokenizer(["ab"]), 32, 2, 2, 64, seed=0)).save_pretrained(
+        folder / "few"
+    )
     return str(folder / "few")
 
 

@@ -15,10 +15,10 @@ from grape_rl.algorithms import method_named
 from grape_rl.config.config import Config
 from grape_rl.config.files import dump
 from grape_rl.methods import Method, objective, resolve_options
-from grape_rl.model.gradient_checkpointing import checkpointed
-from grape_rl.model.heap import heap_kept
-from grape_rl.model.load import quiet
-from grape_rl.model.sampler import Sampling
+from grape_rl.model.gradient_checkpointing import enable_gradient_checkpointing
+from grape_rl.model.load import no_progress_bars
+from grape_rl.model.malloc import keep_freed_memory
+from grape_rl.model.sampler import SamplingParams
 from grape_rl.rollout.evaluation import HeldOut, evaluate, read_held_out
 from grape_rl.rollout.source import step_seed
 from grape_rl.setup.graders import make_grader
@@ -56,8 +56,8 @@ class Run:
         return read_metrics(self.folder)
 
 
-@quiet()
-@heap_kept()
+@no_progress_bars()
+@keep_freed_memory()
 def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     """Train a model as ``config`` sets it, and write the run into its folder.
 
@@ -147,7 +147,7 @@ def _setup(config: Config, method: Method, checkpoint: Path | None) -> Setup:
     if config.gradient_checkpointing:
         for model in (policy.model, value):
             if isinstance(model, PreTrainedModel):
-                checkpointed(model)
+                enable_gradient_checkpointing(model)
     return Setup(
         config, options, objective(method, options), method.update, train_rows, test_rows, start, policy, grader,
         value, memory,
@@ -174,7 +174,9 @@ def _evaluation(setup: Setup, method: Method) -> Callable[[int], HeldOut | None]
     config, policy, grader = setup.config, setup.policy, setup.grader
     on_data = method.source.held_out(setup) if setup.test_rows else None
     temperature = config.evaluation.temperature
-    sampling = Sampling(config.sampling.max_tokens, config.sampling.temperature if temperature is None else temperature)
+    sampling = SamplingParams(
+        config.sampling.max_tokens, config.sampling.temperature if temperature is None else temperature
+    )
     prompts = sampling_prompts(setup.test_rows, policy, sampling.max_tokens, "held-out data") if grader else []
 
     def evaluation(step: int) -> HeldOut | None:

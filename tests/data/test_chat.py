@@ -11,14 +11,14 @@ from transformers import PreTrainedTokenizerFast
 
 from grape_rl.data.chat import (
     Example,
-    Lengths,
+    TruncationStats,
+    check_prompt_lengths,
+    collate_examples,
     completion_tokens,
+    decode_text,
     end_tokens,
-    examples,
-    fitting,
     prompt_tokens,
-    stacked,
-    text,
+    tokenize_demonstrations,
 )
 from grape_rl.data.rows import with_prompts
 
@@ -112,7 +112,7 @@ def test_a_plain_completion_continues_the_prompt_without_a_space_of_the_tokenize
     end = end_tokens(tokenizer)
     assert tokenizer.tokenize("4") == ["▁", "4"], "the trap is there"
     both = torch.cat([prompt_tokens(tokenizer, "2 + 2="), completion_tokens(tokenizer, "2 + 2=", "4", end)])
-    assert text(tokenizer, both) == "2 + 2=4"
+    assert decode_text(tokenizer, both) == "2 + 2=4"
 
 
 @pytest.mark.parametrize("adds", ["$A", "<bos> $A <eos>"])
@@ -172,36 +172,38 @@ def test_examples_obey_the_limit_and_count_what_it_cost():
     found = [("a", "bcdef"), ("ab", "c"), ("abcde", "f"), ("abcd", "ef")]
     # With <bos> and <eos>: 2 + 6, 3 + 2, 6 + 2, 5 + 3 tokens.
     given = [{"prompt": prompt, "completion": completion} for prompt, completion in found]
-    kept, lengths = examples(given, tokenizer, end_tokens(tokenizer), max_length=6)
+    kept, lengths = tokenize_demonstrations(given, tokenizer, end_tokens(tokenizer), max_length=6)
     assert [spelled(tokenizer, example.prompt) for example in kept] == ["<bos>a", "<bos>ab", "<bos>abcd"]
     assert [spelled(tokenizer, example.completion) for example in kept] == ["bcde", "c<eos>", "e"]
-    assert lengths == Lengths(rows=4, truncated=2, dropped=1, tokens=7)
-    whole, lengths = examples(given, tokenizer, end_tokens(tokenizer), max_length=8)
-    assert lengths == Lengths(rows=4, truncated=0, dropped=0, tokens=13)
+    assert lengths == TruncationStats(rows=4, truncated=2, dropped=1, tokens=7)
+    whole, lengths = tokenize_demonstrations(given, tokenizer, end_tokens(tokenizer), max_length=8)
+    assert lengths == TruncationStats(rows=4, truncated=0, dropped=0, tokens=13)
     assert [len(example.prompt) + len(example.completion) for example in whole] == [8, 5, 8, 8]
 
 
 def test_examples_with_nothing_to_learn_and_the_row_of_an_error():
     tokenizer = made()
     with pytest.raises(ValueError, match=r"d.csv: none of the 1 rows has a token to learn.*2 tokens of max_length"):
-        examples([{"prompt": "ab", "completion": "c"}], tokenizer, (1,), 2, "d.csv")
+        tokenize_demonstrations([{"prompt": "ab", "completion": "c"}], tokenizer, (1,), 2, "d.csv")
     with pytest.raises(ValueError, match=r"d.csv: row 1: .*no chat template"):
         good = {"prompt": "ab", "completion": "c"}
-        examples([good, {"prompt": [user("a")], "completion": [bot("b")]}], tokenizer, (1,), 9, "d.csv")
+        tokenize_demonstrations([good, {"prompt": [user("a")], "completion": [bot("b")]}], tokenizer, (1,), 9, "d.csv")
     with pytest.raises(ValueError, match=r"d.csv: row 1: .*both be plain"):
-        examples([good, {"prompt": "ab", "completion": [bot("b")]}], tokenizer, (1,), 9, "d.csv")
+        tokenize_demonstrations([good, {"prompt": "ab", "completion": [bot("b")]}], tokenizer, (1,), 9, "d.csv")
 
 
 def test_a_truncated_completion_does_not_hold_the_whole_in_memory():
     tokenizer = made()
-    (example,), _ = examples([{"prompt": "a", "completion": "b" * 1000}], tokenizer, (1,), 4)
+    (example,), _ = tokenize_demonstrations([{"prompt": "a", "completion": "b" * 1000}], tokenizer, (1,), 4)
     assert example.completion.untyped_storage().nbytes() == 3 * 8
 
 
 def test_conversational_rows_from_data_to_tokens():
     tokenizer = made(TEMPLATE)
     made_rows = with_prompts([{"q": [user("a")], "r": [bot("b")]}], "q", "r", system="s")
-    (example,), _ = examples(made_rows, tokenizer, tuple(tokenizer.convert_tokens_to_ids(["<turn>"])), 99)
+    (example,), _ = tokenize_demonstrations(
+        made_rows, tokenizer, tuple(tokenizer.convert_tokens_to_ids(["<turn>"])), 99
+    )
     assert spelled(tokenizer, example.prompt) == "<bos><bot>s<turn>\n<user>a<turn>\n<bot>"
     assert spelled(tokenizer, example.completion) == "b<turn>"
 
@@ -209,34 +211,36 @@ def test_conversational_rows_from_data_to_tokens():
 def test_stacked_examples_pad_on_the_right_and_mask_the_padding():
     lengths = [(2, 3), (1, 1), (4, 2)]
     given = [Example(torch.full((p,), 7), torch.full((t,), 9)) for p, t in lengths]
-    batch = stacked(given)
+    batch = collate_examples(given)
     assert batch.tokens.tolist() == [[9, 9, 9], [9, 0, 0], [9, 9, 0]]
     assert batch.mask.tolist() == [[True, True, True], [True, False, False], [True, True, False]]
     assert [len(batch.prompts[g]) for g in batch.group.tolist()] == [2, 1, 4]
     assert (batch.tokens.dtype, batch.mask.dtype) == (torch.int64, torch.bool)
     with pytest.raises(ValueError, match="no examples"):
-        stacked([])
+        collate_examples([])
 
 
 def test_a_completion_of_token_0_is_not_taken_for_padding():
-    batch = stacked([Example(torch.tensor([5]), torch.tensor([0, 0])), Example(torch.tensor([5]), torch.tensor([3]))])
+    batch = collate_examples(
+        [Example(torch.tensor([5]), torch.tensor([0, 0])), Example(torch.tensor([5]), torch.tensor([3]))]
+    )
     assert batch.mask.tolist() == [[True, True], [True, False]]
 
 
 def test_a_prompt_that_leaves_no_room_is_named_with_its_length():
     prompts = [torch.arange(3), torch.arange(5)]
-    kept = fitting(prompts, 5)
+    kept = check_prompt_lengths(prompts, 5)
     assert all(a is b for a, b in zip(kept, prompts, strict=True))
     with pytest.raises(ValueError, match=r"d.csv: row 1: the prompt is 5 tokens long, and at most 4"):
-        fitting(prompts, 4, "d.csv")
+        check_prompt_lengths(prompts, 4, "d.csv")
 
 
 def test_text_has_no_special_tokens_and_keeps_its_spaces():
     tokenizer = made()
     said = "a  , b .\n n't "
     tokens = torch.tensor(tokenizer(f"<bos><bot>{said}<turn><eos>")["input_ids"])
-    assert text(tokenizer, tokens) == said
-    assert text(tokenizer, tokens[:0]) == ""
+    assert decode_text(tokenizer, tokens) == said
+    assert decode_text(tokenizer, tokens[:0]) == ""
 
 
 def test_importing_chat_does_not_import_transformers():

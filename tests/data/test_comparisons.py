@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from grape_rl.data.comparisons import comparisons
-from grape_rl.data.steps import labeled
+from grape_rl.data.comparisons import tokenize_comparisons
+from grape_rl.data.steps import tokenize_solutions
 
 COLUMNS = ("margin", "chosen_reward", "rejected_reward")
 ROWS = [
@@ -20,7 +20,7 @@ def without(*keys):
 
 
 def found(tokenizer, rows, limit=64, **options):
-    return comparisons(rows, tokenizer, (tokenizer.eos_token_id,), limit, COLUMNS, "data", **options)
+    return tokenize_comparisons(rows, tokenizer, (tokenizer.eos_token_id,), limit, COLUMNS, "data", **options)
 
 
 def test_responses_end_with_the_end_token(tokenizer):
@@ -41,7 +41,9 @@ def test_messages_go_through_the_chat_template(tokenizer):
     ((pair,), _) = found(own, [row])
     whole = [own.decode(torch.cat([pair.pair.prompt, each])) for each in (pair.pair.chosen, pair.pair.rejected)]
     assert whole == ["u:1+1=<eos>a:2<eos>", "u:1+1=<eos>a:13<eos>"]
-    ((solution,), _) = labeled([{**row, "completions": ["2", "so"], "labels": [True, False]}], own, 64, "data")
+    ((solution,), _) = tokenize_solutions(
+        [{**row, "completions": ["2", "so"], "labels": [True, False]}], own, 64, "data"
+    )
     assert own.decode(torch.cat([solution.prompt, solution.tokens])) == "u:1+1=<eos>a:2\nso\n"
 
 

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, processors
 from transformers import PreTrainedTokenizerFast
 
-from grape_rl.data.chat import demonstration_tokens, examples, prompt_tokens, stacked
+from grape_rl.data.chat import collate_examples, demonstration_tokens, prompt_tokens, tokenize_demonstrations
 from grape_rl.data.conversation import conversation_tokens, template_arguments
 
 SPECIALS = ["<bos>", "<eos>", "<|im_start|>", "<|im_end|>", "<|head|>", "<|/head|>", "<|eot|>"]
@@ -114,7 +114,7 @@ def test_a_conversation_that_goes_on_with_the_user_is_learned_up_to_there():
     tokenizer = made(CHATML)
     tokens, learned = conversation_tokens(tokenizer, TALK[:4], ends(tokenizer, "<|im_end|>"), "row 0", {})
     assert shown(tokenizer, tokens, learned).endswith("[ab<|im_end|>]\n<|im_start|>user\nso<|im_end|>\n")
-    kept, _ = examples([{"messages": TALK[:4]}], tokenizer, ends(tokenizer, "<|im_end|>"), 999)
+    kept, _ = tokenize_demonstrations([{"messages": TALK[:4]}], tokenizer, ends(tokenizer, "<|im_end|>"), 999)
     assert tokenizer.decode(kept[0].completion) == "ab<|im_end|>", "what follows changes nothing, and is not run"
 
 
@@ -212,7 +212,7 @@ def test_what_each_type_of_row_learns(row, learn, expected):
 )
 def test_a_row_that_has_not_what_is_asked_for_is_refused(row, learn, message):
     with pytest.raises(ValueError) as told:
-        examples([row], made(MARKED), (1,), 99, learn=learn)
+        tokenize_demonstrations([row], made(MARKED), (1,), 99, learn=learn)
     assert str(told.value).startswith(message)
 
 
@@ -221,13 +221,13 @@ def test_a_conversation_that_is_cut_loses_its_end_token_and_later_messages():
     whole, _ = conversation_tokens(tokenizer, TALK, (1,), "row 0", {})
     first = whole.index(1)  # the first end token: "U:s\nU:hi\nA:ab" stands before it
     for limit, expected in ((first, "ab"), (first + 1, "ab<eos>"), (first + 7, "ab<eos>"), (999, "abc")):
-        kept, lengths = examples([{"messages": TALK}], tokenizer, (1,), limit)
-        batch = stacked(kept)
+        kept, lengths = tokenize_demonstrations([{"messages": TALK}], tokenizer, (1,), limit)
+        batch = collate_examples(kept)
         said = tokenizer.decode(batch.tokens[0][batch.mask[0]])
         assert said.replace("<eos>", "" if limit == 999 else "<eos>") == expected
         assert (lengths.truncated, lengths.dropped, lengths.tokens) == (int(limit < 999), 0, int(batch.mask.sum()))
         whole_row = [*batch.prompts[0].tolist(), *batch.tokens[0].tolist()]
         assert whole_row == whole[: len(whole_row)], "what stands between is read, and not learned"
-    kept, lengths = examples([{"messages": TALK}, {"text": "abc"}], tokenizer, (1,), first - 2)
+    kept, lengths = tokenize_demonstrations([{"messages": TALK}, {"text": "abc"}], tokenizer, (1,), first - 2)
     assert (len(kept), lengths.dropped) == (1, 1)
     assert torch.equal(kept[0].learned, torch.ones(len(kept[0].completion), dtype=torch.bool))

@@ -6,7 +6,7 @@ import pytest
 
 from grape_rl.data.messages import text_or_messages
 from grape_rl.data.preferences import with_preferences
-from grape_rl.data.rows import rows, with_prompts, with_whole
+from grape_rl.data.rows import read_rows, with_language_modeling, with_prompts
 
 
 def user(content):
@@ -63,10 +63,10 @@ def test_every_form_of_a_preference_is_read(row, expected):
 
 def test_whole_conversations_and_texts():
     talk = [user("a"), bot("b"), user("c"), bot(parts("d")), user("e")]
-    (found,) = with_whole([{"talk": talk, "n": 1}], "talk", "messages", system="Be brief.")
+    (found,) = with_language_modeling([{"talk": talk, "n": 1}], "talk", "messages", system="Be brief.")
     assert found["messages"][0] == {"role": "system", "content": "Be brief."} and found["messages"][4] == bot("d")
     assert found["prompt"] == found["messages"][:4] and found["n"] == 1
-    assert with_whole([{"t": "abc"}], "t", "text") == [{"t": "abc", "text": "abc"}]
+    assert with_language_modeling([{"t": "abc"}], "t", "text") == [{"t": "abc", "text": "abc"}]
     for row, kind, system, message in (
         ({"x": "abc"}, "messages", None, "d: row 0: the messages ('x') should be messages, and is plain text"),
         ({"x": talk}, "text", None, "d: row 0: the text ('x') should be text, and is messages"),
@@ -76,7 +76,7 @@ def test_whole_conversations_and_texts():
         ({"y": "abc"}, "text", None, "d: row 0 has no column 'x'; it has 'y'"),
     ):
         with pytest.raises(ValueError) as told:
-            with_whole([row], "x", kind, system, "d")
+            with_language_modeling([row], "x", kind, system, "d")
         assert str(told.value) == message
 
 
@@ -87,8 +87,8 @@ def test_half_a_character_is_refused_with_its_row_and_column(value, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"answer": "fine \U0001f600"}) + "\n" + json.dumps({"id": 3, "answer": value}))
     with pytest.raises(ValueError) as told:
-        rows(path)
+        read_rows(path)
     said = str(told.value)
     assert said.startswith(f"{path}: row 1: column 'answer' has half a character in it (\\ud") and "\n" not in said
     assert said.encode() and "mend or remove it" in said
-    assert len(rows(path, limit=1)) == 1
+    assert len(read_rows(path, limit=1)) == 1

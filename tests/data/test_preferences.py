@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from grape_rl.data.preferences import Pair, contrasted, pairs, stacked_pairs, with_preferences
-from grape_rl.data.rows import rows
+from grape_rl.data.preferences import Pair, collate_pairs, synthesize_preferences, tokenize_pairs, with_preferences
+from grape_rl.data.rows import read_rows
 
 USER, GOOD, BAD = (
     {"role": "user", "content": "Sky?"},
@@ -84,7 +84,7 @@ TASKS = [{"prompt": f"q{i}", "answer": f"{task}{i % 50}", "task": task} for i in
 
 
 def test_the_right_answer_in_the_first_style_is_chosen_over_another_answer_or_style():
-    made = contrasted(TASKS, 0.3, STYLES, seed=1)
+    made = synthesize_preferences(TASKS, 0.3, STYLES, seed=1)
     kinds: Counter[str] = Counter()
     for row, source in zip(made, TASKS, strict=True):
         assert {key: row[key] for key in source} == source
@@ -100,7 +100,9 @@ def test_the_right_answer_in_the_first_style_is_chosen_over_another_answer_or_st
     # 2000 draws: 4 standard deviations of at most 0.0107
     assert kinds["wrong"] / 2000 == pytest.approx(0.3, abs=0.043)
     assert kinds["{answer}"] / 2000 == pytest.approx(0.35, abs=0.043)
-    assert made == contrasted(TASKS, 0.3, STYLES, seed=1) != contrasted(TASKS, 0.3, STYLES, seed=2)
+    assert (
+        made == synthesize_preferences(TASKS, 0.3, STYLES, seed=1) != synthesize_preferences(TASKS, 0.3, STYLES, seed=2)
+    )
     assert all("chosen" not in row for row in TASKS)
 
 
@@ -115,12 +117,12 @@ def test_the_right_answer_in_the_first_style_is_chosen_over_another_answer_or_st
 )
 def test_what_cannot_be_contrasted(given, wrong, styles, message):
     with pytest.raises(ValueError) as told:
-        contrasted(given, wrong, styles, seed=0)
+        synthesize_preferences(given, wrong, styles, seed=0)
     assert message in str(told.value)
 
 
 def test_one_style_will_do_where_every_rejected_answer_is_wrong():
-    assert all(row["rejected"] != row["chosen"] for row in contrasted(TASKS, 1.0, ["{answer}"], seed=0))
+    assert all(row["rejected"] != row["chosen"] for row in synthesize_preferences(TASKS, 1.0, ["{answer}"], seed=0))
 
 
 def test_pairs_in_tokens(tokenizer):
@@ -131,7 +133,7 @@ def test_pairs_in_tokens(tokenizer):
         {"prompt": "1+3+4+5=", "chosen": "1", "rejected": "2"},  # no room
         {"prompt": "1+4=", "chosen": "5555x", "rejected": "5555y"},  # the same as far as they fit
     ]
-    found, lengths = pairs(given, tokenizer, end, max_length=8)
+    found, lengths = tokenize_pairs(given, tokenizer, end, max_length=8)
     assert (lengths.rows, lengths.truncated, lengths.dropped) == (4, 1, 2)
     assert [tokenizer.decode(pair.prompt) for pair in found] == ["1+1=", "1+2="]
     assert found[0].chosen.tolist() == [*tokenizer("2")["input_ids"], *end]
@@ -141,24 +143,24 @@ def test_pairs_in_tokens(tokenizer):
     assert math.isnan(found[1].chosen_reward) and math.isnan(found[1].rejected_reward)
     assert lengths.tokens == 2 + 3 + 4 + 2
     with pytest.raises(ValueError, match="none of the 2 pairs differs within the 4 tokens of max_length; raise it"):
-        pairs(given[:2], tokenizer, end, max_length=4)
+        tokenize_pairs(given[:2], tokenizer, end, max_length=4)
 
 
 @pytest.mark.parametrize("value", ["high", True, math.inf, math.nan])
 def test_a_reward_that_is_no_number(tokenizer, value):
     row = {"prompt": "1", "chosen": "2", "rejected": "3", "good": 1.0, "bad": value}
     with pytest.raises(ValueError, match="data: row 0: 'bad' must be a finite number; got"):
-        pairs([row], tokenizer, (tokenizer.eos_token_id,), 9, ("good", "bad"))
+        tokenize_pairs([row], tokenizer, (tokenizer.eos_token_id,), 9, ("good", "bad"))
 
 
 def test_stacked_pairs_have_the_chosen_in_the_first_half():
     one, two = (torch.tensor(x) for x in ([1, 2], [3]))
-    stacked = stacked_pairs([Pair(one, one, two), Pair(two, two, torch.tensor([4, 5, 6]))])
+    stacked = collate_pairs([Pair(one, one, two), Pair(two, two, torch.tensor([4, 5, 6]))])
     assert stacked.tokens.tolist() == [[1, 2, 0], [3, 0, 0], [3, 0, 0], [4, 5, 6]]
     assert stacked.mask.sum(dim=1).tolist() == [2, 1, 1, 3]
     assert stacked.group.tolist() == [0, 1, 0, 1] and len(stacked.prompts) == 2
     with pytest.raises(ValueError, match="no pairs to stack"):
-        stacked_pairs([])
+        collate_pairs([])
 
 
 SOLUTIONS = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k_model_solutions.jsonl"
@@ -167,11 +169,11 @@ SOLUTIONS = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k_model_
 @pytest.mark.skipif(not SOLUTIONS.is_file(), reason=f"no {SOLUTIONS.name} in {SOLUTIONS.parent}")
 def test_pairs_of_real_solutions_load_and_tokenize():
     """Where one model's solution of a GSM8K question is right and another's wrong, the right one is preferred."""
-    from grape_rl.data.chat import text
+    from grape_rl.data.chat import decode_text
     from grape_rl.model.scratch import bpe_tokenizer
 
     preferred = []
-    for row in rows(SOLUTIONS):
+    for row in read_rows(SOLUTIONS):
         told = [value for value in row.values() if isinstance(value, dict)]
         right = [each["solution"] for each in told if each["is_correct"]]
         wrong = [each["solution"] for each in told if not each["is_correct"]]
@@ -180,11 +182,11 @@ def test_pairs_of_real_solutions_load_and_tokenize():
     assert len(preferred) > 300
     ready = with_preferences(preferred)
     tokenizer = bpe_tokenizer([row["prompt"] + row["chosen"] for row in ready], 1000)
-    found, lengths = pairs(ready, tokenizer, (tokenizer.eos_token_id,), max_length=4096)
+    found, lengths = tokenize_pairs(ready, tokenizer, (tokenizer.eos_token_id,), max_length=4096)
     assert len(found) == len(preferred) and lengths.truncated == lengths.dropped == 0
     for pair, row in list(zip(found, ready, strict=True))[:50]:
         for side in ("chosen", "rejected"):
             tokens = getattr(pair, side)
             assert tokens[-1] == tokenizer.eos_token_id
-            assert text(tokenizer, torch.cat([pair.prompt, tokens])) == row["prompt"] + row[side]
-    assert stacked_pairs(found[:8]).tokens.shape[0] == 16
+            assert decode_text(tokenizer, torch.cat([pair.prompt, tokens])) == row["prompt"] + row[side]
+    assert collate_pairs(found[:8]).tokens.shape[0] == 16

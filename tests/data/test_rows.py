@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from grape_rl.data.rows import require, rows, with_prompts
+from grape_rl.data.rows import read_rows, require_columns, with_prompts
 from grape_rl.schema import did_you_mean
 
 ROWS = [
@@ -47,42 +47,42 @@ def says(error, *parts):
 @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "csv"])
 def test_each_kind_of_file_gives_its_rows_in_order_and_at_most_limit(tmp_path, kind):
     path = written(tmp_path, kind)
-    assert rows(path) == ROWS
-    assert rows(str(path), limit=2) == ROWS[:2]
-    assert rows(path, limit=9) == ROWS
+    assert read_rows(path) == ROWS
+    assert read_rows(str(path), limit=2) == ROWS[:2]
+    assert read_rows(path, limit=9) == ROWS
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
 def test_a_byte_order_mark_is_no_text(tmp_path, kind):
     path = written(tmp_path, kind)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert rows(path) == ROWS
+    assert read_rows(path) == ROWS
 
 
 def test_the_suffix_may_be_upper_case(tmp_path):
-    assert rows(written(tmp_path, "jsonl").rename(tmp_path / "DATA.JSONL")) == ROWS
+    assert read_rows(written(tmp_path, "jsonl").rename(tmp_path / "DATA.JSONL")) == ROWS
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
 def test_messages_survive_each_kind_that_nests(tmp_path, kind):
     found = [{"prompt": [{"role": "user", "content": "hi"}], "n": 1}]
-    assert rows(written(tmp_path, kind, found)) == found
+    assert read_rows(written(tmp_path, kind, found)) == found
 
 
 def test_jsonl_errors_name_file_and_line(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n\n{"a": \n', encoding="utf-8")
     with pytest.raises(ValueError) as error:
-        rows(path)
+        read_rows(path)
     says(error, f"{path}:3: not JSON")
-    assert rows(path, limit=1) == [{"a": 1}], "what lies behind the limit is not read"
+    assert read_rows(path, limit=1) == [{"a": 1}], "what lies behind the limit is not read"
     path.write_text('{"a": 1}\n[2]\n', encoding="utf-8")
     with pytest.raises(ValueError) as error:
-        rows(path)
+        read_rows(path)
     says(error, f"{path}:2:", "[2]")
     path.write_bytes(b'{"a": 1}\n{"a": "\xff"}\n')
     with pytest.raises(ValueError) as error:
-        rows(path)
+        read_rows(path)
     says(error, f"{path}:2:")
 
 
@@ -109,7 +109,7 @@ def test_a_file_that_is_wrong_is_one_line(tmp_path, name, content, part):
     path = tmp_path / name
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError) as error:
-        rows(path)
+        read_rows(path)
     says(error, str(path), part)
 
 
@@ -117,29 +117,29 @@ def test_empty_parquet_has_no_rows(tmp_path):
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"a": []}), path)
     with pytest.raises(ValueError, match="no rows"):
-        rows(path)
+        read_rows(path)
 
 
 def test_a_missing_file_suggests_the_nearest(tmp_path):
     written(tmp_path, "jsonl")
     with pytest.raises(ValueError) as error:
-        rows(tmp_path / "date.jsonl")
+        read_rows(tmp_path / "date.jsonl")
     says(error, "no such file", "did you mean 'data.jsonl'?")
     with pytest.raises(ValueError) as error:
-        rows(tmp_path / "nowhere" / "data.jsonl")
+        read_rows(tmp_path / "nowhere" / "data.jsonl")
     says(error, "no such file", f"there is no folder {tmp_path / 'nowhere'}")
     with pytest.raises(ValueError, match="no such file"):
-        rows(tmp_path / "no-suffix")
+        read_rows(tmp_path / "no-suffix")
     with pytest.raises(ValueError, match="a folder"):
-        rows(tmp_path)
+        read_rows(tmp_path)
 
 
 def test_what_cannot_be_asked_of_a_file(tmp_path):
     path = written(tmp_path, "jsonl")
     with pytest.raises(ValueError, match="a file has no splits, and split 'test' was asked for"):
-        rows(path, split="test")
+        read_rows(path, split="test")
     with pytest.raises(ValueError, match="limit is 0"):
-        rows(path, limit=0)
+        read_rows(path, limit=0)
 
 
 def test_the_hub_is_asked_for_name_configuration_and_split(monkeypatch):
@@ -150,9 +150,9 @@ def test_the_hub_is_asked_for_name_configuration_and_split(monkeypatch):
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert rows("openai/gsm8k:main", split="test") == ROWS
-    assert rows("openai/gsm8k", limit=1) == ROWS[:1]
-    assert rows("squad") == ROWS
+    assert read_rows("openai/gsm8k:main", split="test") == ROWS
+    assert read_rows("openai/gsm8k", limit=1) == ROWS[:1]
+    assert read_rows("squad") == ROWS
     assert asked == [("openai/gsm8k", "main", "test"), ("openai/gsm8k", None, "train"), ("squad", None, "train")]
 
 
@@ -165,17 +165,17 @@ def test_a_failure_of_the_hub_is_one_line(monkeypatch, failure):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(ValueError) as error:
-        rows("openai/gsm9k", split="dev")
+        read_rows("openai/gsm9k", split="dev")
     says(error, "openai/gsm9k", "'dev'", type(failure).__name__, " ".join(str(failure).split()))
 
 
 def test_an_empty_split_and_a_name_that_the_hub_cannot_have(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list([]))
     with pytest.raises(ValueError, match="openai/gsm8k: no rows"):
-        rows("openai/gsm8k")
+        read_rows("openai/gsm8k")
     for name in ("a/b/c", "s3://a/b", "a b", ":main", "a/b:"):
         with pytest.raises(ValueError, match="neither a file nor the name of a dataset"):
-            rows(name)
+            read_rows(name)
 
 
 def test_importing_rows_loads_no_heavy_library():
@@ -185,12 +185,12 @@ def test_importing_rows_loads_no_heavy_library():
 
 
 def test_require_names_the_missing_column_those_present_and_the_nearest():
-    require(ROWS, ["question", "answer"])
+    require_columns(ROWS, ["question", "answer"])
     with pytest.raises(ValueError) as error:
-        require([*ROWS, {"qestion": 1, "z": 2}], ["question"], "data.jsonl")
+        require_columns([*ROWS, {"qestion": 1, "z": 2}], ["question"], "data.jsonl")
     says(error, "data.jsonl: row 3 has no column 'question'", "it has 'qestion', 'z'", "did you mean 'qestion'?")
     with pytest.raises(ValueError, match=r"it has none$"):
-        require([{}], ["question"])
+        require_columns([{}], ["question"])
 
 
 def test_did_you_mean_is_silent_where_nothing_is_near():
@@ -214,7 +214,7 @@ def test_trl_types_load_unchanged(tmp_path, row, completion):
     row = {**row, "id": 7}
     assert with_prompts([row], "prompt", completion) == [row]
     for kind in ("jsonl", "json", "parquet"):
-        assert with_prompts(rows(written(tmp_path, kind, [row])), "prompt", completion) == [row]
+        assert with_prompts(read_rows(written(tmp_path, kind, [row])), "prompt", completion) == [row]
 
 
 def test_named_columns_become_prompt_and_completion_and_the_row_given_is_left_alone():
@@ -236,7 +236,7 @@ def test_system_goes_in_front():
 def test_keys_that_parquet_fills_in_are_dropped(tmp_path):
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
     found = [{"prompt": [USER, call, {"role": "tool", "content": "3"}]}]
-    (new,) = with_prompts(rows(written(tmp_path, "parquet", found)), "prompt")
+    (new,) = with_prompts(read_rows(written(tmp_path, "parquet", found)), "prompt")
     assert new["prompt"] == [
         USER,
         {"role": "assistant", "tool_calls": [{"name": "f"}]},

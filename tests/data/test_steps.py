@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from grape_rl.data.steps import labeled, response_steps, stacked_steps, step_tokens, stepped, with_steps
+from grape_rl.data.steps import (
+    collate_solutions,
+    response_steps,
+    step_tokens,
+    synthesize_steps,
+    tokenize_solutions,
+    with_steps,
+)
 
 ROWS = [
     {"prompt": "1+1+1=", "completions": ["2+1=", "3"], "labels": [True, True]},
@@ -49,23 +56,23 @@ def shown(tokenizer, each):
 
 
 def test_a_label_stands_at_the_last_token_of_the_separator(tokenizer):
-    found, lengths = labeled(ROWS, tokenizer, 64, "data")
+    found, lengths = tokenize_solutions(ROWS, tokenizer, 64, "data")
     assert [shown(tokenizer, each) for each in found] == ["2+1=\n[1]3\n[1]", "5\n[0]"]
     assert (lengths.rows, lengths.truncated, lengths.dropped) == (2, 0, 0)
-    found, _ = labeled(ROWS, tokenizer, 64, "data", separator=", ")
+    found, _ = tokenize_solutions(ROWS, tokenizer, 64, "data", separator=", ")
     assert shown(tokenizer, found[0]) == "2+1=, [1]3, [1]"
-    found, _ = labeled(ROWS, tokenizer, 64, "data", train_on_last_step_only=True)
+    found, _ = tokenize_solutions(ROWS, tokenizer, 64, "data", train_on_last_step_only=True)
     assert shown(tokenizer, found[0]) == "2+1=\n3\n[1]"
 
 
 def test_steps_over_the_limit_are_left_out_whole(tokenizer):
-    found, lengths = labeled(ROWS, tokenizer, 12, "data")
+    found, lengths = tokenize_solutions(ROWS, tokenizer, 12, "data")
     assert [shown(tokenizer, each) for each in found] == ["2+1=\n[1]", "5\n[0]"]
     assert (lengths.truncated, lengths.dropped) == (1, 0)
-    found, lengths = labeled(ROWS, tokenizer, 12, "data", train_on_last_step_only=True)
+    found, lengths = tokenize_solutions(ROWS, tokenizer, 12, "data", train_on_last_step_only=True)
     assert [shown(tokenizer, each) for each in found] == ["5\n[0]"] and lengths.dropped == 1
     with pytest.raises(ValueError, match="none of the 2 solutions has a labeled step within the 5 tokens"):
-        labeled(ROWS, tokenizer, 5, "data")
+        tokenize_solutions(ROWS, tokenizer, 5, "data")
 
 
 def test_a_step_has_the_same_tokens_whatever_follows_it(tokenizer):
@@ -75,12 +82,12 @@ def test_a_step_has_the_same_tokens_whatever_follows_it(tokenizer):
 
 
 def test_a_batch_of_solutions(tokenizer):
-    found, _ = labeled(ROWS, tokenizer, 64, "data")
-    sequences, label = stacked_steps(found)
+    found, _ = tokenize_solutions(ROWS, tokenizer, 64, "data")
+    sequences, label = collate_solutions(found)
     assert sequences.mask.sum(1).tolist() == [7, 2] and label.shape == sequences.tokens.shape
     assert label[~label.isnan()].tolist() == [1, 1, 0] and label[~sequences.mask].isnan().all()
     with pytest.raises(ValueError, match="no solutions to stack"):
-        stacked_steps([])
+        collate_solutions([])
 
 
 def task(*answers):
@@ -89,19 +96,19 @@ def task(*answers):
 
 def test_steps_of_tasks_are_right_as_long_as_the_right_answer_begins_so():
     rows = task(*["abc", "abd", "xyz", "12"] * 25)
-    made = stepped(rows, 0.5, seed=1)
+    made = synthesize_steps(rows, 0.5, seed=1)
     wrong = 0
     for row in made:
         for i, label in enumerate(row["labels"]):
             assert label == row["answer"].startswith("".join(row["completions"][: i + 1]))
         wrong += "".join(row["completions"]) != row["answer"]
     assert 35 < wrong < 65, "about the share asked for"
-    assert made == stepped(rows, 0.5, seed=1) != stepped(rows, 0.5, seed=2)
-    assert all(all(row["labels"]) for row in stepped(rows, 0.0, seed=1))
+    assert made == synthesize_steps(rows, 0.5, seed=1) != synthesize_steps(rows, 0.5, seed=2)
+    assert all(all(row["labels"]) for row in synthesize_steps(rows, 0.0, seed=1))
 
 
 def test_tasks_that_make_no_steps():
     with pytest.raises(ValueError, match="task 't': all of its rows have the same answer"):
-        stepped(task("a", "a"), 0.5, seed=0)
+        synthesize_steps(task("a", "a"), 0.5, seed=0)
     with pytest.raises(ValueError, match=r"row 1 \(task 't'\) has no single answer to write step by step"):
-        stepped(task("a", None), 0.5, seed=0)
+        synthesize_steps(task("a", None), 0.5, seed=0)

@@ -8,10 +8,10 @@ import torch
 from transformers import AddedToken
 
 from grape_rl import train
-from grape_rl.data.unembedded_tokens import EMBEDDINGS
+from grape_rl.data.unembedded_tokens import EMBEDDINGS_ATTRIBUTE
 from grape_rl.model.load import load
-from grape_rl.model.scratch import character_tokenizer, scratch
-from grape_rl.model.value import own_model
+from grape_rl.model.scratch import character_tokenizer, random_llama
+from grape_rl.model.value_head import separate_value_model
 from grape_rl.setup.policy import make_policy
 from grape_rl.setup.value_function import value_function
 from grape_rl.training.value import ValueFunction
@@ -28,7 +28,7 @@ def folder(at: Path, template: str | None = None, eos: str = "", pad: str = "", 
     end and padding tokens if others, and ``also`` is an end token that the model's generation configuration names.
     """
     tokenizer = character_tokenizer(["0123456789+= "])
-    model = scratch(tokenizer, 32, 2, 2, 64, seed=0)
+    model = random_llama(tokenizer, 32, 2, 2, 64, seed=0)
     tokenizer.add_tokens([AddedToken(SURPLUS, special=True)], special_tokens=True)
     assert tokenizer.convert_tokens_to_ids(SURPLUS) == model.config.vocab_size
     tokenizer.eos_token, tokenizer.pad_token = eos or tokenizer.eos_token, pad or tokenizer.pad_token
@@ -83,7 +83,7 @@ def test_nor_in_a_run_that_samples_and_its_model_loads_again(tmp_path):
     found = train(wanted)
     _, tokenizer = load(str(found.model), CPU)
     assert tokenizer.convert_tokens_to_ids(SURPLUS) == len(tokenizer) - 1
-    assert EMBEDDINGS not in (found.model / "tokenizer_config.json").read_text()
+    assert EMBEDDINGS_ATTRIBUTE not in (found.model / "tokenizer_config.json").read_text()
 
 
 @pytest.mark.parametrize(
@@ -133,12 +133,12 @@ def test_a_reward_model_pads_with_a_token_that_it_has(tmp_path):
 
 def test_a_value_model_needs_no_embedding_that_the_policy_has_not(tmp_path):
     start = make_policy(*load(folder(tmp_path / "model"), CPU))
-    own_model(start.model).save_pretrained(tmp_path / "value")
+    separate_value_model(start.model).save_pretrained(tmp_path / "value")
     settings = ValueFunction(value_trunk="own", value_model=str(tmp_path / "value"))
     assert value_function(settings, start, None).config.num_labels == 1
 
 
 def test_a_vocabulary_that_is_larger_is_another_model_s(tmp_path):
-    few = scratch(character_tokenizer(["01"]), 32, 2, 2, 64, seed=0)
+    few = random_llama(character_tokenizer(["01"]), 32, 2, 2, 64, seed=0)
     with pytest.raises(ValueError, match=r"the tokenizer has \d+ tokens, '.' \(token \d+\) among them, and the mod"):
         make_policy(few, character_tokenizer(["0123456789"]))

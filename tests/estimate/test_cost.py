@@ -4,9 +4,9 @@ import pytest
 
 from grape_rl.estimate import cost
 from grape_rl.estimate.cost import Estimate, Held, Machine, ModelFootprint, Step, memory, seconds
-from grape_rl.estimate.flops import Shape, Work
+from grape_rl.estimate.flops import ModelShape, Work
 
-SHAPE = Shape(trunk=100, trunk_trained=100, head=30, head_trained=30, layers=2, width=5)
+SHAPE = ModelShape(trunk=100, trunk_trained=100, head=30, head_trained=30, layers=2, width=5)
 FRAME = ModelFootprint(
     SHAPE, parameters=150, trunk=140, trained=150, largest=40, kept=800.0, cached=16.0, vocabulary=10
 )

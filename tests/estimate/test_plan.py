@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from grape_rl.cli import main
-from grape_rl.validation import load_config
 from grape_rl.estimate import plan
 from grape_rl.estimate.cost import Machine
 from grape_rl.estimate.fake_model import measure_footprint
-from grape_rl.estimate.flops import Work, decoding, forwarding
+from grape_rl.estimate.flops import Work, forward_work, generation_work
 from grape_rl.estimate.plan import estimated, held, step_of
 from grape_rl.model.load import load
-from grape_rl.model.lora import adapted
+from grape_rl.model.lora import add_adapters
 from grape_rl.setup.setup import Setup
 from grape_rl.types import Sequences
+from grape_rl.validation import load_config
 from small_runs import settings, written
 
 MACHINE = Machine(1e11, 1e10, 1e-6)
@@ -54,7 +54,7 @@ def test_a_frame_holds_what_the_model_does(lora, tmp_path, model, tokenizer):
     tokenizer.save_pretrained(tmp_path / "model")
     real, _ = load(str(tmp_path / "model"), torch.device("cpu"))
     if lora:
-        adapted(real, lora["rank"], 8.0, lora.get("targets", ()), seed=0)
+        add_adapters(real, lora["rank"], 8.0, lora.get("targets", ()), seed=0)
     asked = config(tmp_path, "sft", model={"name": str(tmp_path / "model"), "lora": lora})
     policy, frame = measure_footprint(asked, ROWS, scalar=False)
     assert policy.context == 128 and policy.tokenizer.get_vocab() == tokenizer.get_vocab()
@@ -91,14 +91,14 @@ def test_a_step_of_grpo(tmp_path):
     lengths = [len(prompt) for prompt in sequences.prompts]
     assert len(lengths) == 2 and sequences.mask.all() and sequences.mask.shape == (6, 10)
     step = step_of(setup, sequences)
-    assert step.decoded == decoding(lengths, 3, 10)
+    assert step.decoded == generation_work(lengths, 3, 10)
     assert (step.decodes, step.rows, step.cached) == (20, 3, 3 * (max(lengths) + 10))  # a prompt at once
-    assert step.learned == forwarding(sequences) and step.reads == 0 and step.read == Work()
+    assert step.learned == forward_work(sequences) and step.reads == 0 and step.read == Work()
     assert (step.microbatches, step.positions, step.chosen) == (1, step.learned.trunk_tokens, 60)
     assert held(setup).fixed == 0
     with_reference, again = of(tmp_path, "grpo")
     step = step_of(with_reference, again)
-    assert (step.read, step.reads, held(with_reference).fixed) == (forwarding(again), 1, 1)
+    assert (step.read, step.reads, held(with_reference).fixed) == (forward_work(again), 1, 1)
 
 
 def test_epochs_parts_and_small_micro_batches(tmp_path):
@@ -114,7 +114,7 @@ def test_epochs_parts_and_small_micro_batches(tmp_path):
 
 def test_a_value_function_reads_once_and_learns(tmp_path):
     setup, sequences = of(tmp_path, "ppo", log_kl=False, options={"kl_in_reward": 0.0})
-    whole = forwarding(sequences)
+    whole = forward_work(sequences)
     trunk = Work(whole.trunk_tokens, 0, whole.attention_pairs)
     step = step_of(setup, sequences)
     assert (step.read, step.learned, held(setup).trunks) == (trunk, whole + trunk, 1)

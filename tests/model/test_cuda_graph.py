@@ -11,9 +11,9 @@ from tiny import MODELS, exactness, sharp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from grape_rl.model.cuda_graph import captured
-from grape_rl.model.decode import CUDA, decoded
-from grape_rl.model.sampler import Sampling, drawn, drawn_from
+from grape_rl.model.cuda_graph import make_graphed
+from grape_rl.model.decode import CUDA_SCHEDULE, generate_tokens
+from grape_rl.model.sampler import SamplingParams, sample_inverse_cdf, sampling_probabilities
 
 
 class Graph:
@@ -86,7 +86,7 @@ def test_some_steps_run_one_is_captured_and_all_later_ones_are_replays(stand_in)
         calls.append(1)
         number.add_(1)
 
-    run = captured(step)
+    run = make_graphed(step)
     for n in range(1, 8):
         run()
         assert number.item() == n and len(calls) == min(n, 3)
@@ -100,7 +100,7 @@ def test_a_step_that_asks_for_a_value_goes_on_uncaptured_and_says_so_once(stand_
         number.add_(1)
         number.fill_(number.item())
 
-    run = captured(step)
+    run = make_graphed(step)
     with pytest.warns(UserWarning, match="decoding runs without CUDA graphs: operation not permitted") as told:
         for _ in range(6):
             run()
@@ -119,12 +119,12 @@ def test_replayed_steps_write_what_plain_ones_do(name, stand_in):
     end = torch.tensor([3])
 
     def draw(logits, quantile):
-        return drawn(drawn_from(logits.float(), Sampling(40, temperature=2.0)), quantile)
+        return sample_inverse_cdf(sampling_probabilities(logits.float(), SamplingParams(40, temperature=2.0)), quantile)
 
-    expected = decoded(model, PROMPTS, uniform, draw, end)
+    expected = generate_tokens(model, PROMPTS, uniform, draw, end)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = decoded(model, PROMPTS, uniform, draw, end, pace=replace(CUDA, look=6, room=12))
+        found = generate_tokens(model, PROMPTS, uniform, draw, end, pace=replace(CUDA_SCHEDULE, look=6, room=12))
     assert torch.equal(found[0], expected[0]) and torch.equal(found[2], expected[2])
     torch.testing.assert_close(found[1], expected[1], rtol=0, atol=exactness(name)[1] + 1e-6)
     assert len(Graph.made) > 2 and all(graph.replays for graph in Graph.made)

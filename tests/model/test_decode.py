@@ -9,9 +9,9 @@ from tiny import MODELS, exactness, sharp
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grape_rl.model import decode
-from grape_rl.model.decode import Pace, decoded
-from grape_rl.model.kv_cache import Cache
-from grape_rl.model.sampler import Sampling, drawn, drawn_from
+from grape_rl.model.decode import DecodeSchedule, generate_tokens
+from grape_rl.model.kv_cache import KVCache
+from grape_rl.model.sampler import SamplingParams, sample_inverse_cdf, sampling_probabilities
 
 PROMPTS = [torch.tensor(ids) for ids in ([5, 9, 3, 17], [4], [8, 8, 21, 3, 6, 12, 7], [11, 2])]
 END = (3, 7, 11)
@@ -24,7 +24,7 @@ def uniform(seed: int = 0, n: int = N) -> torch.Tensor:
 
 
 def draw(logits, quantile):
-    return drawn(drawn_from(logits.float(), Sampling(LIMIT)), quantile)
+    return sample_inverse_cdf(sampling_probabilities(logits.float(), SamplingParams(LIMIT)), quantile)
 
 
 def plain(model, quantiles, end):
@@ -44,14 +44,16 @@ def plain(model, quantiles, end):
 
 
 @pytest.mark.parametrize(
-    "pace", [Pace(1, 1), Pace(1, 4), Pace(3, 4), Pace(4, 100)], ids=lambda pace: f"look {pace.look}, room {pace.room}"
+    "pace",
+    [DecodeSchedule(1, 1), DecodeSchedule(1, 4), DecodeSchedule(3, 4), DecodeSchedule(4, 100)],
+    ids=lambda pace: f"look {pace.look}, room {pace.room}",
 )
 @pytest.mark.parametrize("name", MODELS)
 def test_tokens_are_those_of_a_loop_over_whole_sequences(name, pace):
     """In each pace: the host that looks at every token and one that looks at few, rooms as wide as needed and wider."""
     model = sharp(MODELS[name], exactness(name)[0])
     quantiles, heard = uniform(), []
-    tokens, logp, lengths = decoded(
+    tokens, logp, lengths = generate_tokens(
         model, PROMPTS, quantiles, draw, torch.tensor(END), lambda *each: heard.append(each), pace
     )
     rows = list(plain(model, quantiles, END))
@@ -69,13 +71,13 @@ def test_tokens_are_those_of_a_loop_over_whole_sequences(name, pace):
 
 def test_rows_that_end_leave_the_batch_and_prompts_whose_rows_have_ended_too(monkeypatch):
     kept = []
-    monkeypatch.setattr(Cache, "keep", lambda self, rows, own=Cache.keep: kept.append(len(rows)) or own(self, rows))
+    monkeypatch.setattr(KVCache, "keep", lambda self, rows, own=KVCache.keep: kept.append(len(rows)) or own(self, rows))
     model = sharp(MODELS["qwen2"])
     ran = []
     model.base_model.register_forward_pre_hook(
         lambda module, args, told: ran.append(len(told["input_ids"])), with_kwargs=True
     )
-    _, _, lengths = decoded(model, PROMPTS, uniform(1, 8), draw, torch.tensor(END))
+    _, _, lengths = generate_tokens(model, PROMPTS, uniform(1, 8), draw, torch.tensor(END))
     alive = [int((lengths > t).sum()) for t in range(1, LIMIT)]
     expected, rows = [], 32
     for going in alive:
@@ -107,7 +109,7 @@ def test_between_two_looks_each_step_does_the_same_and_the_host_reads_nothing(na
     """What a CUDA graph asks of a step: the same operations on the same shapes, whatever the token."""
     model, quantiles = sharp(MODELS[name], exactness(name)[0]), uniform(2)
     none = torch.tensor([], dtype=torch.long)
-    expected = decoded(model, PROMPTS, quantiles, draw, none, pace=Pace(1, 1))
+    expected = generate_tokens(model, PROMPTS, quantiles, draw, none, pace=DecodeSchedule(1, 1))
     steps, states, stopped = Steps(), decode.trunk_states, decode._Running.stopped
 
     def begun(*given, **read):
@@ -122,7 +124,7 @@ def test_between_two_looks_each_step_does_the_same_and_the_host_reads_nothing(na
 
     monkeypatch.setattr(decode, "trunk_states", begun)
     monkeypatch.setattr(decode._Running, "stopped", looked)
-    found = decoded(model, PROMPTS, quantiles, draw, none, pace=Pace(100, 100))
+    found = generate_tokens(model, PROMPTS, quantiles, draw, none, pace=DecodeSchedule(100, 100))
     assert len(steps.done) == LIMIT - 1
     # The first finds no room for its own keys yet, and the last is not followed by what makes the next one's input.
     first, *middle, _ = steps.done
@@ -135,5 +137,5 @@ def test_a_limit_of_one_token_needs_no_step():
     model = sharp(MODELS["llama"])
     model.base_model.register_forward_pre_hook(lambda *_: calls.append(1))
     calls: list[int] = []
-    tokens, logp, lengths = decoded(model, PROMPTS, uniform()[:, :1], draw, torch.tensor(END))
+    tokens, logp, lengths = generate_tokens(model, PROMPTS, uniform()[:, :1], draw, torch.tensor(END))
     assert tokens.shape == logp.shape == (16, 1) and lengths.tolist() == [1] * 16 and len(calls) == 1

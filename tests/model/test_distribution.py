@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny import MODELS, VOCABULARY, exactness, gradient, sequences, sharp
 
-from grape_rl.model.distribution import choices
-from grape_rl.model.logprobs import logprobs
+from grape_rl.model.distribution import logprobs_with_stats
+from grape_rl.model.logprobs import compute_logprobs
 
 NAMES = ("qwen2", "gemma3", "cohere, scaled")
 """Tied and untied heads, scaled logits; what they share with ``logprobs`` is tested there on all."""
@@ -62,7 +62,7 @@ def test_values_and_gradients_are_those_of_plain_forward_passes(name, tile):
     model, reference, what = sharp(MODELS[name]), reference_of(name), given()
     _, near = exactness(name)
     expected = plain(model, reference, what, 0.8)
-    found = fields(*choices(model, what, reference, 0.8, tile))
+    found = fields(*logprobs_with_stats(model, what, reference, 0.8, tile))
     for field in expected:
         torch.testing.assert_close(found[field], expected[field], rtol=near, atol=near, msg=field)
     assert (found["kl"][what.mask] > 0).all() and found["kl"][what.mask].max() > 0.01
@@ -72,12 +72,12 @@ def test_values_and_gradients_are_those_of_plain_forward_passes(name, tile):
 
 def test_log_probabilities_are_those_of_the_plain_forward_pass_and_a_model_is_not_apart_from_itself():
     model, what = sharp(MODELS["qwen2"]), given()
-    outputs, whole = choices(model, what, model)
-    expected = logprobs(model, what)
+    outputs, whole = logprobs_with_stats(model, what, model)
+    expected = compute_logprobs(model, what)
     assert torch.equal(outputs.logp, expected.logp), "to the bit"
     torch.testing.assert_close(outputs.entropy, expected.entropy, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(whole.kl, torch.zeros_like(whole.kl), rtol=0, atol=1e-12)
-    _, alone = choices(model, what, None)
+    _, alone = logprobs_with_stats(model, what, None)
     assert not alone.kl.any() and torch.equal(alone.collision, whole.collision)
     assert all(not field[~what.mask].any() for field in (outputs.logp, outputs.entropy, whole.collision))
 
@@ -86,7 +86,7 @@ def test_no_more_logits_exist_at_once_than_the_tile(monkeypatch):
     model, what = sharp(MODELS["qwen2"]), given()
     seen = []
     model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.numel()))
-    choices(model, what, model, tile=4 * VOCABULARY)
+    logprobs_with_stats(model, what, model, tile=4 * VOCABULARY)
     assert max(seen) == 4 * VOCABULARY and len(seen) > 4
 
 
@@ -98,6 +98,6 @@ def test_a_token_that_both_models_rule_out_adds_nothing():
         return torch.where(torch.arange(VOCABULARY) == 7, -torch.inf, out)
 
     model.lm_head.register_forward_hook(ruled)
-    found = fields(*choices(model, what, model))
+    found = fields(*logprobs_with_stats(model, what, model))
     assert all(field.isfinite().all() for field in found.values())
     assert gradient(model, weighted(found)).isfinite().all()

@@ -7,7 +7,7 @@ import torch
 from tiny import MODELS, exactness, sharp
 from torch import Tensor
 
-from grape_rl.model.kv_cache import Cache, Encoded, encoded
+from grape_rl.model.kv_cache import KVCache, PrefilledPrompts, prefill
 
 LENGTHS = [5, 1, 3, 2]
 HEADS, KEY_HEADS, WIDTH, VALUE_WIDTH = 4, 2, 6, 3
@@ -35,12 +35,12 @@ def test_rows_that_come_and_go_see_their_own_prompt_and_tokens(window, cap, sink
     """Groups of unequal size, one prompt without rows, rooms wider than what is written, two compactions."""
     keys = [random(4, KEY_HEADS, 5, WIDTH, seed=layer) for layer in (0, 1)]
     values = [random(4, KEY_HEADS, 5, VALUE_WIDTH, seed=2 + layer) for layer in (0, 1)]
-    prompts = Encoded(keys, values, torch.tensor(LENGTHS), torch.zeros(4, 1))
+    prompts = PrefilledPrompts(keys, values, torch.tensor(LENGTHS), torch.zeros(4, 1))
     for layer in (0, 1):  # what a prompt's padding left behind must not matter
         for p, n in enumerate(LENGTHS):
             keys[layer][p, :, n:], values[layer][p, :, n:] = 50.0, 1e6
     group = [3, 0, 0, 3, 3, 2, 0, 3]
-    cache = Cache(prompts, torch.tensor(group), limit=6)
+    cache = KVCache(prompts, torch.tensor(group), limit=6)
     own = {(layer, row): ([], []) for layer in (0, 1) for row in range(len(group))}
     running = list(range(len(group)))
     for step, room in enumerate([1, 4, 4, 4, 6, 6]):
@@ -72,7 +72,9 @@ def test_rows_that_come_and_go_see_their_own_prompt_and_tokens(window, cap, sink
 
 def test_a_token_is_written_into_the_room_that_is_there_and_prompts_without_rows_are_let_go():
     field = [random(3, 1, 4, 2, seed=0)]
-    cache = Cache(Encoded(field, field, torch.tensor([4, 2, 4]), torch.zeros(3, 1)), torch.tensor([0, 1, 2]), limit=4)
+    cache = KVCache(
+        PrefilledPrompts(field, field, torch.tensor([4, 2, 4]), torch.zeros(3, 1)), torch.tensor([0, 1, 2]), limit=4
+    )
     places = set()
     for step in range(4):
         cache.begin(torch.tensor([step]), step + 1)
@@ -93,7 +95,7 @@ def test_prompts_are_read_as_each_alone(name, positions):
     model = sharp(MODELS[name], dtype)
     prompts = [torch.randint(3, 23, (n,), generator=torch.Generator().manual_seed(n)) for n in (6, 1, 9, 7, 2)]
     with torch.no_grad():
-        found = encoded(model, prompts, positions)
+        found = prefill(model, prompts, positions)
         assert found.lengths.tolist() == [6, 1, 9, 7, 2]
         for i, prompt in enumerate(prompts):
             out = model.base_model(input_ids=prompt[None], use_cache=False)
@@ -113,7 +115,7 @@ def test_no_more_positions_are_read_at_a_time_than_allowed_unless_one_prompt_has
         lambda module, args, told: read.append(tuple(told["input_ids"].shape)), with_kwargs=True
     )
     with torch.no_grad():
-        encoded(model, [torch.full((n,), 4) for n in (6, 1, 9, 7, 2)], positions=14)
+        prefill(model, [torch.full((n,), 4) for n in (6, 1, 9, 7, 2)], positions=14)
     assert read == [(1, 7), (1, 9), (1, 9)]
 
 
@@ -121,4 +123,4 @@ def test_a_model_with_layers_that_keep_something_else_is_refused():
     from tiny import RECURRENT
 
     with pytest.raises(TypeError, match="1 of its 2 layers have keys and values of their own"), torch.no_grad():
-        encoded(sharp(RECURRENT["lfm2"]), [torch.tensor([3, 4])])
+        prefill(sharp(RECURRENT["lfm2"]), [torch.tensor([3, 4])])

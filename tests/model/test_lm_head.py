@@ -8,7 +8,7 @@ from tiny import MODELS, exactness, sharp
 from torch import nn
 
 from grape_rl.model import lm_head as heads
-from grape_rl.model.lm_head import Head, head_of, logits_of, token_logprobs
+from grape_rl.model.lm_head import LMHead, lm_head_of, logits_of, token_logprobs
 
 
 def field(*shape, seed=0):
@@ -17,7 +17,7 @@ def field(*shape, seed=0):
 
 def itself(logits, bias=None):
     """A head that gives what it is given."""
-    return Head(torch.eye(logits.shape[-1], dtype=logits.dtype), bias)
+    return LMHead(torch.eye(logits.shape[-1], dtype=logits.dtype), bias)
 
 
 def close(found, expected, tolerance=1e-12):
@@ -104,8 +104,8 @@ def test_tiles_change_neither_values_nor_gradients(tile, head, monkeypatch):
     cap = head.get("cap")
     chances = ((cap * torch.tanh(logits / cap) if cap else logits) / 0.7).log_softmax(dim=1)
     expected = told(chances.gather(1, tokens[:, None])[:, 0], -(chances.exp() * chances).sum(dim=1))
-    monkeypatch.setattr(heads, "product", counted)
-    found = token_logprobs(Head(layer.weight, layer.bias, **head), hidden, tokens, 0.7, tile)
+    monkeypatch.setattr(heads, "matmul_nt", counted)
+    found = token_logprobs(LMHead(layer.weight, layer.bias, **head), hidden, tokens, 0.7, tile)
     assert sum(made) == 77 and max(made) <= tile, "more logits than the tile existed at once"
     for one, other in zip(told(*found), expected, strict=True):
         close(one, other)
@@ -128,7 +128,7 @@ def test_an_adapted_head_is_the_weight_and_its_adapters_in_one():
     layer = Adapted(model.get_output_embeddings())
     model.set_output_embeddings(layer)
     hidden, tokens = field(3, 16), torch.tensor([4, 0, 22])
-    logp, _ = token_logprobs(head_of(model), hidden, tokens)
+    logp, _ = token_logprobs(lm_head_of(model), hidden, tokens)
     plain = layer(hidden).log_softmax(dim=1).gather(1, tokens[:, None])[:, 0]
     close(logp, plain)
     for parameter in (layer.low, layer.high):
@@ -142,13 +142,13 @@ def test_an_adapted_head_is_the_weight_and_its_adapters_in_one():
 def test_autocast_takes_the_products_in_its_type_and_sums_in_float32():
     weight, hidden, tokens = field(50, 8).float().requires_grad_(), field(9, 8).float(), torch.arange(9)
     with torch.autocast("cpu", torch.bfloat16):
-        logp, entropy = token_logprobs(Head(weight), hidden, tokens, tile=64)
+        logp, entropy = token_logprobs(LMHead(weight), hidden, tokens, tile=64)
     assert logp.dtype == entropy.dtype == torch.float32
     logits = (hidden.bfloat16() @ weight.detach().bfloat16().t()).float()
     close(logp, logits.log_softmax(dim=1).gather(1, tokens[:, None])[:, 0], 1e-5)
     (found,) = torch.autograd.grad(logp.sum(), weight)
     assert found.dtype == torch.float32
-    (exact,) = torch.autograd.grad(token_logprobs(Head(weight), hidden, tokens)[0].sum(), weight)
+    (exact,) = torch.autograd.grad(token_logprobs(LMHead(weight), hidden, tokens)[0].sum(), weight)
     assert 0 < (found - exact).abs().max() < 0.05 * exact.abs().max()
 
 

@@ -7,8 +7,8 @@ import torch
 from tiny import MODELS, RECURRENT, sharp
 from torch import nn
 
-from grape_rl.model.load import frozen, load, readied
-from grape_rl.model.scratch import bpe_tokenizer, character_tokenizer, scratch
+from grape_rl.model.load import frozen_copy, load, prepare_model
+from grape_rl.model.scratch import bpe_tokenizer, character_tokenizer, random_llama
 
 CPU = torch.device("cpu")
 
@@ -45,7 +45,7 @@ TEXT = "What is 12 + 345?\n Éh, spell  backward: moon"
 )
 def test_a_saved_tokenizer_reads_and_writes_as_before(tmp_path, saved):
     """Beside some kinds of model transformers takes that kind's own tokenizer, whatever was saved."""
-    scratch(saved, 8, 1, 2, 16, seed=0).save_pretrained(tmp_path)
+    random_llama(saved, 8, 1, 2, 16, seed=0).save_pretrained(tmp_path)
     saved.save_pretrained(tmp_path)
     _, found = load(str(tmp_path), CPU)
     assert found(TEXT).input_ids == saved(TEXT).input_ids
@@ -104,13 +104,13 @@ def test_weights_that_are_not_there_are_never_made_up(folder, model):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_real_architectures_pass_the_probe(name):
-    assert readied(sharp(MODELS[name], torch.float32).train(), CPU).training is False
+    assert prepare_model(sharp(MODELS[name], torch.float32).train(), CPU).training is False
 
 
 @pytest.mark.parametrize("name", RECURRENT)
 def test_models_whose_cache_is_no_list_of_tokens_are_refused(name):
     with pytest.raises(ValueError, match="ForCausalLM: not a model whose prompts can be shared"):
-        readied(sharp(RECURRENT[name], torch.float32), CPU)
+        prepare_model(sharp(RECURRENT[name], torch.float32), CPU)
 
 
 class Shifted(nn.Module):
@@ -129,7 +129,7 @@ class Shifted(nn.Module):
 def test_logits_that_are_more_than_the_head_are_refused(model, monkeypatch):
     monkeypatch.setattr(model, "forward", Shifted(model.forward).forward)
     with pytest.raises(ValueError, match=r"LlamaForCausalLM: log-probabilities from its hidden states .* nats off"):
-        readied(model, CPU)
+        prepare_model(model, CPU)
 
 
 def test_a_model_that_ignores_where_a_shared_prompt_ends_is_refused(model, monkeypatch):
@@ -140,26 +140,26 @@ def test_a_model_that_ignores_where_a_shared_prompt_ends_is_refused(model, monke
 
     monkeypatch.setattr(model.base_model, "forward", deaf)
     with pytest.raises(ValueError, match="over a shared prompt"):
-        readied(model, CPU)
+        prepare_model(model, CPU)
 
 
 def test_a_model_that_attends_by_chunks_is_refused(model):
     model.config.attention_chunk_size = 8
     with pytest.raises(ValueError, match="attends by chunks of 8 tokens"):
-        readied(model, CPU)
+        prepare_model(model, CPU)
 
 
 def test_a_model_that_says_nothing_is_refused(model):
     with torch.no_grad():
         model.model.norm.weight.fill_(torch.nan)
     with pytest.raises(ValueError, match="nan nats off"):
-        readied(model, CPU)
+        prepare_model(model, CPU)
 
 
 def test_a_frozen_copy_keeps_its_weights_when_the_original_is_trained(model):
     ids = torch.tensor([[5, 9, 3]])
     before = model(ids).logits.detach()
-    reference = frozen(model)
+    reference = frozen_copy(model)
     assert not any(p.requires_grad for p in reference.parameters()) and all(p.requires_grad for p in model.parameters())
     model(ids).logits.square().sum().backward()
     torch.optim.SGD(model.parameters(), lr=0.1).step()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import MODELS, VOCABULARY, alone, apart, exactness, gradient, sequences, sharp
 
-from grape_rl.model.logprobs import lengths, logprobs, microbatches, selected
+from grape_rl.model.logprobs import compute_logprobs, microbatches, row_lengths, select_rows
 from grape_rl.types import Sequences
 
 # Prompts and responses both shorter and longer than the sliding windows (4), a response of one token, a group of one.
@@ -20,7 +20,7 @@ def test_both_layouts_say_what_the_model_says_of_each_row_alone(name, layout, te
     dtype, tolerance = exactness(name)
     model = sharp(MODELS[name], dtype)
     with torch.no_grad():
-        found = logprobs(model, layout(MIXED), temperature)
+        found = compute_logprobs(model, layout(MIXED), temperature)
         logp, entropy = alone(model, MIXED, temperature)
     torch.testing.assert_close(found.logp, logp, rtol=0, atol=tolerance)
     torch.testing.assert_close(found.entropy, entropy, rtol=0, atol=tolerance)
@@ -42,7 +42,7 @@ def test_both_layouts_give_all_parameters_the_plain_gradient(name):
     largest = expected.abs().max().item()
     assert largest > 1
     for layout in (MIXED, apart(MIXED)):
-        outputs = logprobs(model, layout, 0.7)
+        outputs = compute_logprobs(model, layout, 0.7)
         torch.testing.assert_close(found(outputs.logp, outputs.entropy), expected, rtol=0, atol=tolerance * largest)
 
 
@@ -51,13 +51,13 @@ def test_in_single_precision_the_difference_is_rounding():
     with torch.no_grad():
         expected, _ = alone(model, MIXED, 1.0)
         for layout in (MIXED, apart(MIXED)):  # sums of tens of numbers of size 10 at 1e-7 each
-            torch.testing.assert_close(logprobs(model, layout).logp, expected, rtol=0, atol=2e-5)
+            torch.testing.assert_close(compute_logprobs(model, layout).logp, expected, rtol=0, atol=2e-5)
 
 
 def test_a_single_column_needs_no_second_pass():
     model, given = sharp(MODELS["qwen2"]), sequences([3, 5], [[1, 1], [1]])
     expected, _ = alone(model, given, 1.0)
-    torch.testing.assert_close(logprobs(model, given).logp, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(compute_logprobs(model, given).logp, expected, rtol=0, atol=1e-10)
 
 
 def test_unmasked_text_is_read_but_not_scored():
@@ -65,7 +65,7 @@ def test_unmasked_text_is_read_but_not_scored():
     mask[:, 1:3] = False
     given = Sequences(MIXED.prompts, MIXED.tokens, mask, MIXED.group)
     expected, _ = alone(model, given, 1.0)
-    found = logprobs(model, given).logp
+    found = compute_logprobs(model, given).logp
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     assert torch.equal(found[~mask], torch.zeros(int((~mask).sum()), dtype=torch.float64))
 
@@ -73,7 +73,7 @@ def test_unmasked_text_is_read_but_not_scored():
 def test_a_prompt_without_tokens_is_refused():
     empty = Sequences((torch.tensor([3]), torch.tensor([], dtype=torch.long)), *_rows(2))
     with pytest.raises(ValueError, match="prompt 1 of 2 has no tokens"):
-        logprobs(sharp(MODELS["qwen2"]), empty)
+        compute_logprobs(sharp(MODELS["qwen2"]), empty)
 
 
 def _rows(n):
@@ -108,7 +108,7 @@ def coefficients(given):
 
 
 def loss(given, weight):
-    outputs = logprobs(POLICY, given, 0.7)
+    outputs = compute_logprobs(POLICY, given, 0.7)
     return (weight * outputs.logp + 0.3 * weight.square() * outputs.entropy).sum()
 
 
@@ -165,7 +165,7 @@ def test_microbatches_of_any_budget_add_up_to_the_whole(plan, budget):
     weight = coefficients(given)
     total = torch.zeros((), dtype=torch.float64)
     for rows in microbatches(given, budget):
-        part = selected(given, rows)
+        part = select_rows(given, rows)
         total = total + loss(part, weight[rows][:, : part.tokens.shape[1]])
     same(total, loss(given, weight))
 
@@ -210,9 +210,9 @@ def test_everything_within_the_budget_runs_at_once():
 def test_selected_rows_are_the_same_rows_trimmed(plan, data):
     given = planned(plan)
     rows = data.draw(st.lists(st.sampled_from(range(len(given.tokens))), min_size=1, unique=True))
-    found = selected(given, torch.tensor(rows))
+    found = select_rows(given, torch.tensor(rows))
     width = found.tokens.shape[1]
-    assert width == max(1, *(lengths(given.mask)[row].item() for row in [*rows, rows[0]]))
+    assert width == max(1, *(row_lengths(given.mask)[row].item() for row in [*rows, rows[0]]))
     assert {tuple(p.tolist()) for p in found.prompts} == {tuple(given.prompts[given.group[r]].tolist()) for r in rows}
     assert len(found.prompts) == len({int(given.group[r]) for r in rows})
     for i, row in enumerate(rows):
@@ -224,4 +224,4 @@ def test_selected_rows_are_the_same_rows_trimmed(plan, data):
 
 def test_lengths_run_to_the_last_masked_token():
     mask = torch.tensor([[True, False, True, False], [False, False, False, False], [True, True, True, True]])
-    assert lengths(mask).tolist() == [3, 0, 4]
+    assert row_lengths(mask).tolist() == [3, 0, 4]

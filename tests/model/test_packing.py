@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from tiny import MODELS, SHAPE, VOCABULARY, alone, apart, exactness, gradient, sequences, sharp
 
 from grape_rl.model import logprobs as passes
-from grape_rl.model.cpu_attention import by_parts
-from grape_rl.model.logprobs import logprobs, masked_logits
-from grape_rl.model.packing import packed
-from grape_rl.model.padded_attention import padded
+from grape_rl.model.cpu_attention import cpu_attention
+from grape_rl.model.logprobs import compute_logprobs, masked_logits
+from grape_rl.model.packing import pack
+from grape_rl.model.padded_attention import padded_attention
 from grape_rl.types import Sequences
 
 MIXED = sequences([3, 9, 6], [[7, 2], [5, 9, 1], [4]])
@@ -33,20 +33,20 @@ def test_the_row_spelled_out():
         torch.tensor([[True, True, False], [True, True, False], [True, False, True]]),
         torch.tensor([1, 0, 1]),
     )
-    forest = packed(given)
+    forest = pack(given)
     # Prompt 0 with its only response, prompt 1, then its two responses; of each response all but the last masked token.
     assert forest.tokens.tolist() == [1, 2, 9, 3, 4, 5, 6, 11, 12]
     assert forest.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 3, 4]
     assert (forest.stems, forest.branches, forest.parent) == ((3, 3), (1, 2), (1, 1))
     assert forest.before[:, :2].tolist() == [[5, 6], [1, 2], [5, 7]] and forest.before[2, 2] == 8
     assert forest.longest == 5
-    alone = packed(given, apart=True)
+    alone = pack(given, apart=True)
     assert alone.tokens.tolist() == [3, 4, 5, 6, 1, 2, 9, 3, 4, 5, 11, 12]
     assert (alone.stems, alone.branches) == ((4, 3, 5), ())
 
 
 def test_a_response_of_one_token_is_not_read_at_all():
-    forest = packed(sequences([2], [[1, 1, 3]]))
+    forest = pack(sequences([2], [[1, 1, 3]]))
     assert (forest.stems, forest.branches) == ((2,), (2,))
     assert forest.before[:, 0].tolist() == [1, 1, 1]
 
@@ -61,9 +61,9 @@ def test_padded_attention_says_the_same_as_by_parts_and_has_the_same_gradient(na
     expected_logp, expected_entropy = alone(model, MIXED, 1.0)
     expected = gradient(model, (weight * expected_logp).sum())
     for what in (MIXED, apart(MIXED)):
-        for way in (by_parts, padded):
-            monkeypatch.setattr(passes, "attention_over", way)
-            outputs = logprobs(model, what)
+        for way in (cpu_attention, padded_attention):
+            monkeypatch.setattr(passes, "packed_attention", way)
+            outputs = compute_logprobs(model, what)
             torch.testing.assert_close(outputs.logp, expected_logp, rtol=0, atol=max(tolerance, 1e-10))
             torch.testing.assert_close(outputs.entropy, expected_entropy, rtol=0, atol=max(tolerance, 1e-10))
             found = gradient(model, (weight * outputs.logp).sum())
@@ -85,7 +85,7 @@ def test_any_forest_is_read_as_its_rows_alone_and_has_next_to_no_padding(plan, s
         lambda module, args, named: seen.append(named["input_ids"].shape), with_kwargs=True
     )
     with torch.no_grad():
-        found = logprobs(POLICY, given)
+        found = compute_logprobs(POLICY, given)
     hook.remove()
     real = sum(p for p, _ in plan) + sum(n - 1 for _, lengths in plan for n in lengths)
     assert len(seen) == 1 and real <= seen[0][1] <= real * 17 / 16, "but for a stem of junk"
@@ -105,7 +105,7 @@ def test_in_float32_the_gradient_is_the_plain_one_but_for_rounding():
                     parameter.mul_(0.2)
         weight = torch.linspace(-1, 2, MIXED.mask.numel()).reshape(MIXED.mask.shape)
         expected = gradient(model, (weight * alone(model, MIXED, 1.0)[0]).sum())
-        found = gradient(model, (weight * logprobs(model, MIXED).logp).sum())
+        found = gradient(model, (weight * compute_logprobs(model, MIXED).logp).sum())
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max(), name
         assert (found - expected).norm() <= 1e-5 * expected.norm(), name
 
@@ -128,8 +128,8 @@ def test_autocast_attends_in_its_type():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.2)
-    exact = logprobs(model, MIXED).logp
+    exact = compute_logprobs(model, MIXED).logp
     with torch.autocast("cpu", torch.bfloat16):
-        found = logprobs(model, MIXED).logp
+        found = compute_logprobs(model, MIXED).logp
     assert found.dtype == torch.float32
     assert 0 < (found - exact).abs().max() < 0.1

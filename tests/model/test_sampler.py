@@ -13,18 +13,18 @@ from tiny import MODELS, SHAPE, VOCABULARY, exactness, sharp
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from grape_rl.model.decode import decoded
-from grape_rl.model.logprobs import logprobs
-from grape_rl.model.sampler import Sampling, _at, drawn, drawn_from, sample
+from grape_rl.model.decode import generate_tokens
+from grape_rl.model.logprobs import compute_logprobs
+from grape_rl.model.sampler import SamplingParams, _at, sample, sample_inverse_cdf, sampling_probabilities
 
 PROMPTS = [torch.tensor(ids) for ids in ([5, 9, 3, 17], [4], [8, 8, 21, 3, 6, 12, 7], [11, 2])]
 END = (3, 7, 11)
 CUTS = [
-    Sampling(6),
-    Sampling(6, temperature=0.7),
-    Sampling(6, top_k=5),
-    Sampling(6, top_p=0.8),
-    Sampling(6, temperature=1.5, top_k=5, top_p=0.8),
+    SamplingParams(6),
+    SamplingParams(6, temperature=0.7),
+    SamplingParams(6, top_k=5),
+    SamplingParams(6, top_p=0.8),
+    SamplingParams(6, temperature=1.5, top_k=5, top_p=0.8),
 ]
 
 
@@ -78,15 +78,15 @@ def test_behavior_logp_is_what_a_plain_loop_says_and_every_token_was_kept(name, 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_training_pass_finds_the_behavior_logp(temperature):
     model = sharp(MODELS["qwen2"], torch.float32)
-    rollout = sample(model, PROMPTS, 6, Sampling(6, temperature), END, seed=1)
+    rollout = sample(model, PROMPTS, 6, SamplingParams(6, temperature), END, seed=1)
     with torch.no_grad():
-        found = logprobs(model, rollout, temperature).logp
+        found = compute_logprobs(model, rollout, temperature).logp
     torch.testing.assert_close(found, rollout.behavior_logp, rtol=0, atol=2e-5)  # float32, two orders of summation
 
 
 def test_temperature_0_takes_the_likeliest_token_and_is_sure_of_it():
     model = sharp(MODELS["qwen2"])
-    rollout = sample(model, PROMPTS, 2, Sampling(6, temperature=0.0), END, seed=1)
+    rollout = sample(model, PROMPTS, 2, SamplingParams(6, temperature=0.0), END, seed=1)
     assert torch.equal(rollout.behavior_logp, torch.zeros_like(rollout.behavior_logp))
     for prompt, tokens, _ in rows(rollout):
         assert tokens.tolist() == [max(range(VOCABULARY), key=z.__getitem__) for z in said(model, prompt, tokens)]
@@ -98,7 +98,7 @@ def test_temperature_0_takes_the_likeliest_token_and_is_sure_of_it():
 @pytest.mark.parametrize("sampling", [s for s in CUTS if s.top_k or s.top_p < 1], ids=str)
 def test_the_cut_distribution_by_sorting_in_python(sampling):
     logits = 2.0 * torch.randn(40, 17, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for row, found in zip(logits.tolist(), drawn_from(logits, sampling).tolist(), strict=True):
+    for row, found in zip(logits.tolist(), sampling_probabilities(logits, sampling).tolist(), strict=True):
         kept = chances(row, sampling)
         assert found == pytest.approx([kept.get(v, 0.0) for v in range(17)], abs=1e-12)
         assert [p > 0 for p in found] == [v in kept for v in range(17)]
@@ -106,15 +106,15 @@ def test_the_cut_distribution_by_sorting_in_python(sampling):
 
 def test_the_nucleus_always_holds_a_token_and_a_wide_top_k_all_of_them():
     logits = torch.tensor([[0.0, 3.0, 1.0]])
-    assert drawn_from(logits, Sampling(1, top_p=1e-9)).tolist() == [[0.0, 1.0, 0.0]]
-    assert torch.equal(drawn_from(logits, Sampling(1, top_k=9)), logits.softmax(-1))
+    assert sampling_probabilities(logits, SamplingParams(1, top_p=1e-9)).tolist() == [[0.0, 1.0, 0.0]]
+    assert torch.equal(sampling_probabilities(logits, SamplingParams(1, top_k=9)), logits.softmax(-1))
 
 
 def test_a_fine_grid_of_quantiles_draws_each_token_in_its_share():
     shares = [0.0, 0.1, 0.25, 0.0, 0.0, 0.0004, 0.6496, 0.0]
     points = 100_000
     grid = (torch.arange(points, dtype=torch.float64) + 0.5) / points
-    tokens, _ = drawn(torch.tensor(shares, dtype=torch.float64).expand(points, -1), grid)
+    tokens, _ = sample_inverse_cdf(torch.tensor(shares, dtype=torch.float64).expand(points, -1), grid)
     counts = tokens.bincount(minlength=8).tolist()
     for share, count in zip(shares, counts, strict=True):
         assert abs(count - share * points) <= 1 and (count > 0) == (share > 0)
@@ -122,7 +122,7 @@ def test_a_fine_grid_of_quantiles_draws_each_token_in_its_share():
 
 def test_the_ends_of_the_unit_interval_draw_no_impossible_token():
     share = torch.tensor([0.0, 0.3, 0.0, 0.7, 0.0], dtype=torch.float64).expand(2, -1)
-    assert drawn(share, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))[0].tolist() == [1, 3]
+    assert sample_inverse_cdf(share, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))[0].tolist() == [1, 3]
 
 
 def exact(shares, quantile):
@@ -143,7 +143,7 @@ def test_blocks_draw_what_a_running_sum_does(size, scale):
     logits[:8] = logits[0]
     uniform = torch.rand(40, dtype=torch.float64, generator=generator)
     uniform[:8] = torch.tensor([0.0, 5e-324, 1e-12, 0.5, 1 - 1e-7, 1 - 1e-12, 1 - 2**-53, 2**-30], dtype=torch.float64)
-    tokens, logp = drawn(logits.softmax(-1), uniform)
+    tokens, logp = sample_inverse_cdf(logits.softmax(-1), uniform)
     near = 0
     for z, token, quantile, said in zip(logits, tokens.tolist(), uniform.tolist(), logp.tolist(), strict=True):
         shares = z.double().softmax(-1).tolist()
@@ -162,7 +162,7 @@ def test_blocks_draw_what_a_running_sum_does(size, scale):
 def test_no_quantile_draws_a_token_of_share_0_and_none_is_far_from_its_place(shares, quantile, dtype):
     assume(any(shares))
     field = torch.tensor([shares], dtype=dtype)
-    token, logp = drawn(field, torch.tensor([quantile], dtype=torch.float64))
+    token, logp = sample_inverse_cdf(field, torch.tensor([quantile], dtype=torch.float64))
     assert shares[token] > 0
     total = math.fsum(shares)
     assert logp.item() == pytest.approx(math.log(shares[token] / total), abs=1e-5)
@@ -176,11 +176,13 @@ def test_shares_too_small_to_move_their_block_are_no_way_out_of_it():
     field[0, 0], field[0, 127:] = 1.0, 0.0
     field[0, 200] = 1.0
     ends = torch.tensor([0.0, 0.4999999999, 0.5, 0.5000001, 1 - 2**-53], dtype=torch.float64)
-    tokens, _ = drawn(field.expand(5, -1), ends)
+    tokens, _ = sample_inverse_cdf(field.expand(5, -1), ends)
     assert tokens.tolist()[0] == 0 and tokens.tolist()[3:] == [200, 200] and all(t < 127 for t in tokens.tolist()[:2])
 
 
-@pytest.mark.parametrize("sampling", [Sampling(3), Sampling(3, temperature=0.7, top_k=4, top_p=0.9)], ids=str)
+@pytest.mark.parametrize(
+    "sampling", [SamplingParams(3), SamplingParams(3, temperature=0.7, top_k=4, top_p=0.9)], ids=str
+)
 def test_all_sequences_come_in_their_exact_proportion(sampling):
     """A vocabulary of 5 and 3 tokens at most: 85 sequences, and a grid of 32³ uniform numbers that stands for chance.
 
@@ -191,11 +193,11 @@ def test_all_sequences_come_in_their_exact_proportion(sampling):
     shape = SHAPE | dict(vocab_size=size, hidden_size=8)
     model, prompt = sharp(lambda: Qwen2ForCausalLM(Qwen2Config(**shape)), torch.float32), torch.tensor([1, 3])
     marks = (torch.arange(points, dtype=torch.float64) + 0.5) / points
-    tokens, logp, length = decoded(
+    tokens, logp, length = generate_tokens(
         model,
         [prompt],
         torch.cartesian_prod(marks, marks, marks),
-        lambda logits, uniform: drawn(drawn_from(logits, sampling), uniform),
+        lambda logits, uniform: sample_inverse_cdf(sampling_probabilities(logits, sampling), uniform),
         torch.tensor([end]),
     )
     drawn_rows = [tuple(row[:n]) for row, n in zip(tokens.tolist(), length.tolist(), strict=True)]
@@ -223,7 +225,7 @@ def test_all_sequences_come_in_their_exact_proportion(sampling):
 
 
 def rollout_of(model, prompts=PROMPTS, n=16, seed=1, **changes):
-    return sample(model, prompts, n, replace(Sampling(4), **changes), END, seed)
+    return sample(model, prompts, n, replace(SamplingParams(4), **changes), END, seed)
 
 
 def test_a_row_ends_at_any_end_token_and_says_how():
@@ -243,7 +245,7 @@ def test_a_row_ends_at_any_end_token_and_says_how():
 def test_each_response_is_told_as_it_ends_and_once():
     model, heard = sharp(MODELS["qwen2"]), []
     rollout = sample(
-        model, PROMPTS, 8, Sampling(6), END, seed=1, generation_batch_size=16, ended=lambda *e: heard.append(e)
+        model, PROMPTS, 8, SamplingParams(6), END, seed=1, generation_batch_size=16, ended=lambda *e: heard.append(e)
     )
     assert sorted(row for row, _, _ in heard) == list(range(32))
     for row, tokens, finish in heard:
@@ -255,7 +257,7 @@ def test_each_response_is_told_as_it_ends_and_once():
 
 def test_the_rollout_is_as_wide_as_its_longest_row_and_speaks_of_its_prompts():
     model = sharp(MODELS["qwen2"])
-    rollout = sample(model, PROMPTS, 3, Sampling(5), tuple(range(VOCABULARY)), seed=0, version=7)
+    rollout = sample(model, PROMPTS, 3, SamplingParams(5), tuple(range(VOCABULARY)), seed=0, version=7)
     assert rollout.tokens.shape == (12, 1) and set(rollout.finish) == {"stop"}
     assert rollout.group.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert rollout.version == 7
@@ -263,7 +265,7 @@ def test_the_rollout_is_as_wide_as_its_longest_row_and_speaks_of_its_prompts():
 
 
 def test_without_end_tokens_every_row_runs_to_the_limit():
-    rollout = sample(sharp(MODELS["qwen2"]), PROMPTS, 3, Sampling(5), (), seed=0)
+    rollout = sample(sharp(MODELS["qwen2"]), PROMPTS, 3, SamplingParams(5), (), seed=0)
     assert rollout.mask.all() and rollout.mask.shape == (12, 5) and set(rollout.finish) == {"length"}
 
 
@@ -272,7 +274,7 @@ def test_the_seed_decides_whatever_runs_beside(generation_batch_size):
     """In float64, where batching moves a logit by 1e-15: the few hundred uniform numbers of this seed would have to lie
     that near to a boundary between tokens for one to change. The recorded float32 may round the other way."""
     model = sharp(MODELS["qwen2"])
-    whole, limit = rollout_of(model, max_tokens=8), Sampling(8)
+    whole, limit = rollout_of(model, max_tokens=8), SamplingParams(8)
     other = sample(model, PROMPTS, 16, limit, END, seed=1, generation_batch_size=generation_batch_size)
     fewer = sample(model, PROMPTS[:2], 16, limit, END, seed=1, generation_batch_size=generation_batch_size)
     for found in (other, fewer):
@@ -297,12 +299,12 @@ def test_another_seed_gives_another_rollout_and_the_global_generator_is_left_alo
 )
 def test_sampling_that_means_nothing_is_refused(changes):
     with pytest.raises(ValueError, match="needs max_tokens ≥ 1, temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1"):
-        replace(Sampling(4), **changes)
+        replace(SamplingParams(4), **changes)
 
 
 def test_a_prompt_without_tokens_is_refused():
     with pytest.raises(ValueError, match="prompt 1 of 2 has no tokens"):
-        sample(sharp(MODELS["qwen2"]), [PROMPTS[0], PROMPTS[0][:0]], 2, Sampling(4), END, seed=0)
+        sample(sharp(MODELS["qwen2"]), [PROMPTS[0], PROMPTS[0][:0]], 2, SamplingParams(4), END, seed=0)
 
 
 @pytest.mark.parametrize("trained", [True, False])
@@ -317,7 +319,7 @@ def test_autocast_casts_each_weight_once_whether_it_is_trained_or_not(trained):
             return function(*args, **(kwargs or {}))
 
     with torch.autocast("cpu", torch.bfloat16), Casts():
-        sample(model, PROMPTS, 2, Sampling(5), (), seed=0)
+        sample(model, PROMPTS, 2, SamplingParams(5), (), seed=0)
     found = [name for name in cast if name]
     assert len(found) == len(set(found)) == 2 * (4 + 3 + 3) + 1  # matrices and biases of two layers, and the head
     assert all(p.requires_grad == trained for p in model.parameters())
@@ -330,7 +332,7 @@ def test_in_bfloat16_the_sampler_says_nearly_what_the_whole_model_does():
         for parameter in model.parameters():
             parameter.mul_(0.4 if parameter.dim() >= 2 else 1.0)
     with torch.autocast("cpu", torch.bfloat16):
-        rollout = sample(model, PROMPTS, 8, Sampling(6), END, seed=1)
+        rollout = sample(model, PROMPTS, 8, SamplingParams(6), END, seed=1)
         for prompt, tokens, found in rows(rollout):
             z = torch.tensor(said(model, prompt, tokens)).log_softmax(-1)
             assert found == pytest.approx(z[range(len(tokens)), tokens].tolist(), abs=0.1)

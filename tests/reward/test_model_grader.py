@@ -8,8 +8,8 @@ import torch
 from grape_rl.cli import main
 from grape_rl.data.chat import completion_tokens, prompt_tokens
 from grape_rl.maths.grape import unweighted
-from grape_rl.model.reward_head import scalar_model, with_separator
-from grape_rl.model.scratch import character_tokenizer, scratch
+from grape_rl.model.reward_head import build_reward_model, set_step_separator
+from grape_rl.model.scratch import character_tokenizer, random_llama
 from grape_rl.reward.grading import rubric_models
 from grape_rl.reward.model_grader import readable, reward_model, rewards
 from grape_rl.reward.rubric import load_rubric
@@ -28,12 +28,12 @@ TEMPLATE = (
 def saved(folder, separator=None, template=None, context=48):
     tokenizer = character_tokenizer(["0123456789+-=. abcdefghijklmnopqrstuvwxyz:\n"])
     tokenizer.chat_template = template
-    model = scalar_model(scratch(tokenizer, 16, 2, 2, context, seed=3), tokenizer, seed=3)
+    model = build_reward_model(random_llama(tokenizer, 16, 2, 2, context, seed=3), tokenizer, seed=3)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:
                 parameter.mul_(15)
-    with_separator(model, separator)
+    set_step_separator(model, separator)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

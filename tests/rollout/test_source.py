@@ -11,10 +11,19 @@ import torch
 
 from grape_rl.data.chat import Example
 from grape_rl.maths.advantage import group_relative
-from grape_rl.model.logprobs import logprobs
+from grape_rl.model.forward import ForwardContext
+from grape_rl.model.logprobs import compute_logprobs
 from grape_rl.rollout.dynamic_sampling import dynamic_sampling, once, zero_variance_groups
 from grape_rl.rollout.records import rollout_metrics, verdict_metrics
-from grape_rl.rollout.source import Prompt, demonstrations, drawn_rows, graded_responses, reference_logprobs, responses, step_seed
+from grape_rl.rollout.source import (
+    Prompt,
+    demonstrations,
+    drawn_rows,
+    graded_responses,
+    reference_logprobs,
+    responses,
+    step_seed,
+)
 from grape_rl.types import Rollout, Scores, Verdict, failed
 
 
@@ -311,9 +320,9 @@ def test_metrics_of_a_batch_without_a_reward(tokenizer):
 
 def test_a_reference_says_what_the_model_says_however_it_is_cut(model, tokenizer):
     sequences = rollout(tokenizer)
-    expected = logprobs(model, sequences, 0.7).logp.detach()
+    expected = compute_logprobs(model, sequences, 0.7).logp.detach()
     for tokens in (1, 10, 10_000):
-        found = reference_logprobs(model, 0.7, tokens)(sequences)
+        found = reference_logprobs(model, ForwardContext(tokens, temperature=0.7))(sequences)
         assert not found.requires_grad
         assert torch.allclose(found, expected, atol=1e-5)  # float32
         assert Counter((found == 0).ravel().tolist()) == Counter((~MASK).ravel().tolist())

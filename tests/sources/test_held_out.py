@@ -7,10 +7,10 @@ from collections import Counter
 import pytest
 import torch
 
-from grape_rl.model.sampler import Sampling, sample
+from grape_rl.model.sampler import SamplingParams, sample
 from grape_rl.reward.scores import ItemSummary
-from grape_rl.rollout.source import Prompt
 from grape_rl.rollout.evaluation import HeldOut, evaluate, read_held_out
+from grape_rl.rollout.source import Prompt
 from grape_rl.types import Scores, Verdict, failed
 
 
@@ -33,7 +33,7 @@ def test_each_prompt_is_answered_and_averaged(model, tokenizer):
 
     def sampler(tokens, n, seed, version, ended):
         seen.append((n, seed, version))
-        return sample(model, tokens, n, Sampling(6), (1,), seed, version)
+        return sample(model, tokens, n, SamplingParams(6), (1,), seed, version)
 
     def scorer(answers, group):
         seen.append(answers)

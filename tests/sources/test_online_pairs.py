@@ -10,15 +10,16 @@ import torch
 from grape_rl import ALGORITHMS
 from grape_rl.maths.pairing import ranked_pairs
 from grape_rl.methods import objective, resolve_options
+from grape_rl.model.forward import ForwardContext
 from grape_rl.rollout.dynamic_sampling import ScoredRollout
 from grape_rl.rollout.source import Round
 from grape_rl.sources.sampled_preferences import pair_source
 from grape_rl.training.pairs import pair_logprobs
-from grape_rl.training.update import Limits
+from grape_rl.training.update import UpdateSettings
 from grape_rl.types import Response, Rollout, Scores, Verdict, failed
 from precise import doubled
 
-LIMITS = Limits(temperature=0.7, max_tokens=9, tokens_per_microbatch=30, max_grad_norm=1e9, seed=3)
+SETTINGS = UpdateSettings(ForwardContext(30, temperature=0.7), max_tokens=9, max_grad_norm=1e9, seed=3)
 PROMPTS = (torch.tensor([5, 6, 7]), torch.tensor([8]))
 LENGTHS = (3, 1, 4, 2, 2, 5, 4, 3)
 GROUP = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
@@ -109,7 +110,7 @@ def test_a_step_without_pairs_says_so_and_leaves_every_bit_even_with_momentum(mo
     row = ALGORITHMS[name]
     goal, found = objective(row, resolve_options(row, {})), drawn(1.0, 0.0, 0.5, 0.5, 1.0, 0.0, 0.5, 0.5)
     adam = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    assert row.update(model, adam, experience(found), goal, LIMITS)
+    assert row.update(model, adam, experience(found), goal, SETTINGS)
     before = [p.detach().clone() for p in model.parameters()]
 
     def never(sequences):
@@ -117,7 +118,7 @@ def test_a_step_without_pairs_says_so_and_leaves_every_bit_even_with_momentum(mo
 
     silent, more = NOTHING[why]
     what = experience(silent, reference=never, **more)
-    assert row.update(model, adam, what, goal, LIMITS) == {}
+    assert row.update(model, adam, what, goal, SETTINGS) == {}
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert (what.metrics["pairs"], what.metrics["unpaired_groups"]) == (0, 2)
     assert math.isnan(what.metrics["reward_gap"])
@@ -130,7 +131,7 @@ def test_the_gradient_is_that_of_the_policy_at_its_temperature_however_it_is_cut
     """Against a loop over the pairs, each response by the model's own forward pass."""
     model, row = doubled(model), ALGORITHMS[name]
     goal, what = objective(row, resolve_options(row, {})), experience(drawn(0.5, 0.25, 1.0, 0.75, 0.5, None, 0.0, 0.25))
-    reference = pair_logprobs(model, what.sequences, 30, temperature=0.7) - 0.1 * what.batch.mask
+    reference = pair_logprobs(model, what.sequences, ForwardContext(30, temperature=0.7)) - 0.1 * what.batch.mask
     what = replace(what, batch=replace(what.batch, reference_logp=reference))
     logp, frozen = [], (reference * what.batch.mask).sum(dim=1)
     for row_number, prompt in enumerate((*what.sequences.prompts, *what.sequences.prompts)):
@@ -144,8 +145,8 @@ def test_the_gradient_is_that_of_the_policy_at_its_temperature_however_it_is_cut
     expected = torch.autograd.grad(loss, list(model.parameters()))
     for budget in (1, 10_000):
         before = [p.detach().clone() for p in model.parameters()]
-        limits = replace(LIMITS, tokens_per_microbatch=budget)
-        row.update(model, torch.optim.SGD(model.parameters(), lr=1.0), what, goal, limits)
+        settings = replace(SETTINGS, forward=ForwardContext(budget, temperature=0.7))
+        row.update(model, torch.optim.SGD(model.parameters(), lr=1.0), what, goal, settings)
         for b, p, e in zip(before, model.parameters(), expected, strict=True):
             torch.testing.assert_close(b - p.detach(), e, rtol=1e-9, atol=1e-11)  # float64, sums in another order
             p.data.copy_(b)

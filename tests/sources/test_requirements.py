@@ -1,12 +1,12 @@
 """Data that does not suit a method: what it needs, what there is, and who learns from that."""
 
 import pytest
+from grape_rl.sources.requirements import REQUIREMENTS, suited
 
 from grape_rl import ALGORITHMS
-from grape_rl.validation import load_config
 from grape_rl.sources.comparisons import Comparisons
 from grape_rl.sources.preferences import Preferences
-from grape_rl.sources.requirements import REQUIREMENTS, suited
+from grape_rl.validation import load_config
 
 PAIRED = sum(isinstance(row.source, Preferences | Comparisons) for row in ALGORITHMS.values())
 LABELED = "kto, bco_unpaired, apo_zero_unpaired learn from"

@@ -42,13 +42,13 @@ def main(arguments: Sequence[str]) -> None:
 def _bring(source: str, own: Mapping[str, str | bool]) -> None:
     import yaml
 
-    from grape_rl.data.rows import rows
+    from grape_rl.data.rows import read_rows
     from grape_rl.rubric_tools.convert.conversion import brought_in, layout_of
 
     form, folder = str(own["from"]), Path(str(own["output"]))
     layout_of(form)
     try:
-        found = brought_in(rows(source, str(own.get("split", "train"))), form, bool(own.get("drop")))
+        found = brought_in(read_rows(source, str(own.get("split", "train"))), form, bool(own.get("drop")))
     except ValueError as error:
         raise ValueError(_at(source, error)) from None
     assert found.rubric
@@ -68,7 +68,7 @@ def _bring(source: str, own: Mapping[str, str | bool]) -> None:
 
 
 def _take(source: str, own: Mapping[str, str | bool]) -> None:
-    from grape_rl.data.rows import rows
+    from grape_rl.data.rows import read_rows
     from grape_rl.reward.rubric import load_rubric
     from grape_rl.rubric_tools.convert.conversion import layout_of, taken_out
 
@@ -76,7 +76,7 @@ def _take(source: str, own: Mapping[str, str | bool]) -> None:
     layout_of(form)
     rubric = load_rubric(source, listed(own.get("allow", "")))
     try:
-        found = taken_out(rubric, rows(data), form, bool(own.get("drop")))
+        found = taken_out(rubric, read_rows(data), form, bool(own.get("drop")))
     except ValueError as error:
         raise ValueError(_at(data, error)) from None
     if out.exists():

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     words, own, _ = parsed_arguments(arguments, known=["data", "allow"])
     if len(words) != 1:
         raise ValueError(f"name one rubric file, not {words or 'none'}")
-    from grape_rl.data.rows import rows
+    from grape_rl.data.rows import read_rows
     from grape_rl.reward.grading import rubric_models
     from grape_rl.reward.row_items import PREFIX
     from grape_rl.reward.rubric import category_name, check_rows, load_rubric
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
 
     rubric = load_rubric(words[0], listed(own.get("allow", "")))
     counts = dict.fromkeys(rubric.categories, "")
-    found = rows(str(own["data"])) if "data" in own else None
+    found = read_rows(str(own["data"])) if "data" in own else None
     faults = list(dict.fromkeys([*bare_words(Path(words[0])), *lint(rubric, found)]))
     for fault in faults:
         print(f"{fault.place}: {fault.complaint}")

@@ -35,13 +35,13 @@ def existing(rubric: "Rubric", source: str, response: str, prompt: str, counted:
     import torch
 
     from grape_rl.data.messages import text_or_messages
-    from grape_rl.data.rows import require, rows
+    from grape_rl.data.rows import read_rows, require_columns
     from grape_rl.reward.rubric import check_rows
     from grape_rl.setup.rows import graders_text
     from grape_rl.types import Response
 
-    found = rows(source)
-    require(found, [response, prompt], source)
+    found = read_rows(source)
+    require_columns(found, [response, prompt], source)
     check_rows(rubric, found)
     answers: list[Response] = []
     for index, row in enumerate(found):

@@ -81,10 +81,10 @@ def resolve_config(method: str, file: str | None, settings: dict[str, Any]) -> A
 def cost_line(config: Any) -> str:
     """One line with the estimated memory and time of a run, or with the reason why there is no estimate."""
     from grape_rl.estimate.plan import estimated
-    from grape_rl.model.load import quiet
+    from grape_rl.model.load import no_progress_bars
 
     try:
-        with quiet():
+        with no_progress_bars():
             return f"estimate: {estimated(config)}"
     except Exception as error:  # a dry run must print the settings even where the estimate fails
         return f"estimate: none, since {' '.join(str(error).split()) or type(error).__name__}"

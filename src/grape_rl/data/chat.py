@@ -10,9 +10,15 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from grape_rl.data.conversation import apart, conversation_tokens, ended, template_arguments, templated
+from grape_rl.data.conversation import (
+    apply_chat_template,
+    conversation_tokens,
+    describe_difference,
+    template_arguments,
+    with_end_token,
+)
 from grape_rl.data.messages import Messages
-from grape_rl.data.unembedded_tokens import embedded
+from grape_rl.data.unembedded_tokens import require_embeddings
 from grape_rl.types import Sequences
 
 if TYPE_CHECKING:
@@ -38,11 +44,11 @@ class Example:
     learned: Bool[Tensor, " t"] | None = None
 
 
-NOTHING: Mapping[str, Any] = MappingProxyType({})
+NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Lengths:
+class TruncationStats:
     """What became of the rows under a limit of length.
 
     ``rows`` were given; of ``truncated`` the completion lost its end; ``dropped`` had nothing to learn within the
@@ -70,7 +76,7 @@ def end_tokens(tokenizer: Tokenizer, generation_config: Any = None) -> tuple[int
 
 
 def prompt_tokens(
-    tokenizer: Tokenizer, prompt: str | Messages, where: str = "data", given: Mapping[str, Any] = NOTHING
+    tokenizer: Tokenizer, prompt: str | Messages, where: str = "data", given: Mapping[str, Any] = NO_ARGUMENTS
 ) -> Int[Tensor, " p"]:
     """The tokens of a prompt, ready for a response to follow.
 
@@ -85,15 +91,15 @@ def prompt_tokens(
     if isinstance(prompt, str):
         tokens = _begun(tokenizer, prompt)
     else:
-        tokens = templated(tokenizer, prompt, where, given, add_generation_prompt=True)["input_ids"]
+        tokens = apply_chat_template(tokenizer, prompt, where, given, add_generation_prompt=True)["input_ids"]
     if not tokens:
         raise ValueError(f"{where}: the prompt has no tokens: {prompt!r:.80}")
-    return torch.tensor(embedded(tokenizer, tokens, where), dtype=torch.int64)
+    return torch.tensor(require_embeddings(tokenizer, tokens, where), dtype=torch.int64)
 
 
 def completion_tokens(
     tokenizer: Tokenizer, prompt: str | Messages, completion: str | Messages, end: tuple[int, ...],
-    where: str = "data", given: Mapping[str, Any] = NOTHING,
+    where: str = "data", given: Mapping[str, Any] = NO_ARGUMENTS,
 ) -> Int[Tensor, " t"]:  # fmt: skip
     """The tokens that a policy would have to choose after the prompt's, one end token at the end.
 
@@ -113,17 +119,17 @@ def completion_tokens(
         follows = both[: len(head)] == head
         tokens = both[len(head) :] if follows else tokenizer(completion, add_special_tokens=False)["input_ids"]
     elif isinstance(prompt, list) and isinstance(completion, list):
-        head = templated(tokenizer, prompt, where, given, add_generation_prompt=True)["input_ids"]
-        both = templated(tokenizer, prompt + completion, where, given)["input_ids"]
+        head = apply_chat_template(tokenizer, prompt, where, given, add_generation_prompt=True)["input_ids"]
+        both = apply_chat_template(tokenizer, prompt + completion, where, given)["input_ids"]
         if both[: len(head)] != head:
             raise ValueError(
                 f"{where}: the chat template writes the prompt otherwise once an answer follows: "
-                f"{apart(tokenizer, head, both)}; give the rows as plain text, or mend the template"
+                f"{describe_difference(tokenizer, head, both)}; give the rows as plain text, or mend the template"
             )
         tokens = both[len(head) :]
     else:
         raise ValueError(f"{where}: prompt and completion must both be plain text or both be messages")
-    return torch.tensor(embedded(tokenizer, ended(tokenizer, tokens, end), where), dtype=torch.int64)
+    return torch.tensor(require_embeddings(tokenizer, with_end_token(tokenizer, tokens, end), where), dtype=torch.int64)
 
 
 def demonstration_tokens(
@@ -142,7 +148,7 @@ def demonstration_tokens(
     if "text" in row:
         if learn not in (None, "all"):
             raise ValueError(f"{where}: all of a text is learned; it has no {learn} to learn alone")
-        tokens = ended(tokenizer, _begun(tokenizer, row["text"]), end)
+        tokens = with_end_token(tokenizer, _begun(tokenizer, row["text"]), end)
         return tokens, [False] + [True] * (len(tokens) - 1)
     of_messages = "messages" in row or isinstance(row["prompt"], list)
     given = template_arguments(row, where)
@@ -154,8 +160,8 @@ def demonstration_tokens(
         messages = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
         return conversation_tokens(tokenizer, messages, end, where, given)
     if "messages" in row:
-        tokens = templated(tokenizer, row["messages"], where, given)["input_ids"]
-        tokens = ended(tokenizer, tokens, end) if row["messages"][-1]["role"] == "assistant" else tokens
+        tokens = apply_chat_template(tokenizer, row["messages"], where, given)["input_ids"]
+        tokens = with_end_token(tokenizer, tokens, end) if row["messages"][-1]["role"] == "assistant" else tokens
         return tokens, [False] + [True] * (len(tokens) - 1)
     prompt = prompt_tokens(tokenizer, row["prompt"], where, given).tolist()
     completion = completion_tokens(tokenizer, row["prompt"], row["completion"], end, where, given).tolist()
@@ -163,10 +169,10 @@ def demonstration_tokens(
     return prompt + completion, [False, *asked[1:]] + [True] * len(completion)
 
 
-def examples(
+def tokenize_demonstrations(
     rows: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, end: tuple[int, ...], max_length: int,
     source: str = "data", learn: Learn | None = None,
-) -> tuple[list[Example], Lengths]:  # fmt: skip
+) -> tuple[list[Example], TruncationStats]:  # fmt: skip
     """The rows as tokens, at most ``max_length`` of each, with what is learned of them: see ``demonstration_tokens``.
 
     A row that does not fit loses its end, and with it the end token; one that has nothing to learn before that is left
@@ -181,7 +187,7 @@ def examples(
     for index, row in enumerate(rows):
         where = f"{source}: row {index}"
         tokens, learned = demonstration_tokens(tokenizer, row, end, learn, where)
-        embedded(tokenizer, tokens, where)
+        require_embeddings(tokenizer, tokens, where)
         lost = any(learned[max_length:])
         learned = learned[:max_length]
         if any(learned):
@@ -195,10 +201,10 @@ def examples(
             f"{max_length} tokens of max_length; raise it"
         )
     tokens = sum(int(_learned(example).sum()) for example in kept)
-    return kept, Lengths(len(rows), truncated, len(rows) - len(kept), tokens)
+    return kept, TruncationStats(len(rows), truncated, len(rows) - len(kept), tokens)
 
 
-def stacked(examples: Sequence[Example]) -> Sequences:
+def collate_examples(examples: Sequence[Example]) -> Sequences:
     """The examples as one batch: each with its own prompt, completions padded with 0 on the right.
 
     The mask is True where a token is learned.
@@ -217,7 +223,9 @@ def stacked(examples: Sequence[Example]) -> Sequences:
     )
 
 
-def fitting(prompts: Iterable[Int[Tensor, " _"]], limit: int, where: str = "data") -> tuple[Int[Tensor, " _"], ...]:
+def check_prompt_lengths(
+    prompts: Iterable[Int[Tensor, " _"]], limit: int, where: str = "data"
+) -> tuple[Int[Tensor, " _"], ...]:
     """The prompts, none of them over ``limit`` tokens: the model's context less the tokens of a response.
 
     Raises:
@@ -233,7 +241,7 @@ def fitting(prompts: Iterable[Int[Tensor, " _"]], limit: int, where: str = "data
     return prompts
 
 
-def text(tokenizer: Tokenizer, tokens: Int[Tensor, " t"]) -> str:
+def decode_text(tokenizer: Tokenizer, tokens: Int[Tensor, " t"]) -> str:
     """What the tokens say, without special tokens and with every space as it was written."""
     return str(tokenizer.decode(tokens.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 

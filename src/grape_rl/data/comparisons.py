@@ -7,19 +7,19 @@ from typing import Any, Literal
 
 import torch
 
-from grape_rl.data.chat import Lengths, Tokenizer, completion_tokens, prompt_tokens
+from grape_rl.data.chat import Tokenizer, TruncationStats, completion_tokens, prompt_tokens
 from grape_rl.data.preferences import Pair
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairWithMargin:
     """A pair in tokens, and how much higher the chosen response's score should be than the other's."""
 
     pair: Pair
     margin: float
 
 
-def comparisons(
+def tokenize_comparisons(
     rows: Sequence[dict[str, Any]],
     tokenizer: Tokenizer,
     end: tuple[int, ...],
@@ -27,7 +27,7 @@ def comparisons(
     columns: tuple[str, str, str],
     source: str,
     margin_from: Literal["column", "rewards", "none"] = "column",
-) -> tuple[list[Comparison], Lengths]:
+) -> tuple[list[PairWithMargin], TruncationStats]:
     """The rows as pairs in tokens, each with its margin. ``columns``: of the margin, and of the two rewards.
 
     margin_from: "column": what the margin's column says, and 0 where no row has it; "rewards": the chosen response's
@@ -44,7 +44,7 @@ def comparisons(
             f"{source}: row {told.index(False)} has no {columns[0]!r}, and others have: give every row one, or set "
             "options.margin_from to none"
         )
-    kept: list[Comparison] = []
+    kept: list[PairWithMargin] = []
     for index, (row, margin) in enumerate(zip(rows, margins, strict=True)):
         where = f"{source}: row {index}"
         prompt = prompt_tokens(tokenizer, row["prompt"], where)
@@ -52,13 +52,13 @@ def comparisons(
             completion_tokens(tokenizer, row["prompt"], row[key], end, where) for key in ("chosen", "rejected")
         )
         if len(prompt) + max(len(chosen), len(rejected)) <= max_length and not torch.equal(chosen, rejected):
-            kept.append(Comparison(Pair(prompt, chosen, rejected), margin if told[0] else 0.0))
+            kept.append(PairWithMargin(Pair(prompt, chosen, rejected), margin if told[0] else 0.0))
     if not kept:
         raise ValueError(
             f"{source}: none of the {len(rows)} pairs differs and fits into the {max_length} tokens of max_length"
         )
     tokens = sum(len(each.pair.chosen) + len(each.pair.rejected) for each in kept)
-    return kept, Lengths(len(rows), 0, len(rows) - len(kept), tokens)
+    return kept, TruncationStats(len(rows), 0, len(rows) - len(kept), tokens)
 
 
 def _margin(row: Mapping[str, Any], columns: tuple[str, str, str], margin_from: str, where: str) -> float:

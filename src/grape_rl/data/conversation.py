@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 else:  # transformers is slow to import, and a tokenizer is passed in
     Tokenizer = Any
 
-MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 """What a template writes before the text of the assistant's, where it tells."""
 
 
@@ -41,7 +41,7 @@ def template_arguments(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     return given | ({"tools": tools} if tools else {})
 
 
-def templated(
+def apply_chat_template(
     tokenizer: Tokenizer, messages: Messages, where: str, given: Mapping[str, Any], **how: Any
 ) -> dict[str, list[int]]:
     """What the chat template writes for the messages: ``input_ids``, and what else was asked for by ``how``.
@@ -80,11 +80,11 @@ def conversation_tokens(
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
         raise ValueError(f"{where}: no message of the conversation is the assistant's: there is nothing to learn")
-    if MARK.search(tokenizer.get_chat_template(None, given.get("tools")) if tokenizer.chat_template else ""):
+    if GENERATION_MARK.search(tokenizer.get_chat_template(None, given.get("tools")) if tokenizer.chat_template else ""):
         tokens, spans = _marked(tokenizer, messages, len(turns), where, given)
         spans = [(start, _turn_end(tokenizer, tokens, start, stop, end)) for start, stop in spans]
     else:
-        tokens = templated(tokenizer, messages, where, given)["input_ids"]
+        tokens = apply_chat_template(tokenizer, messages, where, given)["input_ids"]
         spans = [_difference(tokenizer, messages, turn, tokens, end, where, given) for turn in turns]
     if empty := [turn for turn, (start, stop) in zip(turns, spans, strict=True) if start >= stop]:
         raise ValueError(f"{where}: the chat template writes nothing for message {empty[0]}, one of the assistant's")
@@ -97,13 +97,13 @@ def conversation_tokens(
     return tokens, learned
 
 
-def ended(tokenizer: Tokenizer, tokens: list[int], end: tuple[int, ...]) -> list[int]:
+def with_end_token(tokenizer: Tokenizer, tokens: list[int], end: tuple[int, ...]) -> list[int]:
     """The tokens up to the first end token behind the text, with ``end[0]`` put there where there is none."""
     stop = _turn_end(tokenizer, tokens, 0, len(tokens), end)
     return tokens[:stop] if stop and tokens[stop - 1] in end else [*tokens, end[0]]
 
 
-def apart(tokenizer: Tokenizer, head: list[int], both: list[int]) -> str:
+def describe_difference(tokenizer: Tokenizer, head: list[int], both: list[int]) -> str:
     """Where two lists of tokens that should begin alike do not, in words."""
     at = next((i for i, (a, b) in enumerate(zip(head, both, strict=False)) if a != b), min(len(head), len(both)))
     alone, together = tokenizer.decode(head[at : at + 12]), tokenizer.decode(both[at : at + 12])
@@ -114,7 +114,7 @@ def _marked(
     tokenizer: Tokenizer, messages: Messages, turns: int, where: str, given: Mapping[str, Any]
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """The conversation's tokens, and the spans that the template marks as the assistant's."""
-    found = templated(tokenizer, messages, where, given, return_assistant_tokens_mask=True)
+    found = apply_chat_template(tokenizer, messages, where, given, return_assistant_tokens_mask=True)
     tokens, marked = found["input_ids"], [0, *found["assistant_masks"], 0]
     edges = [i for i in range(len(marked) - 1) if marked[i] != marked[i + 1]]
     if len(edges) != 2 * turns:
@@ -132,14 +132,14 @@ def _difference(
     """The span of one message of the assistant's: what stands in the conversation behind the prompt for it."""
     if turn == 0:
         raise ValueError(f"{where}: the conversation begins with the assistant; it must begin with what that answers")
-    head = templated(tokenizer, messages[:turn], where, given, add_generation_prompt=True)["input_ids"]
-    both = templated(tokenizer, messages[: turn + 1], where, given)["input_ids"]
+    head = apply_chat_template(tokenizer, messages[:turn], where, given, add_generation_prompt=True)["input_ids"]
+    both = apply_chat_template(tokenizer, messages[: turn + 1], where, given)["input_ids"]
     stop = _turn_end(tokenizer, both, len(head), len(both), end)
     for part in (head, both[:stop]):
         if tokens[: len(part)] != part:
             raise ValueError(
                 f"{where}: the chat template writes message {turn}, one of the assistant's, or what is before it, "
-                f"otherwise where the conversation goes on: {apart(tokenizer, part, tokens)}; so its tokens cannot be "
+                f"otherwise where the conversation goes on: {describe_difference(tokenizer, part, tokens)}; so its tokens cannot be "
                 "told apart: mark them by {% generation %} in the template, or give rows of prompt and completion"
             )
     return len(head), stop

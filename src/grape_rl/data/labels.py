@@ -6,18 +6,18 @@ from typing import Any
 
 import torch
 
-from grape_rl.data.chat import Example, Lengths, Tokenizer, completion_tokens, prompt_tokens, stacked
+from grape_rl.data.chat import Example, Tokenizer, TruncationStats, collate_examples, completion_tokens, prompt_tokens
 from grape_rl.schema import did_you_mean
 from grape_rl.types import Sequences
 
 Row = dict[str, Any]
 
-WORDS = {"true": True, "false": False, "1": True, "0": False}
+LABEL_WORDS = {"true": True, "false": False, "1": True, "0": False}
 """How a label may be written where there is only text, as in a CSV file."""
 
 
 @dataclass(frozen=True)
-class Judged:
+class LabeledResponse:
     """A prompt and a response in tokens, and whether the response is desirable."""
 
     example: Example
@@ -41,14 +41,14 @@ def with_labels(rows: Sequence[Mapping[str, Any]], label: str = "label", source:
                 f"has {', '.join(map(repr, row)) or 'none'}{did_you_mean(label, row)}"
             )
         value = row[label]
-        written = WORDS.get(value.strip().lower()) if isinstance(value, str) else value
+        written = LABEL_WORDS.get(value.strip().lower()) if isinstance(value, str) else value
         if written not in (True, False) or isinstance(written, float):
             raise ValueError(f"{source}: row {index}: the label ({label!r}) must be true or false; got {value!r:.80}")
         made.append({**row, "label": bool(written)})
     return made
 
 
-def unpaired(rows: Sequence[Row]) -> list[Row]:
+def unpair(rows: Sequence[Row]) -> list[Row]:
     """Rows with a ``prompt``, a ``chosen`` and a ``rejected`` as twice as many, each with one labeled ``completion``.
 
     >>> unpaired([{"prompt": "1+1=", "chosen": "2", "rejected": "3"}])[1]
@@ -62,9 +62,9 @@ def unpaired(rows: Sequence[Row]) -> list[Row]:
     return made
 
 
-def judged(
+def tokenize_labeled_responses(
     rows: Sequence[Row], tokenizer: Tokenizer, end: tuple[int, ...], max_length: int, source: str = "data"
-) -> tuple[list[Judged], Lengths]:
+) -> tuple[list[LabeledResponse], TruncationStats]:
     """The rows' ``prompt``, ``completion`` and ``label`` in tokens, prompt and completion at most ``max_length``.
 
     A completion that does not fit loses its end; a row whose prompt leaves no room for one is left out.
@@ -72,7 +72,7 @@ def judged(
     Raises:
         ValueError: no row is left, and as ``prompt_tokens`` and ``completion_tokens``, naming the row.
     """
-    kept: list[Judged] = []
+    kept: list[LabeledResponse] = []
     truncated = 0
     for index, row in enumerate(rows):
         where = f"{source}: row {index}"
@@ -81,17 +81,17 @@ def judged(
         room = max_length - len(prompt)
         if room > 0:
             truncated += len(completion) > room
-            kept.append(Judged(Example(prompt, completion[:room].clone()), row["label"]))
+            kept.append(LabeledResponse(Example(prompt, completion[:room].clone()), row["label"]))
     if not kept:
         raise ValueError(
             f"{source}: none of the {len(rows)} rows has a response within the {max_length} tokens of max_length; "
             "raise it"
         )
     tokens = sum(len(each.example.completion) for each in kept)
-    return kept, Lengths(len(rows), truncated, len(rows) - len(kept), tokens)
+    return kept, TruncationStats(len(rows), truncated, len(rows) - len(kept), tokens)
 
 
-def mismatched(examples: Sequence[Example], max_length: int) -> Sequences | None:
+def mismatched_completions(examples: Sequence[Example], max_length: int) -> Sequences | None:
     """Each prompt with the completion of the next example, counted in a circle, whose prompt is another.
 
     So no completion stands behind its own prompt, nor behind a twin of that. A completion that does not fit into
@@ -105,4 +105,4 @@ def mismatched(examples: Sequence[Example], max_length: int) -> Sequences | None
         if other is None:
             return None
         made.append(Example(example.prompt, other.completion[: max_length - len(example.prompt)]))
-    return stacked(made)
+    return collate_examples(made)

@@ -65,7 +65,7 @@ def _is_message(value: Any) -> TypeGuard[dict[str, Any]]:
     return isinstance(value.get("role"), str) and (value.get("content") is not None or bool(value.get("tool_calls")))
 
 
-def with_system(prompt: str | Messages, system: str, where: str) -> str | Messages:
+def with_system_prompt(prompt: str | Messages, system: str, where: str) -> str | Messages:
     """The prompt with ``system`` in front: as a system message, or as text and a blank line.
 
     Raises:

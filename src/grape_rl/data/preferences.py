@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from grape_rl.data.chat import Lengths, Tokenizer, completion_tokens, prompt_tokens
+from grape_rl.data.chat import Tokenizer, TruncationStats, completion_tokens, prompt_tokens
 from grape_rl.data.conversation import template_arguments
 from grape_rl.data.rows import with_prompts
 from grape_rl.schema import did_you_mean
@@ -73,7 +73,7 @@ def with_preferences(
     ]
 
 
-def contrasted(rows: Sequence[Row], wrong: float, styles: Sequence[str], seed: int) -> list[Row]:
+def synthesize_preferences(rows: Sequence[Row], wrong: float, styles: Sequence[str], seed: int) -> list[Row]:
     """The rows with a ``chosen`` and a ``rejected`` response: the row's ``answer`` in the first style, and a worse one.
 
     A share ``wrong`` of the rejected responses, drawn at random, gives another answer of the same task in the first
@@ -113,14 +113,14 @@ def contrasted(rows: Sequence[Row], wrong: float, styles: Sequence[str], seed: i
     return made
 
 
-def pairs(
+def tokenize_pairs(
     rows: Sequence[Row],
     tokenizer: Tokenizer,
     end: tuple[int, ...],
     max_length: int,
     reward_columns: tuple[str, str] = ("chosen_reward", "rejected_reward"),
     source: str = "data",
-) -> tuple[list[Pair], Lengths]:
+) -> tuple[list[Pair], TruncationStats]:
     """The rows' ``prompt``, ``chosen`` and ``rejected`` as tokens, the prompt with either at most ``max_length``.
 
     A response that does not fit loses its end; a row whose prompt leaves no room for one, or whose responses are the
@@ -150,10 +150,10 @@ def pairs(
             f"{source}: none of the {len(rows)} pairs differs within the {max_length} tokens of max_length; raise it"
         )
     tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in kept)
-    return kept, Lengths(len(rows), truncated, len(rows) - len(kept), tokens)
+    return kept, TruncationStats(len(rows), truncated, len(rows) - len(kept), tokens)
 
 
-def stacked_pairs(pairs: Sequence[Pair]) -> Sequences:
+def collate_pairs(pairs: Sequence[Pair]) -> Sequences:
     """The pairs as one batch: each prompt once, the chosen responses in the first half of the rows, in order.
 
     Padding on the right is 0 and masked.

@@ -8,14 +8,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from grape_rl.data.messages import text_or_messages, with_system
+from grape_rl.data.messages import text_or_messages, with_system_prompt
 from grape_rl.schema import did_you_mean
 
-Whole = Literal["messages", "text"]
+LanguageModelingColumn = Literal["messages", "text"]
 """What a row can be that has no prompt and completion apart."""
 
 
-def rows(source: str | Path, split: str = "train", limit: int | None = None) -> list[dict[str, Any]]:
+def read_rows(source: str | Path, split: str = "train", limit: int | None = None) -> list[dict[str, Any]]:
     """The rows of a dataset, at most the first ``limit`` of them.
 
     ``source`` is a ``.jsonl``, ``.json`` (a list of objects), ``.parquet`` or ``.csv`` file; or else a dataset of the
@@ -53,7 +53,7 @@ def rows(source: str | Path, split: str = "train", limit: int | None = None) -> 
     return found
 
 
-def require(rows: Sequence[Mapping[str, Any]], columns: Iterable[str], source: str | Path = "data") -> None:
+def require_columns(rows: Sequence[Mapping[str, Any]], columns: Iterable[str], source: str | Path = "data") -> None:
     """Check that every row has the columns.
 
     Raises:
@@ -89,7 +89,7 @@ def with_prompts(
     >>> with_prompts([{"question": "1 + 1?", "answer": "2"}], "question", system="Be brief.")
     [{'question': '1 + 1?', 'answer': '2', 'prompt': 'Be brief.\\n\\n1 + 1?'}]
     """
-    require(rows, [prompt] if completion is None else [prompt, completion], source)
+    require_columns(rows, [prompt] if completion is None else [prompt, completion], source)
     made: list[dict[str, Any]] = []
     for index, row in enumerate(rows):
         where = f"{source}: row {index}"
@@ -107,15 +107,15 @@ def with_prompts(
             new["completion"] = answer
         if not isinstance(asked, str) and asked[-1]["role"] == "assistant":
             raise ValueError(f"{where}: the prompt ends with the assistant's message; it must end with what it answers")
-        new["prompt"] = asked if system is None else with_system(asked, system, where)
+        new["prompt"] = asked if system is None else with_system_prompt(asked, system, where)
         made.append(new)
     return made
 
 
-def with_whole(
+def with_language_modeling(
     rows: Sequence[Mapping[str, Any]],
     column: str,
-    kind: Whole,
+    kind: LanguageModelingColumn,
     system: str | None = None,
     source: str | Path = "data",
 ) -> list[dict[str, Any]]:
@@ -127,7 +127,7 @@ def with_whole(
     Raises:
         ValueError: a row without the column, or with something else in it; ``system`` before text that has no prompt.
     """
-    require(rows, [column], source)
+    require_columns(rows, [column], source)
     made: list[dict[str, Any]] = []
     for index, row in enumerate(rows):
         where = f"{source}: row {index}"
@@ -138,7 +138,7 @@ def with_whole(
         if system is not None:
             if kind == "text":
                 raise ValueError(f"{where}: text has no prompt for `system` to stand before; leave it out")
-            found = with_system(found, system, where)
+            found = with_system_prompt(found, system, where)
         new = {**row, kind: found}
         if not isinstance(found, str):
             last = max((i for i, message in enumerate(found) if message["role"] == "assistant"), default=len(found))

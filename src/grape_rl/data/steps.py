@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from grape_rl.data.chat import Lengths, Tokenizer, prompt_tokens
-from grape_rl.data.unembedded_tokens import embedded
+from grape_rl.data.chat import Tokenizer, TruncationStats, prompt_tokens
+from grape_rl.data.unembedded_tokens import require_embeddings
 from grape_rl.schema import did_you_mean
 from grape_rl.types import Sequences
 
@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Labeled:
+class LabeledSolution:
     """A solution in tokens; ``label`` is 1 or 0 at the last token of each step that is learned from, else NaN."""
 
     prompt: Int[Tensor, " p"]
@@ -77,17 +77,17 @@ def step_tokens(
     told = [tokenizer(step + separator, add_special_tokens=False)["input_ids"] for step in steps]
     if empty := [step for step, ids in zip(steps, told, strict=True) if not ids]:
         raise ValueError(f"{where}: the step {empty[0] + separator!r} has no tokens")
-    return [torch.tensor(embedded(tokenizer, ids, where), dtype=torch.int64) for ids in told]
+    return [torch.tensor(require_embeddings(tokenizer, ids, where), dtype=torch.int64) for ids in told]
 
 
-def labeled(
+def tokenize_solutions(
     rows: Sequence[Mapping[str, Any]],
     tokenizer: Tokenizer,
     max_length: int,
     source: str,
     separator: Annotated[str, Field(min_length=1)] = "\n",
     train_on_last_step_only: bool = False,
-) -> tuple[list[Labeled], Lengths]:
+) -> tuple[list[LabeledSolution], TruncationStats]:
     """The rows' solutions as tokens, every step ended by ``separator``, its label at the separator's last token.
 
     No end token follows: a solution that its author broke off at the first mistake would be known by it. Steps that do
@@ -97,7 +97,7 @@ def labeled(
     Raises:
         ValueError: no row has a step that fits, and as ``prompt_tokens``, naming the row.
     """
-    kept: list[Labeled] = []
+    kept: list[LabeledSolution] = []
     truncated = 0
     for index, row in enumerate(rows):
         where = f"{source}: row {index}"
@@ -113,16 +113,16 @@ def labeled(
         width = int(fits[-1]) if len(fits) else 0
         truncated += 0 < width < len(tokens)
         if not label[:width].isnan().all():
-            kept.append(Labeled(prompt, tokens[:width].clone(), label[:width].clone()))
+            kept.append(LabeledSolution(prompt, tokens[:width].clone(), label[:width].clone()))
     if not kept:
         raise ValueError(
             f"{source}: none of the {len(rows)} solutions has a labeled step within the {max_length} tokens of "
             "max_length; raise it"
         )
-    return kept, Lengths(len(rows), truncated, len(rows) - len(kept), sum(len(each.tokens) for each in kept))
+    return kept, TruncationStats(len(rows), truncated, len(rows) - len(kept), sum(len(each.tokens) for each in kept))
 
 
-def stacked_steps(found: Sequence[Labeled]) -> tuple[Sequences, Float[Tensor, "b t"]]:
+def collate_solutions(found: Sequence[LabeledSolution]) -> tuple[Sequences, Float[Tensor, "b t"]]:
     """The solutions as one batch, padded on the right with 0 (masked), and their labels, NaN where there is none.
 
     Raises:
@@ -146,7 +146,7 @@ def response_steps(text: str, separator: str) -> list[str]:
     return [step for step in text.split(separator) if step.strip()] or [""]
 
 
-def stepped(rows: Sequence[Row], wrong: float, seed: int) -> list[Row]:
+def synthesize_steps(rows: Sequence[Row], wrong: float, seed: int) -> list[Row]:
     """The rows with ``completions`` and ``labels``: the row's ``answer`` number by number, or letter by letter.
 
     A share ``wrong`` of them, drawn at random, goes over to another answer of the same task somewhere. A step is right

@@ -10,7 +10,7 @@ from grape_rl.schema import did_you_mean
 
 Row = dict[str, Any]
 
-CHUNK = 500
+CHUNK_SIZE = 500
 """Questions drawn from one generator before the next is seeded: some generators cannot be asked beyond their size."""
 
 
@@ -79,7 +79,7 @@ def _distinct(name: str, make: Callable[[int], Any], seed: int, seen: set[str], 
     found = drawn = barren = 0
     while True:
         entries = make((start + drawn) % 2**32)
-        for index in range(CHUNK):
+        for index in range(CHUNK_SIZE):
             entry = entries[index]
             drawn += 1
             if entry["question"] not in seen:
@@ -114,7 +114,7 @@ def _generator(name: str, options: Mapping[str, Any]) -> Callable[[int], Any]:
             raise ValueError(f"task {name!r} has no option {option!r}; it has {', '.join(known)}{near}")
 
     def make(seed: int) -> Any:
-        return data_set(config(**options, seed=seed, size=CHUNK))
+        return data_set(config(**options, seed=seed, size=CHUNK_SIZE))
 
     try:
         made = make(0)

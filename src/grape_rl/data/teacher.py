@@ -7,7 +7,7 @@ from typing import Any
 Row = dict[str, Any]
 
 
-def demonstrated(rows: Sequence[Row], wrong: float, styles: Mapping[str, float], seed: int) -> list[Row]:
+def synthesize_demonstrations(rows: Sequence[Row], wrong: float, styles: Mapping[str, float], seed: int) -> list[Row]:
     """The rows with a ``completion``: the row's ``answer`` in one of the ``styles``, drawn by their weights.
 
     A share ``wrong`` of them, drawn at random, gives the answer of another question of the same task instead. A model

@@ -7,7 +7,7 @@ DataType = Literal[
     "stepwise supervision", "unpaired preference", "preference", "prompt-completion", "language modeling", "prompt-only"
 ]
 
-COLUMNS: tuple[tuple[DataType, tuple[str, ...]], ...] = (
+DATA_TYPE_COLUMNS: tuple[tuple[DataType, tuple[str, ...]], ...] = (
     ("stepwise supervision", ("completions", "labels")),
     ("unpaired preference", ("completion", "label")),
     ("preference", ("chosen", "rejected")),
@@ -19,7 +19,7 @@ COLUMNS: tuple[tuple[DataType, tuple[str, ...]], ...] = (
 """The columns that make each type, what says more before what says less."""
 
 
-def data_type(columns: Collection[str], names: Mapping[str, str] | None = None) -> DataType | None:
+def detect_data_type(columns: Collection[str], names: Mapping[str, str] | None = None) -> DataType | None:
     """The type of data that the columns make; None where they make none that is known.
 
     ``names`` says which columns are called otherwise: {"prompt": "question"}.
@@ -28,7 +28,7 @@ def data_type(columns: Collection[str], names: Mapping[str, str] | None = None) 
     ('unpaired preference', 'prompt-only')
     """
     called = names or {}
-    for made, needed in COLUMNS:
+    for made, needed in DATA_TYPE_COLUMNS:
         if all(called.get(each, each) in columns for each in needed):
             return made
     return None

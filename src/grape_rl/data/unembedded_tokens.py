@@ -8,10 +8,10 @@ if TYPE_CHECKING:
 else:  # transformers is slow to import, and a tokenizer is passed in
     Tokenizer = Any
 
-EMBEDDINGS = "grape_rl_embeddings"
+EMBEDDINGS_ATTRIBUTE = "grape_rl_embeddings"
 
 
-def limited(tokenizer: Tokenizer, embeddings: int) -> None:
+def set_embedding_limit(tokenizer: Tokenizer, embeddings: int) -> None:
     """Let no row be encoded, from now on, with a token beyond the model's ``embeddings``, where the tokenizer has any.
 
     Such tokens may be there beside the vocabulary: transformers gives a tokenizer the special tokens of its class,
@@ -27,25 +27,25 @@ def limited(tokenizer: Tokenizer, embeddings: int) -> None:
             f"model's embeddings only {embeddings}"
         )
     if beyond:
-        setattr(tokenizer, EMBEDDINGS, embeddings)
+        setattr(tokenizer, EMBEDDINGS_ATTRIBUTE, embeddings)
 
 
-def embedded(tokenizer: Tokenizer, tokens: list[int], where: str) -> list[int]:
+def require_embeddings(tokenizer: Tokenizer, tokens: list[int], where: str) -> list[int]:
     """The tokens of a row, each of which the model has an embedding for: see ``limited``.
 
     Raises:
         ValueError: it has none for one of them; the message names the row and the token.
     """
-    beyond = without_embedding(tokenizer, tokens)
+    beyond = unembedded_tokens(tokenizer, tokens)
     if beyond:
         raise ValueError(
             f"{where}: has {tokenizer.decode(beyond[:1])!r} in it, token {beyond[0]}, and the model's embeddings are "
-            f"only {getattr(tokenizer, EMBEDDINGS)}; take it out, or give the model an embedding for it"
+            f"only {getattr(tokenizer, EMBEDDINGS_ATTRIBUTE)}; take it out, or give the model an embedding for it"
         )
     return tokens
 
 
-def without_embedding(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[int]:
+def unembedded_tokens(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[int]:
     """Those of the tokens that the model has no embedding for."""
-    limit = getattr(tokenizer, EMBEDDINGS, None)
+    limit = getattr(tokenizer, EMBEDDINGS_ATTRIBUTE, None)
     return [] if limit is None or not tokens or max(tokens) < limit else [t for t in tokens if t >= limit]

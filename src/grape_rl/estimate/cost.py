@@ -7,7 +7,7 @@ plus bytes divided by its memory bandwidth, plus a fixed time per operation. The
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from grape_rl.estimate.flops import Shape, Work
+from grape_rl.estimate.flops import ModelShape, Work
 from grape_rl.model.lm_head import TILE
 
 MATRIX_SHARE = 0.7
@@ -62,7 +62,7 @@ class ModelFootprint:
         vocabulary: size of the vocabulary; 0 for a reward model.
     """
 
-    shape: Shape
+    shape: ModelShape
     parameters: int
     trunk: int
     trained: int

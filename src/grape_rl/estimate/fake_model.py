@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from grape_rl.config.config import Config
 from grape_rl.config.model import ModelConfig
 from grape_rl.estimate.cost import ModelFootprint
-from grape_rl.estimate.flops import shape
-from grape_rl.model.lora import adaptable, targeted
-from grape_rl.model.scratch import scratch
+from grape_rl.estimate.flops import shape_of
+from grape_rl.model.lora import adaptable_layers, resolve_targets
+from grape_rl.model.scratch import random_llama
 from grape_rl.setup.policy import Policy, make_policy, scratch_tokenizer
 from grape_rl.setup.rows import Row
 
@@ -60,7 +60,7 @@ def footprint(model: Any, precision: AbstractContextManager[Any]) -> ModelFootpr
     heads = getattr(settings, "num_key_value_heads", None) or settings.num_attention_heads
     head_width = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
     output = model.get_output_embeddings()
-    model_shape = shape(model)
+    model_shape = shape_of(model)
     stored = _stored_bytes(model, 2 * TOKENS, precision) - _stored_bytes(model, TOKENS, precision)
     return ModelFootprint(
         shape=model_shape,
@@ -78,7 +78,7 @@ def _fake_policy(config: Config, train_rows: Sequence[Row], reward_model: bool) 
     model: Any
     if settings := config.model.scratch:
         tokenizer = scratch_tokenizer(settings, config.data, train_rows)
-        model = scratch(tokenizer, settings.hidden, settings.layers, settings.heads, settings.context, config.seed)
+        model = random_llama(tokenizer, settings.hidden, settings.layers, settings.heads, settings.context, config.seed)
     else:
         architecture = available(config.model)
         tokenizer = AutoTokenizer.from_pretrained(config.model.name, local_files_only=True)
@@ -105,8 +105,8 @@ class _Adapted(nn.Module):
 
 def _add_adapters(model: Any, rank: int, targets: Sequence[str]) -> None:
     model.requires_grad_(False)
-    linear = adaptable(model)
-    ends = tuple(f".{target}" for target in targeted(linear, targets))
+    linear = adaptable_layers(model)
+    ends = tuple(f".{target}" for target in resolve_targets(linear, targets))
     for name, layer in linear.items():
         if f".{name}".endswith(ends):
             model.set_submodule(name, _Adapted(layer, rank))

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grape_rl.model.linear import product
-from grape_rl.model.packing import lengths
+from grape_rl.model.onednn_linear import matmul_nt
+from grape_rl.model.packing import row_lengths
 from grape_rl.types import Sequences
 
 
@@ -39,7 +39,7 @@ class Work:
         )
 
 
-def reading(prompt: int, rest: Sequence[int] = ()) -> Work:
+def prefill_work(prompt: int, rest: Sequence[int] = ()) -> Work:
     """A prompt of so many tokens, and behind it each of several sequences: none of them through the head.
 
     Token j of a sequence (from 1) sees the prompt and itself and those before it: prompt + j pairs.
@@ -51,7 +51,7 @@ def reading(prompt: int, rest: Sequence[int] = ()) -> Work:
     return Work(prompt + sum(rest), 0, pairs)
 
 
-def decoding(prompts: Sequence[int], n: int, t: int) -> Work:
+def generation_work(prompts: Sequence[int], n: int, t: int) -> Work:
     """Sampling ``n`` responses of ``t`` tokens to each of several prompts of so many tokens.
 
     Each prompt is read once, and of each response all tokens but the last; each token chosen costs the head once.
@@ -59,21 +59,21 @@ def decoding(prompts: Sequence[int], n: int, t: int) -> Work:
     >>> decoding([2], n=2, t=3)  # 3 pairs of the prompt, and 3 + 4 of each response
     Work(trunk_tokens=6, head_tokens=6, attention_pairs=17)
     """
-    read = sum((reading(prompt, [t - 1] * n) for prompt in prompts), Work())
+    read = sum((prefill_work(prompt, [t - 1] * n) for prompt in prompts), Work())
     return read + Work(head_tokens=len(prompts) * n * t)
 
 
-def forwarding(sequences: Sequences) -> Work:
+def forward_work(sequences: Sequences) -> Work:
     """The log-probability of every masked token: one forward pass.
 
     Each prompt that a row with such tokens follows is read once, and of each row the tokens before its last masked one.
     """
-    ends, group = lengths(sequences.mask).tolist(), sequences.group.tolist()
+    ends, group = row_lengths(sequences.mask).tolist(), sequences.group.tolist()
     rest: dict[int, list[int]] = {}
     for end, g in zip(ends, group, strict=True):
         if end:
             rest.setdefault(g, []).append(end - 1)
-    read = sum((reading(len(sequences.prompts[g]), rows) for g, rows in rest.items()), Work())
+    read = sum((prefill_work(len(sequences.prompts[g]), rows) for g, rows in rest.items()), Work())
     return read + Work(head_tokens=int(sequences.mask.sum()))
 
 
@@ -82,7 +82,7 @@ def _triangle(n: int) -> int:
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """What of a model its operations depend on.
 
     ``trunk`` and ``head``: the numbers in the matrices that each token is multiplied by; ``…_trained``: in those of
@@ -108,7 +108,7 @@ class Shape:
         return 2.0 * (trunk + head) + (8.0 if backward else 4.0) * self.layers * self.width * work.attention_pairs
 
 
-def operations(model: nn.Module, work: Work, backward: bool = False) -> float:
+def count_flops(model: nn.Module, work: Work, backward: bool = False) -> float:
     """Floating-point operations that ``work`` costs a language model, as ``Shape.operations`` counts them.
 
     The model may lie on the ``meta`` device. A layer that sees only a window costs less than this says.
@@ -116,10 +116,10 @@ def operations(model: nn.Module, work: Work, backward: bool = False) -> float:
     Raises:
         ValueError: the model does not say how many layers and heads of attention it has.
     """
-    return shape(model).operations(work, backward)
+    return shape_of(model).operations(work, backward)
 
 
-def shape(model: nn.Module) -> Shape:
+def shape_of(model: nn.Module) -> ModelShape:
     """The model's shape. One that writes nothing, but scores, has no head to speak of.
 
     Raises:
@@ -139,7 +139,7 @@ def shape(model: nn.Module) -> Shape:
     ]
     output = made.get_output_embeddings()
     head = (output.weight.numel(), output.weight.requires_grad) if output else (0, False)
-    return Shape(
+    return ModelShape(
         sum(numbers for numbers, _ in matrices),
         sum(numbers for numbers, trained in matrices if trained),
         head[0],
@@ -149,7 +149,7 @@ def shape(model: nn.Module) -> Shape:
     )
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+def matmul_throughput(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
     """Operations a second that the machine reaches on products of large square matrices: the best of several tries.
 
     Each of the ways that there are to multiply gets its part of ``seconds``, and at least one try.
@@ -161,14 +161,14 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) 
     return 2.0 * n**3 / min(_shortest(lambda way=way: way(a, b), device, seconds / len(ways)) for way in ways)
 
 
-def memory_rate(device: torch.device, seconds: float = 0.1) -> float:
+def memory_bandwidth(device: torch.device, seconds: float = 0.1) -> float:
     """Bytes a second that the machine reads and writes as it copies 64 MiB: the best of several tries."""
     here = torch.zeros(2**24, device=device)
     there = torch.empty_like(here)
     return 2 * 4 * 2**24 / _shortest(lambda: there.copy_(here), device, seconds)
 
 
-def operation_seconds(device: torch.device, seconds: float = 0.05) -> float:
+def operation_latency(device: torch.device, seconds: float = 0.05) -> float:
     """Seconds that an operation takes which has next to nothing to compute: the best of several hundreds."""
     one = torch.zeros(1, device=device)
 
@@ -183,7 +183,7 @@ def operation_seconds(device: torch.device, seconds: float = 0.05) -> float:
 def _products(device: torch.device, dtype: torch.dtype) -> list[Callable[[Tensor, Tensor], Tensor]]:
     """x wᵀ, in the ways that this machine has of computing it."""
     return (
-        [nn.functional.linear, product] if device.type == "cpu" and dtype == torch.float32 else [nn.functional.linear]
+        [nn.functional.linear, matmul_nt] if device.type == "cpu" and dtype == torch.float32 else [nn.functional.linear]
     )
 
 

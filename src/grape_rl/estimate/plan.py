@@ -12,9 +12,16 @@ from grape_rl.algorithms import method_named
 from grape_rl.config.config import Config
 from grape_rl.estimate.cost import Estimate, ExtraModels, Machine, Step, peak_memory, step_seconds
 from grape_rl.estimate.fake_model import available, measure_footprint
-from grape_rl.estimate.flops import Work, decoding, forwarding, matrix_rate, memory_rate, operation_seconds
+from grape_rl.estimate.flops import (
+    Work,
+    forward_work,
+    generation_work,
+    matmul_throughput,
+    memory_bandwidth,
+    operation_latency,
+)
 from grape_rl.methods import objective, resolve_options
-from grape_rl.model.logprobs import microbatches, selected
+from grape_rl.model.logprobs import microbatches, select_rows
 from grape_rl.setup.policy import device
 from grape_rl.setup.setup import Setup
 from grape_rl.sources.source import Source
@@ -68,7 +75,7 @@ def estimated(config: Config, machine: Callable[[torch.device, torch.dtype], Mac
 
 def measure_machine(on: torch.device, dtype: torch.dtype) -> Machine:
     """The machine's rates, measured within a second."""
-    return Machine(matrix_rate(on, dtype), memory_rate(on), operation_seconds(on))
+    return Machine(matmul_throughput(on, dtype), memory_bandwidth(on), operation_latency(on))
 
 
 def resident_bytes() -> float:
@@ -93,14 +100,14 @@ def plan_step(setup: Setup, source: Source, sequences: Sequences) -> Step:
 
     # Passes with a gradient.
     order = torch.randperm(len(passes.learned.tokens), generator=torch.Generator().manual_seed(0))
-    parts = [selected(passes.learned, rows.sort().values) for rows in order.chunk(minibatches)]
-    learned = [forwarding(part) for whole in parts for part in _microbatches(whole, config)]
+    parts = [select_rows(passes.learned, rows.sort().values) for rows in order.chunk(minibatches)]
+    learned = [forward_work(part) for whole in parts for part in _microbatches(whole, config)]
     update = sum(learned, Work())
 
     # Passes without a gradient.
-    no_grad = [forwarding(part) for whole in passes.no_grad for part in _microbatches(whole, config)]
+    no_grad = [forward_work(part) for whole in passes.no_grad for part in _microbatches(whole, config)]
     if value:
-        no_grad += [_without_head(forwarding(part)) for part in _microbatches(sequences, config)]
+        no_grad += [_without_head(forward_work(part)) for part in _microbatches(sequences, config)]
         update += _without_head(update) if _has_own_trunk(value) else Work()
 
     step = Step(
@@ -120,7 +127,7 @@ def _has_own_trunk(value: ValueFunction | None) -> bool:
 
 
 def _microbatches(sequences: Sequences, config: Config) -> list[Sequences]:
-    return [selected(sequences, rows) for rows in microbatches(sequences, config.tokens_per_microbatch)]
+    return [select_rows(sequences, rows) for rows in microbatches(sequences, config.tokens_per_microbatch)]
 
 
 def _without_head(work: Work) -> Work:
@@ -134,5 +141,9 @@ def _with_sampling(step: Step, sequences: Sequences, config: Config) -> Step:
     chunks = [prompts[i : i + per_chunk] for i in range(0, len(prompts), per_chunk)]
     rows = len(chunks[0]) * n
     return replace(
-        step, decoded=decoding(prompts, n, t), decodes=len(chunks) * t, rows=rows, cached=rows * (max(prompts) + t)
+        step,
+        decoded=generation_work(prompts, n, t),
+        decodes=len(chunks) * t,
+        rows=rows,
+        cached=rows * (max(prompts) + t),
     )

@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-NAME = "grape_rl"
+ATTENTION_IMPLEMENTATION = "grape_rl"
 """Under which name transformers knows the attention. It makes no mask for it: the caller says what is seen."""
 
 
-Attend = Callable[[int, Tensor, Tensor, Tensor, float, int | None, float | None, Tensor | None], Tensor]
+AttentionFunction = Callable[[int, Tensor, Tensor, Tensor, float, int | None, float | None, Tensor | None], Tensor]
 """What a layer's queries find in keys and values: softmax(scale · q · kᵀ) · v over what each of them may see.
 
 Takes the layer's number (from 0), queries "b h q d", keys "b g k d", values "b g k e", the scale, the window, the cap
@@ -39,17 +39,17 @@ def _attention(
     return found.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(NAME, _attention)
+AttentionInterface.register(ATTENTION_IMPLEMENTATION, _attention)
 
 
 @contextmanager
-def attending(model: nn.Module) -> Iterator[None]:
+def custom_attention(model: nn.Module) -> Iterator[None]:
     """Within it, ``model`` is to be called with an ``attend``, which all its layers then ask."""
     config: Any = model.base_model.config  # pyright: ignore[reportAttributeAccessIssue]
     of = [config, *(c for c in (getattr(config, key, None) for key in getattr(config, "sub_configs", ())) if c)]
     before = [each._attn_implementation_internal for each in of]
     for each in of:
-        each._attn_implementation_internal = NAME
+        each._attn_implementation_internal = ATTENTION_IMPLEMENTATION
     try:
         yield
     finally:
@@ -57,11 +57,11 @@ def attending(model: nn.Module) -> Iterator[None]:
             each._attn_implementation_internal = name
 
 
-def trunk_states(model: nn.Module, attend: Attend, **read: Any) -> Float[Tensor, "b t d"]:
+def trunk_states(model: nn.Module, attend: AttentionFunction, **read: Any) -> Float[Tensor, "b t d"]:
     """The model's last hidden states of what it reads (``input_ids`` or ``inputs_embeds``, and ``position_ids``).
 
     Raises:
         TypeError: the model takes no attention of ours.
     """
-    with attending(model):
+    with custom_attention(model):
         return model.base_model(**read, use_cache=False, attend=attend).last_hidden_state  # pyright: ignore[reportCallIssue]

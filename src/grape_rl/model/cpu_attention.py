@@ -10,23 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grape_rl.model.attention import Attend
+from grape_rl.model.attention import AttentionFunction
 from grape_rl.model.packing import PackedSequences, spans
-from grape_rl.model.padded_attention import padded
+from grape_rl.model.padded_attention import padded_attention
 
 _forward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def attention_over(forest: PackedSequences) -> Attend:
+def packed_attention(forest: PackedSequences) -> AttentionFunction:
     """The attention that suits the device that the forest is on."""
-    return by_parts(forest) if forest.tokens.device.type == "cpu" else padded(forest)
+    return cpu_attention(forest) if forest.tokens.device.type == "cpu" else padded_attention(forest)
 
 
-def by_parts(forest: PackedSequences) -> Attend:
+def cpu_attention(forest: PackedSequences) -> AttentionFunction:
     """Attention as ``padded`` finds it, differentiable once; layers with a window, a cap or sinks are left to that."""
     pieces = _pieces(forest)
-    other: list[Attend] = []
+    other: list[AttentionFunction] = []
 
     def attend(
         layer: int,
@@ -40,7 +40,7 @@ def by_parts(forest: PackedSequences) -> Attend:
     ) -> Tensor:
         if (window is not None and window < forest.longest) or cap is not None or sinks is not None:
             if not other:
-                other.append(padded(forest))
+                other.append(padded_attention(forest))
             return other[0](layer, query, key, value, scale, window, cap, sinks)
         if torch.is_autocast_enabled("cpu"):
             query, key, value = (field.to(torch.get_autocast_dtype("cpu")) for field in (query, key, value))

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import torch
 
-WARM = 2
+WARMUP_STEPS = 2
 """How many steps run as they are before one is captured, so that what is made once is there."""
 
 
-def captured(step: Callable[[], None]) -> Callable[[], None]:
+def make_graphed(step: Callable[[], None]) -> Callable[[], None]:
     """``step``, to be called again and again: some times as it is, then captured once and replayed.
 
     Each call is one step. It has to work in place on the same memory each time, and may not read a tensor's value on
@@ -23,7 +23,7 @@ def captured(step: Callable[[], None]) -> Callable[[], None]:
 
     def plain() -> None:
         nonlocal calls, run
-        if calls == WARM:
+        if calls == WARMUP_STEPS:
             run = _graph(step)
             return run()
         calls += 1

@@ -9,20 +9,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from grape_rl.model.attention import trunk_states
-from grape_rl.model.cuda_graph import captured
-from grape_rl.model.kv_cache import Cache, encoded
+from grape_rl.model.cuda_graph import make_graphed
+from grape_rl.model.kv_cache import KVCache, prefill
 from grape_rl.model.lm_head import logits_of
 from grape_rl.types import Finish
 
-Draw = Callable[[Float[Tensor, "n v"], Float[Tensor, " n"]], tuple[Int[Tensor, " n"], Float[Tensor, " n"]]]
+TokenSampler = Callable[[Float[Tensor, "n v"], Float[Tensor, " n"]], tuple[Int[Tensor, " n"], Float[Tensor, " n"]]]
 """Logits and a uniform number for each row → its token, and the log-probability (nats) that this had."""
 
-Over = Callable[[int, Int[Tensor, " t"], Finish], None]
+OnRowFinished = Callable[[int, Int[Tensor, " t"], Finish], None]
 """Hears of each row that is over: its number, its tokens, and how it ended."""
 
 
 @dataclass(frozen=True)
-class Pace:
+class DecodeSchedule:
     """Every how many tokens the host looks which rows have ended, by how many columns the room attended to grows, and
     what makes a step that is called until room or rows change."""
 
@@ -31,8 +31,8 @@ class Pace:
     repeated: Callable[[Callable[[], None]], Callable[[], None]] = lambda step: step
 
 
-CPU = Pace(look=1, room=1)
-CUDA = Pace(look=16, room=256, repeated=captured)
+CPU_SCHEDULE = DecodeSchedule(look=1, room=1)
+CUDA_SCHEDULE = DecodeSchedule(look=16, room=256, repeated=make_graphed)
 """A device runs ahead of a host that asks nothing of it, and replays a step as long as its shapes stay."""
 
 
@@ -47,7 +47,7 @@ class _Running:
         self.row = torch.arange(len(uniform), device=uniform.device)
         self.going = torch.ones(len(uniform), dtype=torch.bool, device=uniform.device)
 
-    def write(self, draw: Draw, logits: Float[Tensor, "b v"]) -> None:
+    def write(self, draw: TokenSampler, logits: Float[Tensor, "b v"]) -> None:
         """Draw the next token of each row."""
         token, logp = draw(logits, self.uniform.index_select(1, self.column).squeeze(1))
         self.tokens.index_copy_(1, self.column, token[:, None])
@@ -69,14 +69,14 @@ class _Running:
 
 
 @torch.no_grad()
-def decoded(
+def generate_tokens(
     model: nn.Module,
     prompts: Sequence[Int[Tensor, " _"]],
     uniform: Float[Tensor, "b t"],
-    draw: Draw,
+    draw: TokenSampler,
     end: Int[Tensor, " e"],
-    over: Over | None = None,
-    pace: Pace | None = None,
+    over: OnRowFinished | None = None,
+    pace: DecodeSchedule | None = None,
 ) -> tuple[Int[Tensor, "b t"], Float[Tensor, "b t"], Int[Tensor, " b"]]:
     """Responses to the prompts, as many to each as ``uniform`` has rows for, each until an ``end`` token or t tokens.
 
@@ -87,11 +87,11 @@ def decoded(
         TypeError: the model takes no attention of ours.
     """
     (b, limit), device = uniform.shape, uniform.device
-    pace = pace or (CUDA if device.type == "cuda" else CPU)
+    pace = pace or (CUDA_SCHEDULE if device.type == "cuda" else CPU_SCHEDULE)
     logits = logits_of(model)
     group = torch.arange(len(prompts), device=device).repeat_interleave(b // len(prompts))
-    read = encoded(model, prompts)
-    cache = Cache(read, group, limit - 1)
+    read = prefill(model, prompts)
+    cache = KVCache(read, group, limit - 1)
     running = _Running(uniform, read.lengths[group])
     tokens, logp = torch.zeros_like(running.tokens), torch.zeros_like(running.logp)
     lengths = torch.zeros_like(group)

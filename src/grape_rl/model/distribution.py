@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from grape_rl.model.lm_head import TILE, Logits, logits_of
-from grape_rl.model.logprobs import hidden_states, on_device
+from grape_rl.model.lm_head import TILE, LogitsFunction, logits_of
+from grape_rl.model.logprobs import hidden_states, to_device
 from grape_rl.types import Outputs, Sequences
 
 
@@ -21,7 +21,7 @@ class DistributionStats:
     kl: Float[Tensor, "b t"]
 
 
-def choices(
+def logprobs_with_stats(
     model: nn.Module, sequences: Sequences, reference: nn.Module | None, temperature: float = 1.0, tile: int = TILE
 ) -> tuple[Outputs, DistributionStats]:
     """What ``logprobs`` gives of each masked token, and what the whole choice says: in the same forward pass.
@@ -33,7 +33,7 @@ def choices(
     Raises:
         ValueError: a prompt has no tokens, so that nothing stands before the first one after it.
     """
-    sequences = on_device(sequences, next(model.parameters()).device)
+    sequences = to_device(sequences, next(model.parameters()).device)
     mask = sequences.mask
     tokens, hidden = sequences.tokens[mask], hidden_states(model, sequences)[mask]
     other = None
@@ -67,9 +67,9 @@ def _slices(
 
 
 def _told(
-    logits: Logits,
+    logits: LogitsFunction,
     hidden: Float[Tensor, "n d"],
-    other_logits: Logits | None,
+    other_logits: LogitsFunction | None,
     other: Float[Tensor, "n e"] | None,
     tokens: Int[Tensor, " n"],
     temperature: float,

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-PLACE = ("_name_or_path", "transformers_version")
+ORIGIN_KEYS = ("_name_or_path", "transformers_version")
 """What a configuration tells of where the model came from, and not of what it says."""
 
 
 def fingerprint(model: PreTrainedModel) -> str:
     """A digest of the model's configuration and of every weight, adapters too, to the bit."""
-    told = {name: value for name, value in model.config.to_dict().items() if name not in PLACE}
+    told = {name: value for name, value in model.config.to_dict().items() if name not in ORIGIN_KEYS}
     whole = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=16)
     with ThreadPoolExecutor() as beside:  # a digest of a large buffer leaves the interpreter free
         for digest in beside.map(_digest, *zip(*model.state_dict().items(), strict=True)):

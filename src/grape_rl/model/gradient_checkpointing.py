@@ -9,10 +9,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from grape_rl.model.attention import attending
+from grape_rl.model.attention import custom_attention
 
 
-def checkpointed(model: nn.Module) -> None:
+def enable_gradient_checkpointing(model: nn.Module) -> None:
     """From now on ``recomputing`` forgets what the layers of ``model`` compute. It is one model of transformers.
 
     Raises:
@@ -21,14 +21,14 @@ def checkpointed(model: nn.Module) -> None:
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     if not layers:
         raise ValueError(f"gradient_checkpointing: the layers of {type(model).__name__} can't be computed again")
-    again = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), attending(model)))
+    again = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), custom_attention(model)))
     for layer in layers:
         layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = again  # pyright: ignore[reportArgumentType]
 
 
 @contextmanager
-def recomputing(model: nn.Module) -> Iterator[None]:
+def recompute_in_backward(model: nn.Module) -> Iterator[None]:
     """Within it, layers that are ``checkpointed`` keep only what they read, if a gradient is to be taken at all.
 
     transformers computes again only what is in training mode; dropout, deeper within, stays off.

@@ -10,16 +10,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grape_rl.model.attention import Attend, trunk_states
-from grape_rl.model.cpu_attention import attention_over
-from grape_rl.model.packing import forest_of
+from grape_rl.model.attention import AttentionFunction, trunk_states
+from grape_rl.model.cpu_attention import packed_attention
+from grape_rl.model.packing import pack_prompts
 
-POSITIONS = 8192
+PREFILL_TOKENS = 8192
 """How many positions of prompts are encoded at a time: what their activations hold in memory."""
 
 
 @dataclass(frozen=True)
-class Encoded:
+class PrefilledPrompts:
     """Prompts that a model has read: keys and values of each layer, junk beyond a prompt's length, and the hidden state
     after each prompt."""
 
@@ -29,7 +29,9 @@ class Encoded:
     last: Float[Tensor, "p m"]
 
 
-def encoded(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], positions: int = POSITIONS) -> Encoded:
+def prefill(
+    model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], positions: int = PREFILL_TOKENS
+) -> PrefilledPrompts:
     """Each prompt read once, about ``positions`` at a time (or one prompt that is longer).
 
     Raises:
@@ -40,15 +42,15 @@ def encoded(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], positions: i
     kept: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
     last: list[Tensor] = []
     for batch in _batches(sizes, positions):
-        forest = forest_of([prompts[i] for i in batch])
-        attend = partial(_recorded, attention_over(forest), kept, batch, sizes)
+        forest = pack_prompts([prompts[i] for i in batch])
+        attend = partial(_recorded, packed_attention(forest), kept, batch, sizes)
         hidden = trunk_states(model, attend, input_ids=forest.tokens[None], position_ids=forest.positions[None])
         last.append(hidden[0, forest.before[:, 0]])
     layers: int = model.config.get_text_config().num_hidden_layers  # pyright: ignore
     keys, values = kept
     if sorted(keys) != list(range(layers)):
         raise TypeError(f"{len(keys)} of its {layers} layers have keys and values of their own")
-    return Encoded(
+    return PrefilledPrompts(
         [keys[i] for i in range(layers)],
         [values[i] for i in range(layers)],
         torch.tensor(sizes, device=device),
@@ -57,7 +59,7 @@ def encoded(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], positions: i
 
 
 def _recorded(
-    attend: Attend,
+    attend: AttentionFunction,
     kept: tuple[dict[int, Tensor], dict[int, Tensor]],
     batch: range,
     sizes: Sequence[int],
@@ -113,7 +115,7 @@ def _precise(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.device.type == "cpu" and tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
-class Cache:
+class KVCache:
     """What a running batch attends to. Each prompt's keys and values are stored and multiplied once for all its rows.
 
     Row r answers prompt ``group[r]`` and may write up to ``limit`` tokens. Its queries, keys and values are gathered
@@ -121,7 +123,7 @@ class Cache:
     row. Heads that share a key stand side by side, so that a prompt's rows and heads are one matrix.
     """
 
-    def __init__(self, prompts: Encoded, group: Int[Tensor, " b"], limit: int) -> None:
+    def __init__(self, prompts: PrefilledPrompts, group: Int[Tensor, " b"], limit: int) -> None:
         self._prompts, self._limit = prompts, limit
         self._own: dict[int, tuple[Tensor, Tensor]] = {}
         self._place(group)
@@ -215,7 +217,7 @@ class Cache:
         used, group = old.unique(return_inverse=True)
         before, p = self._prompts, len(self._prompts.lengths)
         if len(used) < p:
-            self._prompts = Encoded(
+            self._prompts = PrefilledPrompts(
                 [keys[used] for keys in before.keys],
                 [values[used] for values in before.values],
                 before.lengths[used],

@@ -13,19 +13,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grape_rl.model.linear import granule, product
+from grape_rl.model.onednn_linear import matmul_nt, padding_multiple
 
 TILE = 2**21
 """The most logits that exist at once on a CPU: 8 MiB in float32, which a cache can hold."""
 
-TILE_OF_ACCELERATOR = 2**26
+ACCELERATOR_TILE = 2**26
 """The same elsewhere: large enough that a tile is worth the calls it takes."""
 
-Logits = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n v"]]
+LogitsFunction = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n v"]]
 
 
 @dataclass(frozen=True)
-class Head:
+class LMHead:
     """A model's last step: logits = capped(scale · (hidden · weightᵀ + bias)), capped(z) = cap · tanh(z / cap)."""
 
     weight: Float[Tensor, "v d"]
@@ -34,7 +34,7 @@ class Head:
     cap: float | None = None
 
 
-def head_of(model: nn.Module) -> Head:
+def lm_head_of(model: nn.Module) -> LMHead:
     """The head that ``model`` itself applies. One that is adapted is its weight and the adapters' in one.
 
     Raises:
@@ -42,15 +42,15 @@ def head_of(model: nn.Module) -> Head:
     """
     layer, scale, cap = _layer(model)
     if isinstance(layer, nn.Linear):
-        return Head(layer.weight, layer.bias, scale, cap)
+        return LMHead(layer.weight, layer.bias, scale, cap)
     # What else maps hidden states to logits is linear too: readied's probe would not pass otherwise.
     at = next(layer.parameters())
     width = model.config.get_text_config().hidden_size  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     bias = layer(torch.zeros(1, width, dtype=at.dtype, device=at.device))
-    return Head((layer(torch.eye(width, dtype=at.dtype, device=at.device)) - bias).t(), bias[0], scale, cap)
+    return LMHead((layer(torch.eye(width, dtype=at.dtype, device=at.device)) - bias).t(), bias[0], scale, cap)
 
 
-def logits_of(model: nn.Module) -> Logits:
+def logits_of(model: nn.Module) -> LogitsFunction:
     """The map from hidden states to logits that ``model`` itself applies, its scaling and soft-capping included.
 
     Raises:
@@ -76,7 +76,7 @@ def _layer(model: nn.Module) -> tuple[nn.Module, float, float | None]:
 
 
 def token_logprobs(
-    head: Head, hidden: Float[Tensor, "n d"], tokens: Int[Tensor, " n"], temperature: float = 1.0, tile: int = 0
+    head: LMHead, hidden: Float[Tensor, "n d"], tokens: Int[Tensor, " n"], temperature: float = 1.0, tile: int = 0
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Log-probability of each token, and the entropy of the distribution it was chosen from.
 
@@ -85,9 +85,9 @@ def token_logprobs(
     At most ``tile`` logits exist at once (0: as many as suit the device), however many tokens there are. Under autocast
     products are taken in its type, and all else in float32.
     """
-    tile = tile or (TILE if hidden.device.type == "cpu" else TILE_OF_ACCELERATOR)
+    tile = tile or (TILE if hidden.device.type == "cpu" else ACCELERATOR_TILE)
     n = len(tokens)
-    more = -n % granule(n) if hidden.device.type == "cpu" else 0
+    more = -n % padding_multiple(n) if hidden.device.type == "cpu" else 0
     hidden, tokens = nn.functional.pad(hidden, (0, 0, 0, more)), nn.functional.pad(tokens, (0, more))
     parts = [
         _Chosen.apply(rows, head.weight, head.bias, of_rows, temperature, head.scale, head.cap, tile)
@@ -148,9 +148,9 @@ class _Chosen(torch.autograd.Function):
                 g.scatter_add_(1, column, (of_logp * inside)[:, None])
             g = (g if slope is None else g.mul_(slope)).to(shape.type)
             if of_hidden is not None:
-                of_hidden += product(g, weight[part].to(shape.type).t())
+                of_hidden += matmul_nt(g, weight[part].to(shape.type).t())
             if of_weight is not None:
-                of_weight[part] = product(g.t(), typed.t())
+                of_weight[part] = matmul_nt(g.t(), typed.t())
             if of_bias is not None:
                 of_bias[part] = g.sum(dim=0)
         found, factor = (of_hidden, of_weight, of_bias), shape.scale / shape.temperature
@@ -225,7 +225,7 @@ class _Shape:
         factor = self.scale / (self.cap or self.temperature)
         for start in range(0, len(weight), width):
             part = slice(start, min(len(weight), start + width))
-            z = product(typed, weight[part].to(self.type)).to(self.sum_type)
+            z = matmul_nt(typed, weight[part].to(self.type)).to(self.sum_type)
             z = z if bias is None else z.add_(bias[part])
             z = z if factor == 1.0 else z.mul_(factor)
             yield part, z.tanh_().mul_(self.cap / self.temperature) if self.cap else z

@@ -19,15 +19,15 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from grape_rl.model.linear import widened
-from grape_rl.model.logprobs import logprobs, values
-from grape_rl.model.sampler import Sampling, sample
-from grape_rl.model.value import Valued
+from grape_rl.model.logprobs import compute_logprobs, compute_values
+from grape_rl.model.onednn_linear import use_onednn_linear
+from grape_rl.model.sampler import SamplingParams, sample
+from grape_rl.model.value_head import PolicyWithValue
 from grape_rl.types import Sequences
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Without transformers' own progress bars."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -56,7 +56,7 @@ def load(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTo
         raise ValueError(f"model {name!r}: has the head {head[0]} of a reward model, and a language model is needed")
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes where there is none
         raise ValueError(f"model {name!r}: its tokenizer has only special tokens; are the tokenizer's files there?")
-    return readied(model, device), tokenizer
+    return prepare_model(model, device), tokenizer
 
 
 def load_value_model(name: str, device: torch.device) -> PreTrainedModel:
@@ -82,12 +82,12 @@ def load_value_model(name: str, device: torch.device) -> PreTrainedModel:
         )
     _whole(model, found, where)
     model = model.to(device).eval()
-    widened(model)
+    use_onednn_linear(model)
     prompts, tokens = (torch.arange(1), torch.arange(3)), torch.arange(12).reshape(4, 3) % model.config.vocab_size
     probe = Sequences(prompts, tokens, torch.ones(4, 3, dtype=torch.bool), torch.tensor([0, 0, 1, 1]))
     try:
         with torch.no_grad():
-            shared = values(Valued(model, model), probe)
+            shared = compute_values(PolicyWithValue(model, model), probe)
             expected = torch.stack([_value_alone(model, probe, row) for row in range(4)])
     except (AttributeError, TypeError) as error:
         raise ValueError(f"{where}: not a model whose prompts can be shared ({error})") from error
@@ -104,7 +104,7 @@ def _value_alone(model: Any, sequences: Sequences, row: int) -> Float[Tensor, " 
     return model.score(model.base_model(input_ids=ids[None]).last_hidden_state[0, len(prompt) - 1 : -1]).squeeze(-1)
 
 
-def in_own_memory(model: PreTrainedModel) -> None:
+def copy_to_own_memory(model: PreTrainedModel) -> None:
     """Give a loaded model its weights in memory of its own.
 
     Weights that lie in a mapped file are aligned otherwise than a new model's, and kernels then round otherwise: a
@@ -116,13 +116,13 @@ def in_own_memory(model: PreTrainedModel) -> None:
 
 def _whole(model: PreTrainedModel, found: Any, where: str) -> None:
     """Refuses a model whose files lack weights, and gives it those it has in memory of its own."""
-    in_own_memory(model)
+    copy_to_own_memory(model)
     if found["missing_keys"]:  # transformers fills them with random numbers
         missing = sorted(found["missing_keys"])
         raise ValueError(f"{where}: its files lack {len(missing)} of its parameters, {missing[0]} among them")
 
 
-def readied(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+def prepare_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """The model on ``device``, dropout off for good, proved on a probe to say the same by every road.
 
     Two prompts of different length are answered twice each: what the sampler recorded, and what ``logprobs`` finds
@@ -138,11 +138,11 @@ def readied(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
         # A probe shorter than its chunks could not tell whether they begin anew with each sequence.
         raise ValueError(f"{type(model).__name__}: attends by chunks of {size} tokens, which is not supported")
     model = model.to(device).eval()  # pyright: ignore[reportCallIssue, reportArgumentType]
-    widened(model)
+    use_onednn_linear(model)
     try:
-        rollout = sample(model, [torch.arange(1), torch.arange(3)], 2, Sampling(max_tokens=3), end=(), seed=0)
+        rollout = sample(model, [torch.arange(1), torch.arange(3)], 2, SamplingParams(max_tokens=3), end=(), seed=0)
         with torch.no_grad():
-            found = logprobs(model, rollout).logp.cpu()
+            found = compute_logprobs(model, rollout).logp.cpu()
             expected = torch.stack([_alone(model, rollout, row) for row in range(len(rollout.tokens))]).cpu()
     except (AttributeError, TypeError) as error:
         raise ValueError(f"{type(model).__name__}: not a model whose prompts can be shared ({error})") from error
@@ -163,15 +163,15 @@ def _alone(model: PreTrainedModel, sequences: Sequences, row: int) -> Float[Tens
     return logp.gather(1, ids[len(prompt) :, None]).squeeze(1)
 
 
-def frozen(model: PreTrainedModel) -> PreTrainedModel:
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of the model as it is now, whose weights never change: the reference policy.
 
     Weights that are not trained are shared with it: of an adapted model it costs no more than the adapters.
     """
-    reference: nn.Module = sharing(model)
+    reference: nn.Module = copy_sharing_frozen(model)
     return reference.requires_grad_(False).eval()  # pyright: ignore[reportReturnType]
 
 
-def sharing(model: PreTrainedModel) -> PreTrainedModel:
+def copy_sharing_frozen(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of the model with the very same tensors for the weights that are not trained."""
     return copy.deepcopy(model, {id(weight): weight for weight in model.parameters() if not weight.requires_grad})

@@ -11,19 +11,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from grape_rl.model.attention import trunk_states
-from grape_rl.model.cpu_attention import attention_over
-from grape_rl.model.gradient_checkpointing import recomputing
-from grape_rl.model.lm_head import head_of, logits_of, token_logprobs
-from grape_rl.model.packing import PackedSequences, lengths, packed, rounded
-from grape_rl.model.padded_attention import padded
-from grape_rl.model.value import Valued
+from grape_rl.model.cpu_attention import packed_attention
+from grape_rl.model.gradient_checkpointing import recompute_in_backward
+from grape_rl.model.lm_head import lm_head_of, logits_of, token_logprobs
+from grape_rl.model.packing import PackedSequences, pack, pad_to_multiple, row_lengths
+from grape_rl.model.padded_attention import padded_attention
+from grape_rl.model.value_head import PolicyWithValue
 from grape_rl.types import Outputs, Sequences
 
-Noise = Callable[[int, int], Float[Tensor, "l d"]]
+EmbeddingNoise = Callable[[int, int], Float[Tensor, "l d"]]
 """A row's number and its length → what is added to the embeddings that the model reads of it."""
 
 
-def logprobs(model: nn.Module, sequences: Sequences, temperature: float = 1.0, noise: Noise | None = None) -> Outputs:
+def compute_logprobs(
+    model: nn.Module, sequences: Sequences, temperature: float = 1.0, noise: EmbeddingNoise | None = None
+) -> Outputs:
     """Log-probability and entropy of each masked token, at the sampling temperature.
 
     logp[i, t] = log π(tokens[i, t] | prompts[group[i]], tokens[i, :t]), with the logits divided by ``temperature``.
@@ -34,23 +36,23 @@ def logprobs(model: nn.Module, sequences: Sequences, temperature: float = 1.0, n
     Raises:
         ValueError: a prompt has no tokens, so that nothing stands before the first one after it.
     """
-    sequences = on_device(sequences, next(model.parameters()).device)
+    sequences = to_device(sequences, next(model.parameters()).device)
     mask = sequences.mask
-    policy = model.policy if isinstance(model, Valued) else model
-    forest = packed(_whole(sequences), apart=True) if noise else _row(sequences)
+    policy = model.policy if isinstance(model, PolicyWithValue) else model
+    forest = pack(_whole(sequences), apart=True) if noise else _row(sequences)
     chosen = forest.before[mask]
     hidden = _states(policy, forest, noise).index_select(0, chosen)
-    logp, entropy = token_logprobs(head_of(policy), hidden, sequences.tokens[mask], temperature)
+    logp, entropy = token_logprobs(lm_head_of(policy), hidden, sequences.tokens[mask], temperature)
     value = None
-    if isinstance(model, Valued):
+    if isinstance(model, PolicyWithValue):
         seen = hidden if model.trunk is policy else _states(model.trunk, forest).index_select(0, chosen)
         value = _spread(model.head(seen), mask)
     return Outputs(_spread(logp, mask), _spread(entropy, mask), value)
 
 
-def values(model: Valued, sequences: Sequences) -> Float[Tensor, "b t"]:
+def compute_values(model: PolicyWithValue, sequences: Sequences) -> Float[Tensor, "b t"]:
     """The value before each masked token: what ``logprobs`` gives of it, without the policy's choices. 0 elsewhere."""
-    sequences = on_device(sequences, next(model.parameters()).device)
+    sequences = to_device(sequences, next(model.parameters()).device)
     return _spread(model.head(hidden_states(model.trunk, sequences)[sequences.mask]), sequences.mask)
 
 
@@ -66,9 +68,11 @@ def masked_logits(model: nn.Module, sequences: Sequences, temperature: float = 1
     Raises:
         ValueError: a prompt has no tokens, so that nothing stands before the first one after it.
     """
-    sequences = on_device(sequences, next(model.parameters()).device)
-    forest = packed(_whole(sequences))
-    hidden = trunk_states(model, padded(forest), input_ids=forest.tokens[None], position_ids=forest.positions[None])[0]
+    sequences = to_device(sequences, next(model.parameters()).device)
+    forest = pack(_whole(sequences))
+    hidden = trunk_states(
+        model, padded_attention(forest), input_ids=forest.tokens[None], position_ids=forest.positions[None]
+    )[0]
     return logits_of(model)(hidden.index_select(0, forest.before[sequences.mask])) / temperature
 
 
@@ -83,35 +87,35 @@ def hidden_states(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t 
 
 
 def _row(sequences: Sequences) -> PackedSequences:
-    forest = packed(_whole(sequences))
-    return rounded(forest) if forest.tokens.device.type == "cpu" else forest
+    forest = pack(_whole(sequences))
+    return pad_to_multiple(forest) if forest.tokens.device.type == "cpu" else forest
 
 
-def _states(model: nn.Module, forest: PackedSequences, noise: Noise | None = None) -> Float[Tensor, "n d"]:
+def _states(model: nn.Module, forest: PackedSequences, noise: EmbeddingNoise | None = None) -> Float[Tensor, "n d"]:
     """The hidden state at each place of the forest; with ``noise``, each stem is a row of its own."""
     read = {"input_ids": forest.tokens[None]}
     if noise:
         embedded = model.get_input_embeddings()(forest.tokens)  # pyright: ignore[reportCallIssue]
         added = torch.cat([noise(i, n) for i, n in enumerate(forest.stems)])
         read = {"inputs_embeds": (embedded + added.to(embedded))[None]}
-    attend = attention_over(forest)
-    with recomputing(model):
+    attend = packed_attention(forest)
+    with recompute_in_backward(model):
         return trunk_states(model, attend, position_ids=forest.positions[None], **read)[0]
 
 
-def hidden_after(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b u d"]:
+def hidden_states_after(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b u d"]:
     """Hidden states after the prompt (column 0) and after each token t (column t + 1), on the model's device.
 
     Raises:
         ValueError: a prompt has no tokens.
     """
-    given = on_device(sequences, next(model.parameters()).device)
+    given = to_device(sequences, next(model.parameters()).device)
     # What stands before column t + 1 stands after token t: it is needed where token t is.
     tokens, mask = nn.functional.pad(given.tokens, (0, 1)), nn.functional.pad(given.mask, (1, 0), value=True)
     return hidden_states(model, Sequences(given.prompts, tokens, mask, given.group))
 
 
-def nonempty(prompts: tuple[Int[Tensor, " _"], ...]) -> tuple[Int[Tensor, " _"], ...]:
+def require_nonempty(prompts: tuple[Int[Tensor, " _"], ...]) -> tuple[Int[Tensor, " _"], ...]:
     """The prompts, each of at least one token.
 
     Raises:
@@ -124,11 +128,11 @@ def nonempty(prompts: tuple[Int[Tensor, " _"], ...]) -> tuple[Int[Tensor, " _"],
 
 
 def _whole(sequences: Sequences) -> Sequences:
-    nonempty(sequences.prompts)
+    require_nonempty(sequences.prompts)
     return sequences
 
 
-def on_device(sequences: Sequences, device: torch.device) -> Sequences:
+def to_device(sequences: Sequences, device: torch.device) -> Sequences:
     """The same sequences with their tensors on ``device``."""
     return Sequences(
         tuple(p.to(device) for p in sequences.prompts),
@@ -138,10 +142,10 @@ def on_device(sequences: Sequences, device: torch.device) -> Sequences:
     )
 
 
-def selected(sequences: Sequences, rows: Int[Tensor, " n"]) -> Sequences:
+def select_rows(sequences: Sequences, rows: Int[Tensor, " n"]) -> Sequences:
     """Some rows of the sequences, with only their prompts, trimmed to the longest of them."""
     tokens, mask = sequences.tokens[rows], sequences.mask[rows]
-    width = max(1, int(lengths(mask).max()))
+    width = max(1, int(row_lengths(mask).max()))
     used, group = sequences.group[rows].unique(return_inverse=True)
     return Sequences(tuple(sequences.prompts[g] for g in used.tolist()), tokens[:, :width], mask[:, :width], group)
 
@@ -152,7 +156,7 @@ def microbatches(sequences: Sequences, tokens_per_microbatch: int) -> Iterator[I
     A micro-batch has the positions of its prompts, each once, and of its rows. Rows of a group stand together so that
     its prompt is encoded once; a group over the budget is split, and a single row over it runs alone.
     """
-    width, group = lengths(sequences.mask).tolist(), sequences.group.tolist()
+    width, group = row_lengths(sequences.mask).tolist(), sequences.group.tolist()
 
     def cost(rows: list[int]) -> int:
         return sum(len(sequences.prompts[g]) for g in {group[i] for i in rows}) + sum(width[i] for i in rows)

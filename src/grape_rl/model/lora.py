@@ -14,13 +14,13 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from grape_rl.model.load import sharing
+from grape_rl.model.load import copy_sharing_frozen
 
-FOLDER = "adapter"
+ADAPTER_FOLDER = "adapter"
 _FILE, _PREFIX = "adapter_model.safetensors", "base_model.model."
 
 
-def adapted(model: PreTrainedModel, rank: int, alpha: float, targets: Sequence[str], seed: int) -> PreTrainedModel:
+def add_adapters(model: PreTrainedModel, rank: int, alpha: float, targets: Sequence[str], seed: int) -> PreTrainedModel:
     """The model with an adapter on each linear layer that ``targets`` names, and its own weights fixed: in place.
 
     A target is the last part of a layer's name or more of its end (``q_proj``, ``self_attn.q_proj``). Without any,
@@ -30,8 +30,8 @@ def adapted(model: PreTrainedModel, rank: int, alpha: float, targets: Sequence[s
         ValueError: peft is not installed, or a target names no linear layer (the head counts as none).
     """
     peft = _peft()
-    linear = adaptable(model)
-    named = targeted(linear, targets)
+    linear = adaptable_layers(model)
+    named = resolve_targets(linear, targets)
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -46,7 +46,7 @@ def adapted(model: PreTrainedModel, rank: int, alpha: float, targets: Sequence[s
     return model.eval()
 
 
-def adaptable(model: PreTrainedModel) -> dict[str, nn.Module]:
+def adaptable_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     """The layers that can get an adapter, by name: all that are linear, but the head."""
     head = model.get_output_embeddings()
     return {
@@ -56,7 +56,7 @@ def adaptable(model: PreTrainedModel) -> dict[str, nn.Module]:
     }
 
 
-def targeted(linear: Mapping[str, nn.Module], targets: Sequence[str]) -> list[str]:
+def resolve_targets(linear: Mapping[str, nn.Module], targets: Sequence[str]) -> list[str]:
     """The ends of the names of the layers that get an adapter: those asked for, or else the last part of every name.
 
     Raises:
@@ -69,17 +69,17 @@ def targeted(linear: Mapping[str, nn.Module], targets: Sequence[str]) -> list[st
     return list(targets) or last
 
 
-def is_adapted(model: nn.Module) -> bool:
+def has_adapters(model: nn.Module) -> bool:
     """Whether the model has adapters."""
     return hasattr(model, "peft_config")
 
 
-def merged(model: PreTrainedModel) -> PreTrainedModel:
+def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
     """The same policy as a plain model, the adapters added to the weights; all other weights are shared with it.
 
     Its log-probabilities are the adapted model's up to rounding.
     """
-    out = sharing(model)
+    out = copy_sharing_frozen(model)
     for name, layer in list(out.named_modules()):
         if hasattr(layer, "get_delta_weight"):
             base: Any = layer.get_base_layer()  # pyright: ignore[reportCallIssue]
@@ -99,13 +99,13 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     save_file({_PREFIX + name: value.contiguous() for name, value in state.items()}, folder / _FILE, {"format": "pt"})
 
 
-def with_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Another model with the same weights, shared, and the adapters that ``save_adapter`` wrote, to the same bits.
 
     Raises:
         ValueError: the folder's adapters are not for the layers of the model.
     """
-    out = sharing(model)
+    out = copy_sharing_frozen(model)
     state = {name.removeprefix(_PREFIX): value for name, value in load_file(folder / _FILE).items()}
     if state.keys() != _peft().get_peft_model_state_dict(out).keys():
         raise ValueError(f"{folder}: its adapters are not on the same layers as the model's")

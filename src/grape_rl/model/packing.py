@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from grape_rl.model.linear import granule
+from grape_rl.model.onednn_linear import padding_multiple
 from grape_rl.types import Sequences
 
 
@@ -38,19 +38,19 @@ class PackedSequences:
         return max([*self.stems, *(self.stems[p] + n for p, n in zip(self.parent, self.branches, strict=True))])
 
 
-def forest_of(prompts: Sequence[Int[Tensor, " _"]]) -> PackedSequences:
+def pack_prompts(prompts: Sequence[Int[Tensor, " _"]]) -> PackedSequences:
     """Prompts alone as one row: a stem each."""
     nothing = torch.zeros(len(prompts), 1, dtype=torch.long, device=prompts[0].device)
-    return packed(Sequences(tuple(prompts), nothing, nothing == 0, torch.arange(len(prompts))))
+    return pack(Sequences(tuple(prompts), nothing, nothing == 0, torch.arange(len(prompts))))
 
 
-def packed(sequences: Sequences, apart: bool = False) -> PackedSequences:
+def pack(sequences: Sequences, apart: bool = False) -> PackedSequences:
     """The sequences as one row, each read up to its last masked token but one: the last is chosen and never read.
 
     ``apart`` gives each row its prompt for itself, the rows in their order.
     """
     group = sequences.group.tolist()
-    ends = [max(1, n) for n in lengths(sequences.mask).tolist()]
+    ends = [max(1, n) for n in row_lengths(sequences.mask).tolist()]
     read = [y[: n - 1] for y, n in zip(sequences.tokens, ends, strict=True)]
     rows: list[list[int]] = [[i] for i in range(len(group))]
     if not apart:
@@ -91,14 +91,14 @@ def packed(sequences: Sequences, apart: bool = False) -> PackedSequences:
     )
 
 
-def rounded(forest: PackedSequences) -> PackedSequences:
+def pad_to_multiple(forest: PackedSequences) -> PackedSequences:
     """The forest with one more stem of junk, where it takes that to be a multiple of its ``granule``.
 
     >>> rounded(forest_of([torch.zeros(70, dtype=torch.long)])).stems
     (70, 2)
     """
     n = len(forest.tokens)
-    more = -n % granule(n)
+    more = -n % padding_multiple(n)
     if not more:
         return forest
     junk = torch.arange(more, device=forest.tokens.device)
@@ -122,7 +122,7 @@ def spans(sizes: tuple[int, ...], start: int = 0) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(ends)]
 
 
-def lengths(mask: Bool[Tensor, "b t"]) -> Int[Tensor, " b"]:
+def row_lengths(mask: Bool[Tensor, "b t"]) -> Int[Tensor, " b"]:
     """How many columns of each row matter: up to its last masked token, since later ones can't change a loss."""
     columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     return (mask * columns).amax(dim=1)

@@ -7,11 +7,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from grape_rl.model.attention import Attend
+from grape_rl.model.attention import AttentionFunction
 from grape_rl.model.packing import PackedSequences, spans
 
 
-def padded(forest: PackedSequences) -> Attend:
+def padded_attention(forest: PackedSequences) -> AttentionFunction:
     """Attention in which all stems are one batch, and all branches another, whose keys follow a copy of their stem's.
 
     What is visible: to a position of a stem, itself and what stands before it there; to one of a branch also all of

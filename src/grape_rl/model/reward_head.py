@@ -20,15 +20,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from grape_rl.model.load import in_own_memory, quiet
-from grape_rl.model.logprobs import hidden_after, lengths
+from grape_rl.model.load import copy_to_own_memory, no_progress_bars
+from grape_rl.model.logprobs import hidden_states_after, row_lengths
 from grape_rl.types import Sequences
 
-SEPARATOR = "step_separator"
+SEPARATOR_KEY = "step_separator"
 """What a process reward model's configuration calls the text between two steps; an outcome model's has none."""
 
 
-def scores(model: nn.Module, sequences: Sequences) -> Float[Tensor, " b"]:
+def sequence_scores(model: nn.Module, sequences: Sequences) -> Float[Tensor, " b"]:
     """The score of each whole row, prompt and tokens: the head's number at its last token, in the data's raw scale.
 
     A row's tokens count up to its last masked one. Where they end with an end token, the score is taken there, since
@@ -38,12 +38,12 @@ def scores(model: nn.Module, sequences: Sequences) -> Float[Tensor, " b"]:
     Raises:
         ValueError: a prompt has no tokens.
     """
-    last = lengths(sequences.mask)
+    last = row_lengths(sequences.mask)
     pad = model.config.get_text_config().pad_token_id  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     if pad is not None:
         own = torch.arange(sequences.tokens.shape[1], device=last.device) < last[:, None]
-        last = lengths(own & (sequences.tokens != pad))
-    hidden = hidden_after(model, sequences)
+        last = row_lengths(own & (sequences.tokens != pad))
+    hidden = hidden_states_after(model, sequences)
     return _head(model, hidden[torch.arange(len(last), device=hidden.device), last.to(hidden.device)])
 
 
@@ -53,7 +53,7 @@ def token_scores(model: nn.Module, sequences: Sequences) -> Float[Tensor, "b t"]
     Raises:
         ValueError: a prompt has no tokens.
     """
-    return _head(model, hidden_after(model, sequences)[:, 1:])
+    return _head(model, hidden_states_after(model, sequences)[:, 1:])
 
 
 def _head(model: nn.Module, hidden: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def _head(model: nn.Module, hidden: Tensor) -> Tensor:
         return head(hidden.to(head.weight.dtype)).squeeze(-1)
 
 
-def scalar_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+def build_reward_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     """A reward model on the trunk of a causal language model, its head drawn anew (small, by ``seed``).
 
     Its padding token, which transformers finds a row's last token by, becomes one that never ends a response (the
@@ -92,10 +92,10 @@ def scalar_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, see
             f"{shorten(str(error), 120)}); start from one that it has, such as Llama or Qwen"
         ) from None
     cast(nn.Module, made.base_model).load_state_dict(cast(nn.Module, model.base_model).state_dict())
-    return readied_scalar(made, model.device)
+    return prepare_reward_model(made, model.device)
 
 
-def is_scalar(name: str) -> bool:
+def is_reward_model(name: str) -> bool:
     """Whether the model at ``name`` says of itself that it classifies sequences: a reward model, ours or another's."""
     try:
         architectures = AutoConfig.from_pretrained(name).architectures or []
@@ -104,8 +104,8 @@ def is_scalar(name: str) -> bool:
     return any(each.endswith("ForSequenceClassification") for each in architectures)
 
 
-@quiet()
-def load_scalar(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+@no_progress_bars()
+def load_reward_model(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The reward model and tokenizer at ``name`` (a folder, or a repository of the Hub), weights in float32.
 
     Raises:
@@ -128,11 +128,11 @@ def load_scalar(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTr
         )
     if model.config.num_labels != 1:
         raise ValueError(f"reward model {name!r}: it has {model.config.num_labels} labels, and a reward is one number")
-    in_own_memory(model)
-    return readied_scalar(model, device), tokenizer
+    copy_to_own_memory(model)
+    return prepare_reward_model(model, device), tokenizer
 
 
-def readied_scalar(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+def prepare_reward_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """The model on ``device``, dropout off for good, proved on a probe to say the same by every road.
 
     Two prompts with two responses each, of different lengths, padded and sharing their prompts: each row's score must
@@ -147,7 +147,7 @@ def readied_scalar(model: PreTrainedModel, device: torch.device) -> PreTrainedMo
     probe = Sequences((torch.arange(4, 5), torch.arange(4, 7)), tokens, mask, torch.tensor([0, 0, 1, 1]))
     try:
         with torch.no_grad():
-            found = scores(model, probe).cpu()
+            found = sequence_scores(model, probe).cpu()
             rows = [torch.cat([probe.prompts[i // 2], tokens[i][mask[i]]])[None].to(device) for i in range(4)]
             expected = torch.cat([model(input_ids=row).logits[0] for row in rows]).cpu()
     except (AttributeError, TypeError) as error:
@@ -158,11 +158,11 @@ def readied_scalar(model: PreTrainedModel, device: torch.device) -> PreTrainedMo
     return model
 
 
-def separator_of(model: PreTrainedModel) -> str | None:
+def step_separator(model: PreTrainedModel) -> str | None:
     """The text that ends a step, for a process reward model; None for a model that scores whole responses."""
-    return getattr(model.config, SEPARATOR, None)
+    return getattr(model.config, SEPARATOR_KEY, None)
 
 
-def with_separator(model: PreTrainedModel, separator: str | None) -> None:
+def set_step_separator(model: PreTrainedModel, separator: str | None) -> None:
     """Write into the model's configuration, which is saved with it, what it judges: steps, or (None) responses."""
-    setattr(model.config, SEPARATOR, separator)
+    setattr(model.config, SEPARATOR_KEY, separator)

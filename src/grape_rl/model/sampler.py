@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grape_rl.model.decode import decoded
-from grape_rl.model.logprobs import nonempty
+from grape_rl.model.decode import generate_tokens
+from grape_rl.model.logprobs import require_nonempty
 from grape_rl.types import Finish, Rollout
 
-Ended = Callable[[int, Int[Tensor, " t"], Finish], None]
+OnResponse = Callable[[int, Int[Tensor, " t"], Finish], None]
 """Hears of each response as it ends: its row in the rollout, its tokens, and how it ended."""
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How to draw tokens: softmax(logits / temperature), cut to the ``top_k`` likeliest and the ``top_p`` nucleus.
 
     ``top_k`` 0 and ``top_p`` 1 cut nothing. ``temperature`` 0 takes the likeliest token.
@@ -34,7 +34,7 @@ class Sampling:
             raise ValueError(f"{self}: needs max_tokens ≥ 1, temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1")
 
 
-def drawn_from(logits: Float[Tensor, "n v"], sampling: Sampling) -> Float[Tensor, "n v"]:
+def sampling_probabilities(logits: Float[Tensor, "n v"], sampling: SamplingParams) -> Float[Tensor, "n v"]:
     """The probabilities of the distribution that tokens are really drawn from: 0 where it is cut.
 
     Temperature first, then top-k, then the nucleus: the likeliest tokens that together hold at least ``top_p``.
@@ -54,11 +54,13 @@ def drawn_from(logits: Float[Tensor, "n v"], sampling: Sampling) -> Float[Tensor
     return logits.softmax(dim=-1)
 
 
-BLOCK = 128
+BLOCK_SIZE = 128
 """How many tokens are summed at a time."""
 
 
-def drawn(share: Float[Tensor, "n v"], uniform: Float[Tensor, " n"]) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+def sample_inverse_cdf(
+    share: Float[Tensor, "n v"], uniform: Float[Tensor, " n"]
+) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
     """The token at quantile ``uniform`` of each row's shares (≥ 0, of any sum), and its log-probability.
 
     One pass sums blocks of ``BLOCK`` tokens; then the block that holds the quantile is found, and the token in it. What
@@ -66,11 +68,11 @@ def drawn(share: Float[Tensor, "n v"], uniform: Float[Tensor, " n"]) -> tuple[In
     never drawn.
     """
     n, v = share.shape
-    blocks = (nn.functional.pad(share, (0, -v % BLOCK)) if v % BLOCK else share).view(n, -1, BLOCK)
+    blocks = (nn.functional.pad(share, (0, -v % BLOCK_SIZE)) if v % BLOCK_SIZE else share).view(n, -1, BLOCK_SIZE)
     below = blocks.sum(dim=-1).double().cumsum(dim=-1)
     block, within = _at(below, uniform.double())
     inside, _ = _at(blocks[torch.arange(n, device=share.device), block].double().cumsum(dim=-1), within)
-    token = (block * BLOCK + inside).clamp(max=v - 1)  # what is not a number has no place
+    token = (block * BLOCK_SIZE + inside).clamp(max=v - 1)  # what is not a number has no place
     return token, (share.gather(1, token[:, None]).squeeze(1) / below[:, -1]).log().float()
 
 
@@ -106,12 +108,12 @@ def sample(
     model: nn.Module,
     prompts: Sequence[Int[Tensor, " _"]],
     n: int,
-    sampling: Sampling,
+    sampling: SamplingParams,
     end: Sequence[int],
     seed: int,
     version: int = 0,
     generation_batch_size: int = 512,
-    ended: Ended | None = None,
+    ended: OnResponse | None = None,
 ) -> Rollout:
     """``n`` responses to each prompt, each until an end token or ``max_tokens``.
 
@@ -123,19 +125,19 @@ def sample(
     Raises:
         ValueError: a prompt has no tokens.
     """
-    prompts = nonempty(tuple(prompts))
+    prompts = require_nonempty(tuple(prompts))
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(len(prompts) * n, sampling.max_tokens, generator=generator, dtype=torch.float64).to(device)
     ends = torch.tensor(list(end), dtype=torch.long, device=device)
 
     def draw(logits: Float[Tensor, "b v"], at: Float[Tensor, " b"]) -> tuple[Int[Tensor, " b"], Float[Tensor, " b"]]:
-        return drawn(drawn_from(logits.float(), sampling), at)
+        return sample_inverse_cdf(sampling_probabilities(logits.float(), sampling), at)
 
     per_chunk = max(1, generation_batch_size // n)
     with _cast_once(model):
         chunks = [
-            decoded(
+            generate_tokens(
                 model,
                 [p.to(device) for p in prompts[i : i + per_chunk]],
                 uniform[i * n : (i + per_chunk) * n],
@@ -161,6 +163,6 @@ def sample(
     )
 
 
-def _told(ended: Ended, first: int, row: int, tokens: Int[Tensor, " t"], finish: Finish) -> None:
+def _told(ended: OnResponse, first: int, row: int, tokens: Int[Tensor, " t"], finish: Finish) -> None:
     """Tells ``ended`` of a row of a chunk whose row 0 is the rollout's row ``first``."""
     ended(first + row, tokens, finish)

@@ -8,11 +8,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
+SPECIAL_TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>"]
 TokenizerKind = Literal["characters", "bpe"]
 
 
-def scratch(
+def random_llama(
     tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, heads: int, context: int, seed: int
 ) -> LlamaForCausalLM:
     """A Llama model of the given shape with random weights: half as many key-value heads, a 3x feed-forward layer.
@@ -35,9 +35,9 @@ def scratch(
         head_dim=hidden // heads,
         max_position_embeddings=context,
         tie_word_embeddings=True,
-        pad_token_id=SPECIAL.index("<pad>"),
-        eos_token_id=SPECIAL.index("<eos>"),
-        bos_token_id=SPECIAL.index("<bos>"),
+        pad_token_id=SPECIAL_TOKENS.index("<pad>"),
+        eos_token_id=SPECIAL_TOKENS.index("<eos>"),
+        bos_token_id=SPECIAL_TOKENS.index("<bos>"),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -50,7 +50,7 @@ def character_tokenizer(texts: Iterable[str], passages: Sequence[str] = ()) -> P
     A passage is what all prompts of a task share word for word (see ``shared_passages``): as one token it costs the
     model one position instead of hundreds, and the characters that vary stay single.
     """
-    vocabulary = {token: i for i, token in enumerate(SPECIAL)}
+    vocabulary = {token: i for i, token in enumerate(SPECIAL_TOKENS)}
     for character in sorted({c for text in texts for c in text}):
         vocabulary.setdefault(character, len(vocabulary))
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
@@ -68,7 +68,7 @@ def bpe_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerF
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=SPECIAL,
+        special_tokens=SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

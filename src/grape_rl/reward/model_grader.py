@@ -16,8 +16,8 @@ from grape_rl.data.chat import completion_tokens, end_tokens, prompt_tokens
 from grape_rl.data.messages import Messages
 from grape_rl.data.steps import response_steps, step_tokens
 from grape_rl.maths.reward_model import StepReward, step_reward
-from grape_rl.model.logprobs import microbatches, selected
-from grape_rl.model.reward_head import load_scalar, scores, separator_of, token_scores
+from grape_rl.model.logprobs import microbatches, select_rows
+from grape_rl.model.reward_head import load_reward_model, sequence_scores, step_separator, token_scores
 from grape_rl.reward.model_item import RewardModelItem
 from grape_rl.types import Response, Sequences, Verdict, failed
 
@@ -66,9 +66,9 @@ def reward_model(
     Raises:
         ValueError: it cannot be loaded, or is no reward model.
     """
-    model, tokenizer = load_scalar(name, device)
+    model, tokenizer = load_reward_model(name, device)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**30
-    end, separator = end_tokens(tokenizer), separator_of(model.requires_grad_(False))
+    end, separator = end_tokens(tokenizer), step_separator(model.requires_grad_(False))
     return RewardModel(name, model, tokenizer, end, context, separator, tokens_per_microbatch, precision)
 
 
@@ -150,9 +150,9 @@ def _scored(of: RewardModel, found: Sequence[Read], aggregate: StepReward) -> li
     sequences = _sequences(found)
     out = [math.nan] * len(found)
     for rows in microbatches(sequences, of.tokens_per_microbatch):
-        part = selected(sequences, rows)
+        part = select_rows(sequences, rows)
         with of.precision():
-            told = (scores if of.separator is None else token_scores)(of.model, part).float().cpu()
+            told = (sequence_scores if of.separator is None else token_scores)(of.model, part).float().cpu()
         for i, each in zip(rows.tolist(), told, strict=True):
             ends = torch.tensor(found[i][2])
             out[i] = float(each if of.separator is None else step_reward(each[ends - 1], aggregate))

@@ -10,7 +10,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from grape_rl.model.sampler import Ended
+from grape_rl.model.sampler import OnResponse
 from grape_rl.reward.scores import ItemSummary, Scorer, item_table
 from grape_rl.rollout.records import json_number, rollout_metrics
 from grape_rl.rollout.source import Ahead, Prompt, graded_responses, heard
@@ -64,7 +64,7 @@ def read_held_out(path: Path) -> dict[int, HeldOut]:
 
 def evaluate(
     prompts: Sequence[Prompt],
-    sample: Callable[[Sequence[Int[Tensor, " _"]], Ended | None], Rollout],
+    sample: Callable[[Sequence[Int[Tensor, " _"]], OnResponse | None], Rollout],
     samples: int,
     scorer: Scorer,
     tokenizer: Any,

@@ -74,7 +74,7 @@ def make_grader(config: Config, aggregation: Aggregation, rows: Sequence[Row]) -
     if config.reward.rubric:
         return _rubric_grader(config, aggregation, rows, forward)
     if config.reward.model:
-        model = reward_model(config.reward.model, on, forward)
+        model = reward_model(config.reward.model, on, forward.tokens_per_microbatch, forward.precision)
         model.checked(config.reward.aggregate)
         readable(model, rows)
         return Grader(model_scorer(model, config.reward.aggregate))
@@ -89,10 +89,10 @@ def _rubric_grader(config: Config, aggregation: Aggregation, rows: Sequence[Row]
     assert settings.rubric is not None
     rubric = load_rubric(settings.rubric, settings.allow)
     check_rows(rubric, rows)
-    models = rubric_models(rubric, rows, on, forward)
+    models = rubric_models(rubric, rows, on, forward.tokens_per_microbatch, forward.precision)
     cache = Path(settings.critic_cache) if settings.critic_cache else None
     critic_endpoints = endpoints(settings.critics, "reward.critics", Path(settings.rubric).parent, settings.allow)
-    critics = rubric_critics(rubric, critic_endpoints, cache, on, forward)
+    critics = rubric_critics(rubric, critic_endpoints, cache, on, forward.tokens_per_microbatch, forward.precision)
     scorer = rubric_scorer(rubric, aggregation.aggregate, aggregation.compared, models, critics, aggregation.running)
     scorer = stopping_for_people(scorer, rubric)
     if critics is None:

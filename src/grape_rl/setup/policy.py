@@ -12,11 +12,11 @@ from grape_rl.config.config import Config
 from grape_rl.config.data import DataConfig
 from grape_rl.config.model import ScratchConfig
 from grape_rl.data.chat import end_tokens
-from grape_rl.data.unembedded_tokens import limited, without_embedding
-from grape_rl.model.load import load, readied
-from grape_rl.model.lora import FOLDER, adapted, is_adapted, with_adapter
-from grape_rl.model.reward_head import is_scalar, load_scalar, scalar_model
-from grape_rl.model.scratch import bpe_tokenizer, character_tokenizer, scratch, shared_passages
+from grape_rl.data.unembedded_tokens import set_embedding_limit, unembedded_tokens
+from grape_rl.model.load import load, prepare_model
+from grape_rl.model.lora import ADAPTER_FOLDER, add_adapters, has_adapters, load_adapter
+from grape_rl.model.reward_head import build_reward_model, is_reward_model, load_reward_model
+from grape_rl.model.scratch import bpe_tokenizer, character_tokenizer, random_llama, shared_passages
 from grape_rl.setup.rows import Row, flat_text
 
 UNLIMITED_CONTEXT = 2**30
@@ -59,19 +59,19 @@ def start_policy(config: Config, train_rows: Sequence[Row], reward_model: bool =
     on, lora = device(config.device), config.model.lora
     if reward_model and lora:
         raise ValueError(f"model.lora: {config.method} trains the whole reward model, head included: remove model.lora")
-    if reward_model and not config.model.scratch and is_scalar(config.model.name):
-        return make_policy(*load_scalar(config.model.name, on))
+    if reward_model and not config.model.scratch and is_reward_model(config.model.name):
+        return make_policy(*load_reward_model(config.model.name, on))
     model, tokenizer = _language_model(config, train_rows, on)
     if lora:
-        adapted(model, lora.rank, lora.alpha, lora.targets, config.seed)
-    return make_policy(scalar_model(model, tokenizer, config.seed) if reward_model else model, tokenizer)
+        add_adapters(model, lora.rank, lora.alpha, lora.targets, config.seed)
+    return make_policy(build_reward_model(model, tokenizer, config.seed) if reward_model else model, tokenizer)
 
 
 def policy_at(checkpoint: Path, start: Policy) -> Policy:
     """The policy of a checkpoint of a run that began as ``start``. With LoRA, its adapters on the start's weights."""
-    if is_adapted(start.model):
-        return replace(start, model=with_adapter(start.model, checkpoint / FOLDER))
-    load_again = load_scalar if is_scalar(str(checkpoint)) else load
+    if has_adapters(start.model):
+        return replace(start, model=load_adapter(start.model, checkpoint / ADAPTER_FOLDER))
+    load_again = load_reward_model if is_reward_model(str(checkpoint)) else load
     return make_policy(*load_again(str(checkpoint), start.model.device))
 
 
@@ -81,9 +81,9 @@ def make_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> P
     Raises:
         ValueError: no end token has an embedding, so that no response would end, or as ``limited``.
     """
-    limited(tokenizer, embedding_count(model))
+    set_embedding_limit(tokenizer, embedding_count(model))
     end = end_tokens(tokenizer, getattr(model, "generation_config", None))
-    if unembedded := without_embedding(tokenizer, end):
+    if unembedded := unembedded_tokens(tokenizer, end):
         if len(unembedded) == len(end):
             raise ValueError(
                 f"the end token {tokenizer.decode(unembedded[:1])!r} is token {unembedded[0]}, but the model has only "
@@ -124,5 +124,5 @@ def _language_model(config: Config, train_rows: Sequence[Row], on: torch.device)
     if not shape:
         return load(config.model.name, on)
     tokenizer = scratch_tokenizer(shape, config.data, train_rows)
-    model = scratch(tokenizer, shape.hidden, shape.layers, shape.heads, shape.context, config.seed)
-    return readied(model, on), tokenizer
+    model = random_llama(tokenizer, shape.hidden, shape.layers, shape.heads, shape.context, config.seed)
+    return prepare_model(model, on), tokenizer

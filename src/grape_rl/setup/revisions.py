@@ -8,7 +8,7 @@ from torch import Tensor
 
 from grape_rl.data.chat import prompt_tokens
 from grape_rl.data.conversation import template_arguments
-from grape_rl.model.sampler import Sampling
+from grape_rl.model.sampler import SamplingParams
 from grape_rl.reward.critique import critique
 from grape_rl.rollout.dynamic_sampling import Draw, ScoredRollout
 from grape_rl.rollout.revise import revised, revision_prompt
@@ -20,7 +20,7 @@ from grape_rl.types import Response
 Draws = Callable[[Draw, int], ScoredRollout]
 
 
-def with_revisions(setup: Setup, draws: Draws, sampler: Sampler, sampling: Sampling) -> Draws:
+def with_revisions(setup: Setup, draws: Draws, sampler: Sampler, sampling: SamplingParams) -> Draws:
     """``draws``, followed by revisions of the drawn responses if ``revise.per_group`` is set.
 
     Raises:

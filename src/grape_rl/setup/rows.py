@@ -5,7 +5,7 @@ from typing import Any
 
 from grape_rl.config.config import Config
 from grape_rl.config.data import DataConfig
-from grape_rl.data.rows import require, rows, with_prompts
+from grape_rl.data.rows import read_rows, require_columns, with_prompts
 from grape_rl.data.tasks import task_split
 
 Row = dict[str, Any]
@@ -45,7 +45,7 @@ def with_prompt(data: DataConfig, rows: list[Row], prompt: str, completion: str 
     Raises:
         ValueError: a column is missing, or a cell is neither text nor messages.
     """
-    require(rows, [prompt, *([completion] if completion else [])], origin)
+    require_columns(rows, [prompt, *([completion] if completion else [])], origin)
     if not data.chat:
         return with_prompts(rows, prompt, completion, data.system, origin)
     roles = {prompt: "user"} | ({completion: "assistant"} if completion else {})
@@ -82,5 +82,5 @@ def _read(source: str, limit: int | None) -> list[Row]:
     """The rows of a file, or of the Hub dataset NAME[:CONFIGURATION[:SPLIT]]."""
     name, _, split = source.rpartition(":")
     if ":" in name and not Path(source).exists():
-        return rows(name.rstrip(":"), split, limit)
-    return rows(source, limit=limit)
+        return read_rows(name.rstrip(":"), split, limit)
+    return read_rows(source, limit=limit)

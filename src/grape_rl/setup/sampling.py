@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from grape_rl.data.chat import fitting, prompt_tokens
+from grape_rl.data.chat import check_prompt_lengths, prompt_tokens
 from grape_rl.data.conversation import template_arguments
-from grape_rl.model.sampler import Ended, Sampling, sample
+from grape_rl.model.sampler import OnResponse, SamplingParams, sample
 from grape_rl.rollout.source import Prompt, Sampler
 from grape_rl.setup.policy import Policy
 from grape_rl.setup.rows import Row, graders_text
@@ -14,10 +14,10 @@ from grape_rl.setup.setup import Setup
 from grape_rl.types import Rollout
 
 
-def policy_sampler(setup: Setup, sampling: Sampling) -> Sampler:
+def policy_sampler(setup: Setup, sampling: SamplingParams) -> Sampler:
     """A function that samples from the policy, with the weights that it has when called."""
 
-    def sampler(prompts: Sequence[Tensor], n: int, seed: int, version: int, ended: Ended | None) -> Rollout:
+    def sampler(prompts: Sequence[Tensor], n: int, seed: int, version: int, ended: OnResponse | None) -> Rollout:
         policy = setup.policy
         with setup.precision():
             return sample(
@@ -42,5 +42,5 @@ def sampling_prompts(rows: Sequence[Row], policy: Policy, max_tokens: int, origi
         raise ValueError(
             f"sampling.max_tokens is {max_tokens}, but the model's whole context is {policy.context} tokens"
         )
-    fitting(tokens, policy.context - max_tokens, origin)
+    check_prompt_lengths(tokens, policy.context - max_tokens, origin)
     return [Prompt(t, graders_text(row["prompt"]), row) for t, row in zip(tokens, rows, strict=True)]

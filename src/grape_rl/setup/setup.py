@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from grape_rl.config.config import Config
 from grape_rl.model.forward import ForwardContext
-from grape_rl.model.load import frozen
-from grape_rl.model.value import Valued
+from grape_rl.model.load import frozen_copy
+from grape_rl.model.value_head import PolicyWithValue
 from grape_rl.setup.graders import Grader
 from grape_rl.setup.policy import Policy
 from grape_rl.setup.rows import Row
@@ -60,7 +60,7 @@ class Setup:
     @property
     def trained(self) -> nn.Module:
         """All parameters that learn: the policy, with its value function if it has one."""
-        return self.policy.model if self.value is None else Valued(self.policy.model, self.value)
+        return self.policy.model if self.value is None else PolicyWithValue(self.policy.model, self.value)
 
     @cached_property
     def reference(self) -> PreTrainedModel:
@@ -69,7 +69,7 @@ class Setup:
         It is a copy of the start; or the start itself in a resumed run, which trains another model.
         """
         if self.start is self.policy:
-            return frozen(self.start.model)
+            return frozen_copy(self.start.model)
         return self.start.model.requires_grad_(False)  # pyright: ignore[reportReturnType]
 
     def begin(self, warn: Warn) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from grape_rl.model.load import load_value_model
-from grape_rl.model.value import load_head, own_model, shared_head
+from grape_rl.model.value_head import load_value_head, separate_value_model, shared_value_head
 from grape_rl.setup.policy import Policy, embedding_count
 from grape_rl.training.checkpoint import VALUE
 from grape_rl.training.value import ValueFunction
@@ -23,14 +23,14 @@ def value_function(settings: ValueFunction, start: Policy, checkpoint: Path | No
             raise ValueError(
                 f"value_model {settings.value_model!r}: a shared trunk has no model of its own; set value_trunk to own"
             )
-        head = shared_head(start.model)
+        head = shared_value_head(start.model)
         if checkpoint:
-            load_head(head, checkpoint / VALUE)
+            load_value_head(head, checkpoint / VALUE)
         return head
     if checkpoint:
         return load_value_model(str(checkpoint / VALUE), start.model.device)
     if not settings.value_model:
-        return own_model(start.model)
+        return separate_value_model(start.model)
     model = load_value_model(settings.value_model, start.model.device)
     _check_tokenizer(settings.value_model, model, start)
     return model

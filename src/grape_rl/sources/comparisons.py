@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from grape_rl.config.config import Config
-from grape_rl.data.comparisons import Comparison, comparisons
-from grape_rl.data.preferences import stacked_pairs
+from grape_rl.data.comparisons import PairWithMargin, tokenize_comparisons
+from grape_rl.data.preferences import collate_pairs
 from grape_rl.model.forward import ForwardContext
-from grape_rl.model.reward_head import with_separator
+from grape_rl.model.reward_head import set_step_separator
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.setup.rows import Row
 from grape_rl.setup.setup import Setup, Warnings
@@ -37,7 +37,7 @@ class Comparisons(Source):
     unit: ClassVar[str] = "pairs"
     trains_reward_model: ClassVar[bool] = True
 
-    encode: Callable[..., Any] = comparisons
+    encode: Callable[..., Any] = tokenize_comparisons
 
     @property
     def loss_fields(self) -> frozenset[str]:
@@ -56,21 +56,21 @@ class Comparisons(Source):
     def batches(self, setup: Setup) -> Callable[[int], Sequences]:
         """The pairs of each step."""
         examples, _ = self._encode(setup, setup.train_rows, "data")
-        return lambda step: collate_comparisons(draw_examples(examples, setup.config, step)).sequences
+        return lambda step: experience_from_comparisons(draw_examples(examples, setup.config, step)).sequences
 
     def experiences(self, setup: Setup) -> tuple[ExperienceSource, Warnings]:
         """The pairs of each step with their margins. The model is marked as one that scores whole responses."""
-        with_separator(setup.policy.model, None)
+        set_step_separator(setup.policy.model, None)
         examples, warnings = self._encode(setup, setup.train_rows, "data")
-        return lambda step: collate_comparisons(draw_examples(examples, setup.config, step)), warnings
+        return lambda step: experience_from_comparisons(draw_examples(examples, setup.config, step)), warnings
 
     def held_out(self, setup: Setup) -> HeldOutItems:
         """Accuracy, margin and score on the held-out pairs."""
         examples, _ = self._encode(setup, setup.test_rows, "held-out data")
-        test = collate_comparisons(examples)
+        test = experience_from_comparisons(examples)
         return lambda: summarize_comparisons(setup.policy.model, test, setup.forward())
 
-    def _encode(self, setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[Comparison], Warnings]:
+    def _encode(self, setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[PairWithMargin], Warnings]:
         """The rows as pairs in tokens with their margins, with a warning of pairs left out."""
         data, policy = setup.config.data, setup.policy
         limit = min(data.max_length, policy.context)
@@ -83,9 +83,9 @@ class Comparisons(Source):
         return examples, [("left_out", message)] if counts.dropped else []
 
 
-def collate_comparisons(examples: Sequence[Comparison]) -> Compared:
+def experience_from_comparisons(examples: Sequence[PairWithMargin]) -> Compared:
     """Comparisons as one batch."""
-    sequences = stacked_pairs([example.pair for example in examples])
+    sequences = collate_pairs([example.pair for example in examples])
     chosen, rejected = sequences.mask.sum(dim=1).float().chunk(2)
     metrics = {
         "chosen_length": float(chosen.mean()),

@@ -10,11 +10,11 @@ from torch import nn
 
 from grape_rl.config.config import Config
 from grape_rl.config.data import DataConfig
-from grape_rl.data.chat import Example, examples, stacked
-from grape_rl.data.rows import Whole, with_whole
-from grape_rl.data.teacher import demonstrated
+from grape_rl.data.chat import Example, collate_examples, tokenize_demonstrations
+from grape_rl.data.rows import LanguageModelingColumn, with_language_modeling
+from grape_rl.data.teacher import synthesize_demonstrations
 from grape_rl.model.forward import ForwardContext
-from grape_rl.model.logprobs import lengths
+from grape_rl.model.logprobs import row_lengths
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.rollout.source import Experience, reference_logprobs
 from grape_rl.schema import did_you_mean
@@ -63,7 +63,7 @@ class Demonstrations(Source):
         origin, test_origin = row_origins(data)
         check_columns(config, self.requirement, train, origin)
         if data.tasks:
-            train = demonstrated(train, data.teacher.wrong, data.teacher.styles, config.seed)
+            train = synthesize_demonstrations(train, data.teacher.wrong, data.teacher.styles, config.seed)
             test = with_prompt(data, test, "prompt", None, test_origin) if test else []
             return with_prompt(data, train, "prompt", "completion", origin), test
         graded = config.reward.is_set
@@ -75,12 +75,12 @@ class Demonstrations(Source):
     def batches(self, setup: Setup) -> Callable[[int], Sequences]:
         """The demonstrations of each step."""
         demonstrations, _ = encode_demonstrations(setup, setup.train_rows, "data")
-        return lambda step: stacked(draw_examples(demonstrations, setup.config, step))
+        return lambda step: collate_examples(draw_examples(demonstrations, setup.config, step))
 
     def experiences(self, setup: Setup) -> tuple[ExperienceSource, Warnings]:
         """The demonstrations of each step, with warnings of truncated rows and of rows left out."""
         demonstrations, warnings = encode_demonstrations(setup, setup.train_rows, "data")
-        return lambda step: collate_demonstrations(draw_examples(demonstrations, setup.config, step)), warnings
+        return lambda step: experience_from_demonstrations(draw_examples(demonstrations, setup.config, step)), warnings
 
     def held_out(self, setup: Setup) -> HeldOutItems | None:
         """Loss and perplexity of the held-out demonstrations; None if a row has only a prompt."""
@@ -94,7 +94,9 @@ def encode_demonstrations(setup: Setup, rows: Sequence[Row], origin: str) -> tup
     """The rows in tokens, with warnings of truncated rows and of rows left out."""
     data, policy = setup.config.data, setup.policy
     limit = min(data.max_length, policy.context)
-    demonstrations, counts = examples(rows, policy.tokenizer, policy.end_tokens, limit, origin, data.learn)
+    demonstrations, counts = tokenize_demonstrations(
+        rows, policy.tokenizer, policy.end_tokens, limit, origin, data.learn
+    )
     warnings: Warnings = []
     if counts.truncated:
         warnings.append(("cut", f"{counts.truncated} of {counts.rows} demonstrations are truncated to {limit} tokens"))
@@ -104,13 +106,13 @@ def encode_demonstrations(setup: Setup, rows: Sequence[Row], origin: str) -> tup
     return demonstrations, warnings
 
 
-def collate_demonstrations(demonstrations: Sequence[Example]) -> Experience:
+def experience_from_demonstrations(demonstrations: Sequence[Example]) -> Experience:
     """Demonstrations as one batch: advantage 1 at every token to learn."""
-    sequences = stacked(demonstrations)
+    sequences = collate_examples(demonstrations)
     ones, zeros = sequences.mask.float(), torch.zeros(sequences.mask.shape)
     metrics = {
         "length": float(ones.sum(dim=1).mean()),
-        "tokens": float(lengths(sequences.mask).sum() + sum(len(prompt) for prompt in sequences.prompts)),
+        "tokens": float(row_lengths(sequences.mask).sum() + sum(len(prompt) for prompt in sequences.prompts)),
     }
     return Experience(sequences, Batch(sequences.mask, zeros, zeros, ones), metrics)
 
@@ -122,7 +124,7 @@ def summarize_demonstrations(
 
     ``nll`` is the mean of −log π (nats) over all tokens to learn; ``perplexity`` is exp(nll).
     """
-    sequences = stacked(demonstrations)
+    sequences = collate_examples(demonstrations)
     logp = reference_logprobs(model, forward)(sequences)
     nll = -float(logp[sequences.mask].double().mean())
     means = {"nll": nll, "perplexity": math.exp(min(nll, MAX_NLL))}
@@ -137,12 +139,12 @@ def _demonstration_rows(data: DataConfig, rows: list[Row], origin: str, prompt_s
     """
     first = rows[0]
     if data.completion not in first:
-        kinds: tuple[tuple[str, Whole], ...] = ((data.messages, "messages"), (data.text, "text"))
+        kinds: tuple[tuple[str, LanguageModelingColumn], ...] = ((data.messages, "messages"), (data.text, "text"))
         for column, kind in kinds:
             if column in first:
                 if data.chat:
                     raise ValueError(f"data.chat needs columns of a prompt and a completion; {origin} has {column!r}")
-                return with_whole(rows, column, kind, data.system, origin)
+                return with_language_modeling(rows, column, kind, data.system, origin)
         if prompt_suffices:
             return with_prompt(data, rows, data.prompt, None, origin)
         if data.prompt not in first:

@@ -10,8 +10,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from grape_rl.config.config import Config
-from grape_rl.data.chat import stacked
-from grape_rl.data.labels import Judged, judged, mismatched, unpaired, with_labels
+from grape_rl.data.chat import collate_examples
+from grape_rl.data.labels import (
+    LabeledResponse,
+    mismatched_completions,
+    tokenize_labeled_responses,
+    unpair,
+    with_labels,
+)
 from grape_rl.model.forward import ForwardContext
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.setup.reference import cached_reference
@@ -78,7 +84,7 @@ class Labels(Source):
         mismatch = _mismatch_limit(setup)
 
         def source(reference: Reference) -> ExperienceSource:
-            return lambda step: collate_labels(draw_examples(examples, setup.config, step), reference, mismatch)
+            return lambda step: experience_from_labels(draw_examples(examples, setup.config, step), reference, mismatch)
 
         if mismatch is not None:
             return source(_logprobs(setup, setup.reference)), warnings
@@ -91,7 +97,7 @@ class Labels(Source):
     def held_out(self, setup: Setup) -> HeldOutItems:
         """Accuracy and margin on the held-out labels."""
         examples, _ = encode_labels(setup, setup.test_rows, "held-out data")
-        test = collate_labels(examples, _logprobs(setup, setup.start.model), mismatch=None)
+        test = experience_from_labels(examples, _logprobs(setup, setup.start.model), mismatch=None)
         return lambda: summarize_labels(setup.policy.model, test, setup.forward())
 
     def forward_passes(self, setup: Setup, sequences: Sequences) -> ForwardPasses:
@@ -102,11 +108,11 @@ class Labels(Source):
         return ForwardPasses(sequences, (sequences,) * passes, int(reads_mismatched))
 
 
-def encode_labels(setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[Judged], Warnings]:
+def encode_labels(setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[LabeledResponse], Warnings]:
     """The rows as labeled responses in tokens, with warnings of truncated responses and of prompts left out."""
     policy, limit = setup.policy, _limit(setup)
-    single = rows if {"completion", "label"} <= rows[0].keys() else unpaired(rows)
-    examples, counts = judged(single, policy.tokenizer, policy.end_tokens, limit, origin)
+    single = rows if {"completion", "label"} <= rows[0].keys() else unpair(rows)
+    examples, counts = tokenize_labeled_responses(single, policy.tokenizer, policy.end_tokens, limit, origin)
     warnings: Warnings = []
     if counts.truncated:
         warnings.append(("cut", f"{counts.truncated} of {counts.rows} responses are truncated to {limit} tokens"))
@@ -115,7 +121,9 @@ def encode_labels(setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[
     return examples, warnings
 
 
-def collate_labels(examples: Sequence[Judged], reference: Reference, mismatch: int | None) -> LabelExperience:
+def experience_from_labels(
+    examples: Sequence[LabeledResponse], reference: Reference, mismatch: int | None
+) -> LabelExperience:
     """Labeled responses as one batch.
 
     ``mismatch`` is the maximum length in tokens of a mismatched response, one after another row's prompt, with that
@@ -123,7 +131,7 @@ def collate_labels(examples: Sequence[Judged], reference: Reference, mismatch: i
     """
     sequences = _stack(examples)
     desirable = torch.tensor([example.desirable for example in examples])
-    others = None if mismatch is None else mismatched([example.example for example in examples], mismatch)
+    others = None if mismatch is None else mismatched_completions([example.example for example in examples], mismatch)
     metrics = {
         "length": float(sequences.mask.sum(dim=1).float().mean()),
         "desirable": float(desirable.float().mean()),
@@ -149,7 +157,7 @@ def summarize_labels(model: nn.Module, experience: LabelExperience, forward: For
     return tuple(ItemSummary("labels", name, len(batch.desirable), mean, {}) for name, mean in metrics.items())
 
 
-def _balance_warnings(setup: Setup, examples: Sequence[Judged]) -> Iterator[tuple[str, str]]:
+def _balance_warnings(setup: Setup, examples: Sequence[LabeledResponse]) -> Iterator[tuple[str, str]]:
     """A warning if all labels are equal, or if their weights are out of the balance that KTO's paper advises."""
     good = sum(example.desirable for example in examples)
     bad = len(examples) - good
@@ -169,8 +177,8 @@ def _balance_warnings(setup: Setup, examples: Sequence[Judged]) -> Iterator[tupl
         )
 
 
-def _stack(examples: Sequence[Judged]) -> Sequences:
-    return stacked([example.example for example in examples])
+def _stack(examples: Sequence[LabeledResponse]) -> Sequences:
+    return collate_examples([example.example for example in examples])
 
 
 def _logprobs(setup: Setup, model: PreTrainedModel) -> Reference:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from grape_rl.config.config import Config
-from grape_rl.data.preferences import Pair, contrasted, pairs, stacked_pairs, with_preferences
+from grape_rl.data.preferences import Pair, collate_pairs, synthesize_preferences, tokenize_pairs, with_preferences
 from grape_rl.model.forward import ForwardContext
-from grape_rl.model.load import frozen
+from grape_rl.model.load import frozen_copy
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.setup.reference import cached_reference
 from grape_rl.setup.rows import Row, as_messages, read_split, row_origins
@@ -60,7 +60,7 @@ class Preferences(Source):
     def batches(self, setup: Setup) -> Callable[[int], Sequences]:
         """The pairs of each step."""
         examples, _ = encode_pairs(setup, setup.train_rows, "data")
-        return lambda step: stacked_pairs(draw_examples(examples, setup.config, step))
+        return lambda step: collate_pairs(draw_examples(examples, setup.config, step))
 
     def experiences(self, setup: Setup) -> tuple[ExperienceSource, Warnings]:
         """The pairs of each step, with the reference's log-probs if the loss reads them.
@@ -71,7 +71,7 @@ class Preferences(Source):
         examples, warnings = encode_pairs(setup, setup.train_rows, "data")
 
         def source(reference: Reference | None, model: PreTrainedModel | None = None) -> ExperienceSource:
-            return lambda step: collate_pairs(draw_examples(examples, setup.config, step), reference, model)
+            return lambda step: experience_from_pairs(draw_examples(examples, setup.config, step), reference, model)
 
         if not reads_reference(setup):
             return source(None), warnings
@@ -79,14 +79,14 @@ class Preferences(Source):
             return source(*pair_reference(setup)), warnings
 
         def stack(rows: Sequence[int]) -> Sequences:
-            return stacked_pairs([examples[i] for i in rows])
+            return collate_pairs([examples[i] for i in rows])
 
         return cached_reference(setup, len(examples), stack, _logprobs(setup, setup.start.model), source), warnings
 
     def held_out(self, setup: Setup) -> HeldOutItems:
         """Accuracy and margin on the held-out pairs."""
         examples, _ = encode_pairs(setup, setup.test_rows, "held-out data")
-        test = collate_pairs(examples, _logprobs(setup, setup.start.model) if reads_reference(setup) else None)
+        test = experience_from_pairs(examples, _logprobs(setup, setup.start.model) if reads_reference(setup) else None)
         return lambda: summarize_pairs(setup.policy.model, test, setup.forward())
 
     def forward_passes(self, setup: Setup, sequences: Sequences) -> ForwardPasses:
@@ -116,7 +116,7 @@ def as_preferences(config: Config, train: list[Row], test: list[Row]) -> tuple[l
     """
     data = config.data
     if data.tasks:  # train and test together, so that a task with one held-out row has wrong answers to choose from
-        rows = contrasted([*train, *test], data.teacher.wrong, list(data.teacher.styles), config.seed)
+        rows = synthesize_preferences([*train, *test], data.teacher.wrong, list(data.teacher.styles), config.seed)
         rows = [_conversation(row, "prompt", "chosen", "rejected") for row in rows] if data.chat else rows
         rows = with_preferences(rows, system=data.system, source="tasks")
         return rows[: len(train)], rows[len(train) :]
@@ -141,7 +141,7 @@ def encode_pairs(setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[P
     data, policy = setup.config.data, setup.policy
     limit = min(data.max_length, policy.context)
     columns = (data.chosen_reward, data.rejected_reward) if data.source else REWARD_COLUMNS
-    examples, counts = pairs(rows, policy.tokenizer, policy.end_tokens, limit, columns, origin)
+    examples, counts = tokenize_pairs(rows, policy.tokenizer, policy.end_tokens, limit, columns, origin)
     _try_rewards(setup, examples, origin, f"the columns {columns[0]!r} and {columns[1]!r}", rows[0])
     warnings: Warnings = []
     if counts.truncated:
@@ -151,15 +151,15 @@ def encode_pairs(setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[P
     return examples, warnings
 
 
-def collate_pairs(
+def experience_from_pairs(
     examples: Sequence[Pair], reference: Reference | None, reference_model: nn.Module | None = None
 ) -> PairExperience:
     """Pairs as one batch."""
     rewards = torch.tensor([[pair.chosen_reward, pair.rejected_reward] for pair in examples])
-    return collate_pair_sequences(stacked_pairs(examples), rewards, reference, reference_model)
+    return experience_from_pair_sequences(collate_pairs(examples), rewards, reference, reference_model)
 
 
-def collate_pair_sequences(
+def experience_from_pair_sequences(
     sequences: Sequences,
     rewards: Float[Tensor, "p 2"],
     reference: Reference | None,
@@ -201,7 +201,7 @@ def pair_reference(setup: Setup, temperature: float = 1.0) -> tuple[Reference | 
         return None, None
     if setup.update is not moving_reference:
         return _logprobs(setup, setup.reference, temperature), setup.reference
-    model = frozen(setup.start.model)
+    model = frozen_copy(setup.start.model)
     setup.memory.update((f"reference.{name}", weight) for name, weight in model.named_parameters())
     return _logprobs(setup, model, temperature), model
 

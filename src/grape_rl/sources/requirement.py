@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from grape_rl.config.config import Config
-from grape_rl.data.types import DataType, data_type
+from grape_rl.data.types import DataType, detect_data_type
 from grape_rl.schema import did_you_mean
 from grape_rl.setup.rows import Row
 
@@ -32,7 +32,7 @@ class UnsuitableDataError(ValueError):
 
     def __init__(self, message: str, found_type: DataType) -> None:
         super().__init__(message)
-        self.found_type = found_type
+        self.found_type: DataType = found_type
 
 
 def check_columns(config: Config, requirement: DataRequirement, rows: Sequence[Row], origin: str) -> None:
@@ -50,7 +50,7 @@ def check_columns(config: Config, requirement: DataRequirement, rows: Sequence[R
     names = {column: str(getattr(config.data, column)) for column in RENAMABLE}
     columns = rows[0].keys()
     missing = [[column for column in group if names[column] not in columns] for group in requirement.columns]
-    found_type = data_type(columns, names)
+    found_type = detect_data_type(columns, names)
     if found_type is None or not all(missing):
         return
     renamed_or_near = any(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from grape_rl.config.config import Config
-from grape_rl.model.sampler import Sampling
-from grape_rl.model.value import Valued
+from grape_rl.model.sampler import SamplingParams
+from grape_rl.model.value_head import PolicyWithValue
 from grape_rl.reward.running_confidence import Running
 from grape_rl.rollout.advantages import AdvantageInputs, remembered
 from grape_rl.rollout.dynamic_sampling import ScoredRollout, once
@@ -127,9 +127,9 @@ class Responses(SampledSource):
         method, sampling = config.method, config.sampling
         if not self.off_policy_ok and (sampling.top_k or sampling.top_p < 1):
             raise ValueError(
-                f"sampling: {method} needs tokens from the whole distribution of the policy, but top_k or top_p cut it, "
-                "so that the ratio would no longer be between two policies; leave them out, or use "
-                "rejection_sampling, which may cut"
+                f"sampling: {method} needs tokens from the whole distribution of the policy, but top_k or top_p cuts "
+                "it, and the ratio would no longer be between two policies; leave them out, or use rejection_sampling, "
+                "which may cut"
             )
         if not self.off_policy_ok and sampling.temperature == 0:
             raise ValueError(f"sampling: at temperature 0 all responses are equal: {method} would learn nothing")
@@ -141,7 +141,7 @@ class Responses(SampledSource):
     def experiences(self, setup: Setup) -> tuple[ExperienceSource, Warnings]:
         """The graded responses of each step with their advantages."""
         assert setup.grader
-        config, sampling = setup.config, Sampling(**setup.config.sampling.model_dump())
+        config, sampling = setup.config, SamplingParams(**setup.config.sampling.model_dump())
         reference = None
         if reads_start(setup):
             reference = reference_logprobs(setup.reference, setup.forward(sampling.temperature))
@@ -170,7 +170,7 @@ class Responses(SampledSource):
         return ForwardPasses(sequences, (sequences,) * references, references)
 
     def aggregation(self, options: Mapping[str, Any], memory: Mapping[str, Any]) -> Aggregation:
-        """``aggregate`` and ``compared`` with their options, and the running means if ``scope`` is "running"."""
+        """``aggregate`` and ``compared`` with their options; the running means if ``scope`` is "running"."""
         running = None
         if self.running and options["scope"] == "running":
             running = Running(self._bound("running", options), memory)
@@ -210,7 +210,7 @@ class Responses(SampledSource):
         reads_token_reward = self.token_reward and (options["kl_in_reward"] or self.value)
         inputs = AdvantageInputs(
             token_reward if reads_token_reward else None,
-            value_estimates(trained, setup.forward()) if isinstance(trained, Valued) else None,
+            value_estimates(trained, setup.forward()) if isinstance(trained, PolicyWithValue) else None,
             self._bound("rescaled", options) if self.rescaled else None,
             {number.name: self._memory_function(number).bind(options) for number in self.memory},
             setup.memory,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from grape_rl.config.config import Config
 from grape_rl.maths.divergence import k3
-from grape_rl.model.logprobs import selected
-from grape_rl.model.sampler import Sampling
+from grape_rl.model.logprobs import select_rows
+from grape_rl.model.sampler import SamplingParams
 from grape_rl.rollout.dynamic_sampling import numbered, once
 from grape_rl.rollout.records import records
 from grape_rl.rollout.source import Round, drawn, reference_logprobs
@@ -21,7 +21,7 @@ from grape_rl.setup.revisions import with_revisions
 from grape_rl.setup.sampling import policy_sampler, sampling_prompts
 from grape_rl.setup.setup import Setup, Warnings
 from grape_rl.sources.method_function import MethodFunction
-from grape_rl.sources.preferences import collate_pair_sequences, pair_reference, reads_reference
+from grape_rl.sources.preferences import experience_from_pair_sequences, pair_reference, reads_reference
 from grape_rl.sources.sampled import VERDICT_INPUTS, SampledSource, reads_start
 from grape_rl.sources.source import ForwardPasses
 from grape_rl.training.fit import ExperienceSource
@@ -67,7 +67,7 @@ class SampledPreferences(SampledSource):
     def experiences(self, setup: Setup) -> tuple[ExperienceSource, Warnings]:
         """The pairs of each step, from graded responses."""
         assert setup.grader
-        config, sampling = setup.config, Sampling(**setup.config.sampling.model_dump())
+        config, sampling = setup.config, SamplingParams(**setup.config.sampling.model_dump())
         start = None
         if reads_start(setup):
             start = reference_logprobs(setup.reference, setup.forward(sampling.temperature))
@@ -93,7 +93,7 @@ class SampledPreferences(SampledSource):
     def forward_passes(self, setup: Setup, sequences: Sequences) -> ForwardPasses:
         """A pass over all responses by the initial policy; passes over one pair per prompt by reference and policy."""
         first = torch.arange(len(sequences.prompts)) * setup.config.group_size
-        pairs = selected(sequences, torch.stack([first, first + 1], dim=1).flatten())
+        pairs = select_rows(sequences, torch.stack([first, first + 1], dim=1).flatten())
         start, reference = int(reads_start(setup)), int(reads_reference(setup))
         passes = reference + (setup.update is compared_pair_gradient)
         return ForwardPasses(pairs, (sequences,) * start + (pairs,) * passes, start + reference)
@@ -134,7 +134,7 @@ def pair_source(
         rollout, scores = round_.drawn.rollout, round_.drawn.scores
         reward = scores.reward.float()  # as the loss will read it: two that differ by less are equal
         pairs = pairing(reward, rollout.group, numbered(rollout), round_.drawn.revision_of)
-        experience = collate_pair_sequences(
+        experience = experience_from_pair_sequences(
             _stack_pairs(rollout, pairs), reward[pairs], reference if len(pairs) else None, reference_model
         )
         # Metrics and warnings.

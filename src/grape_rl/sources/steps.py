@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from grape_rl.config.config import Config
-from grape_rl.data.steps import Labeled, labeled, stacked_steps, stepped, with_steps
+from grape_rl.data.steps import LabeledSolution, collate_solutions, synthesize_steps, tokenize_solutions, with_steps
 from grape_rl.model.forward import ForwardContext
-from grape_rl.model.reward_head import with_separator
+from grape_rl.model.reward_head import set_step_separator
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.setup.rows import Row, read_split, row_origins, with_prompt
 from grape_rl.setup.setup import Setup, Warnings
@@ -39,7 +39,7 @@ class Steps(Source):
     unit: ClassVar[str] = "solutions"
     trains_reward_model: ClassVar[bool] = True
 
-    encode: Callable[..., Any] = labeled
+    encode: Callable[..., Any] = tokenize_solutions
 
     @property
     def loss_fields(self) -> frozenset[str]:
@@ -62,7 +62,7 @@ class Steps(Source):
             check_columns(config, self.requirement, rows, origin)
         prompt, columns = data.prompt, (data.completions, data.labels)
         if data.tasks:  # train and test together, so that a task with one held-out row has wrong answers to choose from
-            rows = stepped([*train, *test], data.teacher.wrong, config.seed)
+            rows = synthesize_steps([*train, *test], data.teacher.wrong, config.seed)
             train, test = rows[: len(train)], rows[len(train) :]
             prompt, columns = "prompt", ("completions", "labels")
         train, test = (
@@ -75,21 +75,21 @@ class Steps(Source):
     def batches(self, setup: Setup) -> Callable[[int], Sequences]:
         """The solutions of each step of the run."""
         examples, _ = self._encode(setup, setup.train_rows, "data")
-        return lambda step: collate_steps(draw_examples(examples, setup.config, step)).sequences
+        return lambda step: experience_from_solutions(draw_examples(examples, setup.config, step)).sequences
 
     def experiences(self, setup: Setup) -> tuple[ExperienceSource, Warnings]:
         """The solutions of each step of the run. The model is marked with the separator of the steps that it scores."""
-        with_separator(setup.policy.model, setup.options["separator"])
+        set_step_separator(setup.policy.model, setup.options["separator"])
         examples, warnings = self._encode(setup, setup.train_rows, "data")
-        return lambda step: collate_steps(draw_examples(examples, setup.config, step)), warnings
+        return lambda step: experience_from_solutions(draw_examples(examples, setup.config, step)), warnings
 
     def held_out(self, setup: Setup) -> HeldOutItems:
         """Accuracy on the held-out steps."""
         examples, _ = self._encode(setup, setup.test_rows, "held-out data")
-        test = collate_steps(examples)
+        test = experience_from_solutions(examples)
         return lambda: summarize_steps(setup.policy.model, test, setup.forward())
 
-    def _encode(self, setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[Labeled], Warnings]:
+    def _encode(self, setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[LabeledSolution], Warnings]:
         """The rows as solutions in tokens, with warnings of solutions that lost steps and of those left out."""
         policy = setup.policy
         limit = min(setup.config.data.max_length, policy.context)
@@ -104,9 +104,9 @@ class Steps(Source):
         return examples, warnings
 
 
-def collate_steps(examples: Sequence[Labeled]) -> Judged:
+def experience_from_solutions(examples: Sequence[LabeledSolution]) -> Judged:
     """Solutions as one batch."""
-    sequences, label = stacked_steps(examples)
+    sequences, label = collate_solutions(examples)
     metrics = {
         "steps": float((~label.isnan()).sum()),
         "length": float(sequences.mask.sum(dim=1).float().mean()),

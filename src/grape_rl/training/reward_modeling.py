@@ -1,23 +1,22 @@
 """Training a model that scores: on pairs, one of which should score higher, and on steps, which are right or wrong."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grape_rl.model.logprobs import microbatches, selected
-from grape_rl.model.reward_head import scores, token_scores
+from grape_rl.model.forward import ForwardContext
+from grape_rl.model.logprobs import microbatches, select_rows
+from grape_rl.model.reward_head import sequence_scores, token_scores
 from grape_rl.training.objective import Objective, pair_loss
 from grape_rl.training.optimizer import clipped_step
 from grape_rl.training.pairs import pair_batches
-from grape_rl.training.update import Limits
+from grape_rl.training.update import UpdateSettings
 from grape_rl.types import Sequences
 
 Fields = dict[str, Tensor]
-Precision = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -52,15 +51,15 @@ def comparison_gradient(
     optimizer: torch.optim.Optimizer,
     experience: Compared,
     objective: Objective,
-    limits: Limits,
+    settings: UpdateSettings,
 ) -> dict[str, float]:
     """One optimizer step by the mean loss over the pairs: the same however they are cut into micro-batches.
 
     Raises:
         RuntimeError: a gradient that is not finite, before it moves the weights.
     """
-    parts = comparison_fields(model, experience, limits.tokens_per_microbatch, limits.precision)
-    return _descended(model, optimizer, parts, comparison_metrics, len(experience.margin), objective, limits)
+    parts = comparison_fields(model, experience, settings.forward)
+    return _descended(model, optimizer, parts, comparison_metrics, len(experience.margin), objective, settings)
 
 
 def step_gradient(
@@ -68,36 +67,32 @@ def step_gradient(
     optimizer: torch.optim.Optimizer,
     experience: Judged,
     objective: Objective,
-    limits: Limits,
+    settings: UpdateSettings,
 ) -> dict[str, float]:
     """One optimizer step by the mean loss over the labeled steps of all solutions, however they are cut.
 
     Raises:
         RuntimeError: a gradient that is not finite, before it moves the weights.
     """
-    parts = step_fields(model, experience, limits.tokens_per_microbatch, limits.precision)
+    parts = step_fields(model, experience, settings.forward)
     count = int((~experience.label.isnan()).sum())
-    return _descended(model, optimizer, parts, step_metrics, count, objective, limits)
+    return _descended(model, optimizer, parts, step_metrics, count, objective, settings)
 
 
-def comparison_fields(
-    model: nn.Module, experience: Compared, tokens_per_microbatch: int, precision: Precision = nullcontext
-) -> Iterator[Fields]:
+def comparison_fields(model: nn.Module, experience: Compared, forward: ForwardContext) -> Iterator[Fields]:
     """Micro-batch by micro-batch, what a loss may read of pairs: both scores, and the margin."""
-    for pairs in pair_batches(experience.sequences, tokens_per_microbatch):
+    for pairs in pair_batches(experience.sequences, forward.tokens_per_microbatch):
         rows = torch.cat([pairs, pairs + len(experience.margin)])
-        with precision():
-            chosen, rejected = scores(model, selected(experience.sequences, rows)).chunk(2)
+        with forward.precision():
+            chosen, rejected = sequence_scores(model, select_rows(experience.sequences, rows)).chunk(2)
         yield {"chosen_score": chosen, "rejected_score": rejected, "margin": experience.margin[pairs].to(chosen)}
 
 
-def step_fields(
-    model: nn.Module, experience: Judged, tokens_per_microbatch: int, precision: Precision = nullcontext
-) -> Iterator[Fields]:
+def step_fields(model: nn.Module, experience: Judged, forward: ForwardContext) -> Iterator[Fields]:
     """Micro-batch by micro-batch, what a loss may read of labeled steps: the logit, and the label."""
-    for rows in microbatches(experience.sequences, tokens_per_microbatch):
-        with precision():
-            logit = token_scores(model, selected(experience.sequences, rows))
+    for rows in microbatches(experience.sequences, forward.tokens_per_microbatch):
+        with forward.precision():
+            logit = token_scores(model, select_rows(experience.sequences, rows))
         label = experience.label[rows, : logit.shape[1]].to(logit)
         known = ~label.isnan()
         yield {"step_logit": logit[known], "step_label": label[known]}
@@ -126,7 +121,7 @@ def _descended(
     metrics: Callable[[Fields], Mapping[str, Tensor]],
     count: int,
     objective: Objective,
-    limits: Limits,
+    settings: UpdateSettings,
 ) -> dict[str, float]:
     """One optimizer step by the mean over ``count`` pairs or steps, and the mean of what there is to tell of them."""
     told: dict[str, float] = {}
@@ -137,4 +132,4 @@ def _descended(
         sums = {"loss": share.detach(), **(terms if len(terms) > 1 else {})}
         sums |= {name: value.sum() / count for name, value in metrics(fields).items()}
         told = {name: told.get(name, 0.0) + float(value) for name, value in sums.items()}
-    return told | {"grad_norm": clipped_step(model, optimizer, limits.max_grad_norm)}
+    return told | {"grad_norm": clipped_step(model, optimizer, settings.max_grad_norm)}

@@ -8,8 +8,8 @@ import torch
 
 from grape_rl import train
 from grape_rl.cli import main
-from grape_rl.model.load import readied
-from grape_rl.model.scratch import bpe_tokenizer, scratch
+from grape_rl.model.load import prepare_model
+from grape_rl.model.scratch import bpe_tokenizer, random_llama
 from grape_rl.reward.critic.item import Confidence, Judge
 from grape_rl.reward.critic.judging import Job, Judging
 from grape_rl.reward.critic.local import LocalCritic, local_critic, local_verdicts
@@ -34,12 +34,12 @@ def of():
     """A critic in float64, with sharp choices; its tokenizer splits "not sure", which "not" and "no" begin."""
     tokenizer = bpe_tokenizer(["yes not sure no note one"] * 4, 300)
     tokenizer.chat_template = TEMPLATE
-    model = scratch(tokenizer, hidden=16, layers=2, heads=2, context=2048, seed=1)
+    model = random_llama(tokenizer, hidden=16, layers=2, heads=2, context=2048, seed=1)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() == 2:
                 weight.mul_(20.0)
-    model = readied(model.double(), CPU)
+    model = prepare_model(model.double(), CPU)
     return LocalCritic("small", model, tokenizer, (tokenizer.eos_token_id,), 2048, 3000)
 
 
@@ -111,7 +111,9 @@ def test_a_batch_is_cut_by_its_tokens(of, monkeypatch):
     jobs = [Job("item", judge, response(f"It is {i}.")) for i in range(6)]
     rows = []
     whole = local.logprobs
-    monkeypatch.setattr(local, "logprobs", lambda model, part: rows.append(len(part.prompts)) or whole(model, part))
+    monkeypatch.setattr(
+        local, "compute_logprobs", lambda model, part: rows.append(len(part.prompts)) or whole(model, part)
+    )
     small = LocalCritic(of.name, of.model, of.tokenizer, of.end, of.context, 1200)
     cut = local_verdicts(small, jobs)
     assert len(rows) > 1 and sum(rows) == 6, "the labels of a response share its prompt"
@@ -125,7 +127,7 @@ def preferring(folder, label):
     """A critic whose weights answer ``label`` to everything, each of its tokens and then the end."""
     tokenizer = bpe_tokenizer(["yes no"] * 4, 300)
     tokenizer.chat_template = TEMPLATE
-    model = scratch(tokenizer, hidden=len(tokenizer) + len(tokenizer) % 2, layers=1, heads=2, context=1024, seed=0)
+    model = random_llama(tokenizer, hidden=len(tokenizer) + len(tokenizer) % 2, layers=1, heads=2, context=1024, seed=0)
     answer = tokenizer(label + "<eos>", add_special_tokens=False)["input_ids"]
     last = tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
     with torch.no_grad():
@@ -171,7 +173,7 @@ def test_what_cannot_be_judged_is_a_typed_failure(of):
     fine, long = local_verdicts(of, jobs)
     assert fine.status == "ok"
     assert (long.status, math.isnan(long.score)) == ("truncated", True) and "takes 2048" in long.reasoning
-    broken = scratch(of.tokenizer, hidden=16, layers=1, heads=2, context=2048, seed=1)
+    broken = random_llama(of.tokenizer, hidden=16, layers=1, heads=2, context=2048, seed=1)
     with torch.no_grad():
         broken.model.norm.weight.fill_(math.nan)
     (none,) = local_verdicts(LocalCritic("x", broken, of.tokenizer, of.end, 2048, 3000), jobs[:1])

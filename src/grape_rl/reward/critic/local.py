@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grape_rl.data.chat import completion_tokens, end_tokens, prompt_tokens
 from grape_rl.model.load import load
-from grape_rl.model.logprobs import logprobs, microbatches, selected
+from grape_rl.model.logprobs import compute_logprobs, microbatches, select_rows
 from grape_rl.reward.critic.faults import fault
 from grape_rl.reward.critic.item import Judge
 from grape_rl.reward.critic.plan import Job
@@ -143,7 +143,7 @@ def _answer_logp(of: LocalCritic, asked: Sequence[tuple[Tokens, list[Tokens]]]) 
     logp = torch.full((len(sequences.tokens),), math.nan, dtype=torch.float64)
     for rows in microbatches(sequences, of.tokens_per_microbatch):
         with of.precision():
-            logp[rows] = logprobs(of.model, selected(sequences, rows)).logp.double().sum(dim=1).cpu()
+            logp[rows] = compute_logprobs(of.model, select_rows(sequences, rows)).logp.double().sum(dim=1).cpu()
     return [part.tolist() for part in logp.split([len(answers) for _, answers in asked])]
 
 

@@ -11,7 +11,7 @@ TRIM, MMAP = -1, -3
 
 
 @contextmanager
-def heap_kept() -> Iterator[None]:
+def keep_freed_memory() -> Iterator[None]:
     """Within it, glibc keeps freed memory for the process, and makes blocks of up to 32 MiB out of it.
 
     A training step frees and takes the same hundreds of megabytes again and again; each time, the kernel would have to

@@ -7,15 +7,15 @@ import torch
 from tiny import MODELS, sharp
 from torch import nn
 
-from grape_rl.model import linear
-from grape_rl.model.linear import WIDE, WideLinear, granule, product, widened
+from grape_rl.model import onednn_linear
+from grape_rl.model.onednn_linear import ONEDNN_IS_FASTER, OneDNNLinear, matmul_nt, padding_multiple, use_onednn_linear
 
-wide = pytest.mark.skipif(not WIDE, reason="the processor has no AVX-512, or torch no oneDNN")
+wide = pytest.mark.skipif(not ONEDNN_IS_FASTER, reason="the processor has no AVX-512, or torch no oneDNN")
 
 
 @pytest.fixture(autouse=True)
 def any_size(monkeypatch):
-    monkeypatch.setattr(linear, "SMALL", 1)
+    monkeypatch.setattr(onednn_linear, "MIN_MULTIPLICATIONS", 1)
 
 
 def field(*shape, seed=0):
@@ -26,8 +26,8 @@ def layers(bias):
     torch.manual_seed(0)
     plain = nn.Linear(5, 7, bias=bias)
     module = nn.Sequential(copy.deepcopy(plain))
-    widened(module)
-    assert isinstance(module[0], WideLinear)
+    use_onednn_linear(module)
+    assert isinstance(module[0], OneDNNLinear)
     return plain.double(), module[0]
 
 
@@ -70,28 +70,28 @@ def test_products_of_transposed_fields_are_the_same():
     expected = a.double() @ b.double().t()
     for one in (a, a.t().contiguous().t()):
         for other in (b, b.t().contiguous().t()):
-            torch.testing.assert_close(product(one, other).double(), expected, rtol=0, atol=1e-5)
+            torch.testing.assert_close(matmul_nt(one, other).double(), expected, rtol=0, atol=1e-5)
 
 
 def test_other_types_and_autocast_are_left_to_torch(monkeypatch):
     def refused(*_):
         raise AssertionError("oneDNN was called")
 
-    monkeypatch.setattr(linear, "ONEDNN", refused)
+    monkeypatch.setattr(onednn_linear, "ONEDNN", refused)
     module = nn.Sequential(nn.Linear(5, 7))
-    module[0].__class__ = WideLinear
+    module[0].__class__ = OneDNNLinear
     with torch.autocast("cpu", torch.bfloat16):
         assert module(field(3, 5)).dtype == torch.bfloat16
     assert module(field(0, 5)).shape == (0, 7), "nothing to multiply"
     assert copy.deepcopy(module).double()(field(3, 5).double()).dtype == torch.float64
-    assert product(field(2, 3).double(), field(4, 3).double()).dtype == torch.float64
+    assert matmul_nt(field(2, 3).double(), field(4, 3).double()).dtype == torch.float64
 
 
 def test_a_small_product_is_left_to_torch(monkeypatch):
-    monkeypatch.setattr(linear, "SMALL", 3 * 5 * 7 + 1)
-    monkeypatch.setattr(linear, "ONEDNN", None)
+    monkeypatch.setattr(onednn_linear, "MIN_MULTIPLICATIONS", 3 * 5 * 7 + 1)
+    monkeypatch.setattr(onednn_linear, "ONEDNN", None)
     module = nn.Linear(5, 7)
-    module.__class__ = WideLinear
+    module.__class__ = OneDNNLinear
     assert module(field(3, 5)).shape == (3, 7)
 
 
@@ -101,7 +101,7 @@ def test_a_model_keeps_its_names_and_weights_and_every_linear_layer_is_wide():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     ids = torch.tensor([[5, 9, 3, 17, 4]])
     expected = model(input_ids=ids).logits
-    widened(model)
+    use_onednn_linear(model)
     assert not any(type(module) is nn.Linear for module in model.modules())
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -110,6 +110,6 @@ def test_a_model_keeps_its_names_and_weights_and_every_linear_layer_is_wide():
 
 @pytest.mark.parametrize("n", [1, 7, 31, 32, 63, 64, 100, 1000, 4097])
 def test_rounding_up_adds_a_sixteenth_at_most(n):
-    size = n + -n % granule(n)
+    size = n + -n % padding_multiple(n)
     assert n <= size <= n * 17 / 16
-    assert len({k + -k % granule(k) for k in range(1024, 2048)}) <= 33
+    assert len({k + -k % padding_multiple(k) for k in range(1024, 2048)}) <= 33

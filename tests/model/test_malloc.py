@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from grape_rl.model import heap
-from grape_rl.model.heap import heap_kept
+from grape_rl.model import malloc
+from grape_rl.model.malloc import keep_freed_memory
 
 
 class Libc:
@@ -24,25 +24,25 @@ class Libc:
 
 def test_what_is_set_is_set_back_whatever_happens(monkeypatch):
     libc = Libc()
-    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(malloc.ctypes, "CDLL", lambda name: libc)
     monkeypatch.setattr(sys, "platform", "linux")
-    with pytest.raises(RuntimeError, match="stop"), heap_kept():
+    with pytest.raises(RuntimeError, match="stop"), keep_freed_memory():
         kept = dict(libc.told)
         raise RuntimeError("stop")
-    assert kept == {heap.MMAP: 2**25, heap.TRIM: 2**31 - 1}
-    assert libc.told[2:] == [(heap.TRIM, 2**17), ("trim", 0)]
+    assert kept == {malloc.MMAP: 2**25, malloc.TRIM: 2**31 - 1}
+    assert libc.told[2:] == [(malloc.TRIM, 2**17), ("trim", 0)]
 
 
 @pytest.mark.parametrize(("platform", "libc"), [("darwin", Libc()), ("linux", object())])
 def test_elsewhere_nothing_happens(monkeypatch, platform, libc):
-    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: libc)
+    monkeypatch.setattr(malloc.ctypes, "CDLL", lambda name: libc)
     monkeypatch.setattr(sys, "platform", platform)
-    with heap_kept():
+    with keep_freed_memory():
         assert not getattr(libc, "told", None)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
 def test_glibc_takes_it():
     libc = ctypes.CDLL(None)
-    assert libc.mallopt(heap.MMAP, 2**25) == 1 and libc.mallopt(heap.TRIM, 2**31 - 1) == 1
-    libc.mallopt(heap.TRIM, 2**17)
+    assert libc.mallopt(malloc.MMAP, 2**25) == 1 and libc.mallopt(malloc.TRIM, 2**31 - 1) == 1
+    libc.mallopt(malloc.TRIM, 2**17)

@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from grape_rl.model.linear import widened
+from grape_rl.model.onednn_linear import use_onednn_linear
 
-HEAD = "head.safetensors"
+HEAD_FILE = "head.safetensors"
 
 
-class Valued(nn.Module):
+class PolicyWithValue(nn.Module):
     """A policy, and beside it a value function, which is trained with it and is no part of it.
 
     ``value`` is a head (hidden states → one number) on the policy's own trunk, or a sequence-classification model with
@@ -39,13 +39,13 @@ class Valued(nn.Module):
             return head(hidden.to(head.weight.dtype)).squeeze(-1)
 
 
-def shared_head(policy: PreTrainedModel) -> nn.Linear:
+def shared_value_head(policy: PreTrainedModel) -> nn.Linear:
     """A head for the policy's own trunk, zero everywhere: what is expected before anything was seen."""
     embeddings: Any = policy.get_output_embeddings()
     return _zero_head(policy, embeddings.weight.shape[1], bias=True)
 
 
-def own_model(policy: PreTrainedModel) -> PreTrainedModel:
+def separate_value_model(policy: PreTrainedModel) -> PreTrainedModel:
     """A model of its own for the value: a copy of the policy's trunk, with a head that is zero everywhere.
 
     Raises:
@@ -65,7 +65,7 @@ def own_model(policy: PreTrainedModel) -> PreTrainedModel:
             f"{type(policy).__name__}: no value model can be made of it ({reason}); use a shared trunk"
         ) from error
     setattr(model, model.base_model_prefix, copy.deepcopy(policy.base_model).requires_grad_())
-    widened(model)
+    use_onednn_linear(model)
     return model.eval()
 
 
@@ -82,11 +82,11 @@ def save_value(value: nn.Linear | PreTrainedModel, folder: Path) -> None:
     """Write a value function into a folder of its own: a model in Hugging Face layout, or a head as one file."""
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(value, nn.Linear):
-        save_file(value.state_dict(), folder / HEAD)
+        save_file(value.state_dict(), folder / HEAD_FILE)
     else:
         value.save_pretrained(folder)
 
 
-def load_head(head: nn.Linear, folder: Path) -> None:
+def load_value_head(head: nn.Linear, folder: Path) -> None:
     """Give a head the weights that were saved in ``folder``."""
-    head.load_state_dict(load_file(folder / HEAD))
+    head.load_state_dict(load_file(folder / HEAD_FILE))

@@ -11,29 +11,29 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-WIDE = ONEDNN is not None and "AVX512" in torch.backends.cpu.get_cpu_capability()
+ONEDNN_IS_FASTER = ONEDNN is not None and "AVX512" in torch.backends.cpu.get_cpu_capability()
 """Whether the product by oneDNN is there, and the processor has what makes it faster."""
 
 
-SMALL = 2**21
+MIN_MULTIPLICATIONS = 2**21
 """From how many multiplications on oneDNN is the faster one: a call of it costs some 20 µs."""
 
 
-def suits(*fields: Tensor) -> bool:
+def uses_onednn(*fields: Tensor) -> bool:
     """Whether products of these are to be taken by oneDNN: float32 on a wide CPU, and nothing casts them."""
     return (
-        WIDE
+        ONEDNN_IS_FASTER
         and all(field.dtype == torch.float32 and field.device.type == "cpu" for field in fields)
         and not torch.is_autocast_enabled("cpu")
     )
 
 
-def product(x: Float[Tensor, "n k"], weight: Float[Tensor, "m k"]) -> Float[Tensor, "n m"]:
+def matmul_nt(x: Float[Tensor, "n k"], weight: Float[Tensor, "m k"]) -> Float[Tensor, "n m"]:
     """x · weightᵀ, without a graph. Either may lie in memory transposed."""
-    return ONEDNN(x, weight, None, "none", [], "") if suits(x, weight) else x @ weight.t()
+    return ONEDNN(x, weight, None, "none", [], "") if uses_onednn(x, weight) else x @ weight.t()
 
 
-def granule(n: int) -> int:
+def padding_multiple(n: int) -> int:
     """What sizes of about ``n`` rows are rounded up to a multiple of: one of 16 between two powers of 2.
 
     oneDNN makes a program for each shape that it multiplies, and keeps it. Of a new shape in each micro-batch it would
@@ -64,12 +64,12 @@ class _Linear(torch.autograd.Function):
         )
 
 
-class WideLinear(nn.Linear):
+class OneDNNLinear(nn.Linear):
     """A linear layer that multiplies by oneDNN where that suits, and as any other where it does not."""
 
     def forward(self, input: Float[Tensor, "*b k"]) -> Float[Tensor, "*b m"]:
         """input · weightᵀ + bias."""
-        if input.numel() * self.out_features < SMALL or not suits(input, self.weight):
+        if input.numel() * self.out_features < MIN_MULTIPLICATIONS or not uses_onednn(input, self.weight):
             return super().forward(input)
         x = input.reshape(-1, input.shape[-1])
         if torch.is_grad_enabled():
@@ -79,9 +79,9 @@ class WideLinear(nn.Linear):
         return out.view(*input.shape[:-1], out.shape[-1])
 
 
-def widened(model: nn.Module) -> None:
+def use_onednn_linear(model: nn.Module) -> None:
     """Make the model's linear layers wide ones, where the machine gains by it. Names and weights stay as they are."""
-    if WIDE:
+    if ONEDNN_IS_FASTER:
         for module in model.modules():
             if type(module) is nn.Linear:
-                module.__class__ = WideLinear
+                module.__class__ = OneDNNLinear

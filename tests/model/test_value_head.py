@@ -8,8 +8,14 @@ from tiny import MODELS, apart, exactness, sequences, sharp
 from transformers import AutoModelForSequenceClassification
 
 from grape_rl.model.load import load_value_model
-from grape_rl.model.logprobs import logprobs, values
-from grape_rl.model.value import Valued, load_head, own_model, save_value, shared_head
+from grape_rl.model.logprobs import compute_logprobs, compute_values
+from grape_rl.model.value_head import (
+    PolicyWithValue,
+    load_value_head,
+    save_value,
+    separate_value_model,
+    shared_value_head,
+)
 
 GIVEN = sequences([3, 5], [[4, 2, 6], [1, 5]])
 CPU = torch.device("cpu")
@@ -26,13 +32,13 @@ def random_head(head, seed=0):
 
 def valued(policy, trunk):
     if trunk == "shared":
-        return Valued(policy, random_head(shared_head(policy)))
-    value = own_model(policy)
+        return PolicyWithValue(policy, random_head(shared_value_head(policy)))
+    value = separate_value_model(policy)
     with torch.no_grad():
         for parameter in value.base_model.parameters():
             parameter.mul_(0.9)  # it is no more the policy's trunk
     random_head(value.score)
-    return Valued(policy, value)
+    return PolicyWithValue(policy, value)
 
 
 def value_alone(model, given, trunk):
@@ -60,9 +66,9 @@ def test_the_value_is_that_of_each_row_alone(name, trunk):
         expected = value_alone(model, GIVEN, trunk)
         assert expected[GIVEN.mask].std() > 0.1
         for given in (GIVEN, apart(GIVEN)):
-            found = logprobs(model, given, 0.7)
-            plain = logprobs(model.policy, given, 0.7)
-            for value in (found.value, values(model, given)):
+            found = compute_logprobs(model, given, 0.7)
+            plain = compute_logprobs(model.policy, given, 0.7)
+            for value in (found.value, compute_values(model, given)):
                 torch.testing.assert_close(
                     value, expected, rtol=1e-5 if "gemma2" in name else 1e-9, atol=100 * apart_by
                 )
@@ -75,7 +81,7 @@ def test_a_shared_trunk_is_run_once_and_takes_the_value_s_gradient_and_an_own_on
     model = valued(sharp(MODELS["llama"]), trunk)
     runs = []
     model.policy.base_model.register_forward_hook(lambda *_: runs.append("policy"))
-    value = logprobs(model, apart(GIVEN)).value
+    value = compute_logprobs(model, apart(GIVEN)).value
     assert runs == ["policy"]
     assert value is not None
     value[GIVEN.mask].square().sum().backward()
@@ -88,9 +94,9 @@ def test_a_shared_trunk_is_run_once_and_takes_the_value_s_gradient_and_an_own_on
 def test_a_new_value_is_zero_everywhere_and_the_policy_is_not_touched(trunk):
     policy = sharp(MODELS["qwen2"])
     before, state = copy.deepcopy(policy.state_dict()), torch.random.get_rng_state()
-    value = shared_head(policy) if trunk == "shared" else own_model(policy)
+    value = shared_value_head(policy) if trunk == "shared" else separate_value_model(policy)
     assert torch.equal(torch.random.get_rng_state(), state), "no random number is drawn"
-    assert not values(Valued(policy, value), GIVEN).any()
+    assert not compute_values(PolicyWithValue(policy, value), GIVEN).any()
     assert all(torch.equal(before[key], tensor) for key, tensor in policy.state_dict().items())
     if trunk == "own":
         ours, theirs = value.base_model.state_dict(), policy.base_model.state_dict()
@@ -101,15 +107,15 @@ def test_a_new_value_is_zero_everywhere_and_the_policy_is_not_touched(trunk):
 def test_in_bf16_the_head_keeps_its_digits():
     model = valued(sharp(MODELS["llama"], torch.float32), "shared")
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert values(model, GIVEN).dtype == torch.float32
+        assert compute_values(model, GIVEN).dtype == torch.float32
 
 
 def test_saved_and_loaded_to_the_same_bits(tmp_path):
     policy = sharp(MODELS["llama"], torch.float32)
     head, own = valued(policy, "shared").value, valued(policy, "own").value
     save_value(head, tmp_path / "head")
-    again = shared_head(policy)
-    load_head(again, tmp_path / "head")
+    again = shared_value_head(policy)
+    load_value_head(again, tmp_path / "head")
     assert torch.equal(again.weight, head.weight) and torch.equal(again.bias, head.bias)
     save_value(own, tmp_path / "own")
     loaded = load_value_model(str(tmp_path / "own"), CPU)
@@ -132,7 +138,7 @@ def test_what_is_no_value_model_is_refused(what, told, tmp_path):
         policy.config.num_labels = 1
         policy.save_pretrained(tmp_path / what)
     if what == "two labels":
-        own = own_model(policy)
+        own = separate_value_model(policy)
         own.config.num_labels = 2
         own.score = torch.nn.Linear(16, 2, bias=False)
         own.save_pretrained(tmp_path / what)
