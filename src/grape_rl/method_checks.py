@@ -1,12 +1,12 @@
 """Checks of a method when it is built, so that an error in it is reported before anything is loaded or sampled."""
 
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, get_type_hints
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic.errors import PydanticSchemaGenerationError
 
+from grape_rl.rollout.source import Experience
 from grape_rl.schema import nearest
 from grape_rl.sources.method_function import MethodFunction
 
@@ -58,18 +58,14 @@ def function_faults(function: MethodFunction) -> tuple[str, ...]:
         return (f"{name}: its annotations cannot be read: {type(error).__name__}: {error}",)
     for key, parameter in function.parameters.items():
         if parameter.kind in unnamed:
-            faults.append(
-                f"{name}: parameter '{parameter}': inputs and options are passed by name: list each by its own"
-            )
+            faults.append(f"{name}: parameter '{parameter}': list each input and option by name")
         elif key in function.inputs:
             continue
         elif parameter.default is parameter.empty:
             hint = nearest(key, sorted(function.inputs))
             faults.append(f"{name}: parameter {key!r} is not an input, and has no default as an option{hint}")
         elif key not in types:
-            faults.append(
-                f"{name}: option {key!r} has no type: annotate it, as in {key}: float = {parameter.default!r}"
-            )
+            faults.append(f"{name}: option {key!r} has no type: write {key}: float = {parameter.default!r}, or another")
         elif fault := default_fault(types[key], parameter.default):
             faults.append(f"{name}: option {key!r}{fault}")
     return tuple(faults)
@@ -77,12 +73,13 @@ def function_faults(function: MethodFunction) -> tuple[str, ...]:
 
 def default_fault(kind: Any, default: Any) -> str | None:
     """The end of an error message if a default is not a value of an option's type; None if it is one."""
+    base = base_type(kind)
+    if base not in (bool, int, float, str) and get_origin(base) is not Literal:
+        return f" has the type {getattr(base, '__name__', base)}, but should be bool, int, float, str or a Literal"
     try:
         TypeAdapter(kind).validate_python(default)
     except ValidationError as error:
         return f" has the default {default!r}: {error.errors()[0]['msg']}"
-    except PydanticSchemaGenerationError:
-        return f" has the type {getattr(kind, '__name__', kind)}: an option should be a number, text or a Literal"
     return None
 
 
@@ -100,26 +97,29 @@ def check_functions(method: str, functions: Sequence[MethodFunction]) -> None:
 def check_shared_options(
     method: str,
     functions: Sequence[MethodFunction],
-    coefficients: Mapping[str, str],
+    coefficients: Sequence[tuple[str, str, float]],
     defaults: Mapping[str, Any],
 ) -> None:
     """Check that every option has one meaning.
 
-    Two functions may share an option: its bounds are then those of both. ``coefficients`` maps the options that set a
-    term's coefficient to the name of the term's function.
+    Two functions may share an option: its bounds are then those of both. ``coefficients`` lists the options that set a
+    term's coefficient, each with the name of the term's function and the default.
 
     Raises:
         ValueError: functions share an option of different types, or of different defaults that ``defaults`` does not
-            settle; or an option of a function has the name of a coefficient.
+            settle; or an option of a function has the name of a coefficient or is ``reduction``.
     """
+    reserved = {"reduction": "the weighting of tokens"}
+    reserved |= {option: f"the coefficient of {term}" for option, term, _ in coefficients}
+    starts: dict[str, float] = {}
+    for option, term, start in coefficients:
+        if starts.setdefault(option, start) != start and option not in defaults:
+            raise ValueError(f"{method}: {term}: coefficient {option!r} has two defaults, {starts[option]} and {start}")
     first: dict[str, tuple[str, Any, Any]] = {}
     for function in functions:
         for option, (kind, default) in function.options.items():
-            if option in coefficients:
-                raise ValueError(
-                    f"{method}: {function.name}: option {option!r} is also the coefficient of {coefficients[option]}: "
-                    "rename one"
-                )
+            if option in reserved:
+                raise ValueError(f"{method}: {function.name}: option {option!r} is also {reserved[option]}: rename one")
             other, other_kind, other_default = first.setdefault(option, (function.name, kind, default))
             if base_type(kind) != base_type(other_kind):
                 raise ValueError(
@@ -143,6 +143,37 @@ def check_defaults(method: str, options: Mapping[str, tuple[Any, Any]], defaults
             raise ValueError(f"{method}: defaults: there is no option {option!r}{nearest(option, options)}")
         if fault := default_fault(options[option][0], default):
             raise ValueError(f"{method}: defaults: option {option!r}{fault}")
+
+
+def check_reduction(method: str, reduction: str | None, loss_fields: Collection[str]) -> None:
+    """Check that a loss per token has a reduction, and that no other loss has one.
+
+    Raises:
+        ValueError: there is a reduction without tokens, or none with tokens.
+    """
+    if _per_token(loss_fields) and reduction is None:
+        raise ValueError(f"{method}: reduction: a loss per token needs one: token, sequence or fixed_length")
+    if reduction is not None and not _per_token(loss_fields):
+        raise ValueError(f"{method}: reduction: should be None: the loss has no tokens, and its plain mean is taken")
+
+
+def check_update(method: str, update: Callable[..., Any], loss_fields: Collection[str]) -> None:
+    """Check that an update of tokens is not given another source's batches, nor another update tokens.
+
+    Raises:
+        ValueError: the type of the update's ``experience`` does not fit.
+    """
+    kind = get_type_hints(update).get("experience")
+    if kind is not None and _per_token(loss_fields) != issubclass(kind, Experience):
+        raise ValueError(
+            f"{method}: {update.__name__}: updates by {kind.__name__}, which the source does not make: choose an "
+            "update of grape_rl.training: update.gradient for tokens, pairs.pair_gradient, labels.label_gradient, "
+            "reward_modeling.comparison_gradient or step_gradient"
+        )
+
+
+def _per_token(loss_fields: Collection[str]) -> bool:
+    return "mask" in loss_fields
 
 
 def base_type(kind: Any) -> Any:

@@ -112,7 +112,5 @@ def demo_config(name: str) -> Path:
     method = method_named(name)
     page = method.page if is_built_in(method) else DEMOS.get(method.source.unit)
     if page is None:
-        raise ValueError(
-            f"{name}: there is no demo for a method that learns from {method.source.unit}: set --config FILE"
-        )
+        raise ValueError(f"{name}: no demo for a method that learns from {method.source.unit}: set --config FILE")
     return Path(str(files("grape_rl") / "configs" / "demo" / f"{page}.yaml"))

@@ -32,7 +32,7 @@ class MethodFunction:
     @property
     def reads(self) -> frozenset[str]:
         """The inputs that the function takes."""
-        return self.inputs & self.parameters.keys()
+        return self.inputs.intersection(self.parameters)
 
     @property
     def options(self) -> dict[str, tuple[Any, Any]]:

@@ -188,11 +188,11 @@ class Responses(SampledSource):
     def _function(self, role: str) -> MethodFunction | None:
         """The function of that role with its inputs; None if the source has none."""
         function = getattr(self, role)
-        inputs = INPUTS[role] | (self.start_memory.keys() if role == "advantage" else frozenset[str]())
+        inputs = INPUTS[role].union(self.start_memory if role == "advantage" else ())
         return MethodFunction(function, inputs) if function else None
 
     def _memory_function(self, number: Memory) -> MethodFunction:
-        return MethodFunction(number.function, ADVANTAGE_INPUTS | self.start_memory.keys() | {"previous"})
+        return MethodFunction(number.function, ADVANTAGE_INPUTS.union(self.start_memory, {"previous"}))
 
     def _bound(self, role: str, options: Mapping[str, Any]) -> Callable[..., Any]:
         """The function of that role with its options bound."""
