@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from grape_rl import ALGORITHMS, train
-from grape_rl.cli.train import resolved
+from grape_rl.cli.train import resolve_config
 from grape_rl.config.config import Config
 from grape_rl.config.files import merge
 from grape_rl.maths.divergence import k3
@@ -95,7 +95,7 @@ def start(bench: Bench, seed: int) -> Path:
         given: dict[str, Any] = {"seed": seed, "output": str(home), "checkpoint_every": 0, "device": "cpu"}
         given |= {"evaluation": {"samples": 1}}
         with quiet():
-            train(resolved("sft", "demo", merge(given, SMALL["sft"] if bench.small else {})))
+            train(resolve_config("sft", "demo", merge(given, SMALL["sft"] if bench.small else {})))
     return model
 
 
@@ -135,7 +135,7 @@ def settings(method: str, seed: int, given: Mapping[str, Any], model: Path, home
     }
     if small:
         shared = merge(shared, {"data": SMALL["sft"]["data"]} | SMALL["online"])
-    return resolved(method, "demo", merge(shared, dict(given)))
+    return resolve_config(method, "demo", merge(shared, dict(given)))
 
 
 def measured(config: Config, model: Path) -> Record:

@@ -16,8 +16,8 @@ VALUE_METHODS = (
         name="ppo",
         summary="Full PPO: GAE with a value function, clipped policy and value losses, and a KL penalty in the reward.",
         equation="r_t = 1[t=T] R − β(log π_old − log π_ref);  δ_t = r_t + γV_{t+1} − V_t;  A_t = Σ_l (γλ)^l δ_{t+l};  "
-        "G = A + V_old;  L = mean_t [−min(ρ_t A, clip(ρ_t, 1−ε_low, 1+ε_high) A) "
-        "+ c · ½ max((V − G)², (clip(V, V_old ± ε_V) − G)²)]",
+        "G = A + V_old;  L = mean_t [−min(ρ_t A, clip(ρ_t, 1−ε_low, 1+ε_high) A) + c L_V];  "
+        "L_V = ½ max((V − G)², (clip(V, V_old ± ε_V) − G)²)",
         paper="arXiv 2509.04501, PPO; Schulman et al., arXiv 1707.06347; GAE, 1506.02438; InstructGPT, 2203.02155",
         source=Responses(
             gae,
