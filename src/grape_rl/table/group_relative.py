@@ -14,7 +14,8 @@ GROUP_RELATIVE_METHODS = (
     Method(
         name="grpo",
         summary="PPO's clipped loss with advantages relative to the group of responses to one prompt.",
-        equation="A_i = (R_i − mean R)/(std R + ε);  L = −mean_t min(ρ_t A, clip(ρ_t, 1−ε_low, 1+ε_high) A) + kl · k3",
+        equation="A_i = (R_i − mean R)/(std R + ε);  "
+        "L = mean_t [−min(ρ_t A, clip(ρ_t, 1−ε_low, 1+ε_high) A) + kl · ρ_t k3]",
         paper="arXiv 2509.04501, GRPO; DeepSeekMath, arXiv 2402.03300 (there kl = 0.04, k3 without the weight ρ)",
         source=Responses(group_relative, unweighted, smallest_group=2),
         terms=(LossTerm(clipped), *PENALTIES),

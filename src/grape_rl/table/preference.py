@@ -151,7 +151,7 @@ PREFERENCE_METHODS = (
         "L = D(β Δ − α log(r_w − r_l))", "ODPO, arXiv 2402.10571", odpo,
     ),
     _method(
-        "f_dpo", "DPO with another divergence from the reference than the reverse KL.",
+        "f_dpo", "DPO with another f-divergence from the reference in place of the reverse KL.",
         "L = D(β (f'(π_θ/π_ref of y_w) − f'(π_θ/π_ref of y_l)))", "f-DPO, arXiv 2309.16240", f_dpo,
     ),
     _method(

@@ -29,7 +29,8 @@ REINFORCE_METHODS = (
     Method(
         name="trpo",
         summary="A natural-gradient step with a bound on the KL, accepted only if it improves the surrogate.",
-        equation="maximize E[ρ_t A] subject to E[KL(π_old‖π_θ)] ≤ δ;  θ += √(2δ / gᵀF⁻¹g) F⁻¹g, shrunk until both hold",
+        equation="maximize E[ρ_t A] subject to E[KL(π_old‖π_θ)] ≤ δ;  θ += √(2δ / gᵀF⁻¹g) F⁻¹g, "
+        "shrunk until KL ≤ δ and E[ρ_t A] improves",
         paper="arXiv 2509.04501, TRPO; Schulman et al., arXiv 1502.05477",
         source=_BASELINED,
         terms=(LossTerm(ratio), *PENALTIES),
