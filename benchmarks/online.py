@@ -164,11 +164,9 @@ def end(run: Run, model: Path) -> dict[str, float]:
     cpu = torch.device("cpu")
     now = policy(*load(str(run.model), cpu))
     row = ALGORITHMS[config.method]
-    sampling = SamplingParams(**config.sampling.model_dump())
+    sampling = SamplingParams(**config.sampling.model_dump(), generation_batch_size=config.generation_batch_size)
     prompts = sampling_prompts(kind_of(row).rows(config, row)[1], now, sampling.max_tokens, "held-out data")
-    rollout = sample(
-        now.model, [p.tokens for p in prompts], 2, sampling, now.end, config.seed, 0, config.generation_batch_size
-    )
+    rollout = sample(now.model, [p.tokens for p in prompts], 2, sampling, now.end, config.seed)
     reference = reference_logprobs(load(str(model), cpu)[0], sampling.temperature, config.tokens_per_microbatch)
     kl = k3(rollout.behavior_logp, reference(rollout))[rollout.mask].mean()
     return {"entropy": float(-rollout.behavior_logp[rollout.mask].mean()), "kl": float(kl)}

@@ -33,7 +33,7 @@ def test_each_prompt_is_answered_and_averaged(model, tokenizer):
 
     def sampler(tokens, n, seed, version, ended):
         seen.append((n, seed, version))
-        return sample(model, tokens, n, SamplingParams(6), (1,), seed, version)
+        return sample(model, tokens, n, SamplingParams(6), (1,), seed)
 
     def scorer(answers, group):
         seen.append(answers)

@@ -1,6 +1,7 @@
 """Runs on the model's own responses."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -116,13 +117,13 @@ def _credit(setup: Setup, source: Responses) -> AdvantageInputs:
 
 def sampler(setup: Setup, sampling: SamplingParams) -> Sampler:
     """Samples from the policy as it is when called."""
+    params = replace(sampling, generation_batch_size=setup.config.generation_batch_size)
 
     def sampled(prompts: Sequence[Tensor], n: int, seed: int, version: int, ended: OnResponse | None) -> Rollout:
         at = setup.now
         with setup.precision():
-            return sample(
-                at.model, prompts, n, sampling, at.end, seed, version, setup.config.generation_batch_size, ended
-            )
+            rollout = sample(at.model, prompts, n, params, at.end, seed, ended)
+        return replace(rollout, version=version)
 
     return sampled
 
