@@ -166,19 +166,10 @@ def end(run: Run, model: Path) -> dict[str, float]:
     cpu = torch.device("cpu")
     now = make_policy(*load(str(run.model), cpu))
     method = ALGORITHMS[config.method]
-    sampling = SamplingParams(**config.sampling.model_dump())
+    sampling = SamplingParams(**config.sampling.model_dump(), generation_batch_size=config.generation_batch_size)
     _, test_rows = load_rows(config, method, resolve_options(method, config.options))
     prompts = sampling_prompts(test_rows, now, sampling.max_tokens, "held-out data")
-    rollout = sample(
-        now.model,
-        [p.tokens for p in prompts],
-        2,
-        sampling,
-        now.end_tokens,
-        config.seed,
-        0,
-        config.generation_batch_size,
-    )
+    rollout = sample(now.model, [p.tokens for p in prompts], 2, sampling, now.end_tokens, config.seed)
     reference = reference_logprobs(
         load(str(model), cpu)[0], ForwardContext(config.tokens_per_microbatch, temperature=sampling.temperature)
     )
