@@ -130,12 +130,12 @@ def shape(model: nn.Module) -> Shape:
     layers, heads = getattr(config, "num_hidden_layers", None), getattr(config, "num_attention_heads", None)
     if not layers or not heads:
         raise ValueError(f"{type(model).__name__}: does not say how many layers and heads of attention it has")
-    looked_up = {id(m.weight) for m in made.base_model.modules() if isinstance(m, nn.Embedding)}
+    lookup_value = {id(m.weight) for m in made.base_model.modules() if isinstance(m, nn.Embedding)}
     active = getattr(config, "num_experts_per_tok", None) or 1
     matrices = [  # experts lie on each other in one tensor
         (p.numel() // len(p) * active if p.ndim == 3 else p.numel(), p.requires_grad)
         for p in made.base_model.parameters()
-        if p.ndim in (2, 3) and id(p) not in looked_up
+        if p.ndim in (2, 3) and id(p) not in lookup_value
     ]
     output = made.get_output_embeddings()
     head = (output.weight.numel(), output.weight.requires_grad) if output else (0, False)

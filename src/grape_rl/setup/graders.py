@@ -13,9 +13,9 @@ from grape_rl.methods import Method, Responses, Sampled, keywords
 from grape_rl.reward.canary import canaries
 from grape_rl.reward.check.callables import python_callable
 from grape_rl.reward.critic.settings import endpoints
-from grape_rl.reward.function import function_scorer
+from grape_rl.reward.reward_function import function_scorer
 from grape_rl.reward.grading import judging_ahead, rubric_critics, rubric_models
-from grape_rl.reward.model_grader import readable, reward_model
+from grape_rl.reward.reward_model_grader import readable, reward_model
 from grape_rl.reward.pending_labels import stopping_for_people
 from grape_rl.reward.rubric import check_rows, load_rubric
 from grape_rl.reward.running_confidence import Running

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from grape_rl.reward.critic.prompt import messages
 from grape_rl.reward.formats import FORMATS, anchored, openrubrics
-from grape_rl.reward.formats.reading import literal, slug
+from grape_rl.reward.formats.parsing import literal, slug
 from grape_rl.reward.rubric import Item
-from grape_rl.rubric_tools.convert.writing import WRITERS, filled_in
+from grape_rl.rubric_tools.convert.writers import WRITERS, filled_in
 from grape_rl.types import Response
 
 HEALTHBENCH = [

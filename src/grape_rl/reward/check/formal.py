@@ -8,7 +8,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from grape_rl.reward.check.extract import extracted, gold_text
 from grape_rl.reward.check.fields import Gold, Pattern, Seconds
-from grape_rl.schema import Strict, entrusted, parsed
+from grape_rl.schema import Strict, require_allowed, parsed
 from grape_rl.types import Response
 
 
@@ -27,7 +27,7 @@ class JsonSchema(Strict):
         from jsonschema import SchemaError, validators
 
         if isinstance(self.fits, str):
-            entrusted(self.fits, info.context)
+            require_allowed(self.fits, info.context)
         found = parsed(info.context["folder"] / self.fits) if isinstance(self.fits, str) else self.fits
         try:
             validators.validator_for(found).check_schema(found)

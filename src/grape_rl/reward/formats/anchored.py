@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from grape_rl.reward.formats.reading import field_text
+from grape_rl.reward.formats.parsing import field_text
 
 ID = "quality"
 _KEY = re.compile(r"score([1-9]\d*)_description")

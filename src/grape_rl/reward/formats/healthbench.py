@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from grape_rl.reward.formats.reading import entries, field_text, field_weight, judged, slug
+from grape_rl.reward.formats.parsing import entries, field_text, field_weight, judged, slug
 
 AXIS = "axis:"
 

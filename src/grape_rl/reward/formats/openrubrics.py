@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from grape_rl.reward.formats.reading import judged, literal
+from grape_rl.reward.formats.parsing import judged, literal
 
 WEIGHTS = {"hard rule": 3, "principle": 1}
 """What an item of each kind weighs. That is our choice: OpenRubrics has no weights."""

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from grape_rl.reward.formats.reading import entries, field_text, field_weight, judged, slug, unique
+from grape_rl.reward.formats.parsing import entries, field_text, field_weight, judged, slug, unique
 
 _PREFIX = re.compile(r"^\s*(?:essential|important|optional|pitfall)\s+criteri(?:a|on)\s*:\s*", re.IGNORECASE)
 

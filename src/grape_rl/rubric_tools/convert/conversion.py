@@ -8,11 +8,11 @@ from typing import Any
 
 from grape_rl.data.messages import text_or_messages
 from grape_rl.reward.formats import FORMATS
-from grape_rl.reward.formats.reading import slug, unique
+from grape_rl.reward.formats.parsing import slug, unique
 from grape_rl.reward.row_items import PREFIX
 from grape_rl.reward.rubric import Item, Rubric, category_name, items_of
 from grape_rl.rubric_tools.convert.layouts import LAYOUTS, Layout, Row
-from grape_rl.rubric_tools.convert.writing import WRITERS, filled_in
+from grape_rl.rubric_tools.convert.writers import WRITERS, filled_in
 from grape_rl.schema import nearest, validated
 
 

@@ -11,7 +11,7 @@ from grape_rl.maths.grape import unweighted
 from grape_rl.model.reward_head import scalar_model, with_separator
 from grape_rl.model.scratch import character_tokenizer, scratch
 from grape_rl.reward.grading import rubric_models
-from grape_rl.reward.model_grader import readable, reward_model, rewards
+from grape_rl.reward.reward_model_grader import readable, reward_model, rewards
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.reward.scores import model_scorer, rubric_scorer
 from grape_rl.types import Response

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from grape_rl import train
-from grape_rl.reward.function import function_scorer
+from grape_rl.reward.reward_function import function_scorer
 from grape_rl.types import Response, Verdict
 from small_runs import lines, settings
 

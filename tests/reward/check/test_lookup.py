@@ -1,6 +1,6 @@
 import pytest
 
-from grape_rl.reward.lookup import filled, looked_up, lookups
+from grape_rl.reward.check.lookup import filled, lookup_value, lookups
 
 ROW = {"answer": 72, "unit": "kg", "meta": {"scale": {"low": 1}}, "sly": "${row.answer}", "none": None}
 
@@ -35,7 +35,7 @@ def test_a_look_up_that_is_none_is_refused(text):
 )
 def test_what_the_row_lacks_is_an_error_that_names_its_columns(text):
     with pytest.raises(ValueError, match="in the row, which has answer, unit, meta, sly, none"):
-        looked_up(text, ROW)
+        lookup_value(text, ROW)
 
 
 def test_no_attribute_is_ever_read():

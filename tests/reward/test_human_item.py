@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from grape_rl import train
 from grape_rl.cli import main
 from grape_rl.maths.grape import confidence_weighted
-from grape_rl.reward.human import put_on_todo
+from grape_rl.reward.human_item import put_on_todo
 from grape_rl.reward.pending_labels import Unlabeled, stopping_for_people
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.reward.scores import rubric_scorer
