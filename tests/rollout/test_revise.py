@@ -36,7 +36,8 @@ def rollout(group, lengths, prompts=PROMPTS, first=10):
 
 def scores(*rewards):
     verdicts = tuple((failed("x", "timeout", "slow") if math.isnan(r) else Verdict("x", r),) for r in rewards)
-    return Scores(torch.tensor(rewards, dtype=torch.float64), verdicts, ("sums",) * len(rewards))
+    category = ("sums",) * len(rewards)
+    return Scores(torch.tensor(rewards, dtype=torch.float64), verdicts, category, items=(("sum",),) * len(rewards))
 
 
 def draw(*rewards):
@@ -66,8 +67,8 @@ def revise(tokenizer, found, new, per_group=1, lengths=None, silent=(), long=(),
 
     out = revised(
         found,
-        lambda response, category, verdicts: (
-            "" if number(response) in silent else f"{category} {number(response)} {verdicts[0].score:g}"
+        lambda response, items, verdicts: (
+            "" if number(response) in silent else f"{items[0]} {number(response)} {verdicts[0].score:g}"
         ),
         lambda response, critique: None if number(response) in long else torch.tensor([40 + number(response), 3]),
         sampler,
@@ -89,7 +90,7 @@ def test_the_worst_of_each_group_are_revised_and_join_it(tokenizer):
     assert (prompts, n, version) == ([[40, 3], [41, 3], [43, 3], [45, 3]], 1, 4), "4 has no reward"
     assert seed == step_seed(9, 4, "revise") != step_seed(9, 4, "sample")
     assert found.revised.of == (0, 1, 3, 5)
-    assert found.revised.critiques == ("sums 0 0.5", "sums 1 0.25", "sums 3 0.75", "sums 5 0")
+    assert found.revised.critiques == ("sum 0 0.5", "sum 1 0.25", "sum 3 0.75", "sum 5 0")
     assert found.revision_of.tolist() == [-1] * 6 + [0, 1, 3, 5]
     assert answers[:6] == before.answers
     answers = answers[6:]

@@ -9,7 +9,7 @@ from torch import Tensor
 from grape_rl.data.chat import prompt_tokens
 from grape_rl.data.conversation import template_arguments
 from grape_rl.model.sampler import Sampling
-from grape_rl.reward.critique import critique
+from grape_rl.reward.critique import write_critique
 from grape_rl.rollout.dynamic_sampling import Draw, ScoredRollout
 from grape_rl.rollout.revise import revised, revision_prompt
 from grape_rl.rollout.source import Sampler, reference_logprobs
@@ -44,10 +44,11 @@ def revising(setup: Setup, draws: Draws, sampler: Sampler, sampling: Sampling) -
     # A template may refuse an order of roles: each is tried once, before the first step.
     for row in {_roles(row): row for row in setup.train}.values():
         tokens(row, "A response.", "A critique.")
-    quoted = partial(critique, items=of.items, max_characters=of.max_characters, show_gold=of.show_gold)
     revise = partial(
         revised,
-        critique=partial(quoted, setup.grader.rubric),
+        critique=partial(
+            write_critique, max_items=of.items, max_characters=of.max_characters, show_gold=of.show_gold
+        ),
         tokens=fitting,
         sampler=sampler,
         # At temperature 0 only methods run that imitate: they never read the behavior policy.

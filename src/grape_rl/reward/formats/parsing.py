@@ -1,4 +1,4 @@
-"""What all formats read alike: entries, their texts and weights, and the names that items get."""
+"""Parsing that all formats share: entries, their texts and weights, and item ids."""
 
 import math
 import re
@@ -6,50 +6,52 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def entries(told: Any, kind: str) -> list[Mapping[str, Any]]:
-    """The entries of a rubric that is a list of keys with values.
+def entries(value: Any, form: str) -> list[Mapping[str, Any]]:
+    """The entries of a rubric that is a list of mappings. ``form`` describes one entry, for error messages.
 
     Raises:
-        ValueError: it is none, or empty.
+        ValueError: the value is not such a list, or is empty.
     """
-    if not isinstance(told, list) or not told:
-        raise ValueError(f"should be a list of {kind}, and is {told!r:.80}")
-    for index, entry in enumerate(told):
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"should be a list of {form} but is {value!r:.80}")
+    for index, entry in enumerate(value):
         if not isinstance(entry, Mapping):
-            raise ValueError(f"[{index}]: should be keys with values, and is {entry!r:.80}")
-    return told
+            raise ValueError(f"[{index}]: should be a mapping but is {entry!r:.80}")
+    return value
 
 
 def field_text(entry: Mapping[str, Any], key: str, where: str = "") -> str:
-    """The text under a key, with no look-up in it.
+    """The text of a field, without surrounding space and without lookups.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the field is missing, empty or not text.
     """
-    told = entry.get(key)
-    if not isinstance(told, str) or not told.strip():
-        raise ValueError(f"{where}{key} should be text, and is {'missing' if key not in entry else repr(told)[:80]}")
-    return literal(told.strip())
+    text = entry.get(key)
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{where}{key} should be text but is {_shown(entry, key)}")
+    return literal(text.strip())
 
 
 def field_weight(entry: Mapping[str, Any], key: str, where: str) -> int | float:
-    """The weight under a key.
+    """The weight in a field.
 
     Raises:
-        ValueError: it is no number, or 0.
+        ValueError: the field is missing, not a finite number, or 0.
     """
-    told = entry.get(key)
-    if isinstance(told, bool) or not isinstance(told, int | float) or not math.isfinite(told):
-        raise ValueError(
-            f"{where}{key} should be a number, and is {'missing' if key not in entry else repr(told)[:80]}"
-        )
-    if told == 0:
+    weight = entry.get(key)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise ValueError(f"{where}{key} should be a number but is {_shown(entry, key)}")
+    if weight == 0:
         raise ValueError(f"{where}{key} is 0, which has no effect: remove the entry, or give it a weight")
-    return told
+    return weight
+
+
+def _shown(entry: Mapping[str, Any], key: str) -> str:
+    return "missing" if key not in entry else repr(entry[key])[:80]
 
 
 def literal(text: str) -> str:
-    """Text of strangers, in which nothing is a look-up: a space parts ``$`` and ``{`` (to LaTeX, the same).
+    """Text in which nothing is a lookup: a space separates ``$`` and ``{``, which LaTeX ignores.
 
     >>> literal("${x}$")
     '$ {x}$'
@@ -58,7 +60,7 @@ def literal(text: str) -> str:
 
 
 def slug(text: str) -> str:
-    """A text as an id: lower-case words with hyphens between them.
+    """A text as an id: its words in lower case, joined by hyphens.
 
     >>> slug("Dose (in mg)")
     'dose-in-mg'
@@ -67,22 +69,22 @@ def slug(text: str) -> str:
 
 
 def unique(names: Iterable[str]) -> list[str]:
-    """The names, with a number behind each that was there before.
+    """The names, where a repeated name gets a numeric suffix.
 
     >>> unique(["a", "a-2", "a"])
     ['a', 'a-2', 'a-3']
     """
-    found: list[str] = []
+    result: list[str] = []
     for name in names:
-        number, each = 2, name
-        while each in found:
-            number, each = number + 1, f"{name}-{number}"
-        found.append(each)
-    return found
+        number, candidate = 2, name
+        while candidate in result:
+            number, candidate = number + 1, f"{name}-{number}"
+        result.append(candidate)
+    return result
 
 
-def judged(name: str, weight: int | float, criterion: str) -> dict[str, Any]:
-    """An item that is met or not."""
+def binary_item(name: str, weight: int | float, criterion: str) -> dict[str, Any]:
+    """An item whose criterion a critic judges as met or not, as plain data."""
     return {
         "id": name,
         "weight": weight,
