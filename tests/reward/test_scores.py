@@ -8,8 +8,8 @@ import torch
 
 from grape_rl.maths.advantage import group_relative
 from grape_rl.maths.grape import confidence_weighted, mean_score
-from grape_rl.reward.reward_function import function_scorer
 from grape_rl.reward.grading import grade
+from grape_rl.reward.reward_function import function_scorer
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.reward.scores import checked, item_table, rubric_scorer
 from grape_rl.types import Response, Scores, Verdict, failed

@@ -44,8 +44,8 @@ class Canary:
         if not self.fooled:
             return result
         return (
-            f"{result} ({' '.join(self.verdict.reasoning.split())[:200]}): make the criterion state what a response must "
-            "contain, or use another critic; if an empty response rightly meets the criterion, set canary: false"
+            f"{result} ({' '.join(self.verdict.reasoning.split())[:200]}): make the criterion state what a response "
+            "must contain, or use another critic; if an empty response rightly meets the criterion, set canary: false"
         )
 
 

@@ -1,4 +1,4 @@
-"""Classification of prompts into categories by a function or a critic, for data whose columns do not name a category."""
+"""Classification of prompts into categories by a function or a critic, for data without a category column."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -78,9 +78,7 @@ class Classify(Strict):
         """
         judge = self.judge(about)
         assert judge is not None
-        prompts = {
-            response.prompt: Response(response.prompt, "", response.row, 0, "stop") for response in responses
-        }
+        prompts = {response.prompt: Response(response.prompt, "", response.row, 0, "stop") for response in responses}
         jobs = [Job(CLASSIFICATION, judge, prompts[prompt]) for prompt in prompts if prompt not in self._known]
         verdicts = {job.response.prompt: verdict for job, verdict in zip(jobs, critics.verdicts(jobs), strict=True)}
         self._known |= {prompt: verdict.label for prompt, verdict in verdicts.items() if not verdict.missing}

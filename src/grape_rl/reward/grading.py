@@ -22,6 +22,8 @@ from grape_rl.reward.reward_model_grader import RewardModel, check_prompts, item
 from grape_rl.reward.rubric import Rubric, category_name, items_of
 from grape_rl.types import Response, Verdict
 
+_CPU, _FORWARD = torch.device("cpu"), ForwardContext(tokens_per_microbatch=8192)
+
 RewardModels = Mapping[str, RewardModel]
 """The loaded reward models of a rubric, by the names that its items use."""
 
@@ -80,9 +82,11 @@ def assign_items(
 
 
 def grade(
-    assignments: Sequence[Assignment], models: RewardModels = MappingProxyType({}), critics: Judging | None = None
+    assignments: Sequence[Assignment], models: _CPU, _FORWARD = torch.device("cpu"), ForwardContext(tokens_per_microbatch=8192)
+
+RewardModels = MappingProxyType({}), critics: Judging | None = None
 ) -> tuple[GradedResponse, ...]:
-    """Grade each response on its items. ``models`` are those of ``rubric_models``, ``critics`` of ``rubric_critics``."""
+    """Grade each response on its items, by the models of ``rubric_models`` and the critics of ``rubric_critics``."""
     pairs = [(i, item) for i, assignment in enumerate(assignments) for item in assignment.items]
     responses = [assignment.response for assignment in assignments]
     verdicts: dict[tuple[int, str], Verdict] = {}
@@ -179,8 +183,8 @@ def rubric_critics(
     rubric: Rubric,
     endpoints: Mapping[str, Where],
     cache: Path | None = None,
-    device: torch.device = torch.device("cpu"),
-    forward: ForwardContext = ForwardContext(tokens_per_microbatch=8192),
+    device: torch.device = _CPU,
+    forward: ForwardContext = _FORWARD,
 ) -> Judging | None:
     """The critics that a rubric names; None if it names none. Local critics are loaded onto ``device``, each once.
 

@@ -49,6 +49,8 @@ def stop_for_labels(scorer: Scorer, rubric: Rubric) -> Scorer:
             add_to_todo(file, keys)
         count = sum(len(set(keys)) for keys in waiting.values())
         places = " and ".join(f"from {todo_file(file)} to {file}" for file in waiting)
-        raise Unlabeled(f"{count} verdicts need human labels: score them, move the lines {places}, and run with --resume")
+        raise Unlabeled(
+            f"{count} verdicts need human labels: score them, move the lines {places}, and run with --resume"
+        )
 
     return scores

@@ -78,7 +78,9 @@ def _call(function: Callable[..., Any], columns: Mapping[str, Any], name: str, c
     try:
         values = list(result)
     except TypeError:
-        raise ValueError(f"{name}: should return a list with one value per response but returned {result!r:.80}") from None
+        raise ValueError(
+            f"{name}: should return a list with one value per response but returned {result!r:.80}"
+        ) from None
     if len(values) != count:
         raise ValueError(f"{name}: returned {len(values)} values for {count} responses")
     return [_verdict(name, value) for value in values]

@@ -76,7 +76,9 @@ class Rubric(RubricHeader):
             return self
         for name, category in self.categories.items():
             if category.when:
-                raise ValueError(f"category {name!r} has a 'when', but 'classify' assigns its prompts: remove one of them")
+                raise ValueError(
+                    f"category {name!r} has a 'when', but 'classify' assigns its prompts: remove one of them"
+                )
             if self.classify.critic and not category.about:
                 raise ValueError(f"category {name!r} needs an 'about': the description that the critic classifies by")
         if UNCLASSIFIED in self.categories:

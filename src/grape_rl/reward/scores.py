@@ -123,9 +123,7 @@ def rubric_scores(
         shared = rubric.categories[name].rewarded
         rows = [i for i, other in enumerate(category) if other == name]
         group_ids = group[rows].cpu()
-        matrix = build_matrix(
-            shared, [graded[i].rewarded for i in rows], [graded[i].verdicts for i in rows], group_ids
-        )
+        matrix = build_matrix(shared, [graded[i].rewarded for i in rows], [graded[i].verdicts for i in rows], group_ids)
         # If a gate's verdict is missing, the gate may be open or closed, so the reward is unknown.
         unknown = (matrix.score.isnan() & matrix.gate).any(dim=1)
         category_aggregate = aggregate

@@ -80,9 +80,7 @@ def build_matrix(
     )
 
 
-def apply_gates(
-    matrix: VerdictMatrix, group: Int[Tensor, " b"]
-) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
+def apply_gates(matrix: VerdictMatrix, group: Int[Tensor, " b"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
     """Score and confidence, where items of positive weight score 0 if a gate of the response scored 0.
 
     The 0 holds whatever the item's own verdict would have been, so a missing score becomes 0 as well. Its confidence is

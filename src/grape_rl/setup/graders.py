@@ -14,10 +14,10 @@ from grape_rl.model.forward import ForwardContext
 from grape_rl.reward.canary import Canary, canaries
 from grape_rl.reward.check.callables import python_callable
 from grape_rl.reward.critic.settings import endpoints
-from grape_rl.reward.reward_function import function_scorer
 from grape_rl.reward.grading import assign_items, prefetch_judging, rubric_critics, rubric_models
-from grape_rl.reward.reward_model_grader import check_prompts, load_reward_model
 from grape_rl.reward.pending_labels import stop_for_labels
+from grape_rl.reward.reward_function import function_scorer
+from grape_rl.reward.reward_model_grader import check_prompts, load_reward_model
 from grape_rl.reward.rubric import check_rows, load_rubric
 from grape_rl.reward.running_confidence import RunningMeans
 from grape_rl.reward.scores import model_scorer, rubric_scorer

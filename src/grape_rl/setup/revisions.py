@@ -46,9 +46,7 @@ def revising(setup: Setup, draws: Draws, sampler: Sampler, sampling: Sampling) -
         tokens(row, "A response.", "A critique.")
     revise = partial(
         revised,
-        critique=partial(
-            write_critique, max_items=of.items, max_characters=of.max_characters, show_gold=of.show_gold
-        ),
+        critique=partial(write_critique, max_items=of.items, max_characters=of.max_characters, show_gold=of.show_gold),
         tokens=fitting,
         sampler=sampler,
         # At temperature 0 only methods run that imitate: they never read the behavior policy.

@@ -20,8 +20,8 @@ from grape_rl.reward.check.callables import awaited, python_callable
 from grape_rl.reward.check.extract import extracted, gold_number, gold_text, numbers
 from grape_rl.reward.check.fields import PATTERNS, Count, Gold, Pattern, Seconds, Text, Tolerance
 from grape_rl.reward.check.formal import JsonSchema, MathVerify
-from grape_rl.reward.check.unit_tests import UnitTests
 from grape_rl.reward.check.lookup import filled, lookups
+from grape_rl.reward.check.unit_tests import UnitTests
 from grape_rl.schema import Strict
 from grape_rl.types import Response, Verdict, failed
 

@@ -8,7 +8,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from grape_rl.reward.check.extract import extracted, gold_text
 from grape_rl.reward.check.fields import Gold, Pattern, Seconds
-from grape_rl.schema import Strict, require_allowed, parsed
+from grape_rl.schema import Strict, parsed, require_allowed
 from grape_rl.types import Response
 
 

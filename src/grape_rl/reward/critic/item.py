@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from grape_rl.reward.check.fields import Text
-from grape_rl.reward.critic.calibration import Calibration, Curve, Judged, load_calibration
 from grape_rl.reward.check.lookup import filled, lookups
+from grape_rl.reward.critic.calibration import Calibration, Curve, Judged, load_calibration
 from grape_rl.schema import Strict, require_allowed
 
 _TEXTS = ("criterion", "reference")

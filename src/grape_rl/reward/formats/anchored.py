@@ -20,7 +20,8 @@ def anchored_items(value: Any) -> list[dict[str, Any]]:
     Raises:
         ValueError: the value has another form, or a score between 1 and N has no description.
 
-    >>> (item,) = anchored_items({"criteria": "Is it kind?", "score1_description": "rude", "score2_description": "kind"})
+    >>> rubric = {"criteria": "Is it kind?", "score1_description": "rude", "score2_description": "kind"}
+    >>> (item,) = anchored_items(rubric)
     >>> item["judge"]["labels"], item["judge"]["anchors"]
     ({'1': 0.0, '2': 1.0}, {'1': 'rude', '2': 'kind'})
     """
