@@ -120,7 +120,7 @@ def _message(error: Any) -> str:
     kind, value, detail = error["type"], error["input"], error.get("ctx", {})
     if kind == "string_type" and isinstance(value, bool):
         written = "yes, on or true" if value else "no, off or false"
-        return f"should be text but is the boolean {value}: YAML reads an unquoted {written} as a boolean; put it in quotes"
+        return f"should be text but is the boolean {value}: YAML reads an unquoted {written} so; put it in quotes"
     if kind == "string_type" and value is not None and not isinstance(value, (Mapping, list)):
         return f"should be text but is {value!r}: put it in quotes"
     if kind == "union_tag_invalid":

@@ -82,9 +82,7 @@ def assign_items(
 
 
 def grade(
-    assignments: Sequence[Assignment], models: _CPU, _FORWARD = torch.device("cpu"), ForwardContext(tokens_per_microbatch=8192)
-
-RewardModels = MappingProxyType({}), critics: Judging | None = None
+    assignments: Sequence[Assignment], models: RewardModels = MappingProxyType({}), critics: Judging | None = None
 ) -> tuple[GradedResponse, ...]:
     """Grade each response on its items, by the models of ``rubric_models`` and the critics of ``rubric_critics``."""
     pairs = [(i, item) for i, assignment in enumerate(assignments) for item in assignment.items]

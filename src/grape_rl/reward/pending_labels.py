@@ -30,8 +30,8 @@ def stop_for_labels(scorer: Scorer, rubric: Rubric) -> Scorer:
     for category, item in rubric.known_items:
         if item.human and item.human.score is not None:
             raise ValueError(
-                f"item {item.id!r} of category {category!r}: the column {item.human.score} scores responses of the data "
-                "(see grape score); to score sampled responses, name a file as human.labels"
+                f"item {item.id!r} of category {category!r}: the column {item.human.score} scores responses of the "
+                "data (see grape score); to score sampled responses, name a file as human.labels"
             )
 
     def scores(responses: Sequence[Response], group: Int[Tensor, " b"], known: Scores | None = None) -> Scores:

@@ -18,10 +18,10 @@ MIN_RESPONSES = 10
 """Fewest graded responses (for two items: responses with both) for which anything is flagged."""
 
 SATURATED = 0.95
-"""An item with a mean score above this is saturated: nearly every response meets it. (A pitfall: falls into it.)"""
+"""An item with a mean score above this is saturated: nearly every response meets it (falls into it, if a pitfall)."""
 
 UNREACHABLE = 0.05
-"""An item with a mean score below this is unreachable: hardly any response meets it. (A pitfall: none falls into it.)"""
+"""An item with a mean score below this is unreachable: hardly any response meets it (falls into it, if a pitfall)."""
 
 REDUNDANT = 0.9
 """Two items of a category whose scores or ranks correlate beyond ± this are redundant: they count one thing twice."""

@@ -182,9 +182,7 @@ def _lint_categories(rubric: Rubric) -> Iterator[Finding]:
         covers, covered = _covers(other, one), _covers(one, other)
         place = f"category {name!r}"
         if covers and covered and order.index(name) > order.index(other_name):
-            yield Finding(
-                place, f"matches the same rows as {other_name!r}: merge the two, or change a 'when' condition"
-            )
+            yield Finding(place, f"matches the same rows as {other_name!r}: merge them, or change a 'when' condition")
         elif covers and not covered:
             yield Finding(
                 place,
