@@ -98,7 +98,10 @@ categories:
 @pytest.mark.parametrize(
     ("rubric", "message"),
     [
-        (RUBRIC, "the row {prompt='0+0=', completion='0'} belongs to no category of: sums (when task is 'sum')"),
+        (
+            RUBRIC,
+            "the row {prompt='0+0=', completion='0'} belongs to no category; categories: sums (when task is 'sum')",
+        ),
         (
             RUBRIC.replace("    when: {task: sum}\n", "").replace("row.completion", "row.gold"),
             "row 0: item 'right'",

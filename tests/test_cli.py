@@ -165,7 +165,7 @@ def test_exit_codes(grape, monkeypatch, error, code, told):
 
 def test_lint_of_the_demo_s_rubric(grape, tmp_path):
     code, said, _ = grape("lint", DEMO_RUBRIC)
-    assert code == 0 and said.endswith("no fault found\n")
+    assert code == 0 and said.endswith("no problems found\n")
     assert all(word in said for word in ("arithmetic", "spelling", "ordering", "correct", "brevity"))
 
 
@@ -182,7 +182,7 @@ def test_lint_counts_the_rows_of_each_category(grape, tmp_path):
         (("weight", "wieght"), "r.yaml: categories.sums.items[even]: unknown key 'wieght'; did you mean 'weight'?"),
         (("type: regex", "type: regexp"), "unknown type 'regexp'; did you mean 'regex'?"),
         (("[02468]", "[02468"), "bad pattern '[02468'"),
-        (("id: brief", "id: even"), "the item 'even' is there twice"),
+        (("id: brief", "id: even"), "duplicate item 'even'"),
         (("weight: 3", "weight: 0"), "weight 0 has no effect"),
         (("grape-rubric/1", "grape-rubric/2"), "schema: Input should be 'grape-rubric/1'"),
     ],
@@ -214,7 +214,7 @@ def test_score(grape, tmp_path):
     assert f"mean reward {sum(rewards) / 4:.3f}" in said
     rows = [line.split() for line in said.splitlines() if line.startswith("sums")]
     assert rows == [["sums", item, "4", "0.500", "-", "-", "1.00", "±", "0.00", "-", "-"] for item in ("even", "brief")]
-    assert "no prompt has two graded ones" in said and "nothing is flagged on fewer than 10 graded responses" in said
+    assert "no prompt has them" in said and "no flags: they need 10 graded responses or more" in said
     records = lines(tmp_path / "out.jsonl")
     assert [record["reward"] for record in records] == pytest.approx(rewards)
     assert [record["response"] for record in records] == texts
@@ -237,7 +237,7 @@ def test_score_counts_what_could_not_be_graded(grape, tmp_path):
     (row,) = [line.split() for line in said.splitlines() if line.startswith("all ")]
     assert row[2:4] == ["2", "0.500"] and row[-2:] == ["infrastructure", "2"]
     assert code == 1 and told.startswith(
-        "error: 2 of 4 verdicts (50%) are missing, over the limit of 10%; 2 of them of"
+        "error: 2 of 4 verdicts (50%) are missing, above the limit of 10%; 2 of them of"
     )
     assert grape(*given, "--failure_limit", "0.5") == (0, said, "")
 

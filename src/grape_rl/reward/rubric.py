@@ -146,7 +146,7 @@ def category_name(rubric: Rubric, row: Mapping[str, Any]) -> str:
     if matches:
         raise ValueError(f"the row {_shown(row)} belongs to more than one category: {', '.join(matches)}")
     conditions = "; ".join(f"{name} (when {_condition(category)})" for name, category in rubric.categories.items())
-    raise ValueError(f"the row {_shown(row)} matches no category: {conditions}")
+    raise ValueError(f"the row {_shown(row)} belongs to no category; categories: {conditions}")
 
 
 def items_of(rubric: Rubric, category: str, row: Mapping[str, Any]) -> tuple[Item, ...]:

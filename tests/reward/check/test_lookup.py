@@ -26,7 +26,7 @@ def test_quoted_values_go_in_as_text_even_when_they_are_the_whole():
     "text", ["${answer}", "${row}", "${row.}", "${row.a..b}", "a ${rows.x} b", "${row.x", "${row.a} ${}"]
 )
 def test_a_look_up_that_is_none_is_refused(text):
-    with pytest.raises(ValueError, match="is no look-up: write"):
+    with pytest.raises(ValueError, match="is not a lookup: write"):
         lookups(text)
 
 

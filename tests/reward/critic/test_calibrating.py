@@ -138,10 +138,10 @@ def test_from_people_s_labels_to_calibrated_confidence(folder, plan, asked, caps
         assert float(judge.curve(torch.tensor(sure))) == pytest.approx(sure**2, abs=0.2)
     code, said, complaint = grape(folder, "score", capsys, human="human", table="t.csv", output="out.jsonl")
     assert code == 0, complaint
-    beside = line(said.split("critics beside people")[1], "all/right")
+    beside = line(said.split("critics vs. human labels")[1], "all/right")
     assert float(beside[8]) < 0.09, "ECE of the confidence as the rubric now has it"
     assert float(beside[4]) == float(right[4])
-    assert line(said.split("critics beside people")[1], "all")[1] == str(2 * ROWS + 12)
+    assert line(said.split("critics vs. human labels")[1], "all")[1] == str(2 * ROWS + 12)
     found = {v["item"]: v for v in lines(folder / "out.jsonl")[0]["verdicts"]}
     expected = float(judge.curve(torch.tensor(says[0, "right"][1] / 20)))
     assert found["right"]["confidence"] == pytest.approx(expected)
@@ -181,7 +181,7 @@ def test_the_table_as_json_and_the_plot(folder, asked, capsys, monkeypatch):
     assert table["brief"]["spread"] is None and table["brief"]["kappa"] is None and table["brief"]["missing"] == {}
     assert table["right"]["human_n"] == 16 and table["right"]["cost"] == 0
     assert table["right"]["tokens"] == 110 * 16, "what each call used"
-    assert {flag["kind"] for flag in table["rare"]["flags"]} == {"unreachable", "dead confidence"}
+    assert {flag["kind"] for flag in table["rare"]["flags"]} == {"unreachable", "constant confidence"}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     before = len(asked)
     code, said, complaint = grape(folder, "score", capsys, **more)

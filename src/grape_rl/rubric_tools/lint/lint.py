@@ -209,9 +209,7 @@ def _lint_data(rubric: Rubric, rows: Sequence[Mapping[str, Any]]) -> Iterator[Fi
     for name, category in rubric.categories.items():
         place = f"category {name!r}"
         if name not in possible:
-            yield Finding(
-                place, f"never matches: 0 of {len(rows)} rows; check its 'when' condition, or remove the category"
-            )
+            yield Finding(place, f"never matches: 0 of {len(rows)} rows; check its 'when' condition, or remove it")
         for column, values in category.when.items():
             texts = sorted({row[column] for row in rows if isinstance(row.get(column), str)})
             if any(isinstance(value, bool) for value in values) and texts:
