@@ -12,7 +12,7 @@ from grape_rl.reward.check.checks import real
 from grape_rl.reward.scores import Scorer, new_responses, single_scores
 from grape_rl.types import Response, Scores, Verdict, failed
 
-UNSUPPORTED = {
+UNSUPPORTED_ARGUMENTS = {
     "completion_ids": "reward functions get text, not tokens",
     "prompt_ids": "reward functions get text, not tokens",
     "trainer_state": "there is no Trainer",
@@ -47,7 +47,9 @@ def function_scorer(function: Callable[..., Any], name: str) -> Scorer:
         columns = _columns(new)
         unfilled = [p.name for p in named if p.default is p.empty and p.name not in columns]
         if unfilled:
-            why = "".join(f"; {column}: {UNSUPPORTED[column]}" for column in unfilled if column in UNSUPPORTED)
+            why = "".join(
+                f"; {column}: {UNSUPPORTED_ARGUMENTS[column]}" for column in unfilled if column in UNSUPPORTED_ARGUMENTS
+            )
             raise ValueError(f"{name}: no column for the parameters {unfilled}; columns: {', '.join(columns)}{why}")
         accepted = columns if accepts_all else {p.name: columns[p.name] for p in named if p.name in columns}
         return single_scores(_call(function, accepted, name, len(new)), known)

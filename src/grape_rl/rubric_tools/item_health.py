@@ -26,7 +26,7 @@ UNREACHABLE = 0.05
 REDUNDANT = 0.9
 """Two items of a category whose scores or ranks correlate beyond ± this are redundant: they count one thing twice."""
 
-CONSTANT = 0.02
+CONSTANT_SPREAD = 0.02
 """A critic's confidence with a standard deviation below this is constant: it carries no information."""
 
 CHANCE = 2.0
@@ -206,7 +206,7 @@ def _uninformative(item: ItemHealth, judged: bool) -> list[Flag]:
         flags.append(Flag("saturated", f"mean {item.mean:.3f}"))
     if item.mean < UNREACHABLE:
         flags.append(Flag("unreachable", f"mean {item.mean:.3f}"))
-    if judged and item.confidence_spread < CONSTANT:
+    if judged and item.confidence_spread < CONSTANT_SPREAD:
         flags.append(Flag("constant confidence", f"{item.confidence:.2f} ± {item.confidence_spread:.3f}"))
     return flags
 

@@ -68,7 +68,7 @@ _LIKE = {
     "correct": "accurate right",
     "polite": "courteous civil",
     "clear": "understandable",
-    "mention": "name state say include contain give list note",
+    "mention": "name state include contain give list note",
     "complete": "comprehensive exhaustive",
     "recommend": "advise suggest advice",
     "explain": "clarify",
@@ -101,6 +101,7 @@ _SENSE = {
     **{word: (sense, False) for table in (_LIKE, _OPPOSED) for sense in table for word in (sense,)},
     **{word: (sense, False) for sense, words in _LIKE.items() for word in words.split()},
     **{word: (sense, True) for sense, words in _OPPOSED.items() for word in words.split()},
+    "say": ("mention", False),
 }
 _NEGATIONS = _words("""
     not no never without avoid avoids avoiding lack lacks lacking fail fails failing isn't doesn't don't aren't cannot

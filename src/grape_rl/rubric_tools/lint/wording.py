@@ -18,14 +18,14 @@ _VERBS = _words("""
     finish follow give handle highlight identify ignore illustrate implement include indicate infer inform interpret
     introduce invite justify keep label limit link list maintain mention name note offer omit outline perform point
     predict present preserve prioritize propose prove provide quote recognize recommend refer reflect refrain refuse
-    refute reject remain remind report respect respond return say show solve specify start state suggest summarize
-    support tell thank translate urge use validate verify warn write
-""")
+    refute reject remain remind report respect respond return show solve specify start state suggest summarize
+    support thank translate urge use validate verify warn write
+""") | {"say", "tell"}
 """Verbs that criteria use for demands on a response."""
 _NOUNS_TOO = _words("""
     add address answer ask check claim contrast credit end estimate finish follow highlight label limit link list name
-    note offer outline point present quote report respect return say show start state support use write
-""")
+    note offer outline point present quote report respect return show start state support use write
+""") | {"say"}
 """Verbs that may be nouns ("names and addresses"): they count as verbs only if an object follows directly."""
 _BE = _words("is are was were has have does do can cannot must should shall will may isn't doesn't never avoids lacks")
 _ARTICLES = _words("the a an its their his her")
@@ -33,10 +33,10 @@ _OBJECTS = _ARTICLES | _words(
     "that how why what which whether when where who this these each every all no any at exactly"
 )
 _NO_VERBS = _words("""
-    as of in on at to for from by with within without about across versus towards besides than like into over under
+    as of in on at to for from by with within without about across versus towards than like into over under
     between both not no how why what when where which who whose whether all only even also then else because if or nor
     is this his hers its it that the a an each every any either neither such perhaps thus less plus
-""")
+""") | {"besides"}
 _ADVERB = r"(?:also |then |further |finally |clearly |\w+ly )*"
 _JOINT = re.compile(
     rf"(?:,? and|,? but|,? as well as|,? then) {_ADVERB}(?P<verb>[\w']+)(?:(?= (?P<next>[\w']+)))?",
