@@ -108,18 +108,21 @@ CALIBRATE = ["calibrate", "--rubric", "r", "--data", "d.jsonl", "--critics", "c"
         (["explain", "grppo"], "unknown method 'grppo'; did you mean 'grpo'?"),
         (["explain", "grpo", "sft"], "name one method to explain, not ['grpo', 'sft']"),
         (["lint", "--dta", "x", "r.yaml"], "unknown flag '--dta'; did you mean 'data'?"),
-        (["lint", "a", "b"], "name one rubric file, not ['a', 'b']"),
+        (["lint", "a", "b"], "grape lint needs one rubric file, not ['a', 'b']"),
         (["lint", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["score", "--rubric", "r.yaml"], "grape score needs --rubric FILE and --data FILE"),
         (["score", "--rubric"], "--rubric needs a value behind it"),
         (["score", "--rubric", "r", "--data", "d", "--table", "t.txt"], "--table t.txt: should end in .json or .csv"),
-        (["score", "--rubric", "r", "--data", "d", "--plot", "p.png"], "say with --human which column has them"),
+        (
+            ["score", "--rubric", "r", "--data", "d", "--plot", "p.png"],
+            "--plot needs human labels: name their column with --human",
+        ),
         (["score", "--rubric", "r", "--data", "d", "--output", "d"], "--output d: is the data itself"),
         (["score", "--rubric", "r", "--data", "d", "--failure_limit", "2"], "--failure_limit 2: should be a share"),
         (["calibrate", "--rubric", "r"], "grape calibrate needs --rubric, --data, --critics and --output"),
         ([*CALIBRATE, "--output", "d.jsonl"], "--output d.jsonl: should be a .json file, and not the data"),
-        ([*CALIBRATE, "--output", "o.json", "--method", "x"], "--method x: there are isotonic and platt"),
-        ([*CALIBRATE, "--output", "o.json", "--fewest", "1"], "--fewest 1: should be a whole number of at least 2"),
+        ([*CALIBRATE, "--output", "o.json", "--method", "x"], "--method x: should be isotonic or platt"),
+        ([*CALIBRATE, "--output", "o.json", "--fewest", "1"], "--fewest 1: should be an integer of at least 2"),
         (["train", "grop"], "unknown method 'grop'; did you mean 'grpo'?"),
         (["train", "--steps", "2"], "name one method to train by, not none"),
         (["train", "sft", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
@@ -199,7 +202,7 @@ def test_lint_of_a_category_that_no_row_has(grape, tmp_path):
     (tmp_path / "r.yaml").write_text(RUBRIC + "    when: {kind: sum}\n  rest:\n    when: {kind: other}\n" + "    items: [{id: a, check: {type: length, max_tokens: 3}}]\n")  # fmt: skip  # noqa: E501
     data = written(tmp_path / "d.jsonl", [{"prompt": "p", "kind": "sum"}])
     code, said, told = grape("lint", tmp_path / "r.yaml", "--data", data)
-    assert code == 1 and "category 'rest': no row of the 1 is of it" in said and "1 fault found" in told
+    assert code == 1 and "category 'rest': never matches: 0 of 1 rows" in said and "1 problem found" in told
 
 
 def test_score(grape, tmp_path):
@@ -412,7 +415,7 @@ def test_score_refuses_what_is_not_text_and_will_not_overwrite_its_data(grape, t
     rows = tmp_path / "d.jsonl"
     rows.write_text('{"prompt": "p", "response": "None"}\n{"prompt": "p", "response": null}\n')
     code, _, complaint = grape("score", "--rubric", str(tmp_path / "r.yaml"), "--data", str(rows))
-    assert code == 2 and "row 1: 'response' is None, and should be text" in complaint
+    assert code == 2 and "row 1: 'response' should be text but is None" in complaint
     rows.write_text('{"prompt": "p", "response": "None"}\n')
     before = rows.read_text()
     code, _, complaint = grape(

@@ -148,8 +148,8 @@ def test_a_file_extends_another_and_finds_the_rubric_beside_the_file_that_names_
     ("text", "message"),
     [
         ("method: grpo", "config.yaml: is for the method 'grpo', and 'sft' was asked for"),
-        ("- a list", "config.yaml: should be a mapping"),
-        ("", "config.yaml: should be a mapping"),
+        ("- a list", "config.yaml: should be keys with values"),
+        ("", "config.yaml: should be keys with values"),
         ("steps: 1\nsteps: 2", "config.yaml: line 2: duplicate key 'steps'"),
         ("steps: [1", "config.yaml: while parsing"),
         ("extends: nothing.yaml", "nothing.yaml: cannot be read"),

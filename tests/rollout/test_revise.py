@@ -208,7 +208,7 @@ def test_what_the_log_tells_of_the_policy_is_of_its_own_responses_alone(tokenize
     assert "revised" not in plain.metrics and plain.metrics.keys() < more.metrics.keys()
     notes = [(r.get("revision_of"), r.get("critique")) for r in more.records]
     order = [a["prompt"] for a in more.records]
-    assert notes == [(None, None)] * 6 + [(1, "sums 1 0.25"), (5, "sums 5 0")] and order[6:] == [order[1], order[5]]
+    assert notes == [(None, None)] * 6 + [(1, "sum 1 0.25"), (5, "sum 5 0")] and order[6:] == [order[1], order[5]]
     assert more.records[6]["reward"] is None and more.records[7]["reward"] == 1.0
     assert "revision_of" not in plain.records[0]
     missing = [message for key, message in more.warnings if key == "missing"]

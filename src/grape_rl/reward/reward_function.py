@@ -50,7 +50,9 @@ def function_scorer(function: Callable[..., Any], name: str) -> Scorer:
             why = "".join(
                 f"; {column}: {UNSUPPORTED_ARGUMENTS[column]}" for column in unfilled if column in UNSUPPORTED_ARGUMENTS
             )
-            raise ValueError(f"{name}: no column for the parameters {unfilled}; columns: {', '.join(columns)}{why}")
+            raise ValueError(
+                f"{name}: no column for the parameters {unfilled}; columns: {', '.join(columns)}{''.join(reasons)}"
+            )
         accepted = columns if accepts_all else {p.name: columns[p.name] for p in named if p.name in columns}
         return single_scores(_call(function, accepted, name, len(new)), known)
 

@@ -268,8 +268,8 @@ def test_labels_in_columns_of_their_own_and_as_numbers(folder, plan, capsys):
         ({"right": 1.5}, "is 1.5, and should be one of no, yes"),
         ({"rihgt": "no"}, "row 0: 'human' labels an unknown item 'rihgt'; did you mean 'right'?"),
         ("yes", "row 0: 'human' is 'yes', and should hold labels by item"),
-        ({"brief": 1}, "no row has a person's label of a judged item in 'human' or 'human.ITEM'"),
-        ({"right": "no"}, "no critic has 30 labels to be calibrated by, and nothing is written"),
+        ({"brief": 1}, "no row has a human label of a judged item in 'human' or 'human.ITEM'"),
+        ({"right": "no"}, "no critic has 30 labels, which a curve needs; nothing is written"),
     ],
 )
 def test_labels_that_are_none(folder, asked, capsys, human, complaint):

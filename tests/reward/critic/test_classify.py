@@ -125,13 +125,13 @@ def test_where_a_critic_classifies_a_row_needs_what_any_category_looks_up(tmp_pa
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("about: Sums of numbers.", "when: {task: sums}", "category 'sums' has a when, and classify says"),
+        ("about: Sums of numbers.", "when: {task: sums}", "category 'sums' has a 'when', but 'classify' assigns"),
         ("    about: Sums of numbers.\n", "", "category 'sums' needs an 'about'"),
         ("critic: sorter", "critic: sorter, call: 'sorting.py:sort'", "classify: needs exactly one of call and critic"),
         ("{critic: sorter}", "{}", "classify: needs exactly one of call and critic"),
         ("critic: sorter", "critik: sorter", "classify: unknown key 'critik'; did you mean 'critic'?"),
         ("critic: sorter", "call: 'other.py:sort'", "classify: 'other.py:sort' runs code that is not allowed"),
-        ("  words:", "  unclassified:", "no category can be called 'unclassified'"),
+        ("  words:", "  unclassified:", "a category cannot be named 'unclassified'"),
     ],
 )
 def test_a_bad_classifier_is_refused_as_the_rubric_loads(old, new, message, tmp_path):
@@ -146,7 +146,7 @@ def test_one_category_is_no_choice(tmp_path):
 
 
 def test_the_critic_has_to_be_somewhere(tmp_path):
-    with pytest.raises(ValueError, match="classify: no critic 'sorter'; say where it is in critics"):
+    with pytest.raises(ValueError, match="classify: unknown critic 'sorter'; add it to critics"):
         rubric_critics(load(tmp_path), {})
 
 

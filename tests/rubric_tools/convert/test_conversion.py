@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from grape_rl.reward.rubric import Rubric, check_rows
-from grape_rl.rubric_tools.convert.conversion import import_rows, read_row_items, export_rows
+from grape_rl.rubric_tools.convert.conversion import export_rows, import_rows, read_row_items
 from grape_rl.rubric_tools.lint.lint import lint
 
 DATA = Path(__file__).parents[3] / "shared/data/biggen_rubrics.jsonl"
