@@ -115,7 +115,7 @@ CALIBRATE = ["calibrate", "--rubric", "r", "--data", "d.jsonl", "--critics", "c"
         (["score", "--rubric", "r", "--data", "d", "--table", "t.txt"], "--table t.txt: should end in .json or .csv"),
         (
             ["score", "--rubric", "r", "--data", "d", "--plot", "p.png"],
-            "--plot needs human labels: name their column with --human",
+            "--plot needs human labels: name their",
         ),
         (["score", "--rubric", "r", "--data", "d", "--output", "d"], "--output d: is the data itself"),
         (["score", "--rubric", "r", "--data", "d", "--failure_limit", "2"], "--failure_limit 2: should be a share"),

@@ -47,11 +47,10 @@ def function_scorer(function: Callable[..., Any], name: str) -> Scorer:
         columns = _columns(new)
         unfilled = [p.name for p in named if p.default is p.empty and p.name not in columns]
         if unfilled:
-            why = "".join(
-                f"; {column}: {UNSUPPORTED_ARGUMENTS[column]}" for column in unfilled if column in UNSUPPORTED_ARGUMENTS
-            )
+            reasons = [f"; {p}: {UNSUPPORTED_ARGUMENTS[p]}" for p in unfilled if p in UNSUPPORTED_ARGUMENTS]
+            known_columns = ", ".join(columns)
             raise ValueError(
-                f"{name}: no column for the parameters {unfilled}; columns: {', '.join(columns)}{''.join(reasons)}"
+                f"{name}: no column for the parameters {unfilled}; columns: {known_columns}{''.join(reasons)}"
             )
         accepted = columns if accepts_all else {p.name: columns[p.name] for p in named if p.name in columns}
         return single_scores(_call(function, accepted, name, len(new)), known)
