@@ -163,7 +163,7 @@ def test_an_outage_stops_the_run_and_costs_it_nothing(tmp_path):
     with pytest.raises(RuntimeError) as stopped:
         train(judged(tmp_path, {"timeout": 0.27, "refused": 0.03}, steps=4), resume=True)
     said = str(stopped.value)
-    assert "\n" not in said and "are missing, over the limit of 15%" in said
+    assert "\n" not in said and "are missing, above the limit of 15%" in said
     assert any(f"of item {name!r}, mostly timeout: the stub critic's timeout" in said for name in WEIGHT)
     run = train(judged(tmp_path, steps=4, seed=5), resume=True)
     one, other = weights(run.model), weights(straight.model)

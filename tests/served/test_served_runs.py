@@ -65,7 +65,7 @@ def test_a_run_whose_critic_goes_away_stops_and_goes_on_to_the_same_bits(wanted,
         patch.setattr(Log, "step", lambda self, number, metrics: steps.append(number) or log(self, number, metrics))
         vllm.killed_by_a_call(3, patch, lambda: steps == [1])
         with pytest.raises(
-            RuntimeError, match=r"of 24 verdicts .* are missing, over the limit of 30%; .* of item 'right'"
+            RuntimeError, match=r"of 24 verdicts .* are missing, above the limit of 30%; .* of item 'right'"
         ):
             train(dying)
     assert not vllm.up()

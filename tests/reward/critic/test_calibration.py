@@ -138,10 +138,10 @@ def test_from_people_s_labels_to_calibrated_confidence(folder, plan, asked, caps
         assert float(judge.curve(torch.tensor(sure))) == pytest.approx(sure**2, abs=0.2)
     code, said, complaint = grape(folder, "score", capsys, human="human", table="t.csv", output="out.jsonl")
     assert code == 0, complaint
-    beside = line(said.split("critics beside people")[1], "all/right")
+    beside = line(said.split("critics vs. human labels")[1], "all/right")
     assert float(beside[8]) < 0.09, "ECE of the confidence as the rubric now has it"
     assert float(beside[4]) == float(right[4])
-    assert line(said.split("critics beside people")[1], "all")[1] == str(2 * ROWS + 12)
+    assert line(said.split("critics vs. human labels")[1], "all")[1] == str(2 * ROWS + 12)
     found = {v["item"]: v for v in lines(folder / "out.jsonl")[0]["verdicts"]}
     expected = float(judge.curve(torch.tensor(says[0, "right"][1] / 20)))
     assert found["right"]["confidence"] == pytest.approx(expected)
@@ -181,7 +181,7 @@ def test_the_table_as_json_and_the_plot(folder, asked, capsys, monkeypatch):
     assert table["brief"]["spread"] is None and table["brief"]["kappa"] is None and table["brief"]["missing"] == {}
     assert table["right"]["human_n"] == 16 and table["right"]["cost"] == 0
     assert table["right"]["tokens"] == 110 * 16, "what each call used"
-    assert {flag["kind"] for flag in table["rare"]["flags"]} == {"unreachable", "dead confidence"}
+    assert {flag["kind"] for flag in table["rare"]["flags"]} == {"unreachable", "constant confidence"}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     before = len(asked)
     code, said, complaint = grape(folder, "score", capsys, **more)
@@ -268,8 +268,8 @@ def test_labels_in_columns_of_their_own_and_as_numbers(folder, plan, capsys):
         ({"right": 1.5}, "is 1.5, and should be one of no, yes"),
         ({"rihgt": "no"}, "row 0: 'human' labels an unknown item 'rihgt'; did you mean 'right'?"),
         ("yes", "row 0: 'human' is 'yes', and should hold labels by item"),
-        ({"brief": 1}, "no row has a person's label of a judged item in 'human' or 'human.ITEM'"),
-        ({"right": "no"}, "no critic has 30 labels to be calibrated by, and nothing is written"),
+        ({"brief": 1}, "no row has a human label of a judged item in 'human' or 'human.ITEM'"),
+        ({"right": "no"}, "no critic has 30 labels, which a curve needs; nothing is written"),
     ],
 )
 def test_labels_that_are_none(folder, asked, capsys, human, complaint):

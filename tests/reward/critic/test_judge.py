@@ -88,7 +88,7 @@ def test_judged_and_checked_items_make_one_reward(rubric):
             "judge: {confidence: {mode: agreement}, criterion: It is",
             "agreement needs k of at",
         ),
-        ("judge: {criterion: It is", "judge: {show: [prompt], criterion: It is", "show has no response"),
+        ("judge: {criterion: It is", "judge: {show: [prompt], criterion: It is", "show does not include 'response'"),
         ("judge: {criterion: It is", "judge: {show: [response, reference], criterion: It is", "name both"),
         (
             "{id: even, weight: 1, ",
@@ -111,7 +111,7 @@ def test_what_a_judge_looks_up_has_to_be_there(rubric):
 
 
 def test_a_critic_that_is_nowhere_is_told_before_anything(rubric):
-    with pytest.raises(ValueError, match="item 'kind': no critic 'default'; say where it is in critics"):
+    with pytest.raises(ValueError, match="item 'kind': unknown critic 'default'; add it to critics"):
         rubric_critics(rubric, {})
 
 

@@ -275,6 +275,8 @@ def test_only_so_many_questions_are_written_at_once(monkeypatch):
             written["answered"] += 1
             return Reply(verdict("yes")["content"])
 
+    from grape_rl.reward.critic import judging_batch
+
     monkeypatch.setattr(judging_batch, "judge_messages", messages)
     found = Judging({"default": Counting}).verdicts(jobs([str(n) for n in range(300)]))
     assert len(found) == 900 and written["most"] <= 2 and written["now"] == 900

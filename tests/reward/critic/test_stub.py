@@ -201,7 +201,7 @@ def test_the_cache_keeps_opinions_and_no_failures(tmp_path):
             {"stub": {"faults": {"timeout": 0.6, "refused": 0.6}}},
             "a call fails in one way, and these rates come to 1.2",
         ),
-        ({"stub": None}, "critics.default: stub: should be keys with values but is None"),
+        ({"stub": None}, "critics.default: stub: should be a mapping but is None"),
     ],
 )
 def test_what_is_amiss_is_told_in_one_line(told, message):
