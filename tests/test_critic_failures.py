@@ -164,7 +164,7 @@ def test_an_outage_stops_the_run_and_costs_it_nothing(tmp_path):
         train(judged(tmp_path, {"timeout": 0.27, "refused": 0.03}, steps=4), resume=True)
     said = str(stopped.value)
     assert "\n" not in said and "are missing, over the limit of 15%" in said
-    assert any(f"of item {name!r}, mostly timeout: the stub critic's timeout" in said for name in WEIGHT)
+    assert any(f"of item {name!r}, mostly timeout: the stub critic's configured timeout" in said for name in WEIGHT)
     run = train(judged(tmp_path, steps=4, seed=5), resume=True)
     one, other = weights(run.model), weights(straight.model)
     assert all(one[key].equal(other[key]) for key in one)
@@ -196,7 +196,7 @@ def test_steps_before_an_outage_are_kept_though_no_checkpoint_was_due(tmp_path):
 
     with (
         pytest.MonkeyPatch.context() as patch,
-        pytest.raises(RuntimeError, match=r"mostly refused: mine.py:judge gave"),
+        pytest.raises(RuntimeError, match=r"mostly refused: mine.py:judge returned"),
     ):
         patch.setattr(Log, "step", fails_after_two)
         train(wanted("run"))

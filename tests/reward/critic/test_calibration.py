@@ -200,8 +200,8 @@ OF = {"critic": "default", "mode": "verbalized"}
         ({"schema": "grape-calibration/2", "curves": []}, "schema: Input should be 'grape-calibration/1'"),
         ({"curves": [{**KNOTS, "of": OF, "a": 1}]}, "method isotonic needs knots, and neither a nor b"),
         ({"curves": [{**KNOTS, "of": OF, "method": "platt"}]}, "method platt needs a and b, and no knots"),
-        ({"curves": [{**KNOTS, "of": OF, "knots": [[0.5, 0.9], [1, 0.4]]}]}, "the knots have to rise"),
-        ({"curves": [{**KNOTS, "of": OF, "knots": [[1, 0.4], [1, 0.4]]}]}, "the knots have to rise"),
+        ({"curves": [{**KNOTS, "of": OF, "knots": [[0.5, 0.9], [1, 0.4]]}]}, "the knots must have increasing confidences"),
+        ({"curves": [{**KNOTS, "of": OF, "knots": [[1, 0.4], [1, 0.4]]}]}, "the knots must have increasing confidences"),
         ({"curves": [{**KNOTS, "of": OF, "knots": [[0.5, 1.4]]}]}, "less than or equal to 1"),
         (
             {"curves": [{**KNOTS, "of": {**OF, "mode": "logprob"}}]},
@@ -225,7 +225,7 @@ def test_a_calibration_is_read_as_the_rubric_loads(folder, told, complaint):
         assert float(judge.for_row({"gold": "3"}).curve(torch.tensor(0.75))) == pytest.approx(0.65)
         del confidence["transform"]
         (folder / "rubric.yaml").write_text(yaml.safe_dump(rubric))
-        complaint = "transform calibrated and a file as calibration go together"
+        complaint = "transform calibrated and a calibration file go together"
     with pytest.raises(ValueError) as error:
         load_rubric(folder / "rubric.yaml")
     assert complaint in str(error.value) and "\n" not in str(error.value) and "items[right].judge" in str(error.value)
@@ -267,7 +267,7 @@ def test_labels_in_columns_of_their_own_and_as_numbers(folder, plan, capsys):
         ),
         ({"right": 1.5}, "is 1.5, and should be one of no, yes"),
         ({"rihgt": "no"}, "row 0: 'human' labels an unknown item 'rihgt'; did you mean 'right'?"),
-        ("yes", "row 0: 'human' is 'yes', and should hold labels by item"),
+        ("yes", "row 0: 'human' is 'yes', and should contain labels by item"),
         ({"brief": 1}, "no row has a person's label of a judged item in 'human' or 'human.ITEM'"),
         ({"right": "no"}, "no critic has 30 labels to be calibrated by, and nothing is written"),
     ],

@@ -76,7 +76,7 @@ def test_judged_and_checked_items_make_one_reward(rubric):
             "hinted: 0.5, said: 1.5}",
             "items[kind].judge.labels.said: Input should be less than or",
         ),
-        ("{absent: 0, hinted: 0.5, said: 1}", "{no: 0, yes: 1}", "the label False is no text; put it in quotes"),
+        ("{absent: 0, hinted: 0.5, said: 1}", "{no: 0, yes: 1}", "the label False is not text; put it in quotes"),
         (
             "{absent: 0, hinted: 0.5, said: 1}",
             "{a: 1, b: 1}",
@@ -89,7 +89,7 @@ def test_judged_and_checked_items_make_one_reward(rubric):
             "agreement needs k of at",
         ),
         ("judge: {criterion: It is", "judge: {show: [prompt], criterion: It is", "show has no response"),
-        ("judge: {criterion: It is", "judge: {show: [response, reference], criterion: It is", "name both"),
+        ("judge: {criterion: It is", "judge: {show: [response, reference], criterion: It is", "set both"),
         (
             "{id: even, weight: 1, ",
             "{id: even, judge: {criterion: x}, ",
@@ -126,7 +126,7 @@ def test_grape_score_asks_critics(tmp_path, capsys):
         code = main(["score", *(word for key, file in named.items() for word in (f"--{key}", files[file]))])
     said, complaint = capsys.readouterr()
     assert code == 1 and "unparseable 1" in said and "written: " in said, "one of nine verdicts is over a tenth"
-    assert "1 of them of item 'kind', mostly unparseable: no JSON" in complaint
+    assert "1 of them of item 'kind', mostly unparseable: the answer is not JSON" in complaint
     found = {v["item"]: v for v in lines(tmp_path / "out.jsonl")[0]["verdicts"]}
     assert (found["kind"]["score"], found["kind"]["confidence"]) == (1.0, 0.5)
 

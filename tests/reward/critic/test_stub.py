@@ -138,9 +138,9 @@ def test_a_function_gives_the_opinion(tmp_path):
     assert plain(found)[:2] == [("ok", "1.0", "0.75"), ("ok", "0.0", "1.0")]
     assert [(v.status, v.reasoning) for v in found[2:]] == [
         ("infrastructure", "mine.py:judge: OSError: no disk"),
-        ("refused", "mine.py:judge gave no label"),
-        ("infrastructure", "mine.py:judge: ValueError: said 'odd', which is none of the labels bad, fair, good"),
-        ("infrastructure", "mine.py:judge: ValueError: said the confidence 2, which is not in [0, 1]"),
+        ("refused", "mine.py:judge returned no label"),
+        ("infrastructure", "mine.py:judge: ValueError: returned 'odd', which is not one of the labels bad, fair, good"),
+        ("infrastructure", "mine.py:judge: ValueError: returned the confidence 2, which is not in [0, 1]"),
     ]
     with pytest.raises(ValueError, match=r"critics\.default: .*not allowed: if you trust it, add 'mine.py' to reward"):
         parse_critics(told, "critics", tmp_path)
@@ -199,7 +199,7 @@ def test_the_cache_keeps_opinions_and_no_failures(tmp_path):
         ({"stub": {"faults": {"timeout": 1.1}}}, "faults.timeout: Input should be less than or equal to 1"),
         (
             {"stub": {"faults": {"timeout": 0.6, "refused": 0.6}}},
-            "a call fails in one way, and these rates come to 1.2",
+            "a call fails in one way only, and these rates add up to 1.2",
         ),
         ({"stub": None}, "critics.default: stub: should be keys with values but is None"),
     ],
