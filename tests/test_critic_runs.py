@@ -63,7 +63,7 @@ def test_by_default_no_canary_is_judged(tmp_path):
     assert not (train(with_critic(tmp_path)).folder / "warnings.jsonl").exists()
 
 
-def test_grape_score_with_canaries(tmp_path, capsys):
+def test_grape_score_with_the_flag(tmp_path, capsys):
     with_critic(tmp_path)
     (tmp_path / "critics.yaml").write_text('{default: {stub: {call: "gullible.py:f"}}}')
     rows = [{"prompt": f"{n}+1=", "response": str(n + 1)} for n in range(3)]

@@ -52,7 +52,7 @@ def test_grape_score(vllm, tmp_path, capsys):
 
 
 def test_a_run_whose_critic_dies_stops_and_resumes_to_the_same_bits(wanted, vllm, tmp_path, monkeypatch):
-    """The server is killed during the verdicts of step 2: the run stops with an error, and resumes with a new server."""
+    """The server is killed during the verdicts of step 2: the run stops, and resumes with a new server."""
     straight = train(wanted | {"steps": 2, "output": str(tmp_path / "straight")})
     verdicts = judged(straight, 1) + judged(straight, 2)
     assert len(verdicts) == 24

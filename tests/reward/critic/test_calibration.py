@@ -202,11 +202,11 @@ OF = {"critic": "default", "mode": "verbalized"}
         ({"curves": [{**KNOTS, "of": OF, "method": "platt"}]}, "method platt needs a and b, and no knots"),
         (
             {"curves": [{**KNOTS, "of": OF, "knots": [[0.5, 0.9], [1, 0.4]]}]},
-            "the knots must have increasing confidences",
+            "the knots must have increasing",
         ),
         (
             {"curves": [{**KNOTS, "of": OF, "knots": [[1, 0.4], [1, 0.4]]}]},
-            "the knots must have increasing confidences",
+            "the knots must have increasing",
         ),
         ({"curves": [{**KNOTS, "of": OF, "knots": [[0.5, 1.4]]}]}, "less than or equal to 1"),
         (

@@ -32,7 +32,7 @@ LABELS = {"no": 0.0, "not sure": 0.4, "not": 0.2, "yes": 1.0}
 
 @pytest.fixture(scope="module")
 def of():
-    """A critic in float64 with peaked distributions. Its tokenizer splits "not sure", which starts with "not" and "no"."""
+    """A critic in float64 with peaked distributions. "not" and "no" are prefixes of "not sure"."""
     tokenizer = bpe_tokenizer(["yes not sure no note one"] * 4, 300)
     tokenizer.chat_template = TEMPLATE
     model = scratch(tokenizer, hidden=16, layers=2, heads=2, context=2048, seed=1)
@@ -87,7 +87,7 @@ def test_probabilities_of_whole_answers(of):
 
 
 def test_no_answer_is_a_prefix_of_another(of):
-    """For the labels "no", "not" and "not sure": the probabilities of mutually exclusive answers add up to at most 1."""
+    """The labels "no", "not" and "not sure" are mutually exclusive: their probabilities add up to at most 1."""
     tokens = of.label_tokens(Judge(criterion="x", labels=LABELS, confidence=LOGPROB))
     assert all(each[-1] == of.tokenizer.eos_token_id and each[-2] != each[-1] for each in tokens)
     starts = [tuple(each.tolist()) for each in tokens]
