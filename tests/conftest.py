@@ -4,12 +4,17 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is first imported
 
+import hypothesis
 import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from grape_rl.model.load import readied
-from grape_rl.model.scratch import character_tokenizer, scratch
+from grape_rl.model.load import prepare_model
+from grape_rl.model.scratch import character_tokenizer, random_llama
+
+hypothesis.settings.register_profile("seeded", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("fuzz", max_examples=1000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "seeded"))  # make fuzz draws at random
 
 torch.set_num_threads(1)  # tensors of a few hundred numbers: threads cost more than they give
 
@@ -26,12 +31,12 @@ def model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
     Fresh weights make all tokens nearly alike, where a mistake moves nothing: these matrices are twenty times larger.
     """
-    built = scratch(tokenizer, hidden=16, layers=2, heads=2, context=128, seed=0)
+    built = random_llama(tokenizer, hidden=16, layers=2, heads=2, context=128, seed=0)
     with torch.no_grad():
         for parameter in built.parameters():
             if parameter.dim() == 2:
                 parameter.mul_(20.0)
-    return readied(built, torch.device("cpu"))  # pyright: ignore[reportReturnType]
+    return prepare_model(built, torch.device("cpu"))  # pyright: ignore[reportReturnType]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

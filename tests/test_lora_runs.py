@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 import grape_rl.run
 from grape_rl import train
 from grape_rl.model.load import load
-from grape_rl.model.logprobs import logprobs
+from grape_rl.model.logprobs import compute_logprobs
 from grape_rl.types import Sequences
 from small_runs import settings, weights, written
 
@@ -40,7 +40,7 @@ def run_of(folder, method, **more):
 
 def said(model):
     tokens = torch.arange(4, 12)[None]
-    return logprobs(
+    return compute_logprobs(
         model, Sequences((torch.arange(4, 7),), tokens, torch.ones_like(tokens, dtype=torch.bool), torch.tensor([0]))
     ).logp.detach()
 

@@ -12,8 +12,8 @@ import torch
 import growth
 import shapes
 import vs_trl
-from grape_rl.config import loaded
-from grape_rl.estimate.flops import forwarding, operations
+from grape_rl.estimate.flops import count_flops, forward_work
+from grape_rl.validation import load_config
 from speed import data, floors, ours, peer, turns
 from speed.rows import ROWS, STARTS, Row
 
@@ -84,12 +84,12 @@ def test_a_step_lasts_from_the_end_of_one_to_the_end_of_the_next(model):
 
 def test_our_run_is_set_as_the_row_says(model, tmp_path):
     spec = replace(SMALL["grpo"], bf16=True, longest=48).spec(model, tmp_path / "rows.jsonl", 3)
-    found = loaded(ours.settings(spec, tmp_path))
+    found = load_config(ours.settings(spec, tmp_path))
     assert (found.steps, found.prompts_per_step, found.group_size, found.seed) == (3, 2, 3, ours.SEED)
     assert (found.sampling.max_tokens, found.sampling.temperature, found.data.max_length) == (4, 1.0, 48)
     assert (found.precision, found.log_kl, found.checkpoint_every, found.device) == ("bf16", False, 0, "cpu")
     assert found.optimizer.learning_rate == 1e-5 and found.model.name == str(model)
-    assert loaded(ours.settings(SMALL["sft"].spec(model, model, 3), tmp_path)).precision == "fp32"
+    assert load_config(ours.settings(SMALL["sft"].spec(model, model, 3), tmp_path)).precision == "fp32"
 
 
 def test_a_sampled_step_counts_prompts_once_a_row(runs):
@@ -124,7 +124,7 @@ def test_pairs_pay_for_the_reference_and_demonstrations_do_not(model, runs):
     made = floors.weightless(str(model))
     for method, passes in (("sft", 3), ("dpo", 4)):
         spec, told = runs[method]
-        one = [operations(made, forwarding(batch)) for batch in ours.read_steps(spec)[1:]]
+        one = [count_flops(made, forward_work(batch)) for batch in ours.read_steps(spec)[1:]]
         assert told["operations"] == [passes * each for each in one]
         assert told["update_operations"] == [3 * each for each in one]
 
@@ -133,7 +133,7 @@ def test_a_prompt_of_a_pair_is_encoded_once(model):
     tokenizer = shapes.letters()
     read = floors.read_rows([{"prompt": "aaaa", "chosen": "bb", "rejected": "c"}], "dpo", tokenizer, 64)
     assert floors.read_tokens(read) == (4 + 3) + (4 + 2)
-    assert forwarding(read).trunk_tokens == 4 + 2 + 1 and forwarding(read).head_tokens == 5
+    assert forward_work(read).trunk_tokens == 4 + 2 + 1 and forward_work(read).head_tokens == 5
 
 
 def test_decoding_reads_weights_and_what_was_said_so_far_once_a_token(model):

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from grape_rl import train
-from grape_rl.estimate.flops import Work, forwarding
+from grape_rl.estimate.flops import Work, forward_work
 from grape_rl.model.lm_head import token_logprobs
-from grape_rl.model.logprobs import selected
+from grape_rl.model.logprobs import select_rows
 from grape_rl.model.sampler import sample
 from grape_rl.training.fit import fit
 from small_runs import settings, written
@@ -175,9 +175,9 @@ def needed(step: Step, method: str) -> tuple[Work, Work]:
     """What all rows of the step need, and what those that can change the gradient do."""
     sequences = step.experience.sequences
     if method in ("sft", "dpo"):
-        return forwarding(sequences), forwarding(sequences)
+        return forward_work(sequences), forward_work(sequences)
     matter = (step.experience.batch.advantage != 0).any(dim=1) if method == "grpo" else sequences.mask.any(dim=1)
-    return forwarding(sequences), forwarding(selected(sequences, matter.nonzero().flatten()))
+    return forward_work(sequences), forward_work(select_rows(sequences, matter.nonzero().flatten()))
 
 
 @pytest.mark.parametrize("case", TABLE)

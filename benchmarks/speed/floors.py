@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from grape_rl.data.chat import end_tokens, examples, stacked
-from grape_rl.data.preferences import pairs, stacked_pairs
-from grape_rl.estimate.flops import Work, decoding, operations, shape
+from grape_rl.data.chat import collate_examples, end_tokens, tokenize_demonstrations
+from grape_rl.data.preferences import collate_pairs, tokenize_pairs
+from grape_rl.estimate.flops import Work, count_flops, generation_work, shape_of
 from grape_rl.types import Sequences
 
 FORWARDS = {"grpo": 2, "sft": 1, "dpo": 2}
@@ -27,15 +27,15 @@ def weightless(folder: str) -> PreTrainedModel:
 
 def step_work(spec: Mapping[str, Any], length: float) -> Work:
     """One forward pass over a GRPO step whose responses have ``length`` tokens on average."""
-    return decoding([spec["prompt_tokens"]] * spec["per_step"], spec["group"], round(length))
+    return generation_work([spec["prompt_tokens"]] * spec["per_step"], spec["group"], round(length))
 
 
 def read_rows(rows: Sequence[dict[str, Any]], method: str, tokenizer: Any, longest: int) -> Sequences:
     """Demonstrations or pairs as the batch that a step makes of them."""
     end = end_tokens(tokenizer)
     if method == "sft":
-        return stacked(examples(rows, tokenizer, end, longest)[0])
-    return stacked_pairs(pairs(rows, tokenizer, end, longest)[0])
+        return collate_examples(tokenize_demonstrations(rows, tokenizer, end, longest)[0])
+    return collate_pairs(tokenize_pairs(rows, tokenizer, end, longest)[0])
 
 
 def read_tokens(sequences: Sequences) -> int:
@@ -45,7 +45,7 @@ def read_tokens(sequences: Sequences) -> int:
 
 def step_operations(model: PreTrainedModel, method: str, work: Work) -> dict[str, float]:
     """Operations of a whole step, and of its update alone: one forward pass and the backward one."""
-    forward, backward = operations(model, work), operations(model, work, backward=True)
+    forward, backward = count_flops(model, work), count_flops(model, work, backward=True)
     return {"step": FORWARDS[method] * forward + backward, "update": forward + backward}
 
 
@@ -55,7 +55,7 @@ def decode_bytes(model: PreTrainedModel, spec: Mapping[str, Any], length: float,
     For each token of a response the weights; and the keys and values of each prompt once a group, and of each response
     as far as it has come. What a prompt's own encoding reads is left out.
     """
-    of, config = shape(model), model.config.get_text_config()
+    of, config = shape_of(model), model.config.get_text_config()
     tokens, rows = round(length), spec["per_step"] * spec["group"]
     weights = of.trunk * (tokens - 1) + of.head * tokens
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

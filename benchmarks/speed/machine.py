@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from grape_rl.estimate.flops import matrix_rate
+from grape_rl.estimate.flops import matmul_throughput
 
 
 def reached(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Operations a second on large matrices in the row's precision, bytes a second through memory, and the device."""
     device = torch.device("cuda" if spec["gpu"] else "cpu")
     return {
-        "matrix_rate": matrix_rate(device, torch.bfloat16 if spec["bf16"] else torch.float32),
+        "matrix_rate": matmul_throughput(device, torch.bfloat16 if spec["bf16"] else torch.float32),
         "bandwidth": bandwidth(device),
         "device": torch.cuda.get_device_name() if spec["gpu"] else "cpu",
     }

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoTokenizer
 
 from grape_rl import train
-from grape_rl.estimate.flops import forwarding
+from grape_rl.estimate.flops import forward_work
 from grape_rl.rollout.source import drawn_rows
 from grape_rl.types import Sequences
 from speed.floors import decode_bytes, read_rows, read_tokens, step_operations, step_work, weightless
@@ -90,7 +90,7 @@ def account(spec: Spec, metrics: Sequence[Mapping[str, float]]) -> dict[str, Any
         }
     else:
         batches = read_steps(spec)[1:]
-        work = [forwarding(each) for each in batches]
+        work = [forward_work(each) for each in batches]
         told |= {"tokens": [read_tokens(each) for each in batches], "length": None}
     costs = [step_operations(model, spec["method"], each) for each in work]
     return told | {"operations": [c["step"] for c in costs], "update_operations": [c["update"] for c in costs]}

@@ -1,8 +1,8 @@
-"""The types of data, told by their columns."""
+"""Data types, recognized by their columns."""
 
 import pytest
 
-from grape_rl.data.types import data_type
+from grape_rl.data.types import detect_data_type
 
 
 @pytest.mark.parametrize(
@@ -23,10 +23,10 @@ from grape_rl.data.types import data_type
     ],
 )
 def test_types_by_their_columns(columns, expected):
-    assert data_type(columns.split()) == expected
+    assert detect_data_type(columns.split()) == expected
 
 
 def test_columns_of_other_names():
     names = {"completion": "answer", "label": "good"}
-    assert data_type(["prompt", "answer", "good"], names) == "unpaired preference"
-    assert data_type(["prompt", "completion", "label"], names) == "prompt-only"
+    assert detect_data_type(["prompt", "answer", "good"], names) == "unpaired preference"
+    assert detect_data_type(["prompt", "completion", "label"], names) == "prompt-only"

@@ -1,14 +1,14 @@
-"""Whole choices against plain forward passes of each sequence alone, however they are cut into tiles."""
+"""Statistics of full distributions against plain forward passes of each sequence, for every tile size."""
 
 import pytest
 import torch
 from tiny import MODELS, VOCABULARY, exactness, gradient, sequences, sharp
 
-from grape_rl.model.distribution import choices
-from grape_rl.model.logprobs import logprobs
+from grape_rl.model.distribution import logprobs_with_stats
+from grape_rl.model.logprobs import compute_logprobs
 
 NAMES = ("qwen2", "gemma3", "cohere, scaled")
-"""Tied and untied heads, scaled logits; what they share with ``logprobs`` is tested there on all."""
+"""Tied and untied heads, scaled logits; test_logprobs.py covers the shared code on all models."""
 
 
 def given():
@@ -16,7 +16,7 @@ def given():
 
 
 def reference_of(name):
-    """A model of the same kind with other weights."""
+    """A model of the same architecture with other weights."""
     model = sharp(MODELS[name])
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def fields(outputs, whole):
 
 
 def weighted(found):
-    """A number that every field of every token has a part in."""
+    """A scalar that depends on every field of every token."""
     return sum(
         (i + 1) * (torch.arange(f.numel()).double().reshape(f.shape).cos() * f).sum()
         for i, f in enumerate(found.values())
@@ -62,7 +62,7 @@ def test_values_and_gradients_are_those_of_plain_forward_passes(name, tile):
     model, reference, what = sharp(MODELS[name]), reference_of(name), given()
     _, near = exactness(name)
     expected = plain(model, reference, what, 0.8)
-    found = fields(*choices(model, what, reference, 0.8, tile))
+    found = fields(*logprobs_with_stats(model, what, reference, 0.8, tile))
     for field in expected:
         torch.testing.assert_close(found[field], expected[field], rtol=near, atol=near, msg=field)
     assert (found["kl"][what.mask] > 0).all() and found["kl"][what.mask].max() > 0.01
@@ -70,14 +70,14 @@ def test_values_and_gradients_are_those_of_plain_forward_passes(name, tile):
     torch.testing.assert_close(gradient(model, weighted(found)), slope, rtol=1e-5, atol=1e-6 * float(slope.abs().max()))
 
 
-def test_log_probabilities_are_those_of_the_plain_forward_pass_and_a_model_is_not_apart_from_itself():
+def test_log_probabilities_equal_compute_logprobs_and_the_kl_of_a_model_to_itself_is_0():
     model, what = sharp(MODELS["qwen2"]), given()
-    outputs, whole = choices(model, what, model)
-    expected = logprobs(model, what)
+    outputs, whole = logprobs_with_stats(model, what, model)
+    expected = compute_logprobs(model, what)
     assert torch.equal(outputs.logp, expected.logp), "to the bit"
     torch.testing.assert_close(outputs.entropy, expected.entropy, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(whole.kl, torch.zeros_like(whole.kl), rtol=0, atol=1e-12)
-    _, alone = choices(model, what, None)
+    _, alone = logprobs_with_stats(model, what, None)
     assert not alone.kl.any() and torch.equal(alone.collision, whole.collision)
     assert all(not field[~what.mask].any() for field in (outputs.logp, outputs.entropy, whole.collision))
 
@@ -86,11 +86,11 @@ def test_no_more_logits_exist_at_once_than_the_tile(monkeypatch):
     model, what = sharp(MODELS["qwen2"]), given()
     seen = []
     model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.numel()))
-    choices(model, what, model, tile=4 * VOCABULARY)
+    logprobs_with_stats(model, what, model, tile=4 * VOCABULARY)
     assert max(seen) == 4 * VOCABULARY and len(seen) > 4
 
 
-def test_a_token_that_both_models_rule_out_adds_nothing():
+def test_a_token_that_both_models_rule_out_contributes_nothing():
     model, what = sharp(MODELS["qwen2"]), given()
     what.tokens[what.tokens == 7] = 8
 
@@ -98,6 +98,6 @@ def test_a_token_that_both_models_rule_out_adds_nothing():
         return torch.where(torch.arange(VOCABULARY) == 7, -torch.inf, out)
 
     model.lm_head.register_forward_hook(ruled)
-    found = fields(*choices(model, what, model))
+    found = fields(*logprobs_with_stats(model, what, model))
     assert all(field.isfinite().all() for field in found.values())
     assert gradient(model, weighted(found)).isfinite().all()

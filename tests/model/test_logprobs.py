@@ -1,4 +1,4 @@
-"""The one forward pass against one plain pass for each row, on real architectures, and what may never change it."""
+"""The forward pass against one plain pass per row, on real architectures, and its invariances."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import MODELS, VOCABULARY, alone, apart, exactness, gradient, sequences, sharp
 
-from grape_rl.model.logprobs import lengths, logprobs, microbatches, selected
+from grape_rl.model.logprobs import compute_logprobs, microbatches, row_lengths, select_rows
 from grape_rl.types import Sequences
 
 # Prompts and responses both shorter and longer than the sliding windows (4), a response of one token, a group of one.
@@ -14,17 +14,17 @@ MIXED = sequences([3, 9, 6], [[7, 2], [5, 9, 1], [4]])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("layout", [lambda given: given, apart], ids=["shared", "joined"])
+@pytest.mark.parametrize("layout", [lambda given: given, apart], ids=["shared", "unshared"])
 @pytest.mark.parametrize("name", MODELS)
-def test_both_layouts_say_what_the_model_says_of_each_row_alone(name, layout, temperature):
+def test_both_layouts_equal_the_model_on_each_row_alone(name, layout, temperature):
     dtype, tolerance = exactness(name)
     model = sharp(MODELS[name], dtype)
     with torch.no_grad():
-        found = logprobs(model, layout(MIXED), temperature)
+        found = compute_logprobs(model, layout(MIXED), temperature)
         logp, entropy = alone(model, MIXED, temperature)
     torch.testing.assert_close(found.logp, logp, rtol=0, atol=tolerance)
     torch.testing.assert_close(found.entropy, entropy, rtol=0, atol=tolerance)
-    assert logp[MIXED.mask].std() > 0.2, "choices so even that a mistake would not show"
+    assert logp[MIXED.mask].std() > 0.2, "distributions so uniform that a mistake would not show"
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -35,29 +35,31 @@ def test_both_layouts_give_all_parameters_the_plain_gradient(name):
     model = sharp(MODELS[name], dtype)
     weight = torch.linspace(-1, 2, MIXED.mask.numel(), dtype=dtype).reshape(MIXED.mask.shape)
 
-    def found(logp, entropy):
+    def gradient_of(logp, entropy):
         return gradient(model, (weight * logp + weight.flip(0) * entropy).sum())
 
-    expected = found(*alone(model, MIXED, 0.7))
+    expected = gradient_of(*alone(model, MIXED, 0.7))
     largest = expected.abs().max().item()
     assert largest > 1
     for layout in (MIXED, apart(MIXED)):
-        outputs = logprobs(model, layout, 0.7)
-        torch.testing.assert_close(found(outputs.logp, outputs.entropy), expected, rtol=0, atol=tolerance * largest)
+        outputs = compute_logprobs(model, layout, 0.7)
+        torch.testing.assert_close(
+            gradient_of(outputs.logp, outputs.entropy), expected, rtol=0, atol=tolerance * largest
+        )
 
 
-def test_in_single_precision_the_difference_is_rounding():
+def test_in_float32_the_difference_is_rounding():
     model = sharp(MODELS["qwen2"], torch.float32)
     with torch.no_grad():
         expected, _ = alone(model, MIXED, 1.0)
         for layout in (MIXED, apart(MIXED)):  # sums of tens of numbers of size 10 at 1e-7 each
-            torch.testing.assert_close(logprobs(model, layout).logp, expected, rtol=0, atol=2e-5)
+            torch.testing.assert_close(compute_logprobs(model, layout).logp, expected, rtol=0, atol=2e-5)
 
 
 def test_a_single_column_needs_no_second_pass():
     model, given = sharp(MODELS["qwen2"]), sequences([3, 5], [[1, 1], [1]])
     expected, _ = alone(model, given, 1.0)
-    torch.testing.assert_close(logprobs(model, given).logp, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(compute_logprobs(model, given).logp, expected, rtol=0, atol=1e-10)
 
 
 def test_unmasked_text_is_read_but_not_scored():
@@ -65,7 +67,7 @@ def test_unmasked_text_is_read_but_not_scored():
     mask[:, 1:3] = False
     given = Sequences(MIXED.prompts, MIXED.tokens, mask, MIXED.group)
     expected, _ = alone(model, given, 1.0)
-    found = logprobs(model, given).logp
+    found = compute_logprobs(model, given).logp
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     assert torch.equal(found[~mask], torch.zeros(int((~mask).sum()), dtype=torch.float64))
 
@@ -73,18 +75,18 @@ def test_unmasked_text_is_read_but_not_scored():
 def test_a_prompt_without_tokens_is_refused():
     empty = Sequences((torch.tensor([3]), torch.tensor([], dtype=torch.long)), *_rows(2))
     with pytest.raises(ValueError, match="prompt 1 of 2 has no tokens"):
-        logprobs(sharp(MODELS["qwen2"]), empty)
+        compute_logprobs(sharp(MODELS["qwen2"]), empty)
 
 
 def _rows(n):
     return torch.full((n, 2), 5), torch.ones(n, 2, dtype=torch.bool), torch.arange(n)
 
 
-# What may never change a loss or its gradient -------------------------------------------------------------------------
+# Invariances of a loss and its gradient -------------------------------------------------------------------------
 
-POLICY = sharp(MODELS["gpt2, absolute"])  # float64 throughout, and it sees where each token stands
-unhurried = settings(deadline=None)
-few = settings(max_examples=12, deadline=None, derandomize=True)  # each example runs the model forward and backward
+POLICY = sharp(MODELS["gpt2, absolute"])  # float64 throughout, and its position embeddings are absolute
+no_deadline = settings(deadline=None)
+few = settings(max_examples=12, deadline=None)  # each example runs the model forward and backward
 
 
 plans = st.tuples(
@@ -92,7 +94,7 @@ plans = st.tuples(
     st.sampled_from([0.0, 0.4]),
     st.integers(0, 2**16),
 )
-"""Up to 4 prompts with up to 3 rows each; how much of the text the policy did not write; a seed."""
+"""Up to 4 prompts with up to 3 rows each; the fraction of tokens that the policy did not write; a seed."""
 
 
 def planned(plan):
@@ -103,20 +105,20 @@ def planned(plan):
 
 
 def coefficients(given):
-    """A different weight for each token, as advantages are."""
+    """A different weight for each token, like advantages."""
     return torch.linspace(-1, 2, given.tokens.numel(), dtype=torch.float64).reshape(given.tokens.shape)
 
 
 def loss(given, weight):
-    outputs = logprobs(POLICY, given, 0.7)
+    outputs = compute_logprobs(POLICY, given, 0.7)
     return (weight * outputs.logp + 0.3 * weight.square() * outputs.entropy).sum()
 
 
-def same(found, expected):
-    """Loss and gradient to 1e-10 of their size: sums of float64 in another order."""
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    found, expected = gradient(POLICY, found), gradient(POLICY, expected)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10 * max(1.0, expected.abs().max().item()))
+def assert_same(actual, expected):
+    """Loss and gradient are equal to 1e-10 of their size: float64 sums in another order."""
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    actual, expected = gradient(POLICY, actual), gradient(POLICY, expected)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10 * max(1.0, expected.abs().max().item()))
 
 
 @few
@@ -129,7 +131,7 @@ def test_padding_on_the_right_changes_nothing(plan, columns, junk):
 
     padded = Sequences(given.prompts, wider(given.tokens, junk), wider(given.mask, False), given.group)
     weight = coefficients(given)
-    same(loss(padded, wider(weight, 7.0)), loss(given, weight))
+    assert_same(loss(padded, wider(weight, 7.0)), loss(given, weight))
 
 
 @few
@@ -144,7 +146,7 @@ def test_the_order_of_rows_and_prompts_changes_nothing(plan, random):
         tuple(given.prompts[p] for p in prompts), given.tokens[rows], given.mask[rows], place[given.group[rows]]
     )
     weight = coefficients(given)
-    same(loss(moved, weight[rows]), loss(given, weight))
+    assert_same(loss(moved, weight[rows]), loss(given, weight))
 
 
 @few
@@ -154,8 +156,8 @@ def test_sharing_a_prompt_or_repeating_it_changes_nothing(plan, random):
     twice = given.group + torch.tensor([random.choice([0, len(given.prompts)]) for _ in given.tokens])
     repeated = Sequences(given.prompts * 2, given.tokens, given.mask, twice)
     weight = coefficients(given)
-    same(loss(repeated, weight), loss(given, weight))
-    same(loss(apart(given), weight), loss(given, weight))
+    assert_same(loss(repeated, weight), loss(given, weight))
+    assert_same(loss(apart(given), weight), loss(given, weight))
 
 
 @few
@@ -165,9 +167,9 @@ def test_microbatches_of_any_budget_add_up_to_the_whole(plan, budget):
     weight = coefficients(given)
     total = torch.zeros((), dtype=torch.float64)
     for rows in microbatches(given, budget):
-        part = selected(given, rows)
+        part = select_rows(given, rows)
         total = total + loss(part, weight[rows][:, : part.tokens.shape[1]])
-    same(total, loss(given, weight))
+    assert_same(total, loss(given, weight))
 
 
 # Micro-batches without a model ----------------------------------------------------------------------------------------
@@ -205,14 +207,14 @@ def test_everything_within_the_budget_runs_at_once():
     assert len(list(microbatches(MIXED, cost(MIXED, range(6)) - 1))) == 2
 
 
-@unhurried
+@no_deadline
 @given(plans, st.data())
 def test_selected_rows_are_the_same_rows_trimmed(plan, data):
     given = planned(plan)
     rows = data.draw(st.lists(st.sampled_from(range(len(given.tokens))), min_size=1, unique=True))
-    found = selected(given, torch.tensor(rows))
+    found = select_rows(given, torch.tensor(rows))
     width = found.tokens.shape[1]
-    assert width == max(1, *(lengths(given.mask)[row].item() for row in [*rows, rows[0]]))
+    assert width == max(1, *(row_lengths(given.mask)[row].item() for row in [*rows, rows[0]]))
     assert {tuple(p.tolist()) for p in found.prompts} == {tuple(given.prompts[given.group[r]].tolist()) for r in rows}
     assert len(found.prompts) == len({int(given.group[r]) for r in rows})
     for i, row in enumerate(rows):
@@ -224,4 +226,4 @@ def test_selected_rows_are_the_same_rows_trimmed(plan, data):
 
 def test_lengths_run_to_the_last_masked_token():
     mask = torch.tensor([[True, False, True, False], [False, False, False, False], [True, True, True, True]])
-    assert lengths(mask).tolist() == [3, 0, 4]
+    assert row_lengths(mask).tolist() == [3, 0, 4]

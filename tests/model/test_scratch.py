@@ -1,9 +1,9 @@
-"""Tokenizers and models from scratch: text survives, and passages, digits and unknown characters are what they say."""
+"""Tokenizers and models from scratch: lossless text, passages, digits, unknown characters, seeds."""
 
 import pytest
 import torch
 
-from grape_rl.model.scratch import SPECIAL, bpe_tokenizer, character_tokenizer, scratch, shared_passages
+from grape_rl.model.scratch import SPECIAL_TOKENS, bpe_tokenizer, character_tokenizer, random_llama, shared_passages
 
 PROMPTS = ["Spell backward: sun.\nGive only the word.", "Spell backward: moon 12.\nGive only the word."]
 PASSAGES = ["Spell backward: ", ".\nGive only the word."]
@@ -30,21 +30,21 @@ def test_text_comes_back_from_its_characters(text, passages):
     assert tokenizer.decode([*ids(tokenizer, text), tokenizer.eos_token_id], skip_special_tokens=True) == text
 
 
-def test_of_two_passages_the_longer_wins():
+def test_the_longer_of_two_passages_wins():
     tokenizer = character_tokenizer(["a word, a word more"], ["a word", "a word more"])
     assert [tokenizer.decode([i]) for i in ids(tokenizer, "a word more")] == ["a word more"]
 
 
-def test_characters_never_seen_are_unknown_and_stand_for_one_token_each():
+def test_unseen_characters_are_one_unknown_token_each():
     tokenizer = character_tokenizer(["abc"])
     assert ids(tokenizer, "aéb") == [*ids(tokenizer, "a"), tokenizer.unk_token_id, *ids(tokenizer, "b")]
-    assert len(tokenizer) == len(SPECIAL) + 3
+    assert len(tokenizer) == len(SPECIAL_TOKENS) + 3
 
 
 @pytest.mark.parametrize("built", [character_tokenizer(["abc 0"]), bpe_tokenizer(["abc abc abc 0"], 300)])
-def test_special_tokens_have_the_ids_that_the_model_is_told(built):
+def test_special_tokens_have_the_ids_of_the_model_s_configuration(built):
     assert [built.pad_token_id, built.eos_token_id, built.bos_token_id, built.unk_token_id] == [0, 1, 2, 3]
-    assert built.convert_ids_to_tokens([0, 1, 2, 3]) == SPECIAL
+    assert built.convert_ids_to_tokens([0, 1, 2, 3]) == SPECIAL_TOKENS
 
 
 def test_byte_pairs_merge_words_but_never_digits():
@@ -65,7 +65,7 @@ def test_byte_pairs_merge_words_but_never_digits():
         (["abcd1", "abcd2"], ["abcd"]),
         (["1abcd", "2abcd"], ["abcd"]),
         (["abc1", "abc2"], []),  # shorter than four characters
-        (["same text", "same text"], ["same text"]),  # once: nothing is left for what they end with
+        (["same text", "same text"], ["same text"]),  # once: nothing is left for the suffix
         (["abcdef", "abcd"], ["abcd"]),
         (["abcdabcd", "abcd"], ["abcd"]),  # the two may not overlap
         (["no", "yes"], []),
@@ -80,7 +80,7 @@ def test_a_model_from_scratch_is_the_same_for_the_same_seed_only():
     tokenizer = character_tokenizer(["abc"])
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    first, again, other = (scratch(tokenizer, 8, 1, 2, 16, seed) for seed in (0, 0, 1))
+    first, again, other = (random_llama(tokenizer, 8, 1, 2, 16, seed) for seed in (0, 0, 1))
     assert torch.equal(before, torch.random.get_rng_state())
     probe = torch.tensor([[1, 4, 5]])
     assert torch.equal(first(probe).logits, again(probe).logits)
@@ -91,4 +91,4 @@ def test_a_model_from_scratch_is_the_same_for_the_same_seed_only():
 @pytest.mark.parametrize(("hidden", "heads"), [(10, 4), (9, 3)])
 def test_heads_that_do_not_divide_are_refused(hidden, heads):
     with pytest.raises(ValueError, match=f"hidden size {hidden} with {heads} heads: heads must be even and divide"):
-        scratch(character_tokenizer(["abc"]), hidden, 1, heads, 16, seed=0)
+        random_llama(character_tokenizer(["abc"]), hidden, 1, heads, 16, seed=0)

@@ -11,14 +11,16 @@ import torch
 from grape_rl import ALGORITHMS
 from grape_rl.maths.advantage import group_relative, leave_one_out
 from grape_rl.maths.pairing import ranked_pairs
-from grape_rl.maths.reweighting import accepted
-from grape_rl.methods import Responses, keywords, resolve_options
-from grape_rl.model.logprobs import logprobs
+from grape_rl.maths.rejection import accepted
+from grape_rl.methods import resolve_options
+from grape_rl.model.forward import ForwardContext
+from grape_rl.model.logprobs import compute_logprobs
 from grape_rl.rollout.advantages import AdvantageInputs, estimate_advantages
 from grape_rl.rollout.dynamic_sampling import ScoredRollout, once
 from grape_rl.rollout.revise import revised, revision_prompt, worst
 from grape_rl.rollout.source import Prompt, Round, reference_logprobs, responses, step_seed
-from grape_rl.sources.online_pairs import sampled_preferences
+from grape_rl.sources.responses import Responses
+from grape_rl.sources.sampled_preferences import pair_source
 from grape_rl.types import Response, Rollout, Scores, Verdict, failed
 
 NAN = math.nan
@@ -150,7 +152,7 @@ def test_too_many_missing_verdicts_old_and_new_end_the_run(tokenizer):
 
 def test_the_behavior_policy_is_the_policy_at_its_temperature_under_the_training_prompt(tokenizer, model):
     """Against a forward pass of each prompt and revision alone; so the ratio of the first update is 1."""
-    logp = reference_logprobs(model, 0.7, 40)
+    logp = reference_logprobs(model, ForwardContext(40, temperature=0.7))
     after = revise(tokenizer, draw(*REWARDS), (1.0, 0.5), lengths=(5, 2), logp=logp)[0].rollout
     for row, prompt in ((6, PROMPTS[0]), (7, PROMPTS[1])):
         own = after.tokens[row][after.mask[row]]
@@ -159,7 +161,7 @@ def test_the_behavior_policy_is_the_policy_at_its_temperature_under_the_training
         expected = logits.log_softmax(-1).gather(1, own[:, None]).squeeze(1)
         torch.testing.assert_close(after.behavior_logp[row, : len(own)], expected, rtol=0, atol=1e-5)
         assert not after.behavior_logp[row, len(own) :].any()
-    now = logprobs(model, after, 0.7).logp.detach()[6:]
+    now = compute_logprobs(model, after, 0.7).logp.detach()[6:]
     torch.testing.assert_close(now, after.behavior_logp[6:], rtol=0, atol=1e-5)
 
 
@@ -243,8 +245,8 @@ def test_every_method_takes_groups_of_unequal_sizes_in_any_order(tokenizer, name
     row = ALGORITHMS[name]
     assert isinstance(row.source, Responses)
     chosen = resolve_options(row, {})
-    advantage = partial(row.source.advantage, **keywords(row.source.advantage, chosen))
-    start = {each.function.__name__: each.start for each in row.source.remembers}
+    (advantage,) = [f.bind(chosen) for f in row.source.functions if f.function is row.source.advantage]
+    start = dict(row.source.start_memory)
     found = revise(tokenizer, draw(0.5, 0.25, 1.0, 0.75, 0.6, 0.1), (0.9,), lengths=(6,), long=(5,))[0]
     order = torch.tensor([6, 0, 3, 5, 1, 4, 2])
     moved = ScoredRollout(
@@ -268,7 +270,7 @@ def test_the_pair_is_the_revision_over_what_it_revises(tokenizer):
         found = revise(tokenizer, draw(0.5, 0.25, 1.0, 0.75, 0.6, 0.0), new)[0]
         pairing = partial(ranked_pairs, pairing="revised", **more)
         found = replace(found, reference_logp=-1.0 * found.rollout.mask)
-        return sampled_preferences(lambda step: Round(found, {"reference_seconds": 0.0}, ()), pairing, None)(0)
+        return pair_source(lambda step: Round(found, {"reference_seconds": 0.0}, ()), pairing, None)(0)
 
     what = experience((0.75, 0.5))
     own = [t[m].tolist() for t, m in zip(what.sequences.tokens, what.sequences.mask, strict=True)]

@@ -11,18 +11,19 @@ import torch
 
 from grape_rl.data.chat import Example
 from grape_rl.maths.advantage import group_relative
-from grape_rl.model.logprobs import logprobs
+from grape_rl.model.forward import ForwardContext
+from grape_rl.model.logprobs import compute_logprobs
 from grape_rl.rollout.dynamic_sampling import dynamic_sampling, once, zero_variance_groups
 from grape_rl.rollout.records import rollout_metrics, verdict_metrics
 from grape_rl.rollout.source import (
     Prompt,
-    demonstrations,
     drawn_rows,
     graded_responses,
     reference_logprobs,
     responses,
     step_seed,
 )
+from grape_rl.sources.demonstrations import experience_from_demonstrations
 from grape_rl.types import Rollout, Scores, Verdict, failed
 
 
@@ -50,7 +51,7 @@ def test_seeds_of_purposes_steps_and_runs_are_all_different_and_fit_torch():
 
 def test_demonstrations_are_rows_with_advantage_one():
     taught = [Example(torch.arange(4, 4 + i), torch.arange(10, 12 + i)) for i in range(1, 4)]
-    experience = demonstrations(taught, 3, seed=0)(0)
+    experience = experience_from_demonstrations(taught)
     sequences, batch = experience.sequences, experience.batch
     assert sorted(len(p) for p in sequences.prompts) == [1, 2, 3]
     for row, prompt in enumerate(sequences.prompts):
@@ -58,7 +59,6 @@ def test_demonstrations_are_rows_with_advantage_one():
     assert torch.equal(batch.advantage, batch.mask.float())
     assert torch.equal(batch.mask, sequences.mask)
     assert experience.metrics == {"length": 4.0, "tokens": 3 + 4 + 5 + 6}
-    assert torch.equal(demonstrations(taught, 3, seed=0)(0).sequences.tokens, sequences.tokens)
 
 
 # Four responses to two prompts, written by hand.
@@ -319,9 +319,9 @@ def test_metrics_of_a_batch_without_a_reward(tokenizer):
 
 def test_a_reference_says_what_the_model_says_however_it_is_cut(model, tokenizer):
     sequences = rollout(tokenizer)
-    expected = logprobs(model, sequences, 0.7).logp.detach()
+    expected = compute_logprobs(model, sequences, 0.7).logp.detach()
     for tokens in (1, 10, 10_000):
-        found = reference_logprobs(model, 0.7, tokens)(sequences)
+        found = reference_logprobs(model, ForwardContext(tokens, temperature=0.7))(sequences)
         assert not found.requires_grad
         assert torch.allclose(found, expected, atol=1e-5)  # float32
         assert Counter((found == 0).ravel().tolist()) == Counter((~MASK).ravel().tolist())

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from grape_rl.maths.noise import embedding_noise
 from grape_rl.maths.surrogate import policy_gradient
+from grape_rl.model.forward import ForwardContext
 from grape_rl.rollout.source import Experience, step_seed
 from grape_rl.training.objective import Objective, Term
-from grape_rl.training.update import Limits, gradient, noisy_gradient
+from grape_rl.training.update import UpdateSettings, gradient, noisy_gradient
 from grape_rl.types import Batch, Sequences
 from precise import doubled
 
-LIMITS = Limits(temperature=1.0, max_tokens=9, tokens_per_microbatch=10_000, max_grad_norm=1e9, seed=3)
+SETTINGS = UpdateSettings(ForwardContext(10_000, temperature=1.0), max_tokens=9, max_grad_norm=1e9, seed=3)
 GOAL = Objective((Term(policy_gradient),), "token")
 
 
@@ -36,10 +37,10 @@ def experience():
     return Experience(Sequences(prompts, tokens, mask, torch.arange(5)), Batch(mask, zeros, zeros, mask.float()), {})
 
 
-def lost(model, update=noisy_gradient, limits=LIMITS, step=0, **more):
+def lost(model, update=noisy_gradient, settings=SETTINGS, step=0, **more):
     """What plain descent with rate 1 takes off the weights, as one vector, and what the update told."""
     before = [p.detach().clone() for p in model.parameters()]
-    told = update(model, torch.optim.SGD(model.parameters(), lr=1.0), experience(), GOAL, limits, step=step, **more)
+    told = update(model, torch.optim.SGD(model.parameters(), lr=1.0), experience(), GOAL, settings, step=step, **more)
     with torch.no_grad():
         moved = torch.cat([(b - p).flatten() for b, p in zip(before, model.parameters(), strict=True)])
         for p, b in zip(model.parameters(), before, strict=True):
@@ -99,17 +100,17 @@ def test_micro_batches_change_nothing(model):
     whole, _ = lost(model, neftune=2.0, minibatches=2)
     assert whole.abs().max() > 0.1
     for tokens in (1, 20):
-        found, _ = lost(model, limits=replace(LIMITS, tokens_per_microbatch=tokens), neftune=2.0, minibatches=2)
+        found, _ = lost(model, settings=replace(SETTINGS, forward=ForwardContext(tokens)), neftune=2.0, minibatches=2)
         torch.testing.assert_close(found, whole, rtol=0, atol=1e-10 * float(whole.abs().max()))
 
 
 def test_every_step_pass_and_seed_draws_its_own(model):
-    def moved(limits=LIMITS, **more):
-        return lost(model, limits=limits, neftune=2.0, **more)[1]["loss"]
+    def moved(settings=SETTINGS, **more):
+        return lost(model, settings=settings, neftune=2.0, **more)[1]["loss"]
 
     assert moved() == moved()
-    one = [moved(), moved(step=1), moved(replace(LIMITS, seed=4))]
+    one = [moved(), moved(step=1), moved(replace(SETTINGS, seed=4))]
     assert len({round(x, 5) for x in one}) == 3
     still = torch.optim.SGD(model.parameters(), lr=0.0)
-    told = noisy_gradient(model, still, experience(), GOAL, LIMITS, 0, epochs=2, neftune=2.0)["loss"]
+    told = noisy_gradient(model, still, experience(), GOAL, SETTINGS, 0, epochs=2, neftune=2.0)["loss"]
     assert told != pytest.approx(moved(), rel=1e-5), "the second pass has other noise than the first"

@@ -13,26 +13,21 @@ import torch
 
 from grape_rl import ALGORITHMS
 from grape_rl.data.preferences import Pair
-from grape_rl.methods import Preferences, objective, resolve_options
+from grape_rl.methods import objective, resolve_options
+from grape_rl.model.forward import ForwardContext
+from grape_rl.rollout.source import drawn_rows
+from grape_rl.sources.preferences import Preferences, experience_from_pairs
 from grape_rl.training import pairs as training_pairs
 from grape_rl.training.objective import CHOICE_FIELDS, PAIR_FIELDS, Objective, Term, pair_loss
-from grape_rl.training.pairs import (
-    PairExperience,
-    pair_batches,
-    pair_experience,
-    pair_fields,
-    pair_logprobs,
-    pair_metrics,
-    preferences,
-)
-from grape_rl.training.update import Limits
+from grape_rl.training.pairs import PairExperience, pair_batches, pair_fields, pair_logprobs, pair_metrics
+from grape_rl.training.update import UpdateSettings
 from grape_rl.types import Pairs
 from precise import doubled as in_doubles
 from waits import waits_counted
 
 OF_PAIRS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Preferences)]
 """The online forms have the same terms and updates, row for row: see test_algorithms.py."""
-LIMITS = Limits(temperature=1.0, max_tokens=9, tokens_per_microbatch=30, max_grad_norm=1e9, seed=3)
+SETTINGS = UpdateSettings(ForwardContext(30, temperature=1.0), max_tokens=9, max_grad_norm=1e9, seed=3)
 REORDERED = {"rtol": 1e-10, "atol": 1e-12}
 
 
@@ -62,7 +57,7 @@ def given_pairs():
 
 def experience(found=None, reference=None):
     """The pairs with a reference that is not the model: made-up log-probs, and the whole choices of ``reference``."""
-    made = pair_experience(given_pairs() if found is None else found, None, reference)
+    made = experience_from_pairs(given_pairs() if found is None else found, None, reference)
     generator = torch.Generator().manual_seed(7)
     mask = made.batch.mask
     logp = (-3.5 * torch.rand(mask.shape, generator=generator, dtype=torch.float64) - 0.5).masked_fill(~mask, 0)
@@ -75,13 +70,13 @@ def goal_of(name, **given):
     return objective(row, resolve_options(row, {term.option: 0.3 for term in row.terms if term.option} | given))
 
 
-def step_by(model, name, what, limits=LIMITS, goal=None):
+def step_by(model, name, what, settings=SETTINGS, goal=None):
     """The gradient (by plain descent with rate 1: what the weights lost), and what the update told."""
     before = [p.detach().clone() for p in model.parameters()]
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
     update = ALGORITHMS[name].update
     asked = {"step": 0} if "step" in inspect.signature(update).parameters else {}
-    told = update(model, sgd, what, goal or goal_of(name), limits, **asked)
+    told = update(model, sgd, what, goal or goal_of(name), settings, **asked)
     lost = [b - p.detach() for b, p in zip(before, model.parameters(), strict=True)]
     with torch.no_grad():
         for p, b in zip(model.parameters(), before, strict=True):
@@ -134,7 +129,7 @@ def test_the_fields_are_those_of_a_plain_forward_pass(model):
     with torch.no_grad():
         expected = plain(model, what)
     for tokens in (1, 30, 10_000):
-        found = pair_fields(pair_logprobs(model, what.sequences, tokens), what.batch)
+        found = pair_fields(pair_logprobs(model, what.sequences, ForwardContext(tokens)), what.batch)
         assert found.keys() == set(PAIR_FIELDS) - set(CHOICE_FIELDS)
         for name in found:
             rewards = {"rtol": 1e-6, "atol": 0} if name.endswith("reward") else REORDERED  # kept in float32
@@ -163,8 +158,8 @@ def test_loss_and_gradient_are_those_of_plain_forward_passes(model, other, name)
 @pytest.mark.parametrize("name", OF_PAIRS)
 def test_micro_batches_and_the_order_of_pairs_change_nothing(model, other, name):
     what = experience(reference=other)
-    expected, whole = step_by(model, name, what, replace(LIMITS, tokens_per_microbatch=10_000))
-    found, told = step_by(model, name, what, replace(LIMITS, tokens_per_microbatch=1))
+    expected, whole = step_by(model, name, what, replace(SETTINGS, forward=ForwardContext(10_000)))
+    found, told = step_by(model, name, what, replace(SETTINGS, forward=ForwardContext(1)))
     compare(found, expected, **REORDERED)
     assert told == pytest.approx(whole, rel=1e-8)
     order = torch.tensor([3, 0, 4, 2, 1])
@@ -177,13 +172,13 @@ def test_micro_batches_and_the_order_of_pairs_change_nothing(model, other, name)
 
 def test_a_pair_is_never_split_and_its_prompt_is_encoded_once(model, monkeypatch):
     seen = []
-    run = training_pairs.logprobs
+    run = training_pairs.compute_logprobs
 
     def counted(model, sequences, *rest):
         seen.append((len(sequences.prompts), sequences.group.tolist()))
         return run(model, sequences, *rest)
 
-    monkeypatch.setattr(training_pairs, "logprobs", counted)
+    monkeypatch.setattr(training_pairs, "compute_logprobs", counted)
     step_by(model, "dpo", experience())
     assert sum(prompts for prompts, _ in seen) == 5 and len(seen) > 1
     assert all(sorted(group) == sorted([*range(prompts)] * 2) for prompts, group in seen)
@@ -211,7 +206,7 @@ def test_the_device_is_waited_for_no_more_often_in_many_micro_batches(model, oth
     counts = []
     for tokens in (1, 10_000):
         with waits_counted(monkeypatch) as waits:
-            step_by(model, name, experience(reference=other), replace(LIMITS, tokens_per_microbatch=tokens))
+            step_by(model, name, experience(reference=other), replace(SETTINGS, forward=ForwardContext(tokens)))
         counts.append(len(waits))
     assert counts[0] == counts[1] <= 4
 
@@ -278,7 +273,7 @@ def test_a_gradient_that_is_not_finite_moves_no_weight(model):
     adam = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for name in ("dpo", "aot"):
         with pytest.raises(RuntimeError, match=r"the gradient's norm is nan"):
-            ALGORITHMS[name].update(model, adam, broken, goal_of(name), LIMITS)
+            ALGORITHMS[name].update(model, adam, broken, goal_of(name), SETTINGS)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
@@ -286,16 +281,18 @@ def test_the_source_draws_every_pair_before_any_comes_again_and_asks_the_referen
     found = given_pairs()
 
     def reference(sequences):
-        return pair_logprobs(model, sequences, 30)
+        return pair_logprobs(model, sequences, ForwardContext(30))
 
-    source = preferences(found, reference, 2, seed=0)
+    def source(step):
+        return experience_from_pairs([found[i] for i in drawn_rows(5, 2, step, seed=0)], reference)
+
     drawn = [source(step) for step in range(5)]
     assert all(isinstance(what, PairExperience) and isinstance(what.batch, Pairs) for what in drawn)
     prompts = [len(p) for what in drawn for p in what.sequences.prompts]
     assert sorted(prompts[:5]) == sorted(prompts[5:]) == [1, 2, 3, 5, 8]
     again = source(3)
     assert torch.equal(again.sequences.tokens, drawn[3].sequences.tokens)
-    fields = pair_fields(pair_logprobs(model, again.sequences, 30), again.batch)
+    fields = pair_fields(pair_logprobs(model, again.sequences, ForwardContext(30)), again.batch)
     assert torch.equal(fields["chosen_logp"], fields["reference_chosen_logp"])
     assert pair_metrics(fields)["accuracy"].tolist() == [0.5, 0.5], "at the reference nothing is preferred"
-    assert not preferences(found, None, 2, seed=0)(0).batch.reference_logp.any()
+    assert not experience_from_pairs(found, None).batch.reference_logp.any()

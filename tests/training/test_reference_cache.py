@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from grape_rl.model.fingerprint import fingerprint
-from grape_rl.model.lora import adapted
+from grape_rl.model.lora import add_adapters
 from grape_rl.rollout.source import drawn_rows
 from grape_rl.training.reference_cache import ReferenceLogprobCache, fill, first_batches
 from grape_rl.types import Sequences
@@ -122,6 +122,6 @@ def test_a_fingerprint_is_of_weights_and_configuration(model):
         weight[3] = torch.nextafter(weight[3], torch.tensor(9.0, dtype=weight.dtype))
     other = copy.deepcopy(model)
     other.config.rms_norm_eps = 0.5
-    third = adapted(copy.deepcopy(model), 2, 4.0, (), seed=0)
-    fourth = adapted(copy.deepcopy(model), 2, 4.0, (), seed=1)
+    third = add_adapters(copy.deepcopy(model), 2, 4.0, (), seed=0)
+    fourth = add_adapters(copy.deepcopy(model), 2, 4.0, (), seed=1)
     assert len({whole, *map(fingerprint, (again, other, third, fourth))}) == 5

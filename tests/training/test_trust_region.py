@@ -17,16 +17,24 @@ import grape_rl
 from grape_rl import ALGORITHMS
 from grape_rl.maths.reduction import token_weight
 from grape_rl.methods import objective, resolve_options
+from grape_rl.model.forward import ForwardContext
 from grape_rl.rollout.source import Experience
 from grape_rl.training import trust_region as update
 from grape_rl.training.objective import Objective, Term
 from grape_rl.training.trust_region import fisher_product, trust_region
-from grape_rl.training.update import Limits
+from grape_rl.training.update import UpdateSettings
 from grape_rl.types import Batch, Sequences
 from precise import doubled
 from small_runs import lines, settings, weights
 
-LIMITS = Limits(temperature=0.7, max_tokens=9, tokens_per_microbatch=90, max_grad_norm=1e-9, seed=3)
+SETTINGS = UpdateSettings(ForwardContext(90, temperature=0.7), max_tokens=9, max_grad_norm=1e-9, seed=3)
+
+
+def cut_at(tokens: int) -> ForwardContext:
+    """SETTINGS' forward context with micro-batches of ``tokens`` positions."""
+    return replace(SETTINGS.forward, tokens_per_microbatch=tokens)
+
+
 """A limit on the gradient's norm that would stop everything, if TRPO had one."""
 
 SHAPE = dict(vocab_size=17, pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -86,7 +94,7 @@ def choices(model, s, row):
     """The log-probabilities of all choices at each token of one row that the policy wrote, that row read alone."""
     prompt = s.prompts[int(s.group[row])]
     ids = torch.cat([prompt, s.tokens[row]])
-    logits = model(input_ids=ids[None]).logits[0, len(prompt) - 1 : -1] / LIMITS.temperature
+    logits = model(input_ids=ids[None]).logits[0, len(prompt) - 1 : -1] / SETTINGS.forward.temperature
     return logits[s.mask[row]].log_softmax(-1)
 
 
@@ -124,11 +132,11 @@ def flat(tensors):
     return torch.cat([t.detach().reshape(-1) for t in tensors])
 
 
-def stepped(model, what, goal=None, limits=LIMITS, **options):
+def stepped(model, what, goal=None, settings=SETTINGS, **options):
     """What the update told, its warnings, and how far it moved the weights."""
     warnings = []
     old = flat(trainable(model))
-    told = trust_region(model, what, goal or goal_of(), limits, lambda *w: warnings.append(w), **options)
+    told = trust_region(model, what, goal or goal_of(), settings, lambda *w: warnings.append(w), **options)
     return told, warnings, flat(trainable(model)) - old
 
 
@@ -149,7 +157,7 @@ def enumerated_fisher(model, what):
 
 def surrogate(model, what, reduction="token"):
     """Σ w ρ A over the tokens of usable responses, row by row."""
-    weight = token_weight(what.batch.mask, reduction, LIMITS.max_tokens).double()
+    weight = token_weight(what.batch.mask, reduction, SETTINGS.max_tokens).double()
     total = torch.zeros((), dtype=torch.float64)
     for row in range(len(what.sequences.tokens)):
         mask = what.sequences.mask[row]
@@ -189,7 +197,7 @@ def test_products_are_those_of_the_enumerated_fisher_matrix(name, apart):
     matrix = enumerated_fisher(model, what)
     generator = torch.Generator().manual_seed(2)
     for tokens in (1, 90, 10_000):
-        product = fisher_product(model, what.sequences, replace(LIMITS, tokens_per_microbatch=tokens), trainable(model))
+        product = fisher_product(model, what.sequences, replace(SETTINGS, forward=cut_at(tokens)), trainable(model))
         vector = torch.randn(len(matrix), generator=generator, dtype=torch.float64)
         expected = matrix @ vector
         assert expected.abs().max() > 1e-3
@@ -201,7 +209,7 @@ def test_products_are_those_of_the_enumerated_fisher_matrix(name, apart):
 
 def natural_by_hand(model, what):
     """On a table F is one block a row s, d_s (diag p − p pᵀ)/T²: its inverse on g_s = p u is T²/d_s (u − mean u)."""
-    table, temperature = model.head.weight.detach().T, LIMITS.temperature
+    table, temperature = model.head.weight.detach().T, SETTINGS.forward.temperature
     (gradient,) = torch.autograd.grad(surrogate(model, what), model.head.weight)
     gradient = gradient.T
     visits = torch.zeros(len(table), dtype=torch.float64)
@@ -386,8 +394,8 @@ def test_micro_batches_change_nothing(name):
     goal = goal_of(kl=0.1, entropy=0.05)
     ends = []
     for tokens in (10_000, 90, 1):
-        limits = replace(LIMITS, tokens_per_microbatch=tokens)
-        ends.append(stepped(copy.deepcopy(model), what, goal, limits, cg_iterations=4))
+        settings = replace(SETTINGS, forward=cut_at(tokens))
+        ends.append(stepped(copy.deepcopy(model), what, goal, settings, cg_iterations=4))
     assert ends[0][2].abs().max() > 1e-4
     for told, _, moved in ends[1:]:
         torch.testing.assert_close(moved, ends[0][2], rtol=1e-6, atol=1e-8)

@@ -12,16 +12,24 @@ import torch
 
 from grape_rl import ALGORITHMS
 from grape_rl.methods import objective, resolve_options
-from grape_rl.model.value import Valued, own_model, shared_head
+from grape_rl.model.forward import ForwardContext
+from grape_rl.model.value_head import PolicyWithValue, separate_value_model, shared_value_head
 from grape_rl.rollout.source import Experience
 from grape_rl.training import update
 from grape_rl.training.objective import Objective, Term
-from grape_rl.training.update import Limits, gradient
+from grape_rl.training.update import UpdateSettings, gradient
 from grape_rl.training.value import frozen_parameters
 from grape_rl.types import Sequences, ValuedBatch
 from precise import doubled
 
-LIMITS = Limits(temperature=0.7, max_tokens=9, tokens_per_microbatch=50, max_grad_norm=1e9, seed=3)
+SETTINGS = UpdateSettings(ForwardContext(50, temperature=0.7), max_tokens=9, max_grad_norm=1e9, seed=3)
+
+
+def cut_at(tokens: int) -> ForwardContext:
+    """SETTINGS' forward context with micro-batches of ``tokens`` positions."""
+    return replace(SETTINGS.forward, tokens_per_microbatch=tokens)
+
+
 OF_TOKENS = [name for name, row in ALGORITHMS.items() if row.reduction]  # those of pairs: test_pairs.py
 REDUCTIONS = ("token", "sequence", "fixed_length")
 REORDERED = {"rtol": 1e-10, "atol": 1e-12}
@@ -87,18 +95,18 @@ def with_value(model, goal):
     """The model, with a random head for the value beside it where the objective reads that."""
     if not any("value" in term.parameters for term in goal.terms):
         return model
-    head = shared_head(model)
+    head = shared_value_head(model)
     with torch.no_grad():
         head.weight.copy_(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(6)) / 4)
         head.bias.fill_(0.3)
-    return Valued(model, head)
+    return PolicyWithValue(model, head)
 
 
-def step_by(model, goal, what, limits=LIMITS, **more):
+def step_by(model, goal, what, settings=SETTINGS, **more):
     """The gradient (by plain descent with rate 1: what the weights lost), and what the update told."""
     model = with_value(model, goal)
     before = [p.detach().clone() for p in model.parameters()]
-    told = gradient(model, torch.optim.SGD(model.parameters(), lr=1.0), what, goal, limits, step=0, **more)
+    told = gradient(model, torch.optim.SGD(model.parameters(), lr=1.0), what, goal, settings, step=0, **more)
     lost = [b - p.detach() for b, p in zip(before, model.parameters(), strict=True)]
     with torch.no_grad():
         for p, b in zip(model.parameters(), before, strict=True):
@@ -125,9 +133,9 @@ ONE_TOKEN = {
         -s["a"] * s["logp"] * (0.8 <= s["rho"] <= 1.2 or (s["rho"] <= 0.4 if s["a"] > 0 else s["rho"] >= 3))
     ),
     "topr": lambda s: -s["a"] * s["logp"] * (1 if s["a"] > 0 else min(s["whole_rho"].item(), 1)),
-    "truncated": lambda s: -s["a"] * s["logp"] * min(s["rho"].item(), 2),
-    "behavior_pull": lambda s: s["rho"].log() ** 2,
-    "imitation": lambda s: -s["logp"],
+    "truncated_importance": lambda s: -s["a"] * s["logp"] * min(s["rho"].item(), 2),
+    "squared_log_ratio": lambda s: s["rho"].log() ** 2,
+    "nll_regularizer": lambda s: -s["logp"],
     "advantage_weighted_entropy": lambda s: -s["a"] * s["entropy"],
     "reference_kl": lambda s: s["rho"] * ((s["ref"] - s["logp"]).exp() - 1 - (s["ref"] - s["logp"])),
     "entropy_bonus": lambda s: -s["entropy"],
@@ -153,7 +161,7 @@ def looped(model, goal, what):
         prompt = what.sequences.prompts[int(what.sequences.group[i])]
         ids = torch.cat([prompt, what.sequences.tokens[i]])
         passed = model(input_ids=ids[None], output_hidden_states=True)
-        logits, hidden = passed.logits[0] / LIMITS.temperature, passed.hidden_states[-1][0]
+        logits, hidden = passed.logits[0] / SETTINGS.forward.temperature, passed.hidden_states[-1][0]
         own = [t for t in range(len(what.sequences.tokens[i])) if what.batch.mask[i, t]]
         moved = sum(
             logits[len(prompt) + t - 1].log_softmax(-1)[what.sequences.tokens[i, t]] - what.batch.behavior_logp[i, t]
@@ -177,7 +185,7 @@ def looped(model, goal, what):
             weight = {
                 "token": 1 / sum(counts.values()),
                 "sequence": 1 / (len(rows) * counts[i]),
-                "fixed_length": 1 / (len(rows) * LIMITS.max_tokens),
+                "fixed_length": 1 / (len(rows) * SETTINGS.max_tokens),
             }[goal.reduction]
             weight = torch.tensor(weight, dtype=torch.float32).item()
             for term in goal.terms:
@@ -202,9 +210,9 @@ def test_loss_and_gradient_are_a_loop_over_tokens(model, name, reduction):
 @pytest.mark.parametrize("name", DISTINCT)
 def test_micro_batches_change_neither_loss_nor_gradient(model, name, reduction):
     goal = goal_of(name, reduction)
-    expected, whole = step_by(model, goal, experience(), replace(LIMITS, tokens_per_microbatch=10_000))
+    expected, whole = step_by(model, goal, experience(), replace(SETTINGS, forward=cut_at(10_000)))
     for tokens in (1, 50):
-        found, told = step_by(model, goal, experience(), replace(LIMITS, tokens_per_microbatch=tokens))
+        found, told = step_by(model, goal, experience(), replace(SETTINGS, forward=cut_at(tokens)))
         compare(found, expected, **REORDERED)
         assert told == pytest.approx(whole, rel=1e-5)
 
@@ -220,8 +228,8 @@ def test_micro_batches_change_no_parameter_after_steps_of_adam(model, name):
             for p, s in zip(model.parameters(), start, strict=True):
                 p.copy_(s)
         adam = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-8)
-        limits = replace(LIMITS, tokens_per_microbatch=tokens, max_grad_norm=0.5)
-        gradient(model, adam, experience(), goal, limits, step=0, epochs=2, minibatches=2)
+        settings = replace(SETTINGS, forward=cut_at(tokens), max_grad_norm=0.5)
+        gradient(model, adam, experience(), goal, settings, step=0, epochs=2, minibatches=2)
         ends.append([p.detach().clone() for p in model.parameters()])
     assert max((a - b).abs().max() for a, b in zip(ends[0], start, strict=True)) > 1e-4
     for end in ends[1:]:
@@ -244,7 +252,7 @@ def test_the_order_of_rows_changes_nothing(model, name):
 def rows_run(monkeypatch):
     """How many rows each forward pass had."""
     counts: list[int] = []
-    run = update.logprobs
+    run = update.compute_logprobs
 
     def counted(model, sequences, *rest):
         counts.append(len(sequences.tokens))
@@ -290,10 +298,10 @@ def without_advantage():
 def test_equal_rewards_leave_every_bit_even_with_momentum_and_weight_decay(model, name, rows_run):
     goal = bare(name, "token")
     adam = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    gradient(model, adam, experience(), goal, LIMITS, step=0)
+    gradient(model, adam, experience(), goal, SETTINGS, step=0)
     rows_run.clear()
     before = [p.detach().clone() for p in model.parameters()]
-    told = gradient(model, adam, without_advantage(), goal, LIMITS, step=1, epochs=2, minibatches=3)
+    told = gradient(model, adam, without_advantage(), goal, SETTINGS, step=1, epochs=2, minibatches=3)
     assert told == {} and not rows_run
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
@@ -341,9 +349,9 @@ def test_minibatches_part_the_rows_anew_each_epoch_and_step_by_each(model):
         return logp
 
     what = experience()
-    limits = replace(LIMITS, tokens_per_microbatch=10_000)
+    settings = replace(SETTINGS, forward=cut_at(10_000))
     optimizer = Counting(model.parameters(), lr=0.0)
-    gradient(model, optimizer, what, Objective((Term(spy),), "token"), limits, step=0, epochs=2, minibatches=3)
+    gradient(model, optimizer, what, Objective((Term(spy),), "token"), settings, step=0, epochs=2, minibatches=3)
     every = sorted(what.batch.behavior_logp[:, 0].tolist())
     assert steps == len(seen) == 6
     first, second = seen[:3], seen[3:]
@@ -362,7 +370,9 @@ def test_minibatches_part_what_was_kept_evenly(model):
         return logp
 
     few = replace(what, batch=replace(what.batch, mask=mask))
-    gradient(model, torch.optim.SGD(model.parameters(), lr=0.0), few, Objective((Term(spy),), "token"), LIMITS, 0, 2, 3)
+    gradient(
+        model, torch.optim.SGD(model.parameters(), lr=0.0), few, Objective((Term(spy),), "token"), SETTINGS, 0, 2, 3
+    )
     assert sizes == [1] * 6
 
 
@@ -370,7 +380,7 @@ def test_the_gradient_is_clipped_to_its_limit_and_told_as_it_was(model):
     goal = goal_of("grpo", "token")
     free, told = step_by(model, goal, experience())
     size = told["grad_norm"]
-    clipped, again = step_by(model, goal, experience(), replace(LIMITS, max_grad_norm=size / 4))
+    clipped, again = step_by(model, goal, experience(), replace(SETTINGS, max_grad_norm=size / 4))
     assert again["grad_norm"] == pytest.approx(size)
     compare([4 * g for g in clipped], free, rtol=1e-4, atol=1e-9)  # torch adds 1e-6 to the norm
 
@@ -380,7 +390,7 @@ def test_what_the_step_tells_of_itself(model):
     what, entropy, moved = experience(), [], []
     for i, prompt in enumerate(what.sequences.prompts[g] for g in what.sequences.group.tolist()):
         ids = torch.cat([prompt, what.sequences.tokens[i]])
-        choices = (model(input_ids=ids[None]).logits[0] / LIMITS.temperature).log_softmax(-1).detach()
+        choices = (model(input_ids=ids[None]).logits[0] / SETTINGS.forward.temperature).log_softmax(-1).detach()
         for t in what.batch.mask[i].nonzero().flatten().tolist():
             at = choices[len(prompt) + t - 1]
             entropy.append(float(-(at.exp() * at).sum()))
@@ -401,7 +411,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_moves_a_weight(mo
     before = [p.detach().clone() for p in model.parameters()]
     adam = torch.optim.AdamW(model.parameters(), lr=1e-2)
     with pytest.raises(RuntimeError, match=r"the gradient's norm is (nan|inf)"):
-        gradient(model, adam, spoiled, goal_of("grpo", "token"), LIMITS, step=0)
+        gradient(model, adam, spoiled, goal_of("grpo", "token"), SETTINGS, step=0)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert not adam.state
 
@@ -412,7 +422,7 @@ def test_every_trainable_parameter_gets_a_gradient_and_a_frozen_one_keeps_its_bi
     kept, goal = frozen.clone(), goal_of(name, "token")
     model = with_value(model, goal)
     adam = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    gradient(model, adam, experience(), goal, LIMITS, step=0)
+    gradient(model, adam, experience(), goal, SETTINGS, step=0)
     assert frozen.grad is None and torch.equal(frozen, kept)
     silent = [key for key, p in model.named_parameters() if p is not frozen and not (p.grad != 0).any()]
     assert not silent
@@ -427,11 +437,11 @@ def test_the_value_s_gradient_is_clipped_by_a_norm_of_its_own(model, trunk):
     row, what = ALGORITHMS["ppo"], experience()
     goal = objective(row, resolve_options(row, {"value_coefficient": 1.0, "clip_value": 1e9}))
     far = replace(what, batch=replace(what.batch, value_target=what.batch.value_target + 1000))
-    value = with_value(model, goal).value if trunk == "shared" else own_model(model)
-    whole, rate = Valued(model, value), torch.optim.SGD
+    value = with_value(model, goal).value if trunk == "shared" else separate_value_model(model)
+    whole, rate = PolicyWithValue(model, value), torch.optim.SGD
     before = [p.detach().clone() for p in whole.parameters()]
-    limits = replace(LIMITS, max_grad_norm=0.5)
-    told = gradient(whole, rate(whole.parameters(), lr=1.0), far, goal, limits, step=0)
+    settings = replace(SETTINGS, max_grad_norm=0.5)
+    told = gradient(whole, rate(whole.parameters(), lr=1.0), far, goal, settings, step=0)
     lost = [float((b - p.detach()).square().sum()) for b, p in zip(before, whole.parameters(), strict=True)]
     count = len(list(model.parameters()))
     assert told["value_grad_norm"] > 10
@@ -442,9 +452,9 @@ def test_the_value_s_gradient_is_clipped_by_a_norm_of_its_own(model, trunk):
 def test_an_own_value_model_leaves_the_policy_s_gradient_as_it_is_without_a_value(model):
     goal, what = goal_of("ppo", "token", value_coefficient=1.0), experience()
     plain, _ = step_by(model, bare("ppo", "token"), what)
-    whole = Valued(model, own_model(model))
+    whole = PolicyWithValue(model, separate_value_model(model))
     before = [p.detach().clone() for p in model.parameters()]
-    gradient(whole, torch.optim.SGD(whole.parameters(), lr=1.0), what, goal, LIMITS, step=0)
+    gradient(whole, torch.optim.SGD(whole.parameters(), lr=1.0), what, goal, SETTINGS, step=0)
     compare([b - p.detach() for b, p in zip(before, model.parameters(), strict=True)], plain, **REORDERED)
     assert whole.value.score.weight.any()
 
@@ -453,12 +463,12 @@ def test_an_own_value_model_leaves_the_policy_s_gradient_as_it_is_without_a_valu
 def test_while_the_policy_is_held_still_only_the_value_moves(model, trunk):
     model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
     goal = goal_of("ppo", "token")
-    value = with_value(model, goal).value if trunk == "shared" else own_model(model)
-    whole = Valued(model, value)
+    value = with_value(model, goal).value if trunk == "shared" else separate_value_model(model)
+    whole = PolicyWithValue(model, value)
     adam = torch.optim.AdamW(whole.parameters(), lr=1e-2, weight_decay=0.1)
     before = {key: p.detach().clone() for key, p in whole.named_parameters()}
     with frozen_parameters(model):
-        told = gradient(whole, adam, experience(), goal, LIMITS, step=0, epochs=2)
+        told = gradient(whole, adam, experience(), goal, SETTINGS, step=0, epochs=2)
     moved = {key for key, p in whole.named_parameters() if not torch.equal(p, before[key])}
     assert moved == {key for key, _ in whole.named_parameters() if key.startswith("value.")}
     assert told["grad_norm"] == 0 < told["value_grad_norm"]
@@ -479,7 +489,7 @@ def test_a_step_ends_before_the_part_whose_kl_is_over_the_limit(model):
             for p, s in zip(model.parameters(), start, strict=True):
                 p.copy_(s)
         rate = torch.optim.SGD(model.parameters(), lr=0.02)
-        return gradient(model, rate, on_policy, goal, LIMITS, step=0, epochs=epochs, step_kl_limit=limit)
+        return gradient(model, rate, on_policy, goal, SETTINGS, step=0, epochs=epochs, step_kl_limit=limit)
 
     kls = []
     for made in range(1, 5):
@@ -501,11 +511,11 @@ def test_a_step_ends_before_the_part_whose_kl_is_over_the_limit(model):
 def test_a_step_that_is_over_the_limit_from_the_start_changes_nothing_and_says_so(model):
     before = [p.detach().clone() for p in model.parameters()]
     adam = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    told = gradient(model, adam, experience(), goal_of("grpo", "token"), LIMITS, step=0, step_kl_limit=1e-3)
+    told = gradient(model, adam, experience(), goal_of("grpo", "token"), SETTINGS, step=0, step_kl_limit=1e-3)
     assert told == {"stopped_kl": pytest.approx(told["stopped_kl"]), "updates": 0.0} and told["stopped_kl"] > 1e-3
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)) and not adam.state
 
 
 def behavior_of(model, what):
     with torch.no_grad():
-        return update.logprobs(model, what.sequences, LIMITS.temperature).logp
+        return update.compute_logprobs(model, what.sequences, SETTINGS.forward.temperature).logp

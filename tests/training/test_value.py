@@ -3,15 +3,16 @@
 import pytest
 import torch
 
-from grape_rl.model.logprobs import values
-from grape_rl.model.value import Valued, own_model, shared_head
+from grape_rl.model.forward import ForwardContext
+from grape_rl.model.logprobs import compute_values
+from grape_rl.model.value_head import PolicyWithValue, separate_value_model, shared_value_head
 from grape_rl.training.value import value_estimates
 from grape_rl.types import Sequences
 
 
 @pytest.mark.parametrize("trunk", ["own", "shared"])
 def test_values_of_a_rollout_are_those_of_one_pass_and_follow_the_model(model, trunk):
-    whole = Valued(model, own_model(model) if trunk == "own" else shared_head(model))
+    whole = PolicyWithValue(model, separate_value_model(model) if trunk == "own" else shared_value_head(model))
     head = whole.value.score if trunk == "own" else whole.value
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -20,13 +21,13 @@ def test_values_of_a_rollout_are_those_of_one_pass_and_follow_the_model(model, t
     mask = torch.arange(6) < torch.tensor([6, 1, 4, 2, 3])[:, None]
     prompts = tuple(torch.randint(4, 40, (n,), generator=generator) for n in (3, 7))
     sequences = Sequences(prompts, tokens, mask, torch.tensor([0, 0, 1, 1, 1]))
-    expected = values(whole, sequences)
+    expected = compute_values(whole, sequences)
     assert expected.requires_grad and expected[mask].std() > 0.1 and not expected[~mask].any()
     for limit in (1, 30, 10_000):
-        found = value_estimates(whole, limit)(sequences)
+        found = value_estimates(whole, ForwardContext(limit))(sequences)
         assert not found.requires_grad
         torch.testing.assert_close(found, expected.detach(), rtol=0, atol=1e-4)  # float32, values of some units
-    estimates = value_estimates(whole, 30)
+    estimates = value_estimates(whole, ForwardContext(30))
     with torch.no_grad():
         head.weight.mul_(2)
     torch.testing.assert_close(estimates(sequences), 2 * expected.detach(), rtol=0, atol=2e-4)

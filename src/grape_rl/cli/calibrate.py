@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from jaxtyping import Int
     from torch import Tensor
 
-    from grape_rl.reward.critic.calibration import Curve
-    from grape_rl.reward.critic.human_labels import Compared
+    from grape_rl.reward.critic.calibration import CalibrationCurve
+    from grape_rl.reward.critic.human_labels import ItemComparison
     from grape_rl.reward.critic.judging import Judging
     from grape_rl.reward.grading import Assignment
 
@@ -65,20 +65,20 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"--method {method}: should be isotonic or platt")
     from grape_rl.cli.human_agreement import labels_by_row
     from grape_rl.cli.response_data import read_endpoints, read_responses, token_counter
-    from grape_rl.reward.critic.calibration import FEWEST, Calibration, raw, written
-    from grape_rl.reward.critic.human_labels import curves
+    from grape_rl.reward.critic.calibration import MIN_LABELS, Calibration, calibration_text, without_calibration
+    from grape_rl.reward.critic.human_labels import fit_curves
     from grape_rl.reward.grading import assign_items, rubric_critics
     from grape_rl.reward.rubric import rubric_from_data
     from grape_rl.schema import parsed
     from grape_rl.setup.policy import device
 
-    fewest = str(own.get("fewest", FEWEST))
+    fewest = str(own.get("fewest", MIN_LABELS))
     if not fewest.isdigit() or int(fewest) < 2:
         raise ValueError(f"--fewest {fewest}: should be an integer of at least 2")
 
     # Load the rubric without its transforms: the calibration that it names may not exist yet.
     path, source = Path(str(own["rubric"])), str(own["data"])
-    rubric = rubric_from_data(raw(parsed(path)), path, listed(own.get("allow", "")))
+    rubric = rubric_from_data(without_calibration(parsed(path)), path, listed(own.get("allow", "")))
     data = read_responses(rubric, source, own, token_counter(None))
     cache = Path(str(own["cache"])) if "cache" in own else None
     critics = rubric_critics(rubric, read_endpoints(own), cache, device("auto"))
@@ -88,14 +88,14 @@ def main(arguments: Sequence[str]) -> None:
 
     # Judge, fit and report.
     items = _judge_labeled(assignments, labels, data.group, critics)
-    fitted = curves(items, method, int(fewest))
+    fitted = fit_curves(items, method, int(fewest))
     _print_quality(items, fitted, source, int(fewest))
     usage = critics.usage
     tokens = usage.prompt_tokens + usage.completion_tokens
     print(f"{usage.calls} calls, {usage.cached} of them answered by the cache; {tokens} tokens, cost {usage.cost:.4g}")
     if not fitted:
         raise ValueError(f"no critic has {fewest} labels, which a curve needs; nothing is written")
-    output.write_text(written(Calibration(curves=fitted)), encoding="utf-8")
+    output.write_text(calibration_text(Calibration(curves=fitted)), encoding="utf-8")
     print(f"written: {output}")
 
 
@@ -104,9 +104,9 @@ def _judge_labeled(
     labels: Sequence[dict[str, float]],
     group: "Int[Tensor, ' b']",
     critics: "Judging",
-) -> "list[Compared]":
+) -> "list[ItemComparison]":
     """The critics' verdicts on the labeled items, with the labels, by item."""
-    from grape_rl.reward.critic.human_labels import Labeled, compared
+    from grape_rl.reward.critic.human_labels import LabeledVerdict, compare_with_people
     from grape_rl.reward.grading import judge_job
 
     labeled = [
@@ -116,34 +116,36 @@ def _judge_labeled(
         if item.judge and item.id in row_labels
     ]
     verdicts = critics.verdicts([judge_job(item, assignment.response) for assignment, item, _, _ in labeled])
-    return compared(
-        Labeled(assignment.category, item.judge, verdict, human, group_id)
+    return compare_with_people(
+        LabeledVerdict(assignment.category, item.judge, verdict, human, group_id)
         for (assignment, item, human, group_id), verdict in zip(labeled, verdicts, strict=True)
         if item.judge
     )
 
 
-def _print_quality(items: "Sequence[Compared]", fitted: "Sequence[Curve]", source: str, fewest: int) -> None:
+def _print_quality(
+    items: "Sequence[ItemComparison]", fitted: "Sequence[CalibrationCurve]", source: str, fewest: int
+) -> None:
     """Print the critics' agreement with human labels, and the calibration error before and after."""
     from grape_rl.cli.human_agreement import AGREEMENT_COLUMNS, WEIGHTED_KAPPA_NOTE, agreement_cells
     from grape_rl.maths.calibration import brier, expected_calibration_error
     from grape_rl.training.display import table
 
-    def curve_of(judged: object) -> "Curve | None":
-        return next((curve for curve in fitted if curve.of == judged), None)
+    def curve_of(source_of: object) -> "CalibrationCurve | None":
+        return next((curve for curve in fitted if curve.source == source_of), None)
 
     lines: list[list[str | float | int]] = []
     for item in items:
-        curve = curve_of(item.judged)
+        curve = curve_of(item.source)
         ece, brier_score = (score(item.confidence, item.correct) for score in (expected_calibration_error, brier))
-        curve_owner = "its own" if curve else "its critic's" if curve_of(item.judged.whole) else "none"
+        curve_owner = "its own" if curve else "its critic's" if curve_of(item.source.whole_critic) else "none"
         lines.append([*agreement_cells(item), ece, _ece_after(curve), brier_score, curve_owner])
     for curve in fitted:
-        if curve.of == curve.of.whole:
-            name = f"critic {curve.of.critic} ({curve.of.mode})"
+        if curve.source == curve.source.whole_critic:
+            name = f"critic {curve.source.critic} ({curve.source.mode})"
             lines.append([name, curve.n, *[math.nan] * 3, "", curve.ece_before, _ece_after(curve), math.nan, ""])
     table(f"critics vs. human labels of {source}", [*AGREEMENT_COLUMNS, "ECE", "after", "Brier", "curve"], lines)
-    if any(len(item.judged.labels or ()) > 2 for item in items):
+    if any(len(item.source.labels or ()) > 2 for item in items):
         print(WEIGHTED_KAPPA_NOTE)
     if failures := sum(item.missing for item in items):
         print(f"left out: {failures} human labels where the critic's verdict is missing")
@@ -151,5 +153,5 @@ def _print_quality(items: "Sequence[Compared]", fitted: "Sequence[Curve]", sourc
         print(f"fewer than {fewest} labels, so no curve of its own: {'; '.join(few)}")
 
 
-def _ece_after(curve: "Curve | None") -> float:
+def _ece_after(curve: "CalibrationCurve | None") -> float:
     return math.nan if curve is None or curve.ece_after is None else curve.ece_after

@@ -42,13 +42,13 @@ def main(arguments: Sequence[str]) -> None:
 def _import(source: str, own: Mapping[str, str | bool]) -> None:
     import yaml
 
-    from grape_rl.data.rows import rows
+    from grape_rl.data.rows import read_rows
     from grape_rl.rubric_tools.convert.conversion import import_rows, layout_of
 
     format, folder = str(own["from"]), Path(str(own["output"]))
     layout_of(format)
     try:
-        converted = import_rows(rows(source, str(own.get("split", "train"))), format, bool(own.get("drop")))
+        converted = import_rows(read_rows(source, str(own.get("split", "train"))), format, bool(own.get("drop")))
     except ValueError as error:
         raise ValueError(_with_source(source, error)) from None
     assert converted.rubric
@@ -68,7 +68,7 @@ def _import(source: str, own: Mapping[str, str | bool]) -> None:
 
 
 def _export(source: str, own: Mapping[str, str | bool]) -> None:
-    from grape_rl.data.rows import rows
+    from grape_rl.data.rows import read_rows
     from grape_rl.reward.rubric import load_rubric
     from grape_rl.rubric_tools.convert.conversion import export_rows, layout_of
 
@@ -76,7 +76,7 @@ def _export(source: str, own: Mapping[str, str | bool]) -> None:
     layout_of(format)
     rubric = load_rubric(source, listed(own.get("allow", "")))
     try:
-        converted = export_rows(rubric, rows(data), format, bool(own.get("drop")))
+        converted = export_rows(rubric, read_rows(data), format, bool(own.get("drop")))
     except ValueError as error:
         raise ValueError(_with_source(data, error)) from None
     if output.exists():

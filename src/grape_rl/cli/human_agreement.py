@@ -9,7 +9,7 @@ import torch
 
 from grape_rl.maths.agreement import confusion
 from grape_rl.maths.calibration import brier, expected_calibration_error, reliability
-from grape_rl.reward.critic.human_labels import Compared, human_scores
+from grape_rl.reward.critic.human_labels import ItemComparison, human_scores
 from grape_rl.reward.grading import Assignment
 from grape_rl.training.display import table
 
@@ -34,7 +34,7 @@ def labels_by_row(assignments: Sequence[Assignment], column: str, source: str) -
     return labels
 
 
-def agreement_metrics(item: Compared) -> dict[str, float | int]:
+def agreement_metrics(item: ItemComparison) -> dict[str, float | int]:
     """An item's agreement with human labels, by the column names of ``--table``."""
     kappa = item.kappa
     return {
@@ -49,7 +49,7 @@ def agreement_metrics(item: Compared) -> dict[str, float | int]:
     }
 
 
-def print_agreement(items: Sequence[Compared]) -> None:
+def print_agreement(items: Sequence[ItemComparison]) -> None:
     """Print the agreement of critics with human labels, the confusion of labels, and accuracy by confidence."""
     # Agreement.
     confidence, correct = _pooled(items)
@@ -93,7 +93,7 @@ AGREEMENT_COLUMNS = ["item", "n", "base rate", "accuracy", "κ", "95 % CI"]
 """The column heads of ``agreement_cells``."""
 
 
-def agreement_cells(item: Compared) -> list[str | float | int]:
+def agreement_cells(item: ItemComparison) -> list[str | float | int]:
     """An item's row in a table of agreement."""
     kappa = item.kappa
     interval = "" if math.isnan(kappa.kappa) else f"{kappa.low:.2f} to {kappa.high:.2f}"
@@ -112,7 +112,7 @@ def require_matplotlib() -> None:
         raise ValueError("--plot needs matplotlib, which is not installed: pip install 'grape-rl[bench]'")
 
 
-def plot_reliability(path: Path, items: Sequence[Compared]) -> None:
+def plot_reliability(path: Path, items: Sequence[ItemComparison]) -> None:
     """Plot the reliability curve of each item, and of all together, with confidence intervals."""
     import matplotlib
 
@@ -144,17 +144,17 @@ def _plot_curve(axis: "Axes", name: str, confidence: torch.Tensor, correct: torc
     axis.set(xlim=(0, 1.02), ylim=(0, 1.02))
 
 
-def _curves(items: Sequence[Compared]) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+def _curves(items: Sequence[ItemComparison]) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
     """Name, confidence and correctness of each item, and of all items together if there are several."""
     curves = [(_name(item), item.confidence, item.correct) for item in items]
     return [*curves, ("all", *_pooled(items))] if len(items) > 1 else curves
 
 
-def _pooled(items: Sequence[Compared]) -> tuple[torch.Tensor, torch.Tensor]:
+def _pooled(items: Sequence[ItemComparison]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([item.confidence for item in items]), torch.cat([item.correct for item in items])
 
 
-def _name(item: Compared) -> str:
+def _name(item: ItemComparison) -> str:
     return ", ".join(item.items)
 
 

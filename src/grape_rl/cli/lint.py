@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     words, own, _ = parsed_arguments(arguments, known=["data", "allow"])
     if len(words) != 1:
         raise ValueError(f"grape lint needs one rubric file, not {words or 'none'}")
-    from grape_rl.data.rows import rows
+    from grape_rl.data.rows import read_rows
     from grape_rl.model.forward import ForwardContext
     from grape_rl.reward.grading import rubric_models
     from grape_rl.reward.row_items import PREFIX
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
 
     # Findings.
     rubric = load_rubric(words[0], listed(own.get("allow", "")))
-    data_rows = rows(str(own["data"])) if "data" in own else None
+    data_rows = read_rows(str(own["data"])) if "data" in own else None
     findings = list(dict.fromkeys([*bare_words(Path(words[0])), *lint(rubric, data_rows)]))
     for finding in findings:
         print(f"{finding.place}: {finding.message}")

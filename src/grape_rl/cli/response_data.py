@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int
     from torch import Tensor
 
-    from grape_rl.reward.critic.settings import Where
+    from grape_rl.reward.critic.settings import CriticSettings
     from grape_rl.reward.rubric import Rubric
     from grape_rl.types import Response
 
@@ -38,14 +38,14 @@ def read_responses(
     import torch
 
     from grape_rl.data.messages import text_or_messages
-    from grape_rl.data.rows import require, rows
+    from grape_rl.data.rows import read_rows, require_columns
     from grape_rl.reward.rubric import check_rows
     from grape_rl.setup.rows import graders_text
     from grape_rl.types import Response
 
     response_column, prompt_column = str(own.get("response", "response")), prompt_column_of(own)
-    data_rows = rows(source)
-    require(data_rows, [response_column, prompt_column], source)
+    data_rows = read_rows(source)
+    require_columns(data_rows, [response_column, prompt_column], source)
     check_rows(rubric, data_rows)
     responses: list[Response] = []
     for index, row in enumerate(data_rows):
@@ -64,13 +64,13 @@ def prompt_column_of(own: Mapping[str, str | bool]) -> str:
     return str(own.get("prompt", "prompt"))
 
 
-def read_endpoints(own: Mapping[str, str | bool]) -> "Mapping[str, Where]":
+def read_endpoints(own: Mapping[str, str | bool]) -> "Mapping[str, CriticSettings]":
     """The critics of the YAML file ``--critics``, by name; none without the option.
 
     Raises:
         ValueError: the file is not a valid list of critics.
     """
-    from grape_rl.reward.critic.settings import endpoints
+    from grape_rl.reward.critic.settings import parse_critics
     from grape_rl.schema import parsed
 
     file = own.get("critics")
@@ -79,7 +79,7 @@ def read_endpoints(own: Mapping[str, str | bool]) -> "Mapping[str, Where]":
     data = parsed(Path(file))
     if not isinstance(data, dict):
         raise ValueError(f"{file}: should map the name of each critic to its base_url and model")
-    return endpoints(data, file, Path(str(own["rubric"])).parent, listed(own.get("allow", "")))
+    return parse_critics(data, file, Path(str(own["rubric"])).parent, listed(own.get("allow", "")))
 
 
 def token_counter(tokenizer: str | bool | None) -> Callable[[str], int]:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int
     from torch import Tensor
 
-    from grape_rl.reward.critic.human_labels import Compared
+    from grape_rl.reward.critic.human_labels import ItemComparison
     from grape_rl.reward.grading import GradedResponse
     from grape_rl.reward.rubric import Rubric
     from grape_rl.rubric_tools.item_health import ItemSettings
@@ -172,14 +172,14 @@ def _item_settings(rubric: "Rubric") -> "dict[tuple[str, str], ItemSettings]":
 
 def _agreement(
     graded: "Sequence[GradedResponse]", labels: Sequence[dict[str, float]], group: "Int[Tensor, ' b']"
-) -> "list[Compared]":
+) -> "list[ItemComparison]":
     """The critics' verdicts with the human labels, by item. All items that rows hold themselves count as one."""
     from dataclasses import replace
 
-    from grape_rl.reward.critic.human_labels import Labeled, compared
+    from grape_rl.reward.critic.human_labels import LabeledVerdict, compare_with_people
     from grape_rl.reward.row_items import PREFIX
 
-    pairs: list[Labeled] = []
+    pairs: list[LabeledVerdict] = []
     for response, row_labels, group_id in zip(graded, labels, group.tolist(), strict=True):
         # An unclassified response has a verdict, but no items.
         for item, verdict in zip(response.items, response.verdicts, strict=bool(response.items)):
@@ -188,8 +188,8 @@ def _agreement(
             judge, human = item.judge, row_labels[item.id]
             if item.id.startswith(PREFIX):
                 judge, verdict = judge.model_copy(update={"criterion": _ROW_ITEMS}), replace(verdict, item=_ROW_ITEMS)
-            pairs.append(Labeled(response.category, judge, verdict, human, group_id))
-    return compared(pairs)
+            pairs.append(LabeledVerdict(response.category, judge, verdict, human, group_id))
+    return compare_with_people(pairs)
 
 
 def _write_records(

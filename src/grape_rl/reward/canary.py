@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from grape_rl.reward.critic.judging import Judging
-from grape_rl.reward.critic.plan import Job
+from grape_rl.reward.critic.questions import CriticJob
 from grape_rl.reward.grading import Assignment, judge_job
 from grape_rl.types import Response, Verdict
 
@@ -49,7 +49,7 @@ class Canary:
         )
 
 
-def canary_jobs(assignment: Assignment) -> list[Job]:
+def canary_jobs(assignment: Assignment) -> list[CriticJob]:
     """The jobs that judge every canary, as a response to the prompt, on each item where it must score lowest.
 
     These are the judged and rewarded items of positive weight, except those with ``canary: false``.
@@ -68,7 +68,7 @@ def canaries(assignments: Sequence[Assignment], critics: Judging) -> tuple[Canar
     """Judge every canary on the items of each category, as a response to the category's first prompt.
 
     Raises:
-        CostCap: a critic's calls have reached its cost cap.
+        CostCapReached: a critic's calls have reached its cost cap.
     """
     first: dict[str, Assignment] = {}
     for assignment in assignments:

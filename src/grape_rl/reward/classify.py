@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import PrivateAttr, model_validator
 
 from grape_rl.reward.check.callables import python_callable
-from grape_rl.reward.critic.item import Judge
-from grape_rl.reward.critic.judging import Job, Judging
+from grape_rl.reward.critic.judge import Judge
+from grape_rl.reward.critic.judging import CriticJob, Judging
 from grape_rl.schema import Strict, nearest
 from grape_rl.types import Response, Verdict
 
@@ -79,7 +79,7 @@ class Classify(Strict):
         judge = self.judge(about)
         assert judge is not None
         prompts = {response.prompt: Response(response.prompt, "", response.row, 0, "stop") for response in responses}
-        jobs = [Job(CLASSIFICATION, judge, prompts[prompt]) for prompt in prompts if prompt not in self._known]
+        jobs = [CriticJob(CLASSIFICATION, judge, prompts[prompt]) for prompt in prompts if prompt not in self._known]
         verdicts = {job.response.prompt: verdict for job, verdict in zip(jobs, critics.verdicts(jobs), strict=True)}
         self._known |= {prompt: verdict.label for prompt, verdict in verdicts.items() if not verdict.missing}
         return {prompt: self._known.get(prompt) or verdicts[prompt] for prompt in prompts}

@@ -44,7 +44,7 @@ def _line(item: Item, verdict: Verdict, response: Response, show_gold: bool) -> 
     parts = [f"- {item.id}: {verdict.score:g}, where {best} is best."]
     safe_to_show = show_gold or (judge is not None and judge.reference is None and not judge.lookups)
     if judge and safe_to_show:
-        parts.append(str(judge.of(response.row).criterion))
+        parts.append(str(judge.for_row(response.row).criterion))
     if verdict.label:
         parts.append(f"Verdict: {verdict.label}.")
     if verdict.reasoning and safe_to_show:

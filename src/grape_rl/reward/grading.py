@@ -10,15 +10,14 @@ from typing import Any
 import torch
 
 from grape_rl.model.forward import ForwardContext
-from grape_rl.reward.check.worker import Job as CheckJob
-from grape_rl.reward.check.worker import graded
+from grape_rl.reward.check.worker import CheckJob, run_checks
 from grape_rl.reward.classify import UNCLASSIFIED
-from grape_rl.reward.critic.judging import Critic, Job, Judging
-from grape_rl.reward.critic.local import LocalCritic, local_critic, local_verdicts
-from grape_rl.reward.critic.settings import Endpoint, Local, Stubbed, Where
+from grape_rl.reward.critic.judging import Critic, CriticJob, Judging
+from grape_rl.reward.critic.local import LocalCritic, load_local_critic, local_verdicts
+from grape_rl.reward.critic.settings import CriticSettings, Endpoint, LocalModel, StubbedCritic
 from grape_rl.reward.critic.stub import StubCritic
 from grape_rl.reward.item import Item
-from grape_rl.reward.reward_model_grader import RewardModel, check_prompts, item_verdicts, load_reward_model
+from grape_rl.reward.reward_model_grader import RewardModel, check_prompts, item_verdicts, load_grader
 from grape_rl.reward.rubric import Rubric, category_name, items_of
 from grape_rl.types import Response, Verdict
 
@@ -92,11 +91,11 @@ def grade(
     # Critics start first, with the whole batch; programs, people and reward models grade while they answer.
     judged = [(i, judge_job(item, responses[i])) for i, item in pairs if item.judge]
     assert critics or not judged, "a rubric with judged items needs rubric_critics"
-    pending = critics.begin([job for _, job in judged]) if critics and judged else None
+    pending = critics.submit([job for _, job in judged]) if critics and judged else None
 
     # Programs.
     checks = [(i, CheckJob(item.id, item.check, responses[i], item.worst)) for i, item in pairs if item.check]
-    for (i, job), verdict in zip(checks, graded([job for _, job in checks]), strict=True):
+    for (i, job), verdict in zip(checks, run_checks([job for _, job in checks]), strict=True):
         verdicts[i, job.item] = verdict
 
     # People.
@@ -133,15 +132,15 @@ def prefetch_judging(rubric: Rubric, critics: Judging) -> Callable[[Response], N
 
     def prefetch(response: Response) -> None:
         items = items_of(rubric, category_name(rubric, response.row), response.row)
-        critics.ahead([judge_job(item, response) for item in items if item.judge])
+        critics.prefetch([judge_job(item, response) for item in items if item.judge])
 
     return prefetch
 
 
-def judge_job(item: Item, response: Response) -> Job:
+def judge_job(item: Item, response: Response) -> CriticJob:
     """The critic's job for one judged item of a response, with its lookups filled in."""
     assert item.judge
-    return Job(item.id, item.judge.of(response.row), response, item.worst)
+    return CriticJob(item.id, item.judge.for_row(response.row), response, item.worst)
 
 
 def _by_reward_model_item(pairs: Sequence[tuple[int, Item]]) -> Iterable[tuple[Item, list[int]]]:
@@ -169,7 +168,7 @@ def rubric_models(
             continue
         try:
             if settings.model not in models:
-                models[settings.model] = load_reward_model(settings.model, device, forward)
+                models[settings.model] = load_grader(settings.model, device, forward)
                 check_prompts(models[settings.model], rows)
             models[settings.model].check_settings(settings.aggregate, settings.center, settings.scale)
         except ValueError as error:
@@ -179,7 +178,7 @@ def rubric_models(
 
 def rubric_critics(
     rubric: Rubric,
-    endpoints: Mapping[str, Where],
+    endpoints: Mapping[str, CriticSettings],
     cache: Path | None = None,
     device: torch.device = _CPU,
     forward: ForwardContext = _FORWARD,
@@ -200,25 +199,25 @@ def rubric_critics(
         if judge.critic not in endpoints:
             known = ", ".join(endpoints) or "none"
             raise ValueError(f"{place}: unknown critic {judge.critic!r}; add it to critics (known: {known})")
-        if isinstance(where := endpoints[judge.critic], Local):
+        if isinstance(where := endpoints[judge.critic], LocalModel):
             try:
                 if judge.critic not in local:
-                    local[judge.critic] = local_critic(
-                        where.local, device, forward.tokens_per_microbatch, forward.precision
-                    )
-                local[judge.critic].checked(judge)
+                    local[judge.critic] = load_local_critic(where.local, device, forward)
+                local[judge.critic].check_judge(judge)
             except ValueError as error:
                 raise ValueError(f"{place}: {error}") from None
     if not judges:
         return None
-    served = {judge.critic: where for _, judge in judges if not isinstance(where := endpoints[judge.critic], Local)}
+    served = {
+        judge.critic: where for _, judge in judges if not isinstance(where := endpoints[judge.critic], LocalModel)
+    }
     factories = {name: _critic_factory(where) for name, where in served.items()}
     return Judging(factories, cache, {name: partial(local_verdicts, critic) for name, critic in local.items()})
 
 
-def _critic_factory(where: Endpoint | Stubbed) -> Callable[[], Critic]:
+def _critic_factory(where: Endpoint | StubbedCritic) -> Callable[[], Critic]:
     """A function that makes a critic for each batch. All of them share one rate limiter."""
-    if isinstance(where, Stubbed):
+    if isinstance(where, StubbedCritic):
         return partial(StubCritic, where.stub)
     from grape_rl.reward.critic.endpoint import Client  # openai is slow to import
 

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from grape_rl.reward.check.checks import Check, check_lookups
 from grape_rl.reward.check.lookup import lookups
-from grape_rl.reward.critic.item import Judge
+from grape_rl.reward.critic.judge import Judge
 from grape_rl.reward.human_item import Human
 from grape_rl.reward.judge_defaults import with_defaults
 from grape_rl.reward.reward_model_item import RewardModelItem

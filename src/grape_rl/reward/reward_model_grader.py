@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grape_rl.data.chat import completion_tokens, end_tokens, prompt_tokens
 from grape_rl.data.messages import Messages
+from grape_rl.data.shared_prompts import shared_prompt_sequences
 from grape_rl.data.steps import response_steps, step_tokens
-from grape_rl.maths.reward_model import StepReward, step_reward
+from grape_rl.maths.reward_model import StepAggregation, step_reward
 from grape_rl.model.forward import ForwardContext
-from grape_rl.model.logprobs import microbatches, selected
-from grape_rl.model.reward_head import load_scalar, scores, separator_of, token_scores
+from grape_rl.model.logprobs import microbatches, select_rows
+from grape_rl.model.reward_head import load_reward_model, sequence_scores, step_separator, token_scores
 from grape_rl.reward.reward_model_item import RewardModelItem
-from grape_rl.types import Response, Sequences, Verdict, failed
+from grape_rl.types import Response, Verdict, failed
 
 TokenizedResponse = tuple[Int[Tensor, " _"], Int[Tensor, " _"], list[int]]
 """The prompt's tokens, the response's tokens, and the number of response tokens up to the end of each step."""
@@ -41,7 +41,7 @@ class RewardModel:
     separator: str | None
     forward: ForwardContext
 
-    def check_settings(self, aggregate: StepReward | None, center: float = 0.0, scale: float = 1.0) -> None:
+    def check_settings(self, aggregate: StepAggregation | None, center: float = 0.0, scale: float = 1.0) -> None:
         """Raise unless the settings fit the kind of model.
 
         Raises:
@@ -58,20 +58,20 @@ class RewardModel:
             )
 
 
-def load_reward_model(name: str, device: torch.device, forward: ForwardContext) -> RewardModel:
+def load_grader(name: str, device: torch.device, forward: ForwardContext) -> RewardModel:
     """Load a reward model, a folder or a model of the Hub, onto ``device``.
 
     Raises:
         ValueError: it cannot be loaded, or is not a reward model.
     """
-    model, tokenizer = load_scalar(name, device)
+    model, tokenizer = load_reward_model(name, device)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**30
-    end, separator = end_tokens(tokenizer), separator_of(model.requires_grad_(False))
+    end, separator = end_tokens(tokenizer), step_separator(model.requires_grad_(False))
     return RewardModel(name, model, tokenizer, end, context, separator, forward)
 
 
 def reward_verdicts(
-    grader: RewardModel, responses: Sequence[Response], item: str, aggregate: StepReward | None = None
+    grader: RewardModel, responses: Sequence[Response], item: str, aggregate: StepAggregation | None = None
 ) -> list[Verdict]:
     """Each response's reward r(x, y) as a verdict on ``item``, in the model's own scale, of any size.
 
@@ -145,27 +145,19 @@ def _tokenized(grader: RewardModel, response: Response) -> TokenizedResponse:
 
 
 @torch.no_grad()
-def _rewards(grader: RewardModel, tokenized: Sequence[TokenizedResponse], aggregate: StepReward) -> list[float]:
+def _rewards(grader: RewardModel, tokenized: Sequence[TokenizedResponse], aggregate: StepAggregation) -> list[float]:
     """The reward of each response."""
     if not tokenized:
         return []
-    sequences = _sequences(tokenized)
+    sequences = shared_prompt_sequences((prompt, tokens) for prompt, tokens, _ in tokenized)
     rewards = [math.nan] * len(tokenized)
     for rows in microbatches(sequences, grader.forward.tokens_per_microbatch):
-        microbatch = selected(sequences, rows)
+        microbatch = select_rows(sequences, rows)
         with grader.forward.precision():
-            values = (scores if grader.separator is None else token_scores)(grader.model, microbatch).float().cpu()
+            values = (
+                (sequence_scores if grader.separator is None else token_scores)(grader.model, microbatch).float().cpu()
+            )
         for i, value in zip(rows.tolist(), values, strict=True):
             ends = torch.tensor(tokenized[i][2])
             rewards[i] = float(value if grader.separator is None else step_reward(value[ends - 1], aggregate))
     return rewards
-
-
-def _sequences(tokenized: Sequence[TokenizedResponse]) -> Sequences:
-    """The responses as one batch, with each distinct prompt once."""
-    prompts: dict[tuple[int, ...], int] = {}
-    group = [prompts.setdefault(tuple(prompt.tolist()), len(prompts)) for prompt, _, _ in tokenized]
-    tokens = pad_sequence([torch.nn.functional.pad(tokens, (0, 1)) for _, tokens, _ in tokenized], batch_first=True)
-    lengths = torch.tensor([len(tokens) for _, tokens, _ in tokenized])
-    mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-    return Sequences(tuple(map(torch.tensor, prompts)), tokens, mask, torch.tensor(group))

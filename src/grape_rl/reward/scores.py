@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from grape_rl.maths.reward_model import StepReward
+from grape_rl.maths.reward_model import StepAggregation
 from grape_rl.reward.critic.judging import Judging
 from grape_rl.reward.grading import GradedResponse, RewardModels, assign_items, grade
 from grape_rl.reward.reward_model_grader import RewardModel, reward_verdicts
@@ -61,7 +61,7 @@ class ItemSummary:
     missing: Mapping[Status, int]
 
 
-def model_scorer(model: RewardModel, aggregate: StepReward | None) -> Scorer:
+def model_scorer(model: RewardModel, aggregate: StepAggregation | None) -> Scorer:
     """A scorer whose reward is the reward model's own score (see ``reward_verdicts``)."""
 
     def scores(responses: Sequence[Response], group: Int[Tensor, " b"], known: Scores | None = None) -> Scores:

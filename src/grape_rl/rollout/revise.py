@@ -12,10 +12,10 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from grape_rl.data.chat import text
+from grape_rl.data.chat import decode_text
 from grape_rl.data.messages import Messages
-from grape_rl.maths.advantage import group_rank
 from grape_rl.maths.divergence import k3
+from grape_rl.maths.groups import group_rank
 from grape_rl.reward.item import Item
 from grape_rl.reward.scores import Scorer, check_missing
 from grape_rl.rollout.dynamic_sampling import Revised, ScoredRollout, appended
@@ -102,7 +102,7 @@ def _joined(
     revisions = replace(written, prompts=drawn.rollout.prompts, group=drawn.rollout.group[list(of)])
     revisions = replace(revisions, behavior_logp=logp(revisions))
     answers = tuple(
-        replace(drawn.answers[i], text=text(tokenizer, tokens[mask]), tokens=int(mask.sum()), finish=finish)
+        replace(drawn.answers[i], text=decode_text(tokenizer, tokens[mask]), tokens=int(mask.sum()), finish=finish)
         for i, tokens, mask, finish in zip(of, written.tokens, written.mask, written.finish, strict=True)
     )
     rollout = appended(drawn.rollout, revisions)

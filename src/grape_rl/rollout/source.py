@@ -8,7 +8,6 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,10 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from grape_rl.data.chat import Example, stacked, text
+from grape_rl.data.chat import decode_text
 from grape_rl.maths.divergence import k3
-from grape_rl.model.logprobs import lengths, logprobs, microbatches, selected
-from grape_rl.model.sampler import Ended
+from grape_rl.model.forward import ForwardContext
+from grape_rl.model.logprobs import compute_logprobs, microbatches, select_rows
+from grape_rl.model.sampler import OnResponse
 from grape_rl.reward.scores import Scorer, check_missing
 from grape_rl.rollout.advantages import PLAIN, AdvantageInputs, estimate_advantages
 from grape_rl.rollout.dynamic_sampling import Draw, ScoredRollout, stacked_rows
@@ -46,7 +46,7 @@ class Experience:
 Source = Callable[[int], Experience]
 """The step's number, from 0 → its experience."""
 
-Sampler = Callable[[Sequence[Int[Tensor, " _"]], int, int, int, Ended | None], Rollout]
+Sampler = Callable[[Sequence[Int[Tensor, " _"]], int, int, int, OnResponse | None], Rollout]
 """Prompts, responses a prompt, seed, policy version, and who hears of each response as it ends → a rollout."""
 
 
@@ -81,21 +81,6 @@ def step_seed(seed: int, step: int, purpose: str) -> int:
     """A seed of 63 bits for one purpose at one step, unlike any other's."""
     digest = hashlib.blake2b(f"{seed} {step} {purpose}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def demonstrations(examples: Sequence[Example], rows_per_step: int, seed: int) -> Source:
-    """A source of demonstrations: every token that is learned with advantage 1, so that −A · logp is SFT's loss."""
-
-    def source(step: int) -> Experience:
-        sequences = stacked([examples[i] for i in drawn_rows(len(examples), rows_per_step, step, seed)])
-        ones, zeros = sequences.mask.float(), torch.zeros(sequences.mask.shape)
-        metrics = {
-            "length": float(ones.sum(dim=1).mean()),
-            "tokens": float(lengths(sequences.mask).sum() + sum(len(p) for p in sequences.prompts)),
-        }
-        return Experience(sequences, Batch(sequences.mask, zeros, zeros, ones), metrics)
-
-    return source
 
 
 def responses(
@@ -223,7 +208,7 @@ def _referred_whole(drawn: ScoredRollout, reference: Callable[[Sequences], Float
     """The draw with the reference's log-probs of its revisions too, which came when the others were known."""
     if drawn.sampled == len(drawn.answers) or drawn.reference_logp is None:
         return drawn
-    late = reference(selected(drawn.rollout, torch.arange(drawn.sampled, len(drawn.answers))))
+    late = reference(select_rows(drawn.rollout, torch.arange(drawn.sampled, len(drawn.answers))))
     width = drawn.rollout.mask.shape[1]
     return replace(drawn, reference_logp=pad(stacked_rows(drawn.reference_logp, late), (0, width))[:, :width])
 
@@ -236,7 +221,7 @@ def graded_responses(rollout: Rollout, prompts: Sequence[Prompt], tokenizer: Any
     ]
 
 
-def heard(prompts: Sequence[Prompt], n: int, tokenizer: Any, ahead: Ahead) -> Ended:
+def heard(prompts: Sequence[Prompt], n: int, tokenizer: Any, ahead: Ahead) -> OnResponse:
     """What tells ``ahead`` of each response to the prompts, ``n`` to each, as the sampler ends it."""
 
     def ended(row: int, tokens: Int[Tensor, " t"], finish: Finish) -> None:
@@ -246,23 +231,21 @@ def heard(prompts: Sequence[Prompt], n: int, tokenizer: Any, ahead: Ahead) -> En
 
 
 def _graded(prompt: Prompt, tokens: Int[Tensor, " t"], finish: Finish, tokenizer: Any) -> Response:
-    return Response(prompt.text, text(tokenizer, tokens), prompt.row, len(tokens), finish)
+    return Response(prompt.text, decode_text(tokenizer, tokens), prompt.row, len(tokens), finish)
 
 
 def reference_logprobs(
     model: nn.Module,
-    temperature: float,
-    tokens_per_microbatch: int,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    forward: ForwardContext,
 ) -> Callable[[Sequences], Float[Tensor, "b t"]]:
     """A function from sequences to their log-probabilities under a model that is not trained."""
 
     @torch.no_grad()
     def reference(sequences: Sequences) -> Float[Tensor, "b t"]:
         out = torch.zeros(sequences.mask.shape)
-        for rows in microbatches(sequences, tokens_per_microbatch):
-            with precision():
-                part = logprobs(model, selected(sequences, rows), temperature).logp
+        for rows in microbatches(sequences, forward.tokens_per_microbatch):
+            with forward.precision():
+                part = compute_logprobs(model, select_rows(sequences, rows), forward.temperature).logp
             out[rows, : part.shape[1]] = part.float().cpu()
         return out
 

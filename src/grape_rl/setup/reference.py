@@ -1,13 +1,13 @@
-"""The reference of data rows: its log-probs are computed before the first step, so that no step needs the model."""
+"""Log-probs of data rows under the reference, cached before the first step, so that no step runs the reference."""
 
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from grape_rl.model.fingerprint import fingerprint
-from grape_rl.setup.run_folder import REFERENCE
+from grape_rl.setup.run_folder import REFERENCE_FOLDER
 from grape_rl.setup.setup import Setup
-from grape_rl.training.fit import AnyExperience, AnySource, Warn
+from grape_rl.training.fit import ExperienceSource, StepExperience, Warn
 from grape_rl.training.pairs import Reference
 from grape_rl.training.reference_cache import ReferenceLogprobCache, fill, first_batches
 from grape_rl.types import Sequences
@@ -16,38 +16,46 @@ from grape_rl.types import Sequences
 def cached_reference(
     setup: Setup,
     count: int,
-    stacked: Callable[[Sequence[int]], Sequences],
+    stack: Callable[[Sequence[int]], Sequences],
     reference: Reference,
-    source: Callable[[Reference], AnySource],
-) -> AnySource:
-    """A source whose batches take the log-probs of the reference from files, where they are put before the first step.
+    source: Callable[[Reference], ExperienceSource],
+) -> ExperienceSource:
+    """A source whose batches read the reference's log-probs from a cache, which is filled before the first step.
 
-    ``stacked`` makes a batch of some of the ``count`` rows, ``reference`` is asked for those that are not kept yet, and
-    ``source`` is given what reads them. The first batch tells the seconds that all of this took.
+    The first experience's metrics contain the seconds that this took.
+
+    Args:
+        setup: the run.
+        count: number of data rows.
+        stack: row numbers → their sequences.
+        reference: computes the log-probs that the cache does not contain yet.
+        source: a function that creates the source, given the cache as its reference.
     """
     config = setup.config
-    kept = ReferenceLogprobCache(
-        Path(config.reference_cache).expanduser() if config.reference_cache else config.folder / REFERENCE
-    )
+    folder = Path(config.reference_cache).expanduser() if config.reference_cache else config.folder / REFERENCE_FOLDER
+    cache = ReferenceLogprobCache(folder)
     seconds: list[float] = []
 
-    def begin(warn: Warn) -> None:
+    def fill_cache(warn: Warn) -> None:
         began = time.perf_counter()
-        unread = kept.read(f"{fingerprint(setup.start.model)}, {config.precision}, temperature 1")
+        unread = cache.read(f"{fingerprint(setup.start.model)}, {config.precision}, temperature 1")
         if unread:
-            among = f"{len(unread)} of the files in {kept.folder}, {unread[0]} among them"
-            warn("reference_cache", f"{among}, are of another reference or precision, or broken: not used")
+            warn(
+                "reference_cache",
+                f"not used: {len(unread)} files in {folder}, for example {unread[0]}; they are broken, or of another "
+                "reference or precision",
+            )
         rows = first_batches(count, config.prompts_per_step, config.steps, config.seed)
-        fill(kept, map(stacked, rows), reference)
+        fill(cache, map(stack, rows), reference)
         seconds.append(time.perf_counter() - began)
 
-    setup.first.append(begin)
-    inner = source(kept)
+    setup.before_first_step.append(fill_cache)
+    cached_source = source(cache)
 
-    def told(step: int) -> AnyExperience:
-        found = inner(step)
+    def timed_source(step: int) -> StepExperience:
+        experience = cached_source(step)
         if seconds:
-            found.metrics["reference_seconds"] = seconds.pop()
-        return found
+            experience.metrics["reference_seconds"] = seconds.pop()
+        return experience
 
-    return told
+    return timed_source

@@ -1,4 +1,4 @@
-"""Revisions in a run: what the configuration asks for, made of what the run is set up with."""
+"""Revisions in a run, as the configuration sets them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from grape_rl.data.chat import prompt_tokens
 from grape_rl.data.conversation import template_arguments
-from grape_rl.model.sampler import Sampling
+from grape_rl.model.sampler import SamplingParams
 from grape_rl.reward.critique import write_critique
 from grape_rl.rollout.dynamic_sampling import Draw, ScoredRollout
 from grape_rl.rollout.revise import revised, revision_prompt
@@ -20,42 +20,45 @@ from grape_rl.types import Response
 Draws = Callable[[Draw, int], ScoredRollout]
 
 
-def revising(setup: Setup, draws: Draws, sampler: Sampler, sampling: Sampling) -> Draws:
-    """``draws``, and then revisions of what was drawn, if the configuration asks for any.
+def with_revisions(setup: Setup, draws: Draws, sampler: Sampler, sampling: SamplingParams) -> Draws:
+    """``draws``, followed by revisions of the drawn responses if ``revise.per_group`` is set.
 
     Raises:
-        ValueError: a chat template that refuses the conversation that asks for a revision.
+        ValueError: the chat template refuses a conversation that requests a revision.
     """
-    config, of = setup.config, setup.config.revise
-    if not of.per_group:
+    config, settings = setup.config, setup.config.revise
+    if not settings.per_group:
         return draws
     assert setup.grader and setup.grader.rubric
-    tokenizer, limit = setup.now.tokenizer, setup.now.context - sampling.max_tokens
+    tokenizer, limit = setup.policy.tokenizer, setup.policy.context - sampling.max_tokens
 
-    def tokens(row: Row, response: str, critique: str) -> Int[Tensor, " p"]:
-        where = "revise"
-        asked = revision_prompt(row["prompt"], response, critique, of.request)
-        return prompt_tokens(tokenizer, asked, where, template_arguments(row, where))
+    def request_tokens(row: Row, response: str, critique: str) -> Int[Tensor, " p"]:
+        request = revision_prompt(row["prompt"], response, critique, settings.request)
+        return prompt_tokens(tokenizer, request, "revise", template_arguments(row, "revise"))
 
-    def fitting(response: Response, critique: str) -> Int[Tensor, " p"] | None:
-        found = tokens(dict(response.row), response.text, critique)
-        return found if len(found) <= limit else None
+    def fitting_tokens(response: Response, critique: str) -> Int[Tensor, " p"] | None:
+        tokens = request_tokens(dict(response.row), response.text, critique)
+        return tokens if len(tokens) <= limit else None
 
-    # A template may refuse an order of roles: each is tried once, before the first step.
-    for row in {_roles(row): row for row in setup.train}.values():
-        tokens(row, "A response.", "A critique.")
+    # A template may refuse an order of roles: each order is tried once, before the first step.
+    for row in {_roles(row): row for row in setup.train_rows}.values():
+        request_tokens(row, "A response.", "A critique.")
+    critique = partial(
+        write_critique,
+        max_items=settings.items,
+        max_characters=settings.max_characters,
+        show_gold=settings.show_gold,
+    )
     revise = partial(
         revised,
-        critique=partial(write_critique, max_items=of.items, max_characters=of.max_characters, show_gold=of.show_gold),
-        tokens=fitting,
+        critique=critique,
+        tokens=fitting_tokens,
         sampler=sampler,
         # At temperature 0 only methods run that imitate: they never read the behavior policy.
-        logp=reference_logprobs(
-            setup.now.model, sampling.temperature or 1.0, config.tokens_per_microbatch, setup.precision
-        ),
+        logp=reference_logprobs(setup.policy.model, setup.forward(sampling.temperature or 1.0)),
         scorer=setup.grader.scorer,
         tokenizer=tokenizer,
-        per_group=of.per_group,
+        per_group=settings.per_group,
         seed=config.seed,
         failure_limit=config.reward.failure_limit,
     )
@@ -63,5 +66,5 @@ def revising(setup: Setup, draws: Draws, sampler: Sampler, sampling: Sampling) -
 
 
 def _roles(row: Row) -> tuple[str, ...]:
-    """Who speaks in the row's prompt, in order; nobody in plain text."""
+    """The roles of the messages in the row's prompt, in order; empty for plain text."""
     return () if isinstance(row["prompt"], str) else tuple(message["role"] for message in row["prompt"])

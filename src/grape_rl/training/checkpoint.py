@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from grape_rl.model.lora import FOLDER as ADAPTER
-from grape_rl.model.lora import is_adapted, merged, save_adapter
-from grape_rl.model.value import save_value
+from grape_rl.model.lora import ADAPTER_FOLDER as ADAPTER
+from grape_rl.model.lora import has_adapters, merge_adapters, save_adapter
+from grape_rl.model.value_head import save_value
 
 TRAINER = "trainer.pt"
 VALUE = "value"
@@ -42,8 +42,8 @@ def save_checkpoint(
     aside = folder / f".step-{step}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    if is_adapted(model):
-        merged(model).save_pretrained(aside)
+    if has_adapters(model):
+        merge_adapters(model).save_pretrained(aside)
         save_adapter(model, aside / ADAPTER)
     else:
         model.save_pretrained(aside)

@@ -4,23 +4,20 @@
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from grape_rl.data.chat import stacked
-from grape_rl.data.labels import Judged, mismatched
-from grape_rl.model.logprobs import logprobs, microbatches, selected
-from grape_rl.rollout.source import drawn_rows
+from grape_rl.model.forward import ForwardContext
+from grape_rl.model.logprobs import compute_logprobs, microbatches, select_rows
 from grape_rl.training.objective import Objective, pair_loss
 from grape_rl.training.optimizer import clipped_step
-from grape_rl.training.pairs import Reference, added, logprobs_in, told_at_once
-from grape_rl.training.update import Limits
+from grape_rl.training.pairs import added, logprobs_in, told_at_once
+from grape_rl.training.update import UpdateSettings
 from grape_rl.types import Labeled, Sequences
 
 
@@ -39,51 +36,17 @@ class LabelExperience:
     mismatched_reference_logp: Float[Tensor, "m u"] | None = None
     warnings: tuple[tuple[str, str], ...] = ()
     records: tuple[dict[str, object], ...] = ()
-
-
-def labels(
-    found: Sequence[Judged], reference: Reference, rows_per_step: int, seed: int, mismatch: int | None
-) -> Callable[[int], LabelExperience]:
-    """A source of labeled responses read from data. ``mismatch``: as ``label_experience``."""
-
-    def source(step: int) -> LabelExperience:
-        drawn = [found[i] for i in drawn_rows(len(found), rows_per_step, step, seed)]
-        return label_experience(drawn, reference, mismatch)
-
-    return source
-
-
-def label_experience(found: Sequence[Judged], reference: Reference, mismatch: int | None) -> LabelExperience:
-    """The responses as one batch, with mismatched ones of at most ``mismatch`` tokens if that is a number."""
-    examples = [each.example for each in found]
-    sequences = stacked(examples)
-    desirable = torch.tensor([each.desirable for each in found])
-    others = None if mismatch is None else mismatched(examples, mismatch)
-    metrics = {
-        "length": float(sequences.mask.sum(dim=1).float().mean()),
-        "desirable": float(desirable.float().mean()),
-        "tokens": float(sequences.mask.sum() + sum(len(p) for p in sequences.prompts)),
-    }
-    alone = ("one_prompt", "all responses of the step have the same prompt: there is no other to set them against")
-    return LabelExperience(
-        sequences,
-        Labeled(sequences.mask, reference(sequences), desirable),
-        metrics,
-        others,
-        None if others is None else reference(others),
-        (alone,) if others is None and mismatch is not None else (),
-    )
+    memory: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def label_logprobs(
     model: nn.Module,
     sequences: Sequences,
-    tokens_per_microbatch: int,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    forward: ForwardContext,
 ) -> Float[Tensor, "b t"]:
     """The log-probs of responses without their graph."""
-    parts = microbatches(sequences, tokens_per_microbatch)
-    return logprobs_in(parts, model, sequences, precision)
+    parts = microbatches(sequences, forward.tokens_per_microbatch)
+    return logprobs_in(parts, model, sequences, forward)
 
 
 def label_gradient(
@@ -91,7 +54,7 @@ def label_gradient(
     optimizer: torch.optim.Optimizer,
     experience: LabelExperience,
     objective: Objective,
-    limits: Limits,
+    settings: UpdateSettings,
     memory: dict[str, Any],
 ) -> dict[str, float]:
     """One optimizer step by the mean loss over the responses: the same however they are cut into micro-batches.
@@ -106,16 +69,16 @@ def label_gradient(
     count = len(batch.mask)
     whole: dict[str, Tensor] = {}
     if "mismatched_gain" in objective.reads:
-        whole["mismatched_gain"] = _mismatched_gain(model, experience, limits)
+        whole["mismatched_gain"] = _mismatched_gain(model, experience, settings)
     if "mean_gain" in objective.reads:
-        logp = label_logprobs(model, sequences, limits.tokens_per_microbatch, limits.precision)
+        logp = label_logprobs(model, sequences, settings.forward)
         whole["mean_gain"] = _mean_so_far(_gains(logp, batch.reference_logp, batch.mask), memory)
     gains: list[tuple[Tensor, Tensor]] = []
     sums: dict[str, Tensor] = {}
     optimizer.zero_grad(set_to_none=True)
-    for rows in microbatches(sequences, limits.tokens_per_microbatch):
-        with limits.precision():
-            outputs = logprobs(model, selected(sequences, rows), limits.temperature)
+    for rows in microbatches(sequences, settings.forward.tokens_per_microbatch):
+        with settings.forward.precision():
+            outputs = compute_logprobs(model, select_rows(sequences, rows), settings.forward.temperature)
         logp, width = outputs.logp, outputs.logp.shape[1]
         mask, reference_logp = batch.mask[rows, :width].to(logp.device), batch.reference_logp[rows, :width].to(logp)
         seen = Labeled(mask, reference_logp, batch.desirable[rows].to(logp.device))
@@ -130,7 +93,7 @@ def label_gradient(
     gain = torch.zeros(count, dtype=torch.float64)
     gain[torch.cat([rows for rows, _ in gains])] = torch.cat([part for _, part in gains]).double().cpu()
     told |= label_metrics(gain, batch.desirable)
-    return told | {"grad_norm": clipped_step(model, optimizer, limits.max_grad_norm)}
+    return told | {"grad_norm": clipped_step(model, optimizer, settings.max_grad_norm)}
 
 
 def label_fields(logp: Float[Tensor, "b t"], labeled: Labeled) -> dict[str, Tensor]:
@@ -161,11 +124,11 @@ def _gains(logp: Float[Tensor, "b t"], reference_logp: Float[Tensor, "b t"], mas
     return (logp - reference_logp.to(logp)).masked_fill(~mask, 0).sum(dim=1)
 
 
-def _mismatched_gain(model: nn.Module, experience: LabelExperience, limits: Limits) -> Float[Tensor, ""]:
+def _mismatched_gain(model: nn.Module, experience: LabelExperience, settings: UpdateSettings) -> Float[Tensor, ""]:
     others, theirs = experience.mismatched, experience.mismatched_reference_logp
     if others is None or theirs is None:
         return torch.zeros(())
-    logp = label_logprobs(model, others, limits.tokens_per_microbatch, limits.precision)
+    logp = label_logprobs(model, others, settings.forward)
     return _gains(logp, theirs, others.mask).mean()
 
 

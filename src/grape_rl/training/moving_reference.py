@@ -8,7 +8,7 @@ from torch import nn
 
 from grape_rl.training.objective import Objective
 from grape_rl.training.pairs import PairExperience, pair_gradient
-from grape_rl.training.update import Limits
+from grape_rl.training.update import UpdateSettings
 
 
 def moving_reference(
@@ -16,7 +16,7 @@ def moving_reference(
     optimizer: torch.optim.Optimizer,
     experience: PairExperience,
     objective: Objective,
-    limits: Limits,
+    settings: UpdateSettings,
     step: int,
     reference_mix: Annotated[float, Field(gt=0, le=1)] = 0.6,
     reference_every: PositiveInt = 512,
@@ -30,7 +30,7 @@ def moving_reference(
     Raises:
         RuntimeError: a gradient that is not finite, before it moves the weights.
     """
-    told = pair_gradient(model, optimizer, experience, objective, limits)
+    told = pair_gradient(model, optimizer, experience, objective, settings)
     if (step + 1) % reference_every == 0:
         assert experience.reference is not None
         with torch.no_grad():

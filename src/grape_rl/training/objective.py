@@ -19,8 +19,8 @@ TermFunction = Callable[..., Tensor]
 class Term:
     """One term: a loss per token, how much it counts, and the options it was given.
 
-    The function's parameters name what it reads: a field of ``Outputs`` or ``Batch`` by the field's own name, or, for
-    a loss per pair, labeled response or score, one of ``PAIR_FIELDS``, ``LABEL_FIELDS`` or ``SCORE_FIELDS``.
+    The function's parameters without a default are the fields that it reads: ``FIELDS`` for a loss per token, or the
+    ``loss_fields`` of another source, such as ``PAIR_FIELDS``.
     """
 
     function: TermFunction
@@ -30,11 +30,15 @@ class Term:
     @property
     def parameters(self) -> tuple[str, ...]:
         """The names of the fields that the function reads."""
-        return tuple(p for p in inspect.signature(self.function).parameters if p in READABLE)
+        parameters = inspect.signature(self.function).parameters.values()
+        return tuple(p.name for p in parameters if p.default is p.empty and p.name not in self.options)
 
 
 OUTPUTS = ("logp", "entropy", "value")
 FIELDS = (*OUTPUTS, "mask", "behavior_logp", "reference_logp", "advantage", "behavior_value", "value_target")
+VALUE_FIELDS = ("value", "behavior_value", "value_target")
+"""Fields of tokens that exist only with a value function."""
+
 CHOICE_FIELDS = tuple(f"{which}_{what}" for what in ("kl", "collision") for which in ("chosen", "rejected"))
 """What of these takes the whole choice that each token came from: Σ_t KL(reference‖π) and Σ_t log Σ_v π(v)²."""
 
@@ -58,11 +62,11 @@ LABEL_FIELDS = (
 gain (log-prob less the reference's) of responses behind prompts that are not their own; over all batches so far, that
 of the responses themselves."""
 
-SCORE_FIELDS = ("chosen_score", "rejected_score", "margin", "step_logit", "step_label")
-"""What a loss of a model that scores may read: of each pair the scores and the margin wanted, or of each step the logit
-that it is right, and whether it is."""
+COMPARISON_FIELDS = ("chosen_score", "rejected_score", "margin")
+"""Fields of a pair that a reward model's loss may read: both scores, and the margin that the chosen one should have."""
 
-READABLE = {*FIELDS, *PAIR_FIELDS, *LABEL_FIELDS, *SCORE_FIELDS}
+STEP_FIELDS = ("step_logit", "step_label")
+"""Fields of a step that a process reward model's loss may read: the logit that the step is right, and its label."""
 
 
 @dataclass(frozen=True)

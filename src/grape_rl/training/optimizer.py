@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from grape_rl.model.value import Valued
+from grape_rl.model.value_head import PolicyWithValue
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -19,7 +19,7 @@ def parts(model: nn.Module) -> dict[str, nn.Module]:
 
     Under one norm, a value function that is far off would leave next to nothing of the policy's gradient.
     """
-    if isinstance(model, Valued):
+    if isinstance(model, PolicyWithValue):
         return {"grad_norm": model.policy, "value_grad_norm": model.value}
     return {"grad_norm": model}
 

@@ -3,21 +3,19 @@
 A pair is never split: its prompt is encoded once for both responses, and its loss needs both.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from grape_rl.data.preferences import Pair, stacked_pairs
-from grape_rl.model.distribution import DistributionStats, choices
-from grape_rl.model.logprobs import lengths, logprobs, selected
-from grape_rl.rollout.source import drawn_rows
+from grape_rl.model.distribution import DistributionStats, logprobs_with_stats
+from grape_rl.model.forward import ForwardContext
+from grape_rl.model.logprobs import compute_logprobs, row_lengths, select_rows
 from grape_rl.training.objective import CHOICE_FIELDS, Objective, pair_loss
 from grape_rl.training.optimizer import clipped_step
-from grape_rl.training.update import Limits
+from grape_rl.training.update import UpdateSettings
 from grape_rl.types import Outputs, Pairs, Sequences
 
 Reference = Callable[[Sequences], Float[Tensor, "b t"]]
@@ -37,48 +35,7 @@ class PairExperience:
     warnings: tuple[tuple[str, str], ...] = ()
     records: tuple[dict[str, object], ...] = ()
     reference: nn.Module | None = None
-
-
-def preferences(
-    found: Sequence[Pair],
-    reference: Reference | None,
-    pairs_per_step: int,
-    seed: int,
-    reference_model: nn.Module | None = None,
-) -> Callable[[int], PairExperience]:
-    """A source of preferences read from data. Without a ``reference``, 0 stands in for its log-probs."""
-
-    def source(step: int) -> PairExperience:
-        drawn = [found[i] for i in drawn_rows(len(found), pairs_per_step, step, seed)]
-        return pair_experience(drawn, reference, reference_model)
-
-    return source
-
-
-def pair_experience(
-    found: Sequence[Pair], reference: Reference | None, reference_model: nn.Module | None = None
-) -> PairExperience:
-    """The pairs as one batch."""
-    rewards = torch.tensor([[pair.chosen_reward, pair.rejected_reward] for pair in found])
-    return paired(stacked_pairs(found), rewards, reference, reference_model)
-
-
-def paired(
-    sequences: Sequences,
-    rewards: Float[Tensor, "p 2"],
-    reference: Reference | None,
-    reference_model: nn.Module | None = None,
-) -> PairExperience:
-    """Stacked pairs with their responses' rewards as one batch."""
-    reference_logp = reference(sequences) if reference else torch.zeros(sequences.mask.shape)
-    chosen, rejected = sequences.mask.sum(dim=1).float().chunk(2)
-    metrics = {
-        "chosen_length": float(chosen.mean()),
-        "rejected_length": float(rejected.mean()),
-        "tokens": float(sequences.mask.sum() + sum(len(p) for p in sequences.prompts)),
-    }
-    batch = Pairs(sequences.mask, reference_logp, rewards[:, 0], rewards[:, 1])
-    return PairExperience(sequences, batch, metrics, reference=reference_model)
+    memory: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def pair_fields(
@@ -125,7 +82,7 @@ def pair_batches(sequences: Sequences, tokens_per_microbatch: int) -> Iterator[I
     A pair costs as many positions as its prompt and its two responses have tokens. A single one over the budget runs
     alone.
     """
-    chosen, rejected = (half.tolist() for half in lengths(sequences.mask).chunk(2))
+    chosen, rejected = (half.tolist() for half in row_lengths(sequences.mask).chunk(2))
     taken: list[int] = []
     room = tokens_per_microbatch
     for pair in sorted(range(len(chosen)), key=lambda i: max(chosen[i], rejected[i])):
@@ -141,28 +98,25 @@ def pair_batches(sequences: Sequences, tokens_per_microbatch: int) -> Iterator[I
 def pair_logprobs(
     model: nn.Module,
     sequences: Sequences,
-    tokens_per_microbatch: int,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
-    temperature: float = 1.0,
+    forward: ForwardContext,
 ) -> Float[Tensor, "b t"]:
     """The log-probs of pairs without their graph, in the micro-batches that the update takes."""
-    parts = (_rows(pairs, sequences) for pairs in pair_batches(sequences, tokens_per_microbatch))
-    return logprobs_in(parts, model, sequences, precision, temperature)
+    parts = (_rows(pairs, sequences) for pairs in pair_batches(sequences, forward.tokens_per_microbatch))
+    return logprobs_in(parts, model, sequences, forward)
 
 
 def logprobs_in(
     parts: Iterable[Int[Tensor, " _"]],
     model: nn.Module,
     sequences: Sequences,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
-    temperature: float = 1.0,
+    forward: ForwardContext,
 ) -> Float[Tensor, "b t"]:
     """The log-probs of sequences without their graph, some rows at a time: ``parts`` has every row once."""
     out: Tensor | None = None
     with torch.no_grad():
         for rows in parts:
-            with precision():
-                logp = logprobs(model, selected(sequences, rows), temperature).logp.cpu()
+            with forward.precision():
+                logp = compute_logprobs(model, select_rows(sequences, rows), forward.temperature).logp.cpu()
             out = torch.zeros(sequences.mask.shape, dtype=logp.dtype) if out is None else out
             out[rows, : logp.shape[1]] = logp
     assert out is not None
@@ -174,7 +128,7 @@ def pair_gradient(
     optimizer: torch.optim.Optimizer,
     experience: PairExperience,
     objective: Objective,
-    limits: Limits,
+    settings: UpdateSettings,
 ) -> dict[str, float]:
     """One optimizer step by the mean loss over the pairs: the same however they are cut into micro-batches.
 
@@ -191,12 +145,12 @@ def pair_gradient(
     told: dict[str, Tensor] = {}
     optimizer.zero_grad(set_to_none=True)
     wholly = not objective.reads.isdisjoint(CHOICE_FIELDS)
-    for outputs, whole, seen, _ in _forward(model, experience, limits, wholly):
+    for outputs, whole, seen, _ in _forward(model, experience, settings, wholly):
         fields = pair_fields(outputs.logp, seen, whole)
         share, terms = pair_loss(objective, fields, count)
         share.backward()
         told = added(told, _told(share, terms) | _sums_of(fields, outputs, seen))
-    return _means(told, count) | {"grad_norm": clipped_step(model, optimizer, limits.max_grad_norm)}
+    return _means(told, count) | {"grad_norm": clipped_step(model, optimizer, settings.max_grad_norm)}
 
 
 def compared_pair_gradient(
@@ -204,7 +158,7 @@ def compared_pair_gradient(
     optimizer: torch.optim.Optimizer,
     experience: PairExperience,
     objective: Objective,
-    limits: Limits,
+    settings: UpdateSettings,
 ) -> dict[str, float]:
     """The same for a loss that compares pairs with each other, so that it needs the log-probs of all at once.
 
@@ -217,32 +171,30 @@ def compared_pair_gradient(
     count = len(experience.sequences.prompts)
     if not count:
         return {}
-    logp = pair_logprobs(
-        model, experience.sequences, limits.tokens_per_microbatch, limits.precision, limits.temperature
-    ).requires_grad_()
+    logp = pair_logprobs(model, experience.sequences, settings.forward).requires_grad_()
     whole, terms = pair_loss(objective, pair_fields(logp, experience.batch), count)
     (slope,) = torch.autograd.grad(whole, logp)
     told = _told(whole, terms)
     optimizer.zero_grad(set_to_none=True)
-    for outputs, _, seen, rows in _forward(model, experience, limits, wholly=False):
+    for outputs, _, seen, rows in _forward(model, experience, settings, wholly=False):
         (outputs.logp * slope[rows, : outputs.logp.shape[1]].to(outputs.logp)).sum().backward()
         told = added(told, _sums_of(pair_fields(outputs.logp, seen), outputs, seen))
-    return _means(told, count) | {"grad_norm": clipped_step(model, optimizer, limits.max_grad_norm)}
+    return _means(told, count) | {"grad_norm": clipped_step(model, optimizer, settings.max_grad_norm)}
 
 
 def _forward(
-    model: nn.Module, experience: PairExperience, limits: Limits, wholly: bool
+    model: nn.Module, experience: PairExperience, settings: UpdateSettings, wholly: bool
 ) -> Iterator[tuple[Outputs, DistributionStats | None, Pairs, Int[Tensor, " n"]]]:
     """Micro-batch by micro-batch: the model's outputs, the pairs that they are of, and their rows in the batch."""
-    batch, temperature = experience.batch, limits.temperature
-    for pairs in pair_batches(experience.sequences, limits.tokens_per_microbatch):
+    batch, temperature = experience.batch, settings.forward.temperature
+    for pairs in pair_batches(experience.sequences, settings.forward.tokens_per_microbatch):
         rows, whole = _rows(pairs, experience.sequences), None
-        part = selected(experience.sequences, rows)
-        with limits.precision():
+        part = select_rows(experience.sequences, rows)
+        with settings.forward.precision():
             if wholly:
-                outputs, whole = choices(model, part, experience.reference, temperature)
+                outputs, whole = logprobs_with_stats(model, part, experience.reference, temperature)
             else:
-                outputs = logprobs(model, part, temperature)
+                outputs = compute_logprobs(model, part, temperature)
         width, device = outputs.logp.shape[1], outputs.logp.device
         mask, reference_logp = (field[rows, :width].to(device) for field in (batch.mask, batch.reference_logp))
         yield (

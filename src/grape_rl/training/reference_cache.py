@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from grape_rl.model.logprobs import lengths
+from grape_rl.model.logprobs import row_lengths
 from grape_rl.rollout.source import drawn_rows
 from grape_rl.types import Sequences
 
@@ -57,7 +57,7 @@ class ReferenceLogprobCache:
 
     def add(self, sequences: Sequences, logp: Float[Tensor, "b t"]) -> None:
         """Keep the log-probs of those of the sequences that are not known yet."""
-        for key, row, length in zip(_keys(sequences), logp, lengths(sequences.mask).tolist(), strict=True):
+        for key, row, length in zip(_keys(sequences), logp, row_lengths(sequences.mask).tolist(), strict=True):
             if key not in self._known:
                 self._known[key] = row[:length].clone()
                 self._new.append(key)
@@ -119,7 +119,7 @@ def _keys(sequences: Sequences) -> Sequence[bytes]:
     prompts = [prompt.numpy().tobytes() for prompt in sequences.prompts]
     keys: list[bytes] = []
     for tokens, mask, group, length in zip(
-        sequences.tokens, sequences.mask, sequences.group.tolist(), lengths(sequences.mask).tolist(), strict=True
+        sequences.tokens, sequences.mask, sequences.group.tolist(), row_lengths(sequences.mask).tolist(), strict=True
     ):
         found = hashlib.blake2b(f"{len(prompts[group])} {length} ".encode(), digest_size=16)
         for part in (prompts[group], tokens[:length].numpy().tobytes(), mask[:length].numpy().tobytes()):

@@ -1,28 +1,22 @@
 """Training a model that scores: on pairs, one of which should score higher, and on steps, which are right or wrong."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grape_rl.data.comparisons import Comparison
-from grape_rl.data.preferences import stacked_pairs
-from grape_rl.data.steps import Labeled, stacked_steps
-from grape_rl.model.logprobs import microbatches, selected
-from grape_rl.model.reward_head import scores, token_scores
-from grape_rl.reward.scores import ItemSummary
-from grape_rl.rollout.source import drawn_rows
+from grape_rl.model.forward import ForwardContext
+from grape_rl.model.logprobs import microbatches, select_rows
+from grape_rl.model.reward_head import sequence_scores, token_scores
 from grape_rl.training.objective import Objective, pair_loss
 from grape_rl.training.optimizer import clipped_step
 from grape_rl.training.pairs import pair_batches
-from grape_rl.training.update import Limits
+from grape_rl.training.update import UpdateSettings
 from grape_rl.types import Sequences
 
 Fields = dict[str, Tensor]
-Precision = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -37,6 +31,7 @@ class Compared:
     metrics: dict[str, float]
     warnings: tuple[tuple[str, str], ...] = ()
     records: tuple[dict[str, object], ...] = ()
+    memory: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -48,32 +43,7 @@ class Judged:
     metrics: dict[str, float]
     warnings: tuple[tuple[str, str], ...] = ()
     records: tuple[dict[str, object], ...] = ()
-
-
-def compared(found: Sequence[Comparison]) -> Compared:
-    """The pairs as one batch."""
-    sequences = stacked_pairs([each.pair for each in found])
-    chosen, rejected = sequences.mask.sum(dim=1).float().chunk(2)
-    metrics = {"chosen_length": float(chosen.mean()), "rejected_length": float(rejected.mean())}
-    margin = torch.tensor([each.margin for each in found])
-    return Compared(sequences, margin, metrics | {"tokens": _tokens(sequences)})
-
-
-def judged(found: Sequence[Labeled]) -> Judged:
-    """The solutions as one batch."""
-    sequences, label = stacked_steps(found)
-    metrics = {"steps": float((~label.isnan()).sum()), "length": float(sequences.mask.sum(dim=1).float().mean())}
-    return Judged(sequences, label, metrics | {"tokens": _tokens(sequences)})
-
-
-def comparing(found: Sequence[Comparison], per_step: int, seed: int) -> Callable[[int], Compared]:
-    """A source of pairs for a reward model: a function of the step."""
-    return lambda step: compared([found[i] for i in drawn_rows(len(found), per_step, step, seed)])
-
-
-def judging(found: Sequence[Labeled], per_step: int, seed: int) -> Callable[[int], Judged]:
-    """A source of solutions for a process reward model: a function of the step."""
-    return lambda step: judged([found[i] for i in drawn_rows(len(found), per_step, step, seed)])
+    memory: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def comparison_gradient(
@@ -81,15 +51,15 @@ def comparison_gradient(
     optimizer: torch.optim.Optimizer,
     experience: Compared,
     objective: Objective,
-    limits: Limits,
+    settings: UpdateSettings,
 ) -> dict[str, float]:
     """One optimizer step by the mean loss over the pairs: the same however they are cut into micro-batches.
 
     Raises:
         RuntimeError: a gradient that is not finite, before it moves the weights.
     """
-    parts = comparison_fields(model, experience, limits.tokens_per_microbatch, limits.precision)
-    return _descended(model, optimizer, parts, comparison_metrics, len(experience.margin), objective, limits)
+    parts = comparison_fields(model, experience, settings.forward)
+    return _descended(model, optimizer, parts, comparison_metrics, len(experience.margin), objective, settings)
 
 
 def step_gradient(
@@ -97,36 +67,32 @@ def step_gradient(
     optimizer: torch.optim.Optimizer,
     experience: Judged,
     objective: Objective,
-    limits: Limits,
+    settings: UpdateSettings,
 ) -> dict[str, float]:
     """One optimizer step by the mean loss over the labeled steps of all solutions, however they are cut.
 
     Raises:
         RuntimeError: a gradient that is not finite, before it moves the weights.
     """
-    parts = step_fields(model, experience, limits.tokens_per_microbatch, limits.precision)
+    parts = step_fields(model, experience, settings.forward)
     count = int((~experience.label.isnan()).sum())
-    return _descended(model, optimizer, parts, step_metrics, count, objective, limits)
+    return _descended(model, optimizer, parts, step_metrics, count, objective, settings)
 
 
-def comparison_fields(
-    model: nn.Module, experience: Compared, tokens_per_microbatch: int, precision: Precision = nullcontext
-) -> Iterator[Fields]:
+def comparison_fields(model: nn.Module, experience: Compared, forward: ForwardContext) -> Iterator[Fields]:
     """Micro-batch by micro-batch, what a loss may read of pairs: both scores, and the margin."""
-    for pairs in pair_batches(experience.sequences, tokens_per_microbatch):
+    for pairs in pair_batches(experience.sequences, forward.tokens_per_microbatch):
         rows = torch.cat([pairs, pairs + len(experience.margin)])
-        with precision():
-            chosen, rejected = scores(model, selected(experience.sequences, rows)).chunk(2)
+        with forward.precision():
+            chosen, rejected = sequence_scores(model, select_rows(experience.sequences, rows)).chunk(2)
         yield {"chosen_score": chosen, "rejected_score": rejected, "margin": experience.margin[pairs].to(chosen)}
 
 
-def step_fields(
-    model: nn.Module, experience: Judged, tokens_per_microbatch: int, precision: Precision = nullcontext
-) -> Iterator[Fields]:
+def step_fields(model: nn.Module, experience: Judged, forward: ForwardContext) -> Iterator[Fields]:
     """Micro-batch by micro-batch, what a loss may read of labeled steps: the logit, and the label."""
-    for rows in microbatches(experience.sequences, tokens_per_microbatch):
-        with precision():
-            logit = token_scores(model, selected(experience.sequences, rows))
+    for rows in microbatches(experience.sequences, forward.tokens_per_microbatch):
+        with forward.precision():
+            logit = token_scores(model, select_rows(experience.sequences, rows))
         label = experience.label[rows, : logit.shape[1]].to(logit)
         known = ~label.isnan()
         yield {"step_logit": logit[known], "step_label": label[known]}
@@ -148,31 +114,6 @@ def step_metrics(fields: Fields) -> dict[str, Tensor]:
     return {"accuracy": ((2 * label - 1) * logit.sign() + 1) / 2, "probability": logit.sigmoid()}
 
 
-def held_out_comparisons(
-    model: nn.Module, experience: Compared, tokens_per_microbatch: int, precision: Precision = nullcontext
-) -> tuple[ItemSummary, ...]:
-    """How the model ranks held-out pairs: accuracy, mean margin and mean score, as items of "preferences"."""
-    with torch.no_grad():
-        told = [comparison_metrics(f) for f in comparison_fields(model, experience, tokens_per_microbatch, precision)]
-    return tuple(
-        _summary("preferences", name, [part[name] for part in told]) for name in ("accuracy", "margin", "reward")
-    )
-
-
-def held_out_steps(
-    model: nn.Module, experience: Judged, tokens_per_microbatch: int, precision: Precision = nullcontext
-) -> tuple[ItemSummary, ...]:
-    """How the model judges held-out steps, as items of "steps": accuracy over all, the right and the wrong ones."""
-    with torch.no_grad():
-        parts = list(step_fields(model, experience, tokens_per_microbatch, precision))
-    found = [(step_metrics(fields)["accuracy"], fields["step_label"]) for fields in parts]
-    return (
-        _summary("steps", "accuracy", [accuracy for accuracy, _ in found]),
-        _summary("steps", "accuracy_right", [accuracy[label == 1] for accuracy, label in found]),
-        _summary("steps", "accuracy_wrong", [accuracy[label == 0] for accuracy, label in found]),
-    )
-
-
 def _descended(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -180,7 +121,7 @@ def _descended(
     metrics: Callable[[Fields], Mapping[str, Tensor]],
     count: int,
     objective: Objective,
-    limits: Limits,
+    settings: UpdateSettings,
 ) -> dict[str, float]:
     """One optimizer step by the mean over ``count`` pairs or steps, and the mean of what there is to tell of them."""
     told: dict[str, float] = {}
@@ -191,13 +132,4 @@ def _descended(
         sums = {"loss": share.detach(), **(terms if len(terms) > 1 else {})}
         sums |= {name: value.sum() / count for name, value in metrics(fields).items()}
         told = {name: told.get(name, 0.0) + float(value) for name, value in sums.items()}
-    return told | {"grad_norm": clipped_step(model, optimizer, limits.max_grad_norm)}
-
-
-def _summary(category: str, item: str, parts: Sequence[Tensor]) -> ItemSummary:
-    values = torch.cat(list(parts)).double()
-    return ItemSummary(category, item, len(values), float(values.mean()), {})
-
-
-def _tokens(sequences: Sequences) -> float:
-    return float(sequences.mask.sum() + sum(len(prompt) for prompt in sequences.prompts))
+    return told | {"grad_norm": clipped_step(model, optimizer, settings.max_grad_norm)}

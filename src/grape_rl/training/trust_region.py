@@ -15,10 +15,10 @@ from grape_rl.maths.divergence import entropy, exact_kl
 from grape_rl.maths.natural import conjugate_gradient, fisher_vector_product
 from grape_rl.maths.reduction import token_weight
 from grape_rl.model.lm_head import TILE
-from grape_rl.model.logprobs import masked_logits, microbatches, on_device, selected
+from grape_rl.model.logprobs import masked_logits, microbatches, select_rows, to_device
 from grape_rl.rollout.source import Experience
 from grape_rl.training.objective import Objective, loss
-from grape_rl.training.update import Limits, accumulated, batch_rows, cut
+from grape_rl.training.update import UpdateSettings, accumulated, batch_rows, cut
 from grape_rl.types import Outputs, Sequences
 
 
@@ -39,7 +39,7 @@ def trust_region(
     model: nn.Module,
     experience: Experience,
     objective: Objective,
-    limits: Limits,
+    settings: UpdateSettings,
     warn: Callable[[str, str], None],
     delta: PositiveFloat = 0.01,
     cg_iterations: PositiveInt = 10,
@@ -72,7 +72,7 @@ def trust_region(
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     with torch.autocast(parameters[0].device.type, enabled=False):
-        told = accumulated(model, experience, objective, limits, torch.arange(len(experience.batch.mask)))
+        told = accumulated(model, experience, objective, settings, torch.arange(len(experience.batch.mask)))
         ascent = -_flat([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
         model.zero_grad(set_to_none=True)
         norm = float(_dot(ascent, ascent).sqrt())
@@ -81,15 +81,15 @@ def trust_region(
         if norm == 0:
             warn("no_gradient", "the surrogate's gradient is 0: the step changes nothing")
             return told | {"grad_norm": 0.0, "approx_kl": 0.0, "accepted": 0.0, "backtracks": 0.0}
-        fisher = fisher_product(model, experience.sequences, limits, parameters)
+        fisher = fisher_product(model, experience.sequences, settings, parameters)
         direction = conjugate_gradient(lambda v: fisher(v) + damping * v, ascent, cg_iterations)
         image = fisher(direction)
         left = ascent - image - damping * direction
         old, step = _flat(parameters), float((2 * delta / _dot(direction, image)).sqrt()) * direction
-        tries, trial = 0, tried(model, experience, objective, limits, old, old + step)
+        tries, trial = 0, tried(model, experience, objective, settings, old, old + step)
         while not (accepted := trial.kl <= delta and trial.loss < trial.loss_before) and tries < backtracks:
             tries += 1
-            trial = tried(model, experience, objective, limits, old, old + shrink**tries * step)
+            trial = tried(model, experience, objective, settings, old, old + shrink**tries * step)
         if not accepted:
             _assign(parameters, old)
             warn(*_refusal(trial, delta, backtracks))
@@ -114,7 +114,7 @@ def _refusal(last: Trial, delta: float, backtracks: int) -> tuple[str, str]:
 
 
 def fisher_product(
-    model: nn.Module, sequences: Sequences, limits: Limits, parameters: Sequence[Tensor]
+    model: nn.Module, sequences: Sequences, settings: UpdateSettings, parameters: Sequence[Tensor]
 ) -> Callable[[Float[Tensor, " n"]], Float[Tensor, " n"]]:
     """The map from v to F v, F the Fisher matrix of the policy as it is: ``E[∇logp ∇logpᵀ]``.
 
@@ -125,12 +125,12 @@ def fisher_product(
 
     def share(rows: Int[Tensor, " n"], vector: Tensor) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):  # the others can't be differentiated twice
-            logits = masked_logits(model, selected(sequences, rows), limits.temperature)
+            logits = masked_logits(model, select_rows(sequences, rows), settings.forward.temperature)
             return fisher_vector_product(exact_kl(logits.detach(), logits).sum() / count, parameters, vector)
 
     def product(vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         total = torch.zeros_like(vector)
-        for rows in microbatches(sequences, limits.tokens_per_microbatch):
+        for rows in microbatches(sequences, settings.forward.tokens_per_microbatch):
             total += share(rows, vector)
         return total
 
@@ -142,7 +142,7 @@ def tried(
     model: nn.Module,
     experience: Experience,
     objective: Objective,
-    limits: Limits,
+    settings: UpdateSettings,
     old: Float[Tensor, " n"],
     new: Float[Tensor, " n"],
 ) -> Trial:
@@ -153,15 +153,15 @@ def tried(
     sequences, batch = experience.sequences, experience.batch
     parameters = [p for p in model.parameters() if p.requires_grad]
     assert objective.reduction is not None, "the objective is one of pairs"
-    weight = token_weight(batch.mask, objective.reduction, limits.max_tokens)
+    weight = token_weight(batch.mask, objective.reduction, settings.max_tokens)
     count = int(sequences.mask.sum())
 
     def share(rows: Int[Tensor, " n"]) -> tuple[float, float, float, float]:
-        part = on_device(selected(sequences, rows), old.device)
+        part = to_device(select_rows(sequences, rows), old.device)
         _assign(parameters, old)
-        before = masked_logits(model, part, limits.temperature)
+        before = masked_logits(model, part, settings.forward.temperature)
         _assign(parameters, new)
-        after = masked_logits(model, part, limits.temperature)
+        after = masked_logits(model, part, settings.forward.temperature)
         was, now = _outputs(before, part), _outputs(after, part)
         seen, each = batch_rows(batch, rows, was), cut(weight, rows, was)
         tiles = zip(*(logits.split(max(1, TILE // logits.shape[1])) for logits in (before, after)), strict=True)
@@ -169,7 +169,7 @@ def tried(
         losses = [float(loss(objective, outputs, seen, each)[0]) for outputs in (was, now)]
         return losses[0], losses[1], kl / count, float(was.entropy.sum()) / count
 
-    shares = [share(rows) for rows in microbatches(sequences, limits.tokens_per_microbatch)]
+    shares = [share(rows) for rows in microbatches(sequences, settings.forward.tokens_per_microbatch)]
     return Trial(*(sum(column) for column in zip(*shares, strict=True)))
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 from grape_rl.maths.divergence import k3
 from grape_rl.maths.noise import embedding_noise
 from grape_rl.maths.reduction import token_weight
-from grape_rl.model.logprobs import Noise, logprobs, microbatches, selected
+from grape_rl.model.forward import ForwardContext
+from grape_rl.model.logprobs import EmbeddingNoise, compute_logprobs, microbatches, select_rows
 from grape_rl.rollout.source import Experience, step_seed
 from grape_rl.training.objective import Objective, loss
 from grape_rl.training.optimizer import clipped, parts
@@ -23,19 +23,20 @@ from grape_rl.types import Batch, Outputs
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What an update needs to know beside the method.
+class UpdateSettings:
+    """Settings of an update that are no part of the method.
 
-    The temperature of the log-probabilities, the most tokens of a response, positions of a micro-batch, the gradient's
-    largest norm, the seed, and the context that forward passes run in.
+    Attributes:
+        forward: micro-batch size, precision and temperature of the forward passes.
+        max_tokens: the longest response in tokens.
+        max_grad_norm: gradients are clipped to this norm.
+        seed: the run's seed.
     """
 
-    temperature: float
+    forward: ForwardContext
     max_tokens: int
-    tokens_per_microbatch: int
     max_grad_norm: float
     seed: int
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 def gradient(
@@ -43,7 +44,7 @@ def gradient(
     optimizer: torch.optim.Optimizer,
     experience: Experience,
     objective: Objective,
-    limits: Limits,
+    settings: UpdateSettings,
     step: int,
     epochs: PositiveInt = 1,
     minibatches: PositiveInt = 1,
@@ -62,7 +63,7 @@ def gradient(
     Raises:
         RuntimeError: a gradient that is not finite, before it moves the weights.
     """
-    return _passes(model, optimizer, experience, objective, limits, step, epochs, minibatches, step_kl_limit)
+    return _passes(model, optimizer, experience, objective, settings, step, epochs, minibatches, step_kl_limit)
 
 
 def noisy_gradient(
@@ -70,7 +71,7 @@ def noisy_gradient(
     optimizer: torch.optim.Optimizer,
     experience: Experience,
     objective: Objective,
-    limits: Limits,
+    settings: UpdateSettings,
     step: int,
     epochs: PositiveInt = 1,
     minibatches: PositiveInt = 1,
@@ -89,11 +90,11 @@ def noisy_gradient(
     embeddings: Any = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
 
     def drawn(epoch: int, row: int, length: int) -> Float[Tensor, "l d"]:
-        seed = step_seed(limits.seed, step, f"noise {epoch} {row}")
+        seed = step_seed(settings.seed, step, f"noise {epoch} {row}")
         return embedding_noise(length, embeddings.weight.shape[1], neftune, seed)
 
     noise = drawn if neftune else None
-    return _passes(model, optimizer, experience, objective, limits, step, epochs, minibatches, 0.0, noise)
+    return _passes(model, optimizer, experience, objective, settings, step, epochs, minibatches, 0.0, noise)
 
 
 def _passes(
@@ -101,7 +102,7 @@ def _passes(
     optimizer: torch.optim.Optimizer,
     experience: Experience,
     objective: Objective,
-    limits: Limits,
+    settings: UpdateSettings,
     step: int,
     epochs: int,
     minibatches: int,
@@ -110,18 +111,18 @@ def _passes(
 ) -> dict[str, float]:
     told: list[dict[str, float]] = []
     ended: dict[str, float] = {}
-    generator = torch.Generator().manual_seed(step_seed(limits.seed, step, "minibatch"))
+    generator = torch.Generator().manual_seed(step_seed(settings.seed, step, "minibatch"))
     kept = experience.batch.mask.any(dim=1).nonzero().flatten()  # parts of equal size, whatever was left out
     orders = (kept[torch.randperm(len(kept), generator=generator)] for _ in range(epochs))
     for epoch, rows in ((n, part) for n, order in enumerate(orders) for part in order.chunk(minibatches)):
         drawn = partial(noise, epoch) if noise else None
-        found = accumulated(model, experience, objective, limits, rows.sort().values, drawn)
+        found = accumulated(model, experience, objective, settings, rows.sort().values, drawn)
         if not found:
             continue
         if step_kl_limit and found["approx_kl"] > step_kl_limit:
             ended = {"stopped_kl": found["approx_kl"]}
             break
-        norms = {name: clipped(part, limits.max_grad_norm) for name, part in parts(model).items()}
+        norms = {name: clipped(part, settings.max_grad_norm) for name, part in parts(model).items()}
         optimizer.step()
         told.append(found | norms)
     if step_kl_limit:
@@ -134,9 +135,9 @@ def accumulated(
     model: nn.Module,
     experience: Experience,
     objective: Objective,
-    limits: Limits,
+    settings: UpdateSettings,
     rows: Int[Tensor, " n"],
-    noise: Noise | None = None,
+    noise: EmbeddingNoise | None = None,
 ) -> dict[str, float]:
     """The objective's gradient over ``rows``, left in the parameters' ``grad``; the loss and what else was seen.
 
@@ -146,7 +147,7 @@ def accumulated(
     batch = experience.batch
     assert objective.reduction is not None, "the objective is one of pairs"
     weight = torch.zeros(batch.mask.shape)
-    weight[rows] = token_weight(batch.mask[rows], objective.reduction, limits.max_tokens)
+    weight[rows] = token_weight(batch.mask[rows], objective.reduction, settings.max_tokens)
     matter = batch.mask[rows].any(dim=1)
     if objective.sees_only_advantage:
         matter &= (batch.advantage[rows] * batch.mask[rows] != 0).any(dim=1)
@@ -155,11 +156,11 @@ def accumulated(
     if not len(rows):
         return {}
     sums: dict[str, Tensor] = {}
-    sequences = selected(experience.sequences, rows)
-    for part in microbatches(sequences, limits.tokens_per_microbatch):
+    sequences = select_rows(experience.sequences, rows)
+    for part in microbatches(sequences, settings.forward.tokens_per_microbatch):
         of_part = (lambda i, length, at=rows[part]: noise(int(at[i]), length)) if noise else None
-        with limits.precision():
-            outputs = logprobs(model, selected(sequences, part), limits.temperature, of_part)
+        with settings.forward.precision():
+            outputs = compute_logprobs(model, select_rows(sequences, part), settings.forward.temperature, of_part)
         seen = batch_rows(batch, rows[part], outputs)
         share, terms = loss(objective, outputs, seen, cut(weight, rows[part], outputs))
         share.backward()

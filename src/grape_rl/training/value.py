@@ -1,7 +1,7 @@
 """A value function's part in training: how it is set, what it says of a rollout, and how it learns alone at first."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,8 +10,9 @@ from jaxtyping import Float
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
-from grape_rl.model.logprobs import microbatches, selected, values
-from grape_rl.model.value import Valued
+from grape_rl.model.forward import ForwardContext
+from grape_rl.model.logprobs import compute_values, microbatches, select_rows
+from grape_rl.model.value_head import PolicyWithValue
 from grape_rl.types import Sequences
 
 
@@ -36,18 +37,17 @@ class ValueFunction:
 
 
 def value_estimates(
-    model: Valued,
-    tokens_per_microbatch: int,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    model: PolicyWithValue,
+    forward: ForwardContext,
 ) -> Callable[[Sequences], Float[Tensor, "b t"]]:
     """A function from sequences to the value before each of their tokens, as the model is when it is called."""
 
     @torch.no_grad()
     def estimates(sequences: Sequences) -> Float[Tensor, "b t"]:
         out = torch.zeros(sequences.mask.shape)
-        for rows in microbatches(sequences, tokens_per_microbatch):
-            with precision():
-                part = values(model, selected(sequences, rows))
+        for rows in microbatches(sequences, forward.tokens_per_microbatch):
+            with forward.precision():
+                part = compute_values(model, select_rows(sequences, rows))
             out[rows, : part.shape[1]] = part.float().cpu()
         return out
 
