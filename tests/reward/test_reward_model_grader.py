@@ -12,7 +12,7 @@ from grape_rl.model.forward import ForwardContext
 from grape_rl.model.reward_head import build_reward_model, set_step_separator
 from grape_rl.model.scratch import character_tokenizer, random_llama
 from grape_rl.reward.grading import rubric_models
-from grape_rl.reward.reward_model_grader import check_prompts, load_reward_model, reward_verdicts
+from grape_rl.reward.reward_model_grader import check_prompts, load_grader, reward_verdicts
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.reward.scores import model_scorer, rubric_scorer
 from grape_rl.types import Response
@@ -50,7 +50,7 @@ def own(grader, ids):
 
 
 def test_a_reward_is_the_models_own_score_of_prompt_and_response_with_its_end(tmp_path):
-    grader = load_reward_model(saved(tmp_path), CPU, ForwardContext(40))
+    grader = load_grader(saved(tmp_path), CPU, ForwardContext(40))
     tokenizer = grader.tokenizer
     answers = [answer("2"), answer("two", "1+one="), answer("22+", finish="length"), answer(""), answer("2.", "1+one=")]
     answers.append(answer("", finish="length"))
@@ -67,14 +67,14 @@ def test_a_reward_is_the_models_own_score_of_prompt_and_response_with_its_end(tm
 
 
 def test_messages_go_through_the_reward_models_own_template(tmp_path):
-    grader = load_reward_model(saved(tmp_path, template=TEMPLATE), CPU, ForwardContext(1000))
+    grader = load_grader(saved(tmp_path, template=TEMPLATE), CPU, ForwardContext(1000))
     asked = [{"role": "user", "content": "1+1="}]
     (found,) = reward_verdicts(grader, [Response("1+1=", "2", {"prompt": asked}, 2, "stop")], "r")
     ids = torch.tensor(grader.tokenizer("u:1+1=a:2<eos>")["input_ids"])
     assert found.score == pytest.approx(own(grader, ids), abs=1e-5)
     with_completion = completion_tokens(grader.tokenizer, asked, [{"role": "assistant", "content": "2"}], grader.end)
     assert torch.equal(torch.cat([prompt_tokens(grader.tokenizer, asked), with_completion]), ids)
-    plain = load_reward_model(saved(tmp_path / "plain"), CPU, ForwardContext(1000))
+    plain = load_grader(saved(tmp_path / "plain"), CPU, ForwardContext(1000))
     with pytest.raises(ValueError, match="row 0: the prompt is made of messages, and the tokenizer has no chat"):
         check_prompts(plain, [{"prompt": asked}])
     (missing,) = reward_verdicts(plain, [Response("1+1=", "2", {"prompt": asked}, 2, "stop")], "r")
@@ -82,7 +82,7 @@ def test_messages_go_through_the_reward_models_own_template(tmp_path):
 
 
 def test_failures_are_missing_and_never_zero(tmp_path):
-    grader = load_reward_model(saved(tmp_path, context=12), CPU, ForwardContext(1000))
+    grader = load_grader(saved(tmp_path, context=12), CPU, ForwardContext(1000))
     long, short = reward_verdicts(grader, [answer("12345678"), answer("1234567")], "r")
     assert (long.status, short.status) == ("truncated", "ok") and math.isnan(long.score)
     assert long.reasoning == "13 tokens with the prompt, but the reward model takes at most 12"
@@ -95,7 +95,7 @@ def test_failures_are_missing_and_never_zero(tmp_path):
 
 @pytest.mark.parametrize("how", ["min", "product", "last", "mean", None])
 def test_a_process_reward_models_reward_is_made_of_its_steps(how, tmp_path):
-    grader = load_reward_model(saved(tmp_path, separator="\n"), CPU, ForwardContext(30))
+    grader = load_grader(saved(tmp_path, separator="\n"), CPU, ForwardContext(30))
     answers = [answer("1+1\n\n2\n"), answer("2"), answer("a\nb\nc"), answer("")]
     for response, verdict in zip(answers, reward_verdicts(grader, answers, "r", how), strict=True):
         text, chances = response.prompt, []
@@ -108,8 +108,8 @@ def test_a_process_reward_models_reward_is_made_of_its_steps(how, tmp_path):
 
 
 def test_what_does_not_go_with_the_model(tmp_path):
-    whole = load_reward_model(saved(tmp_path / "whole"), CPU, ForwardContext(100))
-    steps = load_reward_model(saved(tmp_path / "steps", separator="\n"), CPU, ForwardContext(100))
+    whole = load_grader(saved(tmp_path / "whole"), CPU, ForwardContext(100))
+    steps = load_grader(saved(tmp_path / "steps", separator="\n"), CPU, ForwardContext(100))
     whole.check_settings(None, 2.0, 3.0)
     steps.check_settings("mean")
     with pytest.raises(ValueError, match="whole': aggregate is min, but the model scores whole responses, not steps"):

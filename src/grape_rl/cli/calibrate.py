@@ -124,15 +124,15 @@ def _judge_labeled(
 
 
 def _print_quality(
-    items: "Sequence[ItemComparison]", fitted: "Sequence[CalibrationCurve]", data: str, fewest: int
+    items: "Sequence[ItemComparison]", fitted: "Sequence[CalibrationCurve]", source: str, fewest: int
 ) -> None:
     """Print the critics' agreement with human labels, and the calibration error before and after."""
     from grape_rl.cli.human_agreement import AGREEMENT_COLUMNS, WEIGHTED_KAPPA_NOTE, agreement_cells
     from grape_rl.maths.calibration import brier, expected_calibration_error
     from grape_rl.training.display import table
 
-    def curve_of(source: object) -> "CalibrationCurve | None":
-        return next((curve for curve in fitted if curve.source == source), None)
+    def curve_of(source_of: object) -> "CalibrationCurve | None":
+        return next((curve for curve in fitted if curve.source == source_of), None)
 
     lines: list[list[str | float | int]] = []
     for item in items:
@@ -144,7 +144,7 @@ def _print_quality(
         if curve.source == curve.source.whole_critic:
             name = f"critic {curve.source.critic} ({curve.source.mode})"
             lines.append([name, curve.n, *[math.nan] * 3, "", curve.ece_before, _ece_after(curve), math.nan, ""])
-    table(f"critics vs. human labels of {data}", [*AGREEMENT_COLUMNS, "ECE", "after", "Brier", "curve"], lines)
+    table(f"critics vs. human labels of {source}", [*AGREEMENT_COLUMNS, "ECE", "after", "Brier", "curve"], lines)
     if any(len(item.source.labels or ()) > 2 for item in items):
         print(WEIGHTED_KAPPA_NOTE)
     if failures := sum(item.missing for item in items):

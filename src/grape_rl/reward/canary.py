@@ -68,7 +68,7 @@ def canaries(assignments: Sequence[Assignment], critics: Judging) -> tuple[Canar
     """Judge every canary on the items of each category, as a response to the category's first prompt.
 
     Raises:
-        CostCap: a critic's calls have reached its cost cap.
+        CostCapReached: a critic's calls have reached its cost cap.
     """
     first: dict[str, Assignment] = {}
     for assignment in assignments:

@@ -17,7 +17,7 @@ from grape_rl.reward.critic.local import LocalCritic, load_local_critic, local_v
 from grape_rl.reward.critic.settings import CriticSettings, Endpoint, LocalModel, StubbedCritic
 from grape_rl.reward.critic.stub import StubCritic
 from grape_rl.reward.item import Item
-from grape_rl.reward.reward_model_grader import RewardModel, check_prompts, item_verdicts, load_reward_model
+from grape_rl.reward.reward_model_grader import RewardModel, check_prompts, item_verdicts, load_grader
 from grape_rl.reward.rubric import Rubric, category_name, items_of
 from grape_rl.types import Response, Verdict
 
@@ -168,7 +168,7 @@ def rubric_models(
             continue
         try:
             if settings.model not in models:
-                models[settings.model] = load_reward_model(settings.model, device, forward)
+                models[settings.model] = load_grader(settings.model, device, forward)
                 check_prompts(models[settings.model], rows)
             models[settings.model].check_settings(settings.aggregate, settings.center, settings.scale)
         except ValueError as error:

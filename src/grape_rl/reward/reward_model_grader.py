@@ -17,8 +17,7 @@ from grape_rl.data.steps import response_steps, step_tokens
 from grape_rl.maths.reward_model import StepAggregation, step_reward
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.logprobs import microbatches, select_rows
-from grape_rl.model.reward_head import load_reward_model as load_scoring_model
-from grape_rl.model.reward_head import sequence_scores, step_separator, token_scores
+from grape_rl.model.reward_head import load_reward_model, sequence_scores, step_separator, token_scores
 from grape_rl.reward.reward_model_item import RewardModelItem
 from grape_rl.types import Response, Verdict, failed
 
@@ -59,13 +58,13 @@ class RewardModel:
             )
 
 
-def load_reward_model(name: str, device: torch.device, forward: ForwardContext) -> RewardModel:
+def load_grader(name: str, device: torch.device, forward: ForwardContext) -> RewardModel:
     """Load a reward model, a folder or a model of the Hub, onto ``device``.
 
     Raises:
         ValueError: it cannot be loaded, or is not a reward model.
     """
-    model, tokenizer = load_scoring_model(name, device)
+    model, tokenizer = load_reward_model(name, device)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**30
     end, separator = end_tokens(tokenizer), step_separator(model.requires_grad_(False))
     return RewardModel(name, model, tokenizer, end, context, separator, forward)

@@ -16,7 +16,7 @@ from grape_rl.reward.critic.settings import parse_critics
 from grape_rl.reward.grading import assign_items, prefetch_judging, rubric_critics, rubric_models
 from grape_rl.reward.pending_labels import stop_for_labels
 from grape_rl.reward.reward_function import function_scorer
-from grape_rl.reward.reward_model_grader import check_prompts, load_reward_model
+from grape_rl.reward.reward_model_grader import check_prompts, load_grader
 from grape_rl.reward.rubric import Rubric, check_rows, load_rubric
 from grape_rl.reward.running_confidence import RunningMeans
 from grape_rl.reward.scores import Aggregate, Scorer, model_scorer, rubric_scorer
@@ -75,7 +75,7 @@ def make_grader(config: Config, aggregation: Aggregation, rows: Sequence[Row]) -
     if config.reward.rubric:
         return _rubric_grader(config, aggregation, rows, forward)
     if config.reward.model:
-        model = load_reward_model(config.reward.model, on, forward)
+        model = load_grader(config.reward.model, on, forward)
         model.check_settings(config.reward.aggregate)
         check_prompts(model, rows)
         return Grader(model_scorer(model, config.reward.aggregate))
@@ -100,7 +100,7 @@ def _rubric_grader(config: Config, aggregation: Aggregation, rows: Sequence[Row]
         return Grader(scorer, rubric)
     prompts = [Response(graders_text(row["prompt"]), "", row, 0, "stop") for row in rows[:CANARY_ROWS]]
 
-    def try_canaries() -> tuple[Canary, ...]:
+    def check_critics() -> tuple[Canary, ...]:
         return canaries(assign_items(rubric, prompts, critics), critics)
 
-    return Grader(scorer, rubric, prefetch_judging(rubric, critics), try_canaries, critics.close)
+    return Grader(scorer, rubric, prefetch_judging(rubric, critics), check_critics, critics.close)

@@ -88,7 +88,7 @@ def test_the_reward_of_judged_and_checked_items(rubric):
             "judge: {confidence: {mode: agreement}, criterion: It is",
             "agreement needs k of at",
         ),
-        ("judge: {criterion: It is", "judge: {show: [prompt], criterion: It is", "show has no response"),
+        ("judge: {criterion: It is", "judge: {show: [prompt], criterion: It is", "does not include 'response'"),
         ("judge: {criterion: It is", "judge: {show: [response, reference], criterion: It is", "set both"),
         (
             "{id: even, weight: 1, ",
