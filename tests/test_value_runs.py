@@ -170,7 +170,7 @@ def few(folder):
         ({"value_trunk": "shared", "value_model": "rewarder"}, "a shared trunk has none; give value_trunk own"),
         (
             {"value_trunk": "own", "value_model": "nowhere/at/all"},
-            "value model 'nowhere/at/all': nothing loadable there",
+            "value model 'nowhere/at/all': cannot be loaded",
         ),
         ({"value_trunk": "own", "value_model": foreign}, "has another tokenizer than the policy"),
         ({"value_trunk": "own", "value_model": few}, r"has 6 embeddings, and the policy's tokenizer \d+ tokens"),

@@ -197,9 +197,9 @@ def test_a_dry_run_goes_through_whatever_an_estimate_lacks(tmp_path, capsys, mon
 
 
 def test_the_machine_is_measured_as_it_computes(monkeypatch):
-    monkeypatch.setattr(plan, "matrix_rate", lambda where, dtype: 1.0 if dtype == torch.bfloat16 else 2.0)
-    monkeypatch.setattr(plan, "memory_rate", lambda where: 3.0)
-    monkeypatch.setattr(plan, "operation_seconds", lambda where: 4.0)
+    monkeypatch.setattr(plan, "matmul_throughput", lambda where, dtype: 1.0 if dtype == torch.bfloat16 else 2.0)
+    monkeypatch.setattr(plan, "memory_bandwidth", lambda where: 3.0)
+    monkeypatch.setattr(plan, "operation_latency", lambda where: 4.0)
     assert plan.measured(torch.device("cpu"), torch.float32) == Machine(2.0, 3.0, 4.0)
     assert plan.measured(torch.device("cpu"), torch.bfloat16).matrix_rate == 1.0
 
