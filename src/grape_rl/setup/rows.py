@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from grape_rl.config import Config, Data
-from grape_rl.data.rows import read_rows, require_columns, with_prompts
+from grape_rl.data.rows import Row, read_rows, require_columns, with_prompts
 from grape_rl.data.tasks import task_split
 
-Row = dict[str, Any]
 TASK_ROWS = 2000
 
 

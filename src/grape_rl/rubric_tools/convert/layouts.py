@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from grape_rl.data.messages import text_or_messages
+from grape_rl.data.rows import Row
 
-Row = dict[str, Any]
 REFERENCE = "${row.reference_answer}"
 
 
