@@ -1,4 +1,4 @@
-"""What tests share: a tiny model with sharp choices, and its tokenizer. Nothing here reaches the network."""
+"""Shared fixtures: a tiny model with distributions far from uniform, and its tokenizer. No network access."""
 
 import os
 
@@ -21,15 +21,16 @@ torch.set_num_threads(1)  # tensors of a few hundred numbers: threads cost more 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token per character: digits, lower-case letters, and what arithmetic and sentences need."""
+    """One token per character: digits, lower-case letters, and punctuation of arithmetic and sentences."""
     return character_tokenizer(["0123456789+-*=?:,. abcdefghijklmnopqrstuvwxyz\n"])
 
 
 @pytest.fixture
 def model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A new two-layer policy for each test, so that training it spoils nothing: float32, ``.double()`` to be exact.
+    """A new two-layer policy for each test, which may train it. It is float32; use ``.double()`` for exactness.
 
-    Fresh weights make all tokens nearly alike, where a mistake moves nothing: these matrices are twenty times larger.
+    With initial weights all tokens are nearly equally likely, so that a mistake would not show. These matrices are
+    twenty times larger.
     """
     built = random_llama(tokenizer, hidden=16, layers=2, heads=2, context=128, seed=0)
     with torch.no_grad():
@@ -40,5 +41,5 @@ def model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test first, so that the others run beside it."""
+    """Run the longest test first, in parallel with all others."""
     items.sort(key=lambda item: item.path.name != "test_readme.py")

@@ -1,4 +1,4 @@
-"""Runs small enough for a test: a two-layer model from scratch, a few sums as prompts, a rubric, a reward function."""
+"""Runs small enough for a test: a two-layer model from scratch, sums as prompts, a rubric, a reward function."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -29,18 +29,18 @@ def digits(completions, **columns):
 
 
 def sums(count: int) -> list[dict[str, Any]]:
-    """Rows with a prompt and a completion; prompts of two lengths."""
+    """Rows with a prompt and a completion; the prompts have two lengths."""
     return [{"prompt": f"{7 * i % 12}+{i % 5}=", "completion": str(7 * i % 12 + i % 5)} for i in range(count)]
 
 
 def written(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """The rows as a JSON Lines file."""
+    """Write the rows to a JSON Lines file; returns its path."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def settings(folder: Path, method: str) -> dict[str, Any]:
-    """A run of ``method`` on sums, its files in ``folder`` and its results in ``folder/run``."""
+    """The configuration of a run of ``method`` on sums, with files in ``folder`` and results in ``folder/run``."""
     (folder / "rubric.yaml").write_text(RUBRIC)
     return {
         "method": method,
@@ -63,36 +63,36 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file; none if it is not there."""
+    """The objects of a JSON Lines file; none if there is no such file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def killed_and_resumed(wanted: Mapping[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, Run]:
-    """A run that is killed as soon as it has logged step 3, and goes on; and one that never was, into ``straight``.
+def killed_and_resumed(config: Mapping[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, Run]:
+    """A run that is killed after logging step 3 and resumed, and one that is not killed, in ``straight``.
 
-    They have left the same: weights, held-out results, metrics but for times.
+    Asserts that both have equal weights, held-out results, and metrics except for times.
     """
-    straight = train({**wanted, "output": str(folder / "straight")})
-    whole = Log.step
+    straight = train({**config, "output": str(folder / "straight")})
+    log_step = Log.step
 
     def dying(self: Log, number: int, metrics: Mapping[str, float]) -> None:
-        whole(self, number, metrics)
+        log_step(self, number, metrics)
         if number == 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Log, "step", dying)
-        train(wanted)
-    run = train(wanted, resume=True)
+        train(config)
+    run = train(config, resume=True)
     one, other = weights(run.model), weights(straight.model)
     assert all(torch.equal(one[key], other[key]) for key in one)
-    results = [at.folder / "held_out.json" for at in (run, straight)]
+    results = [each_run.folder / "held_out.json" for each_run in (run, straight)]
     assert results[0].exists() == results[1].exists()
     assert not results[0].exists() or results[0].read_bytes() == results[1].read_bytes()
-    assert told(run) == told(straight)
+    assert timeless_metrics(run) == timeless_metrics(straight)
     return run, straight
 
 
-def told(run: Run) -> str:
-    """A run's metrics without its times; as text, where NaN is NaN."""
+def timeless_metrics(run: Run) -> str:
+    """A run's metrics without times, as text, in which NaN equals NaN."""
     return str([{k: v for k, v in line.items() if not k.endswith(("time", "seconds"))} for line in run.metrics])

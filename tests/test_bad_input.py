@@ -42,7 +42,7 @@ def complaint(wanted, tmp_path, kind=ValueError):
         ("grpo", {"reward": {"rubric": None}}, "reward: grpo learns from rewards: set exactly one of"),
         ("grape", {"reward": {"rubric": None, "function": "f.py:f"}}, "reward: grape reads the items of a rubric"),
         ("sft", {"device": "tpu9"}, "device 'tpu9': not available ("),
-        ("sft", {"model": {"scratch": None, "name": "./no/model"}}, "model './no/model': no loadable folder here, nor"),
+        ("sft", {"model": {"scratch": None, "name": "./no/model"}}, "model './no/model': cannot be loaded from"),
         ("grpo", {"reward": {"rubric": "no.yaml"}}, "no.yaml: cannot be read"),
         ("sft", {"data": {"source": "rows.jsnl"}}, "rows.jsnl: no such file"),
         ("sft", {"data": {"source": "./no.jsonl"}}, "./no.jsonl: no such file"),
@@ -51,7 +51,7 @@ def complaint(wanted, tmp_path, kind=ValueError):
         ("sft", {"data": {"held_out_rows": 12}}, "all of its 12 rows are held out; none are left to train on"),
         ("sft", {"data": {"max_length": 3}}, "none of the 12 rows has a token to learn"),
         ("grpo", {"sampling": {"max_tokens": 64}}, "sampling.max_tokens is 64, but the model's whole context is 64"),
-        ("grpo", {"sampling": {"max_tokens": 60}}, "row 5: the prompt is 5 tokens long, and at most 4 leave"),
+        ("grpo", {"sampling": {"max_tokens": 60}}, "row 5: the prompt has 5 tokens, but at most 4 leave"),
         ("sft", {"model": {"scratch": {"heads": 3}}}, "a model of hidden size 32 with 3 heads: heads must be even"),
     ],
 )
@@ -69,7 +69,7 @@ def test_one_line_and_no_trace(method, change, message, tmp_path, monkeypatch):
         ([*sums(1), {"prompt": 7, "completion": "7"}], "row 1: the prompt ('prompt') must be text or a list"),
         ([*sums(3), {"prompt": "1+1="}], "rows.jsonl: row 3 has no column 'completion'; it has 'prompt'"),
         ([{"prompt": [{"role": "user", "content": "1+1?"}], "completion": [{"role": "assistant", "content": "2"}]}],
-         "row 0: the prompt is made of messages, and the tokenizer has no chat template"),
+         "row 0: the prompt is a list of messages, but the tokenizer has no chat template"),
     ],
 )  # fmt: skip
 def test_bad_rows(rows, message, tmp_path):
@@ -81,9 +81,7 @@ def test_bad_rows(rows, message, tmp_path):
 def test_a_prompt_longer_than_the_context(tmp_path):
     wanted = settings(tmp_path, "grpo")
     written(tmp_path / "rows.jsonl", [*sums(3), {"prompt": "1+" * 40}])
-    assert "row 3: the prompt is 80 tokens long, and at most 54 leave the response its room" in complaint(
-        wanted, tmp_path
-    )
+    assert "row 3: the prompt has 80 tokens, but at most 54 leave room for the response" in complaint(wanted, tmp_path)
 
 
 RUBRIC = """
@@ -157,14 +155,16 @@ def test_a_tokenizer_without_an_end_token(tmp_path):
     plain = character_tokenizer(["0123456789+="])
     endless = PreTrainedTokenizerFast(tokenizer_object=plain.backend_tokenizer, pad_token="<pad>")
     wanted = {**settings(tmp_path, "grpo"), "model": {"name": saved(tmp_path / "model", endless)}}
-    assert "the tokenizer has no end token: no response would end; set its eos_token" in complaint(wanted, tmp_path)
+    assert "the tokenizer has no end token, so no response would ever end; set its eos_token" in complaint(
+        wanted, tmp_path
+    )
 
 
 def test_a_folder_that_is_no_model(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "no_such_kind"}))
     wanted = {**settings(tmp_path, "sft"), "model": {"name": str(tmp_path / "model")}}
-    assert f"model {str(tmp_path / 'model')!r}: no loadable folder (" in complaint(wanted, tmp_path)
+    assert f"model {str(tmp_path / 'model')!r}: cannot be loaded from this folder (" in complaint(wanted, tmp_path)
 
 
 def test_options_that_only_their_function_can_refuse_stop_before_the_first_update(tmp_path, monkeypatch):

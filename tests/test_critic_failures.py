@@ -7,7 +7,7 @@ import pytest
 from grape_rl import train
 from grape_rl.config.files import merge
 from grape_rl.training.log import Log
-from small_runs import killed_and_resumed, lines, settings, told, weights
+from small_runs import killed_and_resumed, lines, settings, timeless_metrics, weights
 
 RUBRIC = """
 schema: grape-rubric/1
@@ -168,7 +168,7 @@ def test_an_outage_stops_the_run_without_loss(tmp_path):
     run = train(judged(tmp_path, steps=4, seed=5), resume=True)
     one, other = weights(run.model), weights(straight.model)
     assert all(one[key].equal(other[key]) for key in one)
-    assert told(run) == told(straight)
+    assert timeless_metrics(run) == timeless_metrics(straight)
     for step in (1, 2, 3, 4):
         assert responses(run, step) == responses(straight, step)
 
@@ -203,7 +203,7 @@ def test_steps_before_an_outage_are_kept_even_without_checkpoints(tmp_path):
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-2"]
     (tmp_path / "down").unlink()
     run = train(wanted("run"), resume=True)
-    assert told(run) == told(straight)
+    assert timeless_metrics(run) == timeless_metrics(straight)
     assert all(tensor.equal(weights(straight.model)[key]) for key, tensor in weights(run.model).items())
 
 

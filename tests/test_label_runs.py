@@ -97,7 +97,7 @@ def told(wanted, folder):
         ("dpo", labeled(6), {}, "which is what kto, bco_unpaired, apo_zero_unpaired learn from"),
         ("kto", [*labeled(3), {"prompt": "1+1=", "completion": "2", "label": "good"}], {},
          "rows.jsonl: row 3: the label ('label') must be true or false; got 'good'"),
-        ("kto", [*labeled(3), {"prompt": "1+1=", "completion": "2"}], {}, "row 3 has no column 'label', which says"),
+        ("kto", [*labeled(3), {"prompt": "1+1=", "completion": "2"}], {}, "row 3 has no column 'label', the label"),
         ("kto", [{"prompt": "1+1=", "completion": " ", "label": True}], {}, "('completion') is empty"),
         ("kto", labeled(6), {"data": {"max_length": 2}}, "none of the 6 rows has a response within the 2 tokens"),
         ("kto", labeled(6), {"options": {"reduction": "token"}}, "options of kto: unknown key 'reduction'"),

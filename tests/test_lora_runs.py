@@ -117,7 +117,7 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path, monkeypatch):
         ({"rank": 0}, "model.lora.rank: Input should be greater than 0"),
         ({"alpha": -1.0}, "model.lora.alpha: Input should be greater than 0"),
         ({"ranks": 2}, "model.lora: unknown key 'ranks'; did you mean 'rank'?"),
-        ({"targets": ["q"]}, "model.lora.targets: no linear layer is called 'q'; there are q_proj, k_proj"),
+        ({"targets": ["q"]}, "model.lora.targets: no linear layer is named 'q'; choose from q_proj, k_proj"),
     ]
     for lora, message in wrong:
         with pytest.raises(ValueError) as told:

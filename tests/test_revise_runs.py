@@ -12,7 +12,7 @@ from grape_rl.setup import revisions as setup_revisions
 from grape_rl.setup import sampling as setup_sampling
 from grape_rl.types import Response
 from grape_rl.validation import load_config
-from small_runs import killed_and_resumed, lines, settings, told, weights
+from small_runs import killed_and_resumed, lines, settings, timeless_metrics, weights
 
 REVISE = {"per_group": 2, "request": "{critique}\nagain:"}
 WIDE = {"scratch": {"hidden": 32, "layers": 2, "heads": 2, "context": 192}}
@@ -63,7 +63,7 @@ def test_where_no_revision_fits_the_run_says_so_and_is_that_without_revisions(tm
     off = {"per_group": 0}
     other = train(revising(tmp_path, "grape", model=small, revise=off, output=str(tmp_path / "off")))
     assert all(map(torch.equal, weights(run.model).values(), weights(other.model).values()))
-    assert "revis" not in told(other)
+    assert "revis" not in timeless_metrics(other)
 
 
 def test_what_the_configuration_says_is_what_is_revised_by(tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def test_a_reward_model_is_the_start_of_another_and_of_no_language_model(tmp_pat
     again = scoring(tmp_path, "reward_model", output=str(tmp_path / "again"), optimizer={"learning_rate": 1e-9})
     second = train(merge(again, {"model": {"name": str(first.model)}}))
     torch.testing.assert_close(weights(second.model), weights(first.model), atol=1e-6, rtol=0)
-    with pytest.raises(ValueError, match=r"has the head score\.weight of a reward model, and a language model is need"):
+    with pytest.raises(ValueError, match=r"has the head score\.weight of a reward model; use a language model"):
         train(merge(settings(tmp_path, "grpo"), {"model": {"name": str(first.model)}, "output": str(tmp_path / "x")}))
 
 
@@ -71,9 +71,9 @@ def test_pairs_over_the_limit_are_told(tmp_path):
     ("method", "rows", "more", "message"),
     [
         ("process_reward_model", preferred(12), {}, "process_reward_model needs a prompt, the steps of a solution"),
-        ("process_reward_model", [{**STEPS[0], "labels": [True]}], {}, "row 0: 2 steps in 'completions' and 1 labels"),
+        ("process_reward_model", [{**STEPS[0], "labels": [True]}], {}, "row 0: 2 steps in 'completions' but 1 labels"),
         ("reward_model", STEPS, {}, "(stepwise supervision data), which is what process_reward_model learns from"),
-        ("reward_model", without("chosen_reward"), {"options": {"margin_from": "rewards"}}, "which needs the columns"),
+        ("reward_model", without("chosen_reward"), {"options": {"margin_from": "rewards"}}, "requires the columns"),
         ("reward_model", preferred(12), {"options": {"margin_from": "gap"}}, "margin_from: Input should be 'column'"),
         ("process_reward_model", STEPS, {"options": {"separator": ""}}, "separator: String should have at least 1"),
     ],
@@ -112,7 +112,7 @@ def test_runs_are_scored_by_a_reward_model_and_by_an_item(tmp_path):
         assert 0 < liked["score"] < 1 and liked["confidence"] == pytest.approx(abs(2 * liked["score"] - 1))
         assert liked["item"] == "liked" and liked["provenance"] == model
     for wrong, message in (
-        ({"reward": {"model": str(tmp_path / "gone")}}, "gone': no loadable folder here"),
+        ({"reward": {"model": str(tmp_path / "gone")}}, "gone': cannot be loaded from the Hub"),
         ({"reward": {"model": model, "aggregate": "min"}}, "aggregate is min, but the model scores whole responses"),
         ({"reward": {"rubric": str(tmp_path / "rubric.yaml"), "aggregate": "min"}}, "aggregate is for the steps of a"),
     ):

@@ -1,7 +1,7 @@
-"""What a step runs, counted in place of timed: positions read, forward passes, rows of the head.
+"""The work of a training step, counted instead of timed: positions read, forward passes, rows of the LM head.
 
-Seconds depend on the machine and on what else it does; these numbers do not. What is needed is counted apart, from
-the step's sequences (``grape_rl.estimate.flops``), and the tables below say how much more than that a step may do.
+Seconds depend on the machine and its load; these counts do not. The required work is computed from the step's
+sequences (``grape_rl.estimate.flops``), and the table below limits how much more a step may do.
 """
 
 import sys
@@ -23,8 +23,8 @@ from grape_rl.model.sampler import sample
 from grape_rl.training.fit import fit
 from small_runs import settings, written
 
-# A pass reads one row of prompts and responses, each once, rounded up by 1 in 16 at most. Parts that divide groups read
-# a group's prompt once each.
+# A pass reads a row with each prompt and response once, padded by at most 1/16. Minibatches that split a group each
+# read the group's prompt.
 TABLE: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, float]]]] = {
     "grpo": (
         "grpo",
@@ -54,7 +54,7 @@ TABLE: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, float]]]] = {
     "dpo": (
         "dpo",
         {},
-        {"update": (1, 1.07)},  # the reference read each row before the first step
+        {"update": (1, 1.07)},  # the reference has read each row before the first step
     ),
     "ppo, a trunk for the value": (
         "ppo",
@@ -64,21 +64,21 @@ TABLE: dict[str, tuple[str, dict[str, Any], dict[str, tuple[int, float]]]] = {
     "ppo, one trunk for both": (
         "ppo",
         {"options": {"value_trunk": "shared"}},
-        {"sampling": (10, 1.2), "reference": (1, 1.07), "beside": (1, 1.07), "update": (1, 1.07)},
+        {"sampling": (10, 1.2), "reference": (1, 1.07), "no gradient": (1, 1.07), "update": (1, 1.07)},
     ),
 }
-"""A run: its method and settings, and by who reads the most passes a step, and positions over those that are needed.
+"""A run's method and settings; for each kind of pass, the most passes per step and the most positions per required one.
 
-What is not named may not run at all: no pass of the policy over its own responses before it learns from them, say.
+Other kinds of passes may not run at all, such as a pass of the policy over its own responses before the update.
 """
 
 
 @dataclass
 class Step:
-    """What one step ran, by who ran it: the positions of each forward pass, and how many rows went through the head.
+    """The forward passes of one step by kind: the positions of each pass, and the rows of the LM head.
 
-    ``sampling``; the ``reference``, whose weights are fixed; the ``value`` function's own trunk; the ``update``, which
-    needs a gradient; and what the policy's trunk reads ``beside``, without any.
+    Kinds: ``sampling``; ``reference``, with frozen weights; the ``value`` function's own trunk; the ``update``, with
+    a gradient; and ``no gradient``, other passes of the policy's trunk.
     """
 
     passes: dict[str, list[int]] = field(default_factory=lambda: dict[str, list[int]]())
@@ -86,34 +86,34 @@ class Step:
     experience: Any = None
 
 
-def everywhere(patch: pytest.MonkeyPatch, function: Callable[..., Any], by: Callable[..., Any]) -> None:
-    """Put another in a function's place in each module of grape_rl that knows it by its name."""
+def everywhere(patch: pytest.MonkeyPatch, function: Callable[..., Any], replacement: Callable[..., Any]) -> None:
+    """Replace a function in each module of grape_rl that imports it."""
     name = function.__name__
     holders = [m for key, m in sys.modules.items() if key.startswith("grape_rl") and vars(m).get(name) is function]
     assert holders
     for module in holders:
-        patch.setattr(module, name, by)
+        patch.setattr(module, name, replacement)
 
 
 def counted(patch: pytest.MonkeyPatch, config: dict[str, Any]) -> list[Step]:
-    """The run's steps. A forward pass is told by its look-up of embeddings, which no way to run the layers goes
-    without: one look-up is one pass, and it reads as many positions as it is given tokens."""
+    """The run's steps. A forward pass is recognized by its lookup of embeddings, which every pass needs: one lookup is
+    one pass, over as many positions as tokens are looked up."""
     steps: list[Step] = []
     policy: list[nn.Module] = []
     sampling: list[bool] = []
 
-    def who(weight: nn.Parameter | None = None) -> str:
+    def kind(weight: nn.Parameter | None = None) -> str:
         if sampling:
             return "sampling"
         if weight is not None and not weight.requires_grad:
             return "reference"
         if weight is not None and policy and weight is not policy[0].get_input_embeddings().weight:
             return "value"
-        return "update" if torch.is_grad_enabled() else "beside"
+        return "update" if torch.is_grad_enabled() else "no gradient"
 
     def lookup_value(self: nn.Embedding, ids: Tensor) -> Tensor:
         if steps:
-            steps[-1].passes.setdefault(who(self.weight), []).append(ids.numel())
+            steps[-1].passes.setdefault(kind(self.weight), []).append(ids.numel())
         return look_up(self, ids)
 
     def sampled(model: nn.Module, *given: Any, **more: Any) -> Any:
@@ -126,7 +126,7 @@ def counted(patch: pytest.MonkeyPatch, config: dict[str, Any]) -> list[Step]:
 
     def headed(logits: Any, hidden: Tensor, tokens: Tensor, *more: Any, **named: Any) -> Any:
         if steps:
-            steps[-1].head["update" if torch.is_grad_enabled() else "beside"] += len(tokens)
+            steps[-1].head["update" if torch.is_grad_enabled() else "no gradient"] += len(tokens)
         return token_logprobs(logits, hidden, tokens, *more, **named)
 
     def fitted(source: Callable[[int], Any], *given: Any) -> None:
@@ -147,7 +147,7 @@ def counted(patch: pytest.MonkeyPatch, config: dict[str, Any]) -> list[Step]:
 
 
 def run(folder: Path, method: str, given: dict[str, Any], patch: pytest.MonkeyPatch, reward: str) -> list[Step]:
-    """The steps of a run on prompts of 20 to 26 tokens; of three prompts a step, some are answered alike well."""
+    """The steps of a run on prompts of 20 to 26 tokens; some of a step's three prompts get equal rewards only."""
     rows = [
         {
             "prompt": "".join(str(i * k % 10) for k in range(1, 20 + i % 7)) + "=",
@@ -158,11 +158,11 @@ def run(folder: Path, method: str, given: dict[str, Any], patch: pytest.MonkeyPa
         }
         for i in range(12)
     ]
-    wanted = settings(folder, method) | given
+    config = settings(folder, method) | given
     written(folder / "rows.jsonl", rows)
     (folder / "reward.py").write_text(reward)
-    wanted["reward"] = {"function": f"{folder}/reward.py:f"} if method in ("grpo", "ppo") else {}
-    return counted(patch, wanted)
+    config["reward"] = {"function": f"{folder}/reward.py:f"} if method in ("grpo", "ppo") else {}
+    return counted(patch, config)
 
 
 VARIED = """
@@ -172,7 +172,7 @@ def f(prompts, completions, flat, **columns):
 
 
 def needed(step: Step, method: str) -> tuple[Work, Work]:
-    """What all rows of the step need, and what those that can change the gradient do."""
+    """The required work of all rows of the step, and of those that can change the gradient."""
     sequences = step.experience.sequences
     if method in ("sft", "dpo"):
         return forward_work(sequences), forward_work(sequences)
@@ -190,15 +190,15 @@ def test_a_step_does_no_more_than_the_table_says(case, tmp_path, monkeypatch):
         whole, learned = needed(step, method)
         assert step.passes.keys() == most.keys()
         times = {"update": epochs * learned.trunk_tokens, "value": 2 * whole.trunk_tokens}
-        for who, (passes, share) in most.items():
-            assert len(step.passes[who]) <= passes, who
-            assert sum(step.passes[who]) <= share * times.get(who, whole.trunk_tokens), who
-        # Exactly the tokens that were chosen, and of the update only those of rows that can change the gradient.
-        beside = whole.head_tokens if "reference" in most else 0
-        assert step.head == Counter({"update": epochs * learned.head_tokens, "beside": beside})
+        for name, (passes, share) in most.items():
+            assert len(step.passes[name]) <= passes, name
+            assert sum(step.passes[name]) <= share * times.get(name, whole.trunk_tokens), name
+        # Exactly the sampled tokens; in the update, only those of rows that can change the gradient.
+        without_gradient = whole.head_tokens if "reference" in most else 0
+        assert step.head == Counter({"update": epochs * learned.head_tokens, "no gradient": without_gradient})
     if method == "grpo":
         shares = [learned.trunk_tokens / whole.trunk_tokens for whole, learned in (needed(s, method) for s in steps)]
-        assert 0 < min(shares) < 0.8, "every row has an advantage: leaving out those without is not tried"
+        assert 0 < min(shares) < 0.8, "every row has an advantage, so that skipping the others is not tested"
 
 
 def test_sampling_reads_each_prompt_once_and_then_a_token_a_response(tmp_path, monkeypatch):
@@ -207,7 +207,7 @@ def test_sampling_reads_each_prompt_once_and_then_a_token_a_response(tmp_path, m
         first, *rest = step.passes["sampling"]
         assert first <= 1.2 * sum(len(prompt) for prompt in sequences.prompts)
         assert len(rest) <= int(sequences.mask.sum(dim=1).max()) - 1
-        going = sequences.mask[:, 1:].sum(dim=0).tolist()  # a response that has just ended is no longer read
+        going = sequences.mask[:, 1:].sum(dim=0).tolist()  # a response that has ended is no longer read
         assert all(ran <= most / 0.75 for ran, most in zip(rest, going, strict=False))
 
 

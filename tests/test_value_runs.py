@@ -171,7 +171,7 @@ def few(folder):
         ({"value_trunk": "shared", "value_model": "rewarder"}, "a shared trunk has no model of its own; set"),
         (
             {"value_trunk": "own", "value_model": "nowhere/at/all"},
-            "value model 'nowhere/at/all': nothing loadable there",
+            "value model 'nowhere/at/all': cannot be loaded",
         ),
         ({"value_trunk": "own", "value_model": foreign}, "has another tokenizer than the policy"),
         ({"value_trunk": "own", "value_model": few}, r"has 6 embeddings for the policy's \d+ tokens"),

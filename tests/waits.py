@@ -1,4 +1,4 @@
-"""How often a program reads a number from a tensor, and so waits until the device has come to it."""
+"""Counts of host synchronizations: reads of a tensor's value, for which the host waits for the device."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,14 +10,14 @@ from torch import Tensor
 
 @contextmanager
 def waits_counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What read a number from a tensor of floats, each time. Masks and lengths, which come from data, do not count."""
+    """A list of the methods that read a float tensor's value. Masks and lengths, which come from data, do not count."""
     waits: list[str] = []
 
-    def counted(name: str, whole: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    def counted(name: str, method: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
         def read(self: Tensor) -> Any:
             if self.is_floating_point():
                 waits.append(name)
-            return whole(self)
+            return method(self)
 
         return read
 

@@ -16,7 +16,7 @@ from grape_rl.reward.pending_labels import Unlabeled, stop_for_labels
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.reward.scores import rubric_scorer
 from grape_rl.types import Response
-from small_runs import lines, settings, told, weights, written
+from small_runs import lines, settings, timeless_metrics, weights, written
 
 HEAD = "schema: grape-rubric/1\ncategories:\n  sums:\n    items:\n"
 
@@ -206,6 +206,6 @@ def test_a_run_waits_for_people_and_goes_on_to_the_same_bits(tmp_path):
     straight = train(wanted | {"output": str(tmp_path / "straight")})
     one, other = weights(run.model), weights(straight.model)
     assert all(torch.equal(one[key], other[key]) for key in one)
-    assert told(run) == told(straight)
+    assert timeless_metrics(run) == timeless_metrics(straight)
     assert (run.folder / "held_out.json").read_bytes() == (straight.folder / "held_out.json").read_bytes()
     assert run.metrics[-1]["missing"] == 0 and run.metrics[0]["reward_std"] > 0

@@ -75,7 +75,7 @@ def test_messages_go_through_the_reward_models_own_template(tmp_path):
     with_completion = completion_tokens(grader.tokenizer, asked, [{"role": "assistant", "content": "2"}], grader.end)
     assert torch.equal(torch.cat([prompt_tokens(grader.tokenizer, asked), with_completion]), ids)
     plain = load_grader(saved(tmp_path / "plain"), CPU, ForwardContext(1000))
-    with pytest.raises(ValueError, match="row 0: the prompt is made of messages, and the tokenizer has no chat"):
+    with pytest.raises(ValueError, match="row 0: the prompt is a list of messages, but the tokenizer has no chat"):
         check_prompts(plain, [{"prompt": asked}])
     (missing,) = reward_verdicts(plain, [Response("1+1=", "2", {"prompt": asked}, 2, "stop")], "r")
     assert missing.status == "infrastructure" and "no chat template" in missing.reasoning
@@ -190,5 +190,5 @@ def test_lint_and_score_take_such_a_rubric(tmp_path, capsys):
     for command in (["lint"], ["score", "--data", str(data), "--rubric"]):
         assert main([*command, str(rubric(tmp_path, "model: gone"))]) == 2
         told = capsys.readouterr().err
-        assert "item 'liked' of category 'sums': reward model 'gone': no loadable folder" in told
+        assert "item 'liked' of category 'sums': reward model 'gone': cannot be loaded" in told
         assert len(told.splitlines()) == 1

@@ -82,8 +82,8 @@ def prompt_tokens(
 ) -> Int[Tensor, " p"]:
     """The tokens of a prompt, to be continued by a response.
 
-    Plain text gets the special tokens that the tokenizer adds in front of it (a begin token, say, unless the text
-    begins with one), but no end token after it. Messages are formatted by the chat template with
+    Plain text gets the special tokens that the tokenizer adds in front of it (such as a begin token, unless the
+    text begins with one), but no end token after it. Messages are formatted by the chat template with
     ``template_kwargs`` (see ``template_arguments``) and end with the header of the assistant's turn.
 
     Raises:

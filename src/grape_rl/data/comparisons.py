@@ -39,6 +39,7 @@ def tokenize_comparisons(
         ValueError: as ``prompt_tokens`` and ``completion_tokens``; a margin that is missing or not a finite number; no
             pair is left.
     """
+    # Margins: all rows have one, or none has.
     margins = [_margin(row, columns, margin_from, f"{source}: row {i}") for i, row in enumerate(rows)]
     present = [not math.isnan(margin) for margin in margins]
     if any(present) and not all(present):
@@ -46,6 +47,7 @@ def tokenize_comparisons(
             f"{source}: row {present.index(False)} has no {columns[0]!r}, but other rows do: give every row one, or "
             "set options.margin_from to none"
         )
+    # Tokens, without pairs that are too long or have equal responses.
     pairs: list[PairWithMargin] = []
     for index, (row, margin) in enumerate(zip(rows, margins, strict=True)):
         where = f"{source}: row {index}"

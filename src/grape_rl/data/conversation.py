@@ -17,7 +17,7 @@ GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
 def template_arguments(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The row's arguments to the chat template besides its messages: ``tools`` and ``chat_template_kwargs``.
+    """The row's arguments to the chat template in addition to its messages: ``tools`` and ``chat_template_kwargs``.
 
     Empty if the prompt is plain text.
 

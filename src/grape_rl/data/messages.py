@@ -11,7 +11,7 @@ def text_or_messages(value: Any, what: str) -> str | Messages:
     """The cell as text, or as messages whose content is text. A list of text parts is joined into one text.
 
     Raises:
-        ValueError: the cell is empty, is neither text nor messages, or has content other than text (an image, say).
+        ValueError: the cell is empty, is neither text nor messages, or has content other than text (such as an image).
             The message begins with ``what``.
 
     >>> text_or_messages([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], "row 0")

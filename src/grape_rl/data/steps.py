@@ -102,6 +102,7 @@ def tokenize_solutions(
     truncated = 0
     for index, row in enumerate(rows):
         where = f"{source}: row {index}"
+        # Tokens, with each step's label at its last token.
         prompt = prompt_tokens(tokenizer, row["prompt"], where)
         steps = step_tokens(tokenizer, row["completions"], separator, where)
         ends = torch.tensor([len(step) for step in steps]).cumsum(0)
@@ -110,6 +111,7 @@ def tokenize_solutions(
         label[ends - 1] = torch.tensor(row["labels"], dtype=label.dtype)
         if train_on_last_step_only:
             label[:-1] = math.nan
+        # Only whole steps within max_length.
         fits = ends[ends + len(prompt) <= max_length]
         width = int(fits[-1]) if len(fits) else 0
         truncated += 0 < width < len(tokens)

@@ -1,6 +1,6 @@
 """Flash attention over packed sequences on a CPU, segment by segment: no padding, and no copies of shared keys.
 
-A suffix attends to its prefix and to itself in two calls of torch's fused flash-attention kernel, each of which also
+A suffix attends to its prefix and to itself in two calls of torch's fused flash-attention kernel. Each call also
 returns the log-sum-exp of its scores. The two outputs, weighted by their shares of the total, give the whole output. In
 backward, the same kernel, given the whole output and the total log-sum-exp, computes each part's gradient.
 """

@@ -23,7 +23,7 @@ OnRowFinished = Callable[[int, Int[Tensor, " t"], Finish], None]
 
 @dataclass(frozen=True)
 class DecodeSchedule:
-    """How often the host interrupts the device while it decodes.
+    """The intervals at which the host interrupts the device during decoding.
 
     Attributes:
         check_every: the number of tokens between two checks for finished rows.

@@ -19,12 +19,12 @@ from grape_rl.model.padded_attention import padded_attention
 from grape_rl.model.value_head import PolicyWithValue
 from grape_rl.types import Outputs, Sequences
 
-EmbeddingNoise = Callable[[int, int], Float[Tensor, "l d"]]
+NoiseFunction = Callable[[int, int], Float[Tensor, "l d"]]
 """Maps a row's number and its length to the noise that is added to the row's embeddings (NEFTune)."""
 
 
 def compute_logprobs(
-    model: nn.Module, sequences: Sequences, temperature: float = 1.0, noise: EmbeddingNoise | None = None
+    model: nn.Module, sequences: Sequences, temperature: float = 1.0, noise: NoiseFunction | None = None
 ) -> Outputs:
     """Log-probability and entropy of each masked token, at the sampling temperature.
 
@@ -94,7 +94,7 @@ def _pack(sequences: Sequences) -> PackedSequences:
 
 
 def _hidden_states(
-    model: nn.Module, packed: PackedSequences, noise: EmbeddingNoise | None = None
+    model: nn.Module, packed: PackedSequences, noise: NoiseFunction | None = None
 ) -> Float[Tensor, "n d"]:
     """The hidden state of each token of the packed row. With ``noise``, each prefix is one row of the batch."""
     inputs = {"input_ids": packed.tokens[None]}

@@ -5,10 +5,8 @@ from typing import Any
 
 from grape_rl.config.config import Config
 from grape_rl.config.data import DataConfig
-from grape_rl.data.rows import read_rows, require_columns, with_prompts
+from grape_rl.data.rows import Row, read_rows, require_columns, with_prompts
 from grape_rl.data.tasks import task_split
-
-Row = dict[str, Any]
 
 TASK_ROWS = 2000
 """Training rows that are generated for tasks, unless ``data.rows`` is set."""

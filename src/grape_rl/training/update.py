@@ -15,7 +15,7 @@ from grape_rl.maths.divergence import k3
 from grape_rl.maths.noise import embedding_noise
 from grape_rl.maths.reduction import token_weight
 from grape_rl.model.forward import ForwardContext
-from grape_rl.model.logprobs import EmbeddingNoise, compute_logprobs, microbatches, select_rows
+from grape_rl.model.logprobs import NoiseFunction, compute_logprobs, microbatches, select_rows
 from grape_rl.rollout.source import Experience, step_seed
 from grape_rl.training.objective import Objective, loss
 from grape_rl.training.optimizer import clipped, parts
@@ -137,7 +137,7 @@ def accumulated(
     objective: Objective,
     settings: UpdateSettings,
     rows: Int[Tensor, " n"],
-    noise: EmbeddingNoise | None = None,
+    noise: NoiseFunction | None = None,
 ) -> dict[str, float]:
     """The objective's gradient over ``rows``, left in the parameters' ``grad``; the loss and what else was seen.
 

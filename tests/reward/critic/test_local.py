@@ -111,7 +111,7 @@ def test_a_batch_is_split_by_tokens(of, monkeypatch):
     judge = Judge(criterion="It is right.", labels=LABELS, confidence=LOGPROB)
     jobs = [CriticJob("item", judge, response(f"It is {i}.")) for i in range(6)]
     rows = []
-    whole = local.logprobs
+    whole = local.compute_logprobs
     monkeypatch.setattr(
         local, "compute_logprobs", lambda model, part: rows.append(len(part.prompts)) or whole(model, part)
     )
@@ -228,7 +228,7 @@ def test_a_model_without_a_chat_template_is_refused(of, tmp_path):
     plain.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"item .kind.: .*has no chat template"):
         rubric_critics(rubric(tmp_path), {"default": LocalModel(local=str(tmp_path))})
-    with pytest.raises(ValueError, match="item 'kind': model 'nowhere': no loadable"):
+    with pytest.raises(ValueError, match="item 'kind': model 'nowhere': cannot be loaded"):
         rubric_critics(rubric(tmp_path), {"default": LocalModel(local="nowhere")})
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from grape_rl.data.messages import text_or_messages
+from grape_rl.data.rows import Row
 from grape_rl.reward.formats import FORMATS
 from grape_rl.reward.formats.parsing import slug, unique
 from grape_rl.reward.item import Item
 from grape_rl.reward.row_items import PREFIX
 from grape_rl.reward.rubric import Rubric, category_name, items_of
-from grape_rl.rubric_tools.convert.layouts import LAYOUTS, DatasetRow, Layout
+from grape_rl.rubric_tools.convert.layouts import LAYOUTS, Layout
 from grape_rl.rubric_tools.convert.writers import WRITERS, fill_lookups
 from grape_rl.schema import nearest, validated
 
@@ -24,7 +25,7 @@ class Converted:
     ``rubric`` is the content of the rubric file for imported rows; None for exported ones.
     """
 
-    rows: tuple[DatasetRow, ...]
+    rows: tuple[Row, ...]
     dropped: Mapping[str, int]
     rubric: Mapping[str, Any] | None = None
 
@@ -49,7 +50,7 @@ def import_rows(source_rows: Sequence[Mapping[str, Any]], format: str, drop: boo
         ValueError: an unknown format, an invalid row (unless ``drop``), or no valid row.
     """
     layout = layout_of(format)
-    rows: list[DatasetRow] = []
+    rows: list[Row] = []
     dropped: Counter[str] = Counter()
     for index, source_row in enumerate(source_rows):
         try:
@@ -98,7 +99,7 @@ def export_rows(rubric: Rubric, source_rows: Sequence[Mapping[str, Any]], format
         ValueError: an unknown format, a prompt that it cannot represent, or (unless ``drop``) such an item.
     """
     layout, writer = layout_of(format), WRITERS[format]
-    rows: list[DatasetRow] = []
+    rows: list[Row] = []
     dropped: Counter[str] = Counter()
     for index, (row, items) in enumerate(_rows_with_items(rubric, source_rows)):
         try:
@@ -126,9 +127,7 @@ def export_rows(rubric: Rubric, source_rows: Sequence[Mapping[str, Any]], format
     return Converted(tuple(rows), dropped)
 
 
-def _rows_with_items(
-    rubric: Rubric, rows: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[DatasetRow, tuple[Item, ...]]]:
+def _rows_with_items(rubric: Rubric, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Row, tuple[Item, ...]]]:
     """Each row with all items that grade it. The row's own items lose their prefix where the id stays unique."""
     for index, row in enumerate(rows):
         try:
@@ -142,7 +141,7 @@ def _rows_with_items(
         )
 
 
-def _rubric(rows: Sequence[DatasetRow], layout: Layout, format: str) -> dict[str, Any]:
+def _rubric(rows: Sequence[Row], layout: Layout, format: str) -> dict[str, Any]:
     """The content of the rubric file: a category for each value of the layout's category column, or one for all."""
     row_items = {"from": f"${{row.{layout.column}}}", "format": format}
     column = layout.category_column

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grape_rl.data.messages import text_or_messages
-
-DatasetRow = dict[str, Any]
+from grape_rl.data.rows import Row
 
 REFERENCE_LOOKUP = "${row.reference_answer}"
 """The lookup of BiGGen-Bench's reference answer."""
@@ -24,15 +23,15 @@ class Layout:
     """
 
     column: str
-    read: Callable[[DatasetRow], DatasetRow]
-    write: Callable[[DatasetRow, Any], DatasetRow]
+    read: Callable[[Row], Row]
+    write: Callable[[Row, Any], Row]
     category_column: str | None = None
 
 
-def _prompt_reader(column: str) -> Callable[[DatasetRow], DatasetRow]:
+def _prompt_reader(column: str) -> Callable[[Row], Row]:
     """A reader of rows whose prompt is text or messages in one column."""
 
-    def read(row: DatasetRow) -> DatasetRow:
+    def read(row: Row) -> Row:
         name = column if column in row else "prompt"
         if name not in row:
             raise ValueError(f"has no column {column!r}; it has {_listed(row)}")
@@ -41,10 +40,10 @@ def _prompt_reader(column: str) -> Callable[[DatasetRow], DatasetRow]:
     return read
 
 
-def _text_writer(prompt: str, column: str) -> Callable[[DatasetRow, Any], DatasetRow]:
+def _text_writer(prompt: str, column: str) -> Callable[[Row, Any], Row]:
     """A writer of rows whose prompt is text."""
 
-    def write(row: DatasetRow, rubric: Any) -> DatasetRow:
+    def write(row: Row, rubric: Any) -> Row:
         system, user = _system_and_user(row["prompt"])
         if system:
             raise ValueError("its prompt has a system message, which the format cannot represent")
@@ -53,24 +52,24 @@ def _text_writer(prompt: str, column: str) -> Callable[[DatasetRow, Any], Datase
     return write
 
 
-def _read_rar(row: DatasetRow) -> DatasetRow:
+def _read_rar(row: Row) -> Row:
     # These two columns repeat the rubric.
     return _without(_prompt_reader("question")(row), "rubric_list", "rubric_count")
 
 
-def _write_rar(row: DatasetRow, rubric: Any) -> DatasetRow:
+def _write_rar(row: Row, rubric: Any) -> Row:
     text_row = _text_writer("question", "rubric")(row, rubric)
     return {"reference_answer": "", **text_row, "rubric_count": len(rubric)}
 
 
-def _read_healthbench(row: DatasetRow) -> DatasetRow:
+def _read_healthbench(row: Row) -> Row:
     result = _prompt_reader("prompt")(row)
     tags = row.get("example_tags") or []
     themes = [tag.removeprefix("theme:") for tag in tags if isinstance(tag, str) and tag.startswith("theme:")]
     return {**result, "theme": themes[0]} if len(themes) == 1 and "theme" not in row else result
 
 
-def _write_healthbench(row: DatasetRow, rubric: Any) -> DatasetRow:
+def _write_healthbench(row: Row, rubric: Any) -> Row:
     prompt = row["prompt"]
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     theme = row.get("theme")
@@ -78,7 +77,7 @@ def _write_healthbench(row: DatasetRow, rubric: Any) -> DatasetRow:
     return {**_without(row, "theme"), "prompt": messages, "rubrics": rubric, "example_tags": tags}
 
 
-def _read_biggen(row: DatasetRow) -> DatasetRow:
+def _read_biggen(row: Row) -> Row:
     if "input" not in row and "prompt" in row:
         result = {"prompt": text_or_messages(row["prompt"], "prompt"), **_without(row, "prompt")}
     else:
@@ -95,7 +94,7 @@ def _read_biggen(row: DatasetRow) -> DatasetRow:
     return result
 
 
-def _write_biggen(row: DatasetRow, rubric: Any) -> DatasetRow:
+def _write_biggen(row: Row, rubric: Any) -> Row:
     system, user = _system_and_user(row["prompt"])
     reference = rubric.get("reference", row.get("reference_answer") or "")
     score_rubric = {key: value for key, value in rubric.items() if key != "reference"}
@@ -105,7 +104,7 @@ def _write_biggen(row: DatasetRow, rubric: Any) -> DatasetRow:
     }  # fmt: skip
 
 
-def _write_grape(row: DatasetRow, rubric: Any) -> DatasetRow:
+def _write_grape(row: Row, rubric: Any) -> Row:
     return {**row, "items": rubric}
 
 
@@ -133,7 +132,7 @@ def _system_and_user(prompt: Any) -> tuple[str, str]:
     return (prompt[0]["content"] if len(prompt) == 2 else ""), prompt[-1]["content"]
 
 
-def _without(row: Mapping[str, Any], *names: str) -> DatasetRow:
+def _without(row: Mapping[str, Any], *names: str) -> Row:
     return {key: value for key, value in row.items() if key not in names}
 
 
