@@ -35,7 +35,7 @@ class LabelExperience:
     sequences: Sequences
     batch: Labeled
     metrics: dict[str, float]
-    mismatched_completions: Sequences | None = None
+    mismatched: Sequences | None = None
     mismatched_reference_logp: Float[Tensor, "m u"] | None = None
     warnings: tuple[tuple[str, str], ...] = ()
     records: tuple[dict[str, object], ...] = ()
