@@ -70,7 +70,7 @@ def test_a_round_in_which_none_passes_changes_nothing_and_says_so(tmp_path):
 
 def test_the_loss_is_of_the_policy_at_the_temperature_that_it_was_sampled_at(tmp_path, monkeypatch):
     seen = set()
-    run = training_pairs.logprobs
+    run = training_pairs.compute_logprobs
 
     def watched(model, sequences, temperature=1.0):
         seen.add(temperature)

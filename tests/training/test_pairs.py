@@ -178,7 +178,7 @@ def test_micro_batches_and_the_order_of_pairs_change_nothing(model, other, name)
 
 def test_a_pair_is_never_split_and_its_prompt_is_encoded_once(model, monkeypatch):
     seen = []
-    run = training_pairs.logprobs
+    run = training_pairs.compute_logprobs
 
     def counted(model, sequences, *rest):
         seen.append((len(sequences.prompts), sequences.group.tolist()))

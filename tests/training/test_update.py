@@ -252,7 +252,7 @@ def test_the_order_of_rows_changes_nothing(model, name):
 def rows_run(monkeypatch):
     """How many rows each forward pass had."""
     counts: list[int] = []
-    run = update.logprobs
+    run = update.compute_logprobs
 
     def counted(model, sequences, *rest):
         counts.append(len(sequences.tokens))
@@ -518,4 +518,4 @@ def test_a_step_that_is_over_the_limit_from_the_start_changes_nothing_and_says_s
 
 def behavior_of(model, what):
     with torch.no_grad():
-        return update.logprobs(model, what.sequences, SETTINGS.forward.temperature).logp
+        return update.compute_logprobs(model, what.sequences, SETTINGS.forward.temperature).logp

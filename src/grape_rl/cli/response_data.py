@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Existing:
     """Rows with a response each. Those with the same prompt are one ``group``."""
 
-    read_rows: "list[dict[str, Any]]"
+    rows: "list[dict[str, Any]]"
     answers: "list[Response]"
     group: "Int[Tensor, ' b']"
 

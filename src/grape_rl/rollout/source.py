@@ -59,7 +59,7 @@ class Prompt:
     """A prompt to sample from: its tokens, its text as a grader sees it, and its data row."""
 
     tokens: Int[Tensor, " p"]
-    decode_text: str
+    text: str
     row: dict[str, Any]
 
 
