@@ -25,8 +25,8 @@ from grape_rl.maths.divergence import k3
 from grape_rl.methods import Method, options
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.load import load
+from grape_rl.model.reference_logprobs import reference_logprobs
 from grape_rl.model.sampler import SamplingParams, sample
-from grape_rl.rollout.source import reference_logprobs
 from grape_rl.run import Run
 from grape_rl.setup.policy import policy
 from grape_rl.sources.kinds import kind_of

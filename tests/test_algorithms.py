@@ -34,7 +34,7 @@ from grape_rl.methods import (
 )
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.table.online import online
-from grape_rl.training.objective import FIELDS, LABEL_FIELDS, PAIR_FIELDS, SCORE_FIELDS
+from grape_rl.training.objective import LABEL_FIELDS, PAIR_FIELDS, SCORE_FIELDS, TOKEN_FIELDS
 from small_runs import lines, weights
 
 OF_SCORES = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Comparisons | Steps)]
@@ -181,7 +181,7 @@ def test_every_row_says_what_it_is(name):
         assert inspect.getdoc(inspect.unwrap(function)), function
     for term in row.terms:
         of_kind = {name: PAIR_FIELDS for name in OF_PAIRS} | {name: LABEL_FIELDS for name in OF_LABELS}
-        read = set((of_kind | {name: SCORE_FIELDS for name in OF_SCORES}).get(name, FIELDS))
+        read = set((of_kind | {name: SCORE_FIELDS for name in OF_SCORES}).get(name, TOKEN_FIELDS))
         assert set(inspect.signature(term.function).parameters) - read <= options(row).keys()
 
 
@@ -334,9 +334,9 @@ def test_what_is_set_reaches_the_functions(name):
     assert len(goal.terms) == len(row.terms), "every penalty is switched on"
     for term, of_row in zip(goal.terms, row.terms, strict=True):
         assert term.coefficient == (0.125 if of_row.option else of_row.coefficient)
-        assert not term.options.keys() & set(FIELDS)
+        assert not term.options.keys() & set(TOKEN_FIELDS)
         own = {key: value for key, value in chosen.items() if key in inspect.signature(term.function).parameters}
-        assert term.options == {key: value for key, value in own.items() if key not in FIELDS}
+        assert term.options == {key: value for key, value in own.items() if key not in TOKEN_FIELDS}
     defaults = {
         p.name: p.default for p in inspect.signature(row.update).parameters.values() if p.default is not p.empty
     }

@@ -16,11 +16,12 @@ from grape_rl.data.comparisons import tokenize_comparisons
 from grape_rl.data.steps import tokenize_solutions
 from grape_rl.maths.bounds import NonNegative
 from grape_rl.maths.reduction import Reduction
-from grape_rl.rollout.dynamic_sampling import ScoredRollout, once
+from grape_rl.rollout.dynamic_sampling import single_draw
+from grape_rl.rollout.scored_rollout import ScoredRollout
 from grape_rl.schema import Strict, validated
-from grape_rl.training.objective import FIELDS, Objective, Term, TermFunction
+from grape_rl.training.objective import TOKEN_FIELDS, Objective, Term, TermFunction
 from grape_rl.training.update import gradient
-from grape_rl.training.value import ValueFunction
+from grape_rl.training.value import ValueFunctionOptions
 
 Functions = tuple[Callable[..., Any], ...]
 
@@ -65,14 +66,14 @@ class Responses:
 
     advantage: Callable[..., Tensor]
     aggregate: Callable[..., Tensor]
-    draws: Callable[..., ScoredRollout] = once
+    draws: Callable[..., ScoredRollout] = single_draw
     smallest_group: int = 1
     off_policy_ok: bool = False
     compared: Callable[..., Tensor] | None = None
     running: Callable[..., Tensor] | None = None
     token_reward: Callable[..., Tensor] | None = None
     rescaled: Callable[..., Tensor] | None = None
-    value: Callable[..., ValueFunction] | None = None
+    value: Callable[..., ValueFunctionOptions] | None = None
     remembers: tuple[Memory, ...] = ()
 
     @property
@@ -203,7 +204,7 @@ def options(row: Method) -> dict[str, tuple[Any, Any]]:
         ValueError: the row has a default for an option that none of its functions has.
     """
     found: dict[str, tuple[Any, Any]] = {}
-    given = {*FIELDS, *start_memory(row), "running"}
+    given = {*TOKEN_FIELDS, *start_memory(row), "running"}
     for function in row.functions:
         hints = get_type_hints(function, include_extras=True)
         for parameter in inspect.signature(function).parameters.values():
@@ -229,7 +230,7 @@ def resolve_options(row: Method, given: dict[str, Any]) -> dict[str, Any]:
 
 def keywords(function: Callable[..., Any], chosen: dict[str, Any]) -> dict[str, Any]:
     """Those of the chosen options that are the function's: its field ``entropy`` is not the option of that name."""
-    own = chosen.keys() - set(FIELDS)
+    own = chosen.keys() - set(TOKEN_FIELDS)
     return {name: chosen[name] for name in inspect.signature(function).parameters if name in own}
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.config import Config, dumped, loaded
+from grape_rl.data.order import derive_seed
 from grape_rl.methods import (
     Sampled,
     SampledPreferences,
@@ -27,7 +28,6 @@ from grape_rl.model.gradient_checkpointing import enable_gradient_checkpointing
 from grape_rl.model.load import no_progress_bars
 from grape_rl.model.malloc import keep_freed_memory
 from grape_rl.model.sampler import SamplingParams
-from grape_rl.rollout.source import Experience, step_seed
 from grape_rl.setup.graders import grader
 from grape_rl.setup.policy import policy_at, start_policy
 from grape_rl.setup.run_folder import resumable, write
@@ -36,8 +36,9 @@ from grape_rl.setup.value_function import value_function, value_settings
 from grape_rl.sources.held_out import HeldOut, held_out, read_held_out
 from grape_rl.sources.kinds import kind_of
 from grape_rl.sources.responses import sampler, sampling_prompts
-from grape_rl.training.checkpoint import restored_step, save_checkpoint
-from grape_rl.training.fit import AnyExperience, Update, Warn, fit
+from grape_rl.training.checkpoint import TrainingState, restore_trainer, save_checkpoint
+from grape_rl.training.experience import Experience
+from grape_rl.training.fit import Update, Warn, fit
 from grape_rl.training.log import Log, read_metrics
 from grape_rl.training.optimizer import adamw, learning_rate, set_learning_rate
 from grape_rl.training.update import UpdateSettings
@@ -84,7 +85,7 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     rate = setup.chosen.get("value_learning_rate") or config.optimizer.learning_rate
     of = config.optimizer
     optimizer = adamw(setup.trained, of.weight_decay, of.betas, rate / of.learning_rate)
-    done = restored_step(checkpoint, optimizer, setup.memory) if checkpoint else 0
+    done = restore_trainer(checkpoint, optimizer, setup.memory) if checkpoint else 0
     if done >= config.steps:
         raise ValueError(f"{config.folder}: its {done} steps are done already; ask for more with steps")
 
@@ -101,12 +102,10 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
             write(folder / "held_out.json", json.dumps(told, indent=1))
 
     def saved(step: int) -> None:
-        save_checkpoint(
-            folder / "checkpoints", step, now.model, now.tokenizer, optimizer,
-            config.keep_checkpoints, setup.memory, setup.value,
-        )  # fmt: skip
+        state = TrainingState(now.model, now.tokenizer, optimizer, setup.memory, setup.value)
+        save_checkpoint(folder / "checkpoints", step, state, config.keep_checkpoints)
 
-    def kept(step: int) -> AnyExperience:
+    def kept(step: int) -> Experience:
         try:
             return source(step)
         except RuntimeError:  # no update has begun: the steps before are whole
@@ -114,7 +113,7 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
                 saved(step)
             raise
 
-    def ended(step: int, experience: AnyExperience) -> None:
+    def ended(step: int, experience: Experience) -> None:
         if experience.records:
             lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in experience.records)
             write(folder / "rollouts" / f"step-{step:06d}.jsonl", lines)
@@ -182,7 +181,7 @@ def _evaluation(setup: Setup) -> Callable[[int], HeldOut | None]:
     def evaluation(step: int) -> HeldOut | None:
         found = HeldOut(0, math.nan, math.nan, math.nan, ())
         if setup.scorer and prompts:
-            drawn, seed = sampler(setup, sampling), step_seed(config.seed, 0, "evaluate")
+            drawn, seed = sampler(setup, sampling), derive_seed(config.seed, 0, "evaluate")
             samples = config.evaluation.samples
             found = held_out(prompts, drawn, setup.scorer, now.tokenizer, samples, seed, step, setup.ahead)
         if standing:
@@ -203,7 +202,7 @@ def _update(setup: Setup, optimizer: torch.optim.Optimizer) -> Update:
     asked = inspect.signature(row.update).parameters
     alone = setup.chosen.get("value_warmup", 0)
 
-    def update(experience: AnyExperience, step: int, warn: Warn) -> dict[str, float]:
+    def update(experience: Experience, step: int, warn: Warn) -> dict[str, float]:
         of = config.optimizer
         rate = learning_rate(step, config.steps, of.learning_rate, of.warmup, of.schedule)
         set_learning_rate(optimizer, rate)
@@ -211,8 +210,7 @@ def _update(setup: Setup, optimizer: torch.optim.Optimizer) -> Update:
         available["objective"] = objective(row, in_force(setup.chosen, setup.memory))
         with frozen_parameters(setup.now.model) if step < alone else nullcontext():
             changed = row.update(**{name: value for name, value in available.items() if name in asked})
-        if isinstance(experience, Experience):
-            setup.memory.update(experience.memory)
+        setup.memory.update(experience.memory)
         return changed | ({"learning_rate": rate} if "optimizer" in asked else {})
 
     return update

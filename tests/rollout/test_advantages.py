@@ -10,8 +10,8 @@ from grape_rl.maths.advantage import baselined, gae, leave_one_out
 from grape_rl.maths.reward import kl_penalized, moving_average
 from grape_rl.maths.value import whitened
 from grape_rl.rollout.advantages import AdvantageInputs, estimate_advantages
-from grape_rl.rollout.dynamic_sampling import ScoredRollout
-from grape_rl.types import Rollout, Scores, ValuedBatch
+from grape_rl.rollout.scored_rollout import ScoredRollout
+from grape_rl.types import Rollout, Scores, ValueBatch
 
 NAN = math.nan
 MASK = torch.arange(4) < torch.tensor([4, 2, 1, 3])[:, None]
@@ -40,7 +40,7 @@ def test_token_advantages_and_the_values_targets_are_a_loop():
     """A missing reward masks its response out; a response that was cut off has ended like any other."""
     found = made(partial(gae, gamma=0.9, lam=0.8), PPO, 1.0, -0.5, NAN, 2.0)
     batch = found.batch
-    assert isinstance(batch, ValuedBatch)
+    assert isinstance(batch, ValueBatch)
     advantage, target = {}, {}
     for i, reward in ((0, 1.0), (1, -0.5), (3, 2.0)):
         length, later, after = int(MASK[i].sum()), 0.0, 0.0
@@ -76,7 +76,7 @@ def test_the_kl_is_off_the_rewards_that_responses_are_compared_by():
         assert found.batch.advantage[i, 0].item() == pytest.approx(expected, rel=1e-6)
     assert found.metrics["kl_in_reward"] == pytest.approx(0.2 * sum(kl) / 4, rel=1e-5)
     assert found.metrics["response_kl"] == pytest.approx(sum(kl) / 4, rel=1e-5)
-    assert not isinstance(found.batch, ValuedBatch) and not found.batch.mask[2].any()
+    assert not isinstance(found.batch, ValueBatch) and not found.batch.mask[2].any()
 
 
 def test_without_a_coefficient_or_a_reference_every_bit_is_as_without_the_kl():

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grape_rl.rollout.dynamic_sampling import ScoredRollout, dynamic_sampling, numbered, once, zero_variance_groups
+from grape_rl.rollout.dynamic_sampling import dynamic_sampling, single_draw, zero_variance_groups
+from grape_rl.rollout.scored_rollout import ScoredRollout, response_ids
 from grape_rl.types import Response, Rollout, Scores, Verdict
 
 
@@ -81,7 +82,7 @@ def members(turn, group, rewards):
 
 def test_once_is_one_draw():
     draw, asked = script([SAME, VARIED])
-    assert whole(once(draw, 2)) == [members(0, 0, SAME), members(0, 1, VARIED)]
+    assert whole(single_draw(draw, 2)) == [members(0, 0, SAME), members(0, 1, VARIED)]
     assert asked == [(0, 2)]
 
 
@@ -154,6 +155,6 @@ def test_the_same_tokens_to_the_same_prompt_are_the_same_response():
     group = torch.tensor([0, 0, 1, 0, 0, 0])
     zeros = torch.zeros(6, 3)
     rollout = Rollout((torch.tensor([4]), torch.tensor([4])), tokens, mask, group, zeros, ("stop",) * 6, 0)
-    found = numbered(rollout).tolist()
+    found = response_ids(rollout).tolist()
     assert found[0] == found[1] == found[5]
     assert len({found[0], found[2], found[3], found[4]}) == 4

@@ -9,16 +9,21 @@ import pytest
 import torch
 
 from grape_rl import ALGORITHMS
+from grape_rl.data.order import derive_seed
 from grape_rl.maths.advantage import group_relative, leave_one_out
 from grape_rl.maths.pairing import ranked_pairs
 from grape_rl.maths.reweighting import accepted
 from grape_rl.methods import Responses, keywords, resolve_options
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.logprobs import compute_logprobs
+from grape_rl.model.reference_logprobs import reference_logprobs
 from grape_rl.rollout.advantages import AdvantageInputs, estimate_advantages
-from grape_rl.rollout.dynamic_sampling import ScoredRollout, once
-from grape_rl.rollout.revise import revised, revision_prompt, worst
-from grape_rl.rollout.source import Prompt, Round, reference_logprobs, responses, step_seed
+from grape_rl.rollout.collect import CollectedRollout
+from grape_rl.rollout.decoded_responses import Prompt
+from grape_rl.rollout.dynamic_sampling import single_draw
+from grape_rl.rollout.on_policy import on_policy_source
+from grape_rl.rollout.revise import add_revisions, lowest_rewards, revision_prompt
+from grape_rl.rollout.scored_rollout import ScoredRollout
 from grape_rl.sources.online_pairs import sampled_preferences
 from grape_rl.types import Response, Rollout, Scores, Verdict, failed
 
@@ -65,7 +70,7 @@ def revise(tokenizer, found, new, per_group=1, lengths=None, silent=(), long=(),
     def number(response):
         return int(response.text.split()[1])
 
-    out = revised(
+    out = add_revisions(
         found,
         lambda response, category, verdicts: (
             "" if number(response) in silent else f"{category} {number(response)} {verdicts[0].score:g}"
@@ -88,7 +93,7 @@ def test_the_worst_of_each_group_are_revised_and_join_it(tokenizer):
         tokenizer, before, (0.75, 0.5, NAN, 1.0), per_group=2, lengths=(6, 1, 2, 3)
     )
     assert (prompts, n, version) == ([[40, 3], [41, 3], [43, 3], [45, 3]], 1, 4), "4 has no reward"
-    assert seed == step_seed(9, 4, "revise") != step_seed(9, 4, "sample")
+    assert seed == derive_seed(9, 4, "revise") != derive_seed(9, 4, "sample")
     assert found.revised.of == (0, 1, 3, 5)
     assert found.revised.critiques == ("sums 0 0.5", "sums 1 0.25", "sums 3 0.75", "sums 5 0")
     assert found.revision_of.tolist() == [-1] * 6 + [0, 1, 3, 5]
@@ -138,8 +143,8 @@ def test_where_nothing_is_revised_the_draw_is_what_it_was(tokenizer):
 
 def test_of_equal_rewards_the_earliest_is_the_worst_and_a_missing_one_never():
     reward, group = torch.tensor([0.5, 0.5, 0.5, NAN, 1.0, NAN]), torch.tensor([0, 0, 0, 0, 3, 7])
-    assert worst(reward, group, 2) == [0, 1, 4]
-    assert worst(reward, group, 9) == [0, 1, 2, 4]
+    assert lowest_rewards(reward, group, 2) == [0, 1, 4]
+    assert lowest_rewards(reward, group, 9) == [0, 1, 2, 4]
 
 
 def test_too_many_missing_verdicts_old_and_new_end_the_run(tokenizer):
@@ -174,8 +179,8 @@ def test_a_prompt_to_revise_by_is_a_conversation_or_a_text_that_ends_as_the_prom
 
 def source(tokenizer, sampler, scorer, revising, reference, advantage=group_relative):
     prompts = [Prompt(p, f"prompt {i}", {"n": i}) for i, p in enumerate(PROMPTS)]
-    return responses(
-        prompts, sampler, scorer, lambda draw, n: revising(once(draw, n)), advantage, tokenizer, reference,
+    return on_policy_source(
+        prompts, sampler, scorer, lambda draw, n: revising(single_draw(draw, n)), advantage, tokenizer, reference,
         prompts_per_step=2, group_size=3, max_tokens=6, seed=1, failure_limit=1.0,
     )  # fmt: skip
 
@@ -268,7 +273,9 @@ def test_the_pair_is_the_revision_over_what_it_revises(tokenizer):
         found = revise(tokenizer, draw(0.5, 0.25, 1.0, 0.75, 0.6, 0.0), new)[0]
         pairing = partial(ranked_pairs, pairing="revised", **more)
         found = replace(found, reference_logp=-1.0 * found.rollout.mask)
-        return sampled_preferences(lambda step: Round(found, {"reference_seconds": 0.0}, ()), pairing, None)(0)
+        return sampled_preferences(lambda step: CollectedRollout(found, {"reference_seconds": 0.0}, ()), pairing, None)(
+            0
+        )
 
     what = experience((0.75, 0.5))
     own = [t[m].tolist() for t, m in zip(what.sequences.tokens, what.sequences.mask, strict=True)]
@@ -297,7 +304,7 @@ def test_what_the_correction_ignores_by_enumeration():
     weighted, plain, toward, own = (torch.zeros(3).double() for _ in range(4))
     group = torch.zeros(3, dtype=torch.long)
     for a, b, y in itertools.product(range(3), repeat=3):
-        (w,) = worst(reward[[a, b]], group[:2], 1)
+        (w,) = lowest_rewards(reward[[a, b]], group[:2], 1)
         of = (a, b)[w]
         chance = pi[a] * pi[b] * after[of, y]
         advantage = leave_one_out(reward[[a, b, y]], group)

@@ -10,26 +10,22 @@ import pytest
 import torch
 
 from grape_rl.data.chat import Example
+from grape_rl.data.order import derive_seed, rows_of_step
 from grape_rl.maths.advantage import group_relative
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.logprobs import compute_logprobs
-from grape_rl.rollout.dynamic_sampling import dynamic_sampling, once, zero_variance_groups
+from grape_rl.model.reference_logprobs import reference_logprobs
+from grape_rl.rollout.decoded_responses import Prompt, decode_responses
+from grape_rl.rollout.dynamic_sampling import dynamic_sampling, single_draw, zero_variance_groups
+from grape_rl.rollout.on_policy import on_policy_source
 from grape_rl.rollout.records import rollout_metrics, verdict_metrics
-from grape_rl.rollout.source import (
-    Prompt,
-    demonstrations,
-    drawn_rows,
-    graded_responses,
-    reference_logprobs,
-    responses,
-    step_seed,
-)
+from grape_rl.rollout.source import demonstrations
 from grape_rl.types import Rollout, Scores, Verdict, failed
 
 
 @pytest.mark.parametrize(("count", "per_step"), [(7, 3), (4, 4), (3, 7), (1, 2)])
 def test_every_row_comes_once_before_any_comes_again(count, per_step):
-    drawn = [row for step in range(3 * count) for row in drawn_rows(count, per_step, step, seed=1)]
+    drawn = [row for step in range(3 * count) for row in rows_of_step(count, per_step, step, seed=1)]
     epochs = [drawn[i : i + count] for i in range(0, len(drawn), count)]
     assert len(epochs) == 3 * per_step
     assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
@@ -38,15 +34,15 @@ def test_every_row_comes_once_before_any_comes_again(count, per_step):
 
 
 def test_a_step_draws_the_same_whenever_it_is_asked():
-    assert drawn_rows(50, 8, 9, seed=2) == drawn_rows(50, 8, 9, seed=2)
-    assert drawn_rows(50, 8, 9, seed=2) != drawn_rows(50, 8, 9, seed=3)
+    assert rows_of_step(50, 8, 9, seed=2) == rows_of_step(50, 8, 9, seed=2)
+    assert rows_of_step(50, 8, 9, seed=2) != rows_of_step(50, 8, 9, seed=3)
 
 
 def test_seeds_of_purposes_steps_and_runs_are_all_different_and_fit_torch():
-    found = {step_seed(seed, step, p) for seed in range(5) for step in range(20) for p in ("order", "sample", "x")}
+    found = {derive_seed(seed, step, p) for seed in range(5) for step in range(20) for p in ("order", "sample", "x")}
     assert len(found) == 300
     assert all(0 <= seed < 2**63 for seed in found)
-    assert step_seed(1, 11, "x") != step_seed(11, 1, "x")
+    assert derive_seed(1, 11, "x") != derive_seed(11, 1, "x")
 
 
 def test_demonstrations_are_rows_with_advantage_one():
@@ -98,7 +94,7 @@ def experience_of(
     limit=1.0,
     finish=("stop", "length", "stop", "length"),
     step=0,
-    draws=once,
+    draws=single_draw,
     advantage=group_relative,
 ):
     asked = []
@@ -107,7 +103,7 @@ def experience_of(
         asked.append((prompts, n, seed, version))
         return rollout(tokenizer, finish)
 
-    source = responses(
+    source = on_policy_source(
         PROMPTS, sampler, scorer, draws, advantage, tokenizer, reference,
         prompts_per_step=2, group_size=2, max_tokens=3, seed=8, failure_limit=limit,
     )  # fmt: skip
@@ -145,8 +141,8 @@ def test_grading_and_the_reference_do_not_wait_for_what_they_do_not_need(tokeniz
         assert len(heard) == 4
         return found
 
-    found = responses(
-        PROMPTS, sampler, scorer, once, group_relative, tokenizer, reference,
+    found = on_policy_source(
+        PROMPTS, sampler, scorer, single_draw, group_relative, tokenizer, reference,
         prompts_per_step=2, group_size=2, max_tokens=3, seed=8, failure_limit=1.0, ahead=heard.append,
     )(5)  # fmt: skip
     assert heard == [whole[i] for i in (2, 0, 3, 1)]
@@ -155,8 +151,8 @@ def test_grading_and_the_reference_do_not_wait_for_what_they_do_not_need(tokeniz
 
 def test_responses_are_sampled_scored_and_compared(tokenizer):
     found, ((prompts, n, seed, version),) = experience_of(tokenizer, scored(1.0, 0.0, 0.25, 0.75), step=5)
-    assert (n, seed, version) == (2, step_seed(8, 5, "sample"), 5)
-    order = drawn_rows(2, 2, 5, 8)
+    assert (n, seed, version) == (2, derive_seed(8, 5, "sample"), 5)
+    order = rows_of_step(2, 2, 5, 8)
     assert [len(p) for p in prompts] == [len(PROMPTS[i].tokens) for i in order]
     # Two rewards at a distance d have the standard deviation d/√2, so both are 1/√2 of it from their mean.
     signs = torch.tensor([1.0, -1.0, -1.0, 1.0])
@@ -189,7 +185,7 @@ def test_an_advantage_reads_what_its_parameters_name(tokenizer):
         return reward**power
 
     found, _ = experience_of(tokenizer, scored(1.0, 0.0, 0.5, 3.0), step=5, advantage=advantage)
-    assert seen == [(step_seed(8, 5, "advantage"), [2, 3, 1, 3], 3, 2.0)]
+    assert seen == [(derive_seed(8, 5, "advantage"), [2, 3, 1, 3], 3, 2.0)]
     assert found.batch.advantage[:, 0].tolist() == [1.0, 0.0, 0.25, 9.0]
 
 
@@ -203,7 +199,7 @@ def test_a_step_that_draws_again_asks_for_other_prompts_with_another_seed_and_th
 
     experience, asked = found(4)
     assert [n for _, n, _, _ in asked] == [2, 2, 2] and [len(prompts) for prompts, *_ in asked] == [2, 2, 2]
-    assert [seed for *_, seed, _ in asked] == [step_seed(8, 4, p) for p in ("sample", "sample 1", "sample 2")]
+    assert [seed for *_, seed, _ in asked] == [derive_seed(8, 4, p) for p in ("sample", "sample 1", "sample 2")]
     assert all(version == 4 for *_, version in asked)
     again, asked_again = found(4)
     assert torch.equal(again.sequences.tokens, experience.sequences.tokens) and again.records == experience.records
@@ -221,7 +217,7 @@ def test_a_step_that_draws_again_asks_for_other_prompts_with_another_seed_and_th
 def test_what_is_recorded_of_each_response(tokenizer):
     found, _ = experience_of(tokenizer, scored(1.0, None, 0.25, 0.75))
     first, second = found.records[:2]
-    order = drawn_rows(2, 2, 0, 8)
+    order = rows_of_step(2, 2, 0, 8)
     assert first["prompt"] == f"prompt {order[0]}"
     assert (first["response"], first["tokens"], first["finish"]) == ("7", 2, "stop")
     assert (first["category"], first["reward"], first["advantage"]) == ("sums", 1.0, 0.0)
@@ -234,7 +230,7 @@ def test_what_is_recorded_of_each_response(tokenizer):
 
 
 def test_graders_see_text_without_special_tokens_and_all_that_was_written_counts(tokenizer):
-    seen = graded_responses(rollout(tokenizer), PROMPTS, tokenizer)
+    seen = decode_responses(rollout(tokenizer), PROMPTS, tokenizer)
     assert [r.text for r in seen] == ["7", "1 2", "", "abc"]
     assert [r.tokens for r in seen] == [2, 3, 1, 3]
     assert [r.row["n"] for r in seen] == [0, 0, 1, 1]

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grape_rl.model.load import load
-from grape_rl.training.checkpoint import TRAINER, checkpoints, restored_step, save_checkpoint
+from grape_rl.training.checkpoint import TRAINER_FILE, checkpoints, restore_trainer, save_checkpoint
 from grape_rl.training.optimizer import adamw, set_learning_rate
 
 
@@ -27,7 +27,7 @@ def test_training_goes_on_to_the_same_bits(model, tokenizer, tmp_path):
 
     again, _ = load(str(path), torch.device("cpu"))
     fresh = adamw(again, 0.1, (0.9, 0.95))
-    assert restored_step(path, fresh, {}) == 2
+    assert restore_trainer(path, fresh, {}) == 2
     stepped(again, fresh, 2)
     for (name, a), (other, b) in zip(model.named_parameters(), again.named_parameters(), strict=True):
         assert name == other and torch.equal(a, b), name
@@ -78,7 +78,7 @@ def test_a_checkpoint_that_a_kill_broke_off_is_none(model, tokenizer, tmp_path, 
 def test_a_folder_without_the_trainer_s_state_is_no_checkpoint(tmp_path):
     for name in ("step-1", "step-10", "step-2"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / TRAINER).touch()
+        (tmp_path / name / TRAINER_FILE).touch()
     (tmp_path / "step-3").mkdir()
     assert [path.name for path in checkpoints(tmp_path)] == ["step-1", "step-2", "step-10"]
     assert checkpoints(tmp_path / "nowhere") == []
@@ -92,6 +92,6 @@ def test_what_a_method_remembers_comes_back_in_place(model, tokenizer, tmp_path)
     with torch.no_grad():
         weight.zero_()
     memory = {"reference.w": weight, "average": float("nan")}
-    assert restored_step(tmp_path / "run" / "step-1", optimizer, memory) == 1
+    assert restore_trainer(tmp_path / "run" / "step-1", optimizer, memory) == 1
     assert weight.tolist() == [1.0, 2.0] and memory["reference.w"] is weight
     assert memory["average"] == 0.25

@@ -18,12 +18,12 @@ from grape_rl import ALGORITHMS
 from grape_rl.maths.reduction import token_weight
 from grape_rl.methods import objective, resolve_options
 from grape_rl.model.forward import ForwardContext
-from grape_rl.rollout.source import Experience
+from grape_rl.rollout.experience import TokenExperience
 from grape_rl.training import trust_region as update
 from grape_rl.training.objective import Objective, Term
 from grape_rl.training.trust_region import fisher_product, trust_region
 from grape_rl.training.update import UpdateSettings
-from grape_rl.types import Batch, Sequences
+from grape_rl.types import Sequences, TokenBatch
 from precise import doubled
 from small_runs import lines, settings, weights
 
@@ -116,7 +116,7 @@ def experience(model, vocabulary=17, apart=False):
     usable = mask.clone()
     usable[3] = False
     advantage = torch.tensor([1.0, -0.5, 0.0, 9.0, -1.5, 0.0, 0.7], dtype=torch.float64)[:, None].expand(7, 6)
-    return Experience(sequences, Batch(usable, behavior, behavior, advantage), {})
+    return TokenExperience(sequences, TokenBatch(usable, behavior, behavior, advantage), {})
 
 
 def goal_of(**given):
@@ -377,7 +377,7 @@ def test_the_kl_counts_all_that_the_policy_wrote():
     what = experience(model)
     s, kept = what.sequences, torch.tensor([0, 1, 4, 6])
     fields = {key: value[kept] for key, value in vars(what.batch).items()}
-    fewer = Experience(Sequences(s.prompts, s.tokens[kept], s.mask[kept], s.group[kept]), Batch(**fields), {})
+    fewer = TokenExperience(Sequences(s.prompts, s.tokens[kept], s.mask[kept], s.group[kept]), TokenBatch(**fields), {})
     _, _, all_rows = stepped(copy.deepcopy(model), what)
     _, _, some_rows = stepped(copy.deepcopy(model), fewer)
     assert not torch.allclose(all_rows, some_rows, rtol=0.1)
@@ -459,7 +459,7 @@ def test_a_run_keeps_within_its_kl_and_goes_on_to_the_same_bits(tmp_path):
 
 
 def test_a_run_says_which_steps_it_undid(tmp_path, monkeypatch):
-    honest = update.tried
+    honest = update.evaluate_step
     monkeypatch.setattr(update, "tried", lambda *given: replace(honest(*given), kl=0.5))
     wanted = settings(tmp_path, "trpo") | {
         "options": {"backtracks": 1, "cg_iterations": 1},

@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
     from grape_rl.reward.grading import categories_of, rubric_critics, rubric_models
     from grape_rl.reward.rubric import load_rubric
     from grape_rl.reward.scores import rubric_scorer
-    from grape_rl.rollout.records import records
+    from grape_rl.rollout.records import response_records
     from grape_rl.rubric_tools.item_health import Weighing, item_health
     from grape_rl.setup.policy import device
 
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str]) -> None:
     if "table" in named:
         write_table(named["table"], items, {name: measures(of) for of in beside for name in of.items})
     if "output" in named:
-        told = records(found.answers, scores, scores.reward.new_full((len(found.answers),), float("nan")))
+        told = response_records(found.answers, scores, scores.reward.new_full((len(found.answers),), float("nan")))
         human = people or [{}] * len(told)
         lines = [{**each, **({"human": labels} if people else {})} for each, labels in zip(told, human, strict=True)]
         named["output"].write_text(

@@ -37,7 +37,7 @@ from grape_rl.setup.value_function import value_settings
 from grape_rl.sources.kinds import kind_of
 from grape_rl.sources.preferences import compares_with_reference, needs_reference_itself
 from grape_rl.sources.responses import starts_with_reference
-from grape_rl.training.pairs import compared_pair_gradient
+from grape_rl.training.pairs import two_pass_pair_gradient
 from grape_rl.types import Sequences
 
 ROWS, STEPS = 256, 4
@@ -141,7 +141,7 @@ def _read(setup: Setup, sequences: Sequences, learned: Sequences) -> list[Sequen
     if isinstance(source, Preferences):
         found += [learned] * needs_reference_itself(setup)
     if isinstance(source, Preferences | SampledPreferences):
-        found += [learned] * (setup.row.update is compared_pair_gradient)
+        found += [learned] * (setup.row.update is two_pass_pair_gradient)
     if isinstance(source, Labels):
         reads = objective(setup.row, setup.chosen).reads
         found += [learned] * (3 * ("mismatched_gain" in reads) + ("mean_gain" in reads))

@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from grape_rl.model.fingerprint import fingerprint
+from grape_rl.model.reference_logprobs import LogprobFunction
 from grape_rl.setup.run_folder import REFERENCE
 from grape_rl.setup.setup import Setup
-from grape_rl.training.fit import AnyExperience, AnySource, Warn
-from grape_rl.training.pairs import Reference
-from grape_rl.training.reference_cache import ReferenceLogprobCache, fill, first_batches
+from grape_rl.training.experience import Experience, ExperienceSource
+from grape_rl.training.fit import Warn
+from grape_rl.training.reference_cache import ReferenceLogprobCache, fill_cache, first_epoch_batches
 from grape_rl.types import Sequences
 
 
@@ -17,9 +18,9 @@ def cached_reference(
     setup: Setup,
     count: int,
     stacked: Callable[[Sequence[int]], Sequences],
-    reference: Reference,
-    source: Callable[[Reference], AnySource],
-) -> AnySource:
+    reference: LogprobFunction,
+    source: Callable[[LogprobFunction], ExperienceSource],
+) -> ExperienceSource:
     """A source whose batches take the log-probs of the reference from files, where they are put before the first step.
 
     ``stacked`` makes a batch of some of the ``count`` rows, ``reference`` is asked for those that are not kept yet, and
@@ -37,14 +38,14 @@ def cached_reference(
         if unread:
             among = f"{len(unread)} of the files in {kept.folder}, {unread[0]} among them"
             warn("reference_cache", f"{among}, are of another reference or precision, or broken: not used")
-        rows = first_batches(count, config.prompts_per_step, config.steps, config.seed)
-        fill(kept, map(stacked, rows), reference)
+        rows = first_epoch_batches(count, config.prompts_per_step, config.steps, config.seed)
+        fill_cache(kept, map(stacked, rows), reference)
         seconds.append(time.perf_counter() - began)
 
     setup.first.append(begin)
     inner = source(kept)
 
-    def told(step: int) -> AnyExperience:
+    def told(step: int) -> Experience:
         found = inner(step)
         if seconds:
             found.metrics["reference_seconds"] = seconds.pop()

@@ -1,6 +1,5 @@
 """Revisions in a run: what the configuration asks for, made of what the run is set up with."""
 
-from collections.abc import Callable
 from functools import partial
 
 from jaxtyping import Int
@@ -8,19 +7,18 @@ from torch import Tensor
 
 from grape_rl.data.chat import prompt_tokens
 from grape_rl.data.conversation import template_arguments
+from grape_rl.model.reference_logprobs import reference_logprobs
 from grape_rl.model.sampler import SamplingParams
 from grape_rl.reward.critique import critique
-from grape_rl.rollout.dynamic_sampling import Draw, ScoredRollout
-from grape_rl.rollout.revise import revised, revision_prompt
-from grape_rl.rollout.source import Sampler, reference_logprobs
+from grape_rl.rollout.collect import Sampler
+from grape_rl.rollout.dynamic_sampling import SamplingStrategy
+from grape_rl.rollout.revise import Reviser, add_revisions, revision_prompt
 from grape_rl.setup.rows import Row
 from grape_rl.setup.setup import Setup
 from grape_rl.types import Response
 
-Draws = Callable[[Draw, int], ScoredRollout]
 
-
-def revising(setup: Setup, draws: Draws, sampler: Sampler, sampling: SamplingParams) -> Draws:
+def revising(setup: Setup, draws: SamplingStrategy, sampler: Sampler, sampling: SamplingParams) -> SamplingStrategy:
     """``draws``, and then revisions of what was drawn, if the configuration asks for any.
 
     Raises:
@@ -45,10 +43,9 @@ def revising(setup: Setup, draws: Draws, sampler: Sampler, sampling: SamplingPar
     for row in {_roles(row): row for row in setup.train}.values():
         tokens(row, "A response.", "A critique.")
     quoted = partial(critique, items=of.items, max_characters=of.max_characters, show_gold=of.show_gold)
-    revise = partial(
-        revised,
+    reviser = Reviser(
         critique=partial(quoted, setup.grader.rubric),
-        tokens=fitting,
+        prompt=fitting,
         sampler=sampler,
         # At temperature 0 only methods run that imitate: they never read the behavior policy.
         logp=reference_logprobs(setup.now.model, setup.forward(sampling.temperature or 1.0)),
@@ -58,7 +55,7 @@ def revising(setup: Setup, draws: Draws, sampler: Sampler, sampling: SamplingPar
         seed=config.seed,
         failure_limit=config.reward.failure_limit,
     )
-    return lambda draw, prompts: revise(draws(draw, prompts))
+    return lambda sample_groups, prompts: add_revisions(draws(sample_groups, prompts), reviser)
 
 
 def _roles(row: Row) -> tuple[str, ...]:

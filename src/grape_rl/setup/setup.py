@@ -18,10 +18,11 @@ from grape_rl.model.value_head import PolicyWithValue
 from grape_rl.reward.canary import Canary
 from grape_rl.reward.rubric import Rubric
 from grape_rl.reward.scores import ItemSummary, Scorer
-from grape_rl.rollout.source import Ahead
+from grape_rl.rollout.decoded_responses import Prefetch
 from grape_rl.setup.policy import Policy
 from grape_rl.setup.rows import Row
-from grape_rl.training.fit import AnySource, Warn
+from grape_rl.training.experience import ExperienceSource
+from grape_rl.training.fit import Warn
 from grape_rl.types import Sequences
 
 Told = list[tuple[str, str]]
@@ -38,7 +39,7 @@ class Grader:
 
     scorer: Scorer
     rubric: Rubric | None = None
-    ahead: Ahead | None = None
+    ahead: Prefetch | None = None
     canaries: Callable[[], tuple[Canary, ...]] | None = None
     close: Callable[[], None] = lambda: None
 
@@ -71,7 +72,7 @@ class Setup:
         return self.grader and self.grader.scorer
 
     @property
-    def ahead(self) -> Ahead | None:
+    def ahead(self) -> Prefetch | None:
         """Who hears of responses before their batch is whole, where anybody does."""
         return self.grader and self.grader.ahead
 
@@ -127,7 +128,7 @@ class Kind:
     """
 
     rows: Callable[[Config, Method], tuple[list[Row], list[Row]]]
-    source: Callable[[Setup], tuple[AnySource, Told]]
+    source: Callable[[Setup], tuple[ExperienceSource, Told]]
     batches: Callable[[Setup], Callable[[int], Sequences]]
     held_out: Callable[[Setup], Callable[[], tuple[ItemSummary, ...]] | None] | None = None
     scalar: bool = False

@@ -10,17 +10,19 @@ from grape_rl.methods import Method, Responses, keywords
 from grape_rl.model.load import load_value_model
 from grape_rl.model.value_head import load_value_head, separate_value_model, shared_value_head
 from grape_rl.setup.policy import Policy, embeddings
-from grape_rl.training.checkpoint import VALUE
-from grape_rl.training.value import ValueFunction
+from grape_rl.training.checkpoint import VALUE_FOLDER
+from grape_rl.training.value import ValueFunctionOptions
 
 
-def value_settings(row: Method, chosen: dict[str, Any]) -> ValueFunction | None:
+def value_settings(row: Method, chosen: dict[str, Any]) -> ValueFunctionOptions | None:
     """How the method's value function is set; None for a method that has none."""
     made = row.source.value if isinstance(row.source, Responses) else None
     return made(**keywords(made, chosen)) if made else None
 
 
-def value_function(settings: ValueFunction, start: Policy, checkpoint: Path | None) -> nn.Linear | PreTrainedModel:
+def value_function(
+    settings: ValueFunctionOptions, start: Policy, checkpoint: Path | None
+) -> nn.Linear | PreTrainedModel:
     """The value function that the policy starts with, or has at the checkpoint.
 
     Raises:
@@ -31,10 +33,10 @@ def value_function(settings: ValueFunction, start: Policy, checkpoint: Path | No
             raise ValueError(f"value_model {settings.value_model!r}: a shared trunk has none; give value_trunk own")
         head = shared_value_head(start.model)
         if checkpoint:
-            load_value_head(head, checkpoint / VALUE)
+            load_value_head(head, checkpoint / VALUE_FOLDER)
         return head
     if checkpoint:
-        return load_value_model(str(checkpoint / VALUE), start.model.device)
+        return load_value_model(str(checkpoint / VALUE_FOLDER), start.model.device)
     if not settings.value_model:
         return separate_value_model(start.model)
     model = load_value_model(settings.value_model, start.model.device)

@@ -9,12 +9,12 @@ from grape_rl.reward.scores import ItemSummary
 from grape_rl.setup.rows import Row
 from grape_rl.setup.setup import Kind, Setup, Told
 from grape_rl.sources.preferences import PREFERENCES
-from grape_rl.training.fit import AnySource
+from grape_rl.training.experience import ExperienceSource
 from grape_rl.training.reward_modeling import compared, comparing, held_out_comparisons
 from grape_rl.types import Sequences
 
 
-def _source(setup: Setup) -> tuple[AnySource, Told]:
+def _source(setup: Setup) -> tuple[ExperienceSource, Told]:
     set_step_separator(setup.now.model, None)
     found, told = _comparisons(setup, setup.train, "data")
     return comparing(found, setup.config.prompts_per_step, setup.config.seed), told

@@ -14,7 +14,7 @@ from grape_rl.setup.rows import Row, prompted, sources, split
 from grape_rl.setup.setup import Kind, Setup, Told
 from grape_rl.sources.held_out import held_out_demonstrations
 from grape_rl.sources.requirements import suited
-from grape_rl.training.fit import AnySource
+from grape_rl.training.experience import ExperienceSource
 from grape_rl.types import Sequences
 
 
@@ -61,7 +61,7 @@ def _demonstrations(data: Data, found: list[Row], source: str, prompts_will_do: 
     return prompted(data, found, data.prompt, data.completion, source)
 
 
-def _source(setup: Setup) -> tuple[AnySource, Told]:
+def _source(setup: Setup) -> tuple[ExperienceSource, Told]:
     """The rows as examples; warns of rows that lost their end, or were left out."""
     found, lengths = _examples(setup, setup.train, "data")
     limit = min(setup.config.data.max_length, setup.now.context)

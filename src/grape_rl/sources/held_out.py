@@ -11,18 +11,13 @@ from torch import nn
 
 from grape_rl.data.chat import Example, collate_examples
 from grape_rl.model.forward import ForwardContext
+from grape_rl.model.reference_logprobs import reference_logprobs
 from grape_rl.reward.scores import ItemSummary, Scorer, item_table
+from grape_rl.rollout.collect import Sampler
+from grape_rl.rollout.decoded_responses import Prefetch, Prompt, decode_responses, prefetch_callback
 from grape_rl.rollout.records import json_number, rollout_metrics
-from grape_rl.rollout.source import (
-    Ahead,
-    Prompt,
-    Sampler,
-    graded_responses,
-    heard,
-    reference_logprobs,
-)
 from grape_rl.training.labels import LabelExperience, label_logprobs, label_metrics
-from grape_rl.training.pairs import PairExperience, pair_fields, pair_logprobs, pair_metrics
+from grape_rl.training.pairs import PairExperience, pair_logprobs, pair_loss_inputs, pair_metrics
 
 NUMBERS = ("reward", "length", "truncated")
 """What ``HeldOut`` says of all responses together."""
@@ -72,12 +67,12 @@ def held_out(
     samples: int,
     seed: int,
     version: int,
-    ahead: Ahead | None = None,
+    ahead: Prefetch | None = None,
 ) -> HeldOut:
     """``samples`` responses to each prompt, graded. The same ``seed`` draws with the same random numbers each time."""
-    ended = heard(prompts, samples, tokenizer, ahead) if ahead else None
+    ended = prefetch_callback(prompts, samples, tokenizer, ahead) if ahead else None
     rollout = sampler([p.tokens for p in prompts], samples, seed, version, ended)
-    scores = scorer(graded_responses(rollout, prompts, tokenizer), rollout.group)
+    scores = scorer(decode_responses(rollout, prompts, tokenizer), rollout.group)
     told = rollout_metrics(rollout, scores)
     return HeldOut(len(rollout.tokens), told["reward"], told["length"], told["truncated"], item_table(scores))
 
@@ -93,7 +88,7 @@ def held_out_pairs(
     one); ``likelier`` is the share of pairs whose chosen response it gives the higher probability.
     """
     logp = pair_logprobs(model, experience.sequences, forward)
-    fields = pair_fields(logp, experience.batch)
+    fields = pair_loss_inputs(logp, experience.batch)
     told = pair_metrics(fields)
     told["likelier"] = ((fields["chosen_logp"] - fields["rejected_logp"]).sign() + 1) / 2
     return tuple(

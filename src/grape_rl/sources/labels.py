@@ -8,18 +8,18 @@ from transformers import PreTrainedModel
 from grape_rl.config import Config
 from grape_rl.data.chat import collate_examples
 from grape_rl.data.labels import LabeledResponse, tokenize_labeled_responses, unpair, with_labels
+from grape_rl.data.order import rows_of_step
 from grape_rl.methods import Method, objective
+from grape_rl.model.reference_logprobs import LogprobFunction
 from grape_rl.reward.scores import ItemSummary
-from grape_rl.rollout.source import drawn_rows
 from grape_rl.setup.reference import cached_reference
 from grape_rl.setup.rows import Row, prompted, sources, split
 from grape_rl.setup.setup import Kind, Setup, Told
 from grape_rl.sources.held_out import held_out_labels
 from grape_rl.sources.preferences import preferred
 from grape_rl.sources.requirements import suited
-from grape_rl.training.fit import AnySource
+from grape_rl.training.experience import ExperienceSource
 from grape_rl.training.labels import label_experience, label_logprobs, labels
-from grape_rl.training.pairs import Reference
 from grape_rl.types import Sequences
 
 
@@ -38,12 +38,12 @@ def _rows(config: Config, row: Method) -> tuple[list[Row], list[Row]]:
     return train, test
 
 
-def _source(setup: Setup) -> tuple[AnySource, Told]:
+def _source(setup: Setup) -> tuple[ExperienceSource, Told]:
     config = setup.config
     found, told = _judged(setup, setup.train, "data")
     told += _unbalanced(setup, found)
 
-    def source(reference: Reference) -> AnySource:
+    def source(reference: LogprobFunction) -> ExperienceSource:
         return labels(found, reference, config.prompts_per_step, config.seed, _mismatch(setup))
 
     if _mismatch(setup) is not None:  # which of them there are, each step's batch decides
@@ -56,7 +56,7 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
 
 def _batches(setup: Setup) -> Callable[[int], Sequences]:
     found, config = _judged(setup, setup.train, "data")[0], setup.config
-    rows = partial(drawn_rows, len(found), config.prompts_per_step, seed=config.seed)
+    rows = partial(rows_of_step, len(found), config.prompts_per_step, seed=config.seed)
     return lambda step: collate_examples([found[i].example for i in rows(step)])
 
 
@@ -101,7 +101,7 @@ def _unbalanced(setup: Setup, found: Sequence[LabeledResponse]) -> Iterator[tupl
         )
 
 
-def _logprobs(setup: Setup, model: PreTrainedModel) -> Reference:
+def _logprobs(setup: Setup, model: PreTrainedModel) -> LogprobFunction:
     return partial(label_logprobs, model, forward=setup.forward())
 
 

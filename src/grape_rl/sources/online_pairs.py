@@ -8,10 +8,11 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from grape_rl.maths.divergence import k3
-from grape_rl.rollout.dynamic_sampling import numbered
-from grape_rl.rollout.records import records
-from grape_rl.rollout.source import Round
-from grape_rl.training.pairs import PairExperience, Reference, paired
+from grape_rl.model.reference_logprobs import LogprobFunction
+from grape_rl.rollout.collect import CollectedRollout
+from grape_rl.rollout.records import response_records
+from grape_rl.rollout.scored_rollout import response_ids
+from grape_rl.training.pairs import PairExperience, paired
 from grape_rl.types import Rollout, Sequences
 
 ROLES = ("none", "chosen", "rejected", "both")
@@ -19,9 +20,9 @@ ROLES = ("none", "chosen", "rejected", "both")
 
 
 def sampled_preferences(
-    draw: Callable[[int], Round],
+    draw: Callable[[int], CollectedRollout],
     pairing: Callable[..., Int[Tensor, "p 2"]],
-    reference: Reference | None,
+    reference: LogprobFunction | None,
     reference_model: nn.Module | None = None,
 ) -> Callable[[int], PairExperience]:
     """A source of preferences between the policy's own responses: sample → score → pair.
@@ -32,29 +33,31 @@ def sampled_preferences(
     under the model at the start is for the KL alone (that of the pairs would be of the best and the worst). A step
     without a pair says so, and has none.
 
-    Raises (the source): as ``training.source.drawn``.
+    Raises (the source): as ``collect_rollout``.
     """
 
     def source(step: int) -> PairExperience:
         found = draw(step)
         began = time.perf_counter()
-        rollout, scores = found.drawn.rollout, found.drawn.scores
+        rollout, scores = found.scored.rollout, found.scored.scores
         reward = scores.reward.float()  # as the loss will see it: two that differ by less are equal
-        pairs = pairing(reward, rollout.group, numbered(rollout), found.drawn.revision_of)
+        pairs = pairing(reward, rollout.group, response_ids(rollout), found.scored.revision_of)
         made = paired(_stacked(rollout, pairs), reward[pairs], reference if len(pairs) else None)
         metrics = made.metrics | found.metrics
         metrics["pairs"] = float(len(pairs))
         metrics["unpaired_groups"] = float(len(rollout.prompts) - len(rollout.group[pairs[:, 0]].unique()))
         metrics["reward_gap"] = float((reward[pairs[:, 0]] - reward[pairs[:, 1]]).mean())
-        if (start := found.drawn.reference_logp) is not None:
-            metrics["kl"] = float(k3(rollout.behavior_logp, start)[found.drawn.own].mean())
+        if (start := found.scored.reference_logp) is not None:
+            metrics["kl"] = float(k3(rollout.behavior_logp, start)[found.scored.sampled_mask].mean())
         metrics["reference_seconds"] += time.perf_counter() - began
         warnings = found.warnings
         if not len(pairs):
             warnings += (("no_pairs", "no two responses of the step make a pair: the step changes nothing"),)
         chosen, rejected = (torch.isin(torch.arange(len(reward)), side).tolist() for side in pairs.T)
         roles = (ROLES[c + 2 * r] for c, r in zip(chosen, rejected, strict=True))
-        told = records(found.drawn.answers, scores, torch.full_like(reward, torch.nan), found.drawn.revised)
+        told = response_records(
+            found.scored.responses, scores, torch.full_like(reward, torch.nan), found.scored.revisions
+        )
         with_roles = tuple({**each, "role": role} for each, role in zip(told, roles, strict=True))
         return PairExperience(made.sequences, made.batch, metrics, warnings, with_roles, reference_model)
 

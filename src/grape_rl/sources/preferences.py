@@ -10,16 +10,17 @@ from grape_rl.config import Config
 from grape_rl.data.preferences import Pair, collate_pairs, synthesize_preferences, tokenize_pairs, with_preferences
 from grape_rl.methods import Method, objective
 from grape_rl.model.load import frozen_copy
+from grape_rl.model.reference_logprobs import LogprobFunction
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.setup.reference import cached_reference
 from grape_rl.setup.rows import Row, message, sources, split
 from grape_rl.setup.setup import Kind, Setup, Told
 from grape_rl.sources.held_out import held_out_pairs
 from grape_rl.sources.requirements import suited
-from grape_rl.training.fit import AnySource
+from grape_rl.training.experience import ExperienceSource
 from grape_rl.training.moving_reference import moving_reference
-from grape_rl.training.objective import CHOICE_FIELDS
-from grape_rl.training.pairs import Reference, pair_experience, pair_logprobs, preferences
+from grape_rl.training.objective import DISTRIBUTION_FIELDS
+from grape_rl.training.pairs import pair_experience, pair_logprobs, preferences
 from grape_rl.types import Sequences
 
 
@@ -66,11 +67,11 @@ def _conversation(row: Row, prompt: str, chosen: str, rejected: str) -> Row:
     return row | {name: message(row[name], role) for name, role in roles.items() if name in row}
 
 
-def _source(setup: Setup) -> tuple[AnySource, Told]:
+def _source(setup: Setup) -> tuple[ExperienceSource, Told]:
     found, told = _pairs(setup, setup.train, "data")
     config = setup.config
 
-    def source(reference: Reference | None, model: PreTrainedModel | None = None) -> AnySource:
+    def source(reference: LogprobFunction | None, model: PreTrainedModel | None = None) -> ExperienceSource:
         return preferences(found, reference, config.prompts_per_step, config.seed, model)
 
     if not compares_with_reference(setup):
@@ -126,7 +127,7 @@ def _pairs(setup: Setup, found: Sequence[Row], source: str) -> tuple[list[Pair],
     return made, warnings
 
 
-def reference_of_pairs(setup: Setup, temperature: float = 1.0) -> tuple[Reference | None, PreTrainedModel | None]:
+def reference_of_pairs(setup: Setup, temperature: float = 1.0) -> tuple[LogprobFunction | None, PreTrainedModel | None]:
     """The reference's log-probs of pairs and the reference itself, for a method that compares the policy with it.
 
     Where the update moves it, it is a copy of its own, and its weights are remembered from step to step.
@@ -140,7 +141,7 @@ def reference_of_pairs(setup: Setup, temperature: float = 1.0) -> tuple[Referenc
     return _logprobs(setup, model, temperature), model
 
 
-def _logprobs(setup: Setup, model: PreTrainedModel, temperature: float = 1.0) -> Reference:
+def _logprobs(setup: Setup, model: PreTrainedModel, temperature: float = 1.0) -> LogprobFunction:
     return partial(pair_logprobs, model, forward=setup.forward(temperature))
 
 
@@ -151,7 +152,7 @@ def compares_with_reference(setup: Setup) -> bool:
 
 def needs_reference_itself(setup: Setup) -> bool:
     """Whether log-probs of its data rows will not do: the update moves it, or the loss reads its whole choices."""
-    wholly = not objective(setup.row, setup.chosen).reads.isdisjoint(CHOICE_FIELDS)
+    wholly = not objective(setup.row, setup.chosen).reads.isdisjoint(DISTRIBUTION_FIELDS)
     return compares_with_reference(setup) and (setup.row.update is moving_reference or wholly)
 
 

@@ -9,17 +9,22 @@ from torch import Tensor
 from grape_rl.config import Config
 from grape_rl.data.chat import check_prompt_lengths, prompt_tokens
 from grape_rl.data.conversation import template_arguments
+from grape_rl.data.order import rows_of_step
 from grape_rl.methods import Method, Responses, in_force, keywords, objective
+from grape_rl.model.reference_logprobs import LogprobFunction, reference_logprobs
 from grape_rl.model.sampler import OnResponse, SamplingParams, sample
 from grape_rl.model.value_head import PolicyWithValue
-from grape_rl.rollout.advantages import AdvantageInputs, remembered
-from grape_rl.rollout.source import Prompt, Sampler, drawn_rows, reference_logprobs, responses
+from grape_rl.rollout.advantages import AdvantageInputs, next_memory
+from grape_rl.rollout.collect import RolloutSettings, RolloutWorker, Sampler
+from grape_rl.rollout.decoded_responses import Prompt
+from grape_rl.rollout.dynamic_sampling import SamplingStrategy
+from grape_rl.rollout.on_policy import on_policy_source
 from grape_rl.setup.policy import Policy
 from grape_rl.setup.revisions import revising
 from grape_rl.setup.rows import Row, graders_text, prompted, sources, split
 from grape_rl.setup.setup import Kind, Setup, Told
 from grape_rl.sources.requirements import suited
-from grape_rl.training.fit import AnySource
+from grape_rl.training.experience import ExperienceSource
 from grape_rl.training.value import value_estimates
 from grape_rl.types import Rollout, Sequences
 
@@ -35,7 +40,7 @@ def _rows(config: Config, row: Method) -> tuple[list[Row], list[Row]]:
     return prompted(data, train, prompt, None, source), held_out
 
 
-def _source(setup: Setup) -> tuple[AnySource, Told]:
+def _source(setup: Setup) -> tuple[ExperienceSource, Told]:
     config, row, chosen = setup.config, setup.row, setup.chosen
     assert isinstance(row.source, Responses) and setup.scorer
     sampling = SamplingParams(**config.sampling.model_dump())
@@ -47,23 +52,26 @@ def _source(setup: Setup) -> tuple[AnySource, Told]:
             "options: kl_target adapts the coefficient kl or kl_in_reward, and both are 0: give one to begin"
         )
     drawing = sampler(setup, sampling)
-    found = responses(
-        sampling_prompts(setup.train, setup.now, sampling.max_tokens, "data"),
-        drawing,
-        setup.scorer,
-        revising(setup, partial(row.source.draws, **keywords(row.source.draws, chosen)), drawing, sampling),
-        partial(row.source.advantage, **keywords(row.source.advantage, chosen)),
-        setup.now.tokenizer,
-        reference,
-        config.prompts_per_step,
-        config.group_size,
-        sampling.max_tokens,
-        config.seed,
-        config.reward.failure_limit,
-        _credit(setup, row.source),
-        setup.ahead,
+    strategy = revising(setup, partial(row.source.draws, **keywords(row.source.draws, chosen)), drawing, sampling)
+    worker = rollout_worker(setup, drawing, strategy, reference)
+    advantage = partial(row.source.advantage, **keywords(row.source.advantage, chosen))
+    return on_policy_source(worker, rollout_settings(config), advantage, _credit(setup, row.source)), []
+
+
+def rollout_worker(
+    setup: Setup, sampler: Sampler, strategy: SamplingStrategy, reference: LogprobFunction | None
+) -> RolloutWorker:
+    """The functions with which the run samples and grades responses."""
+    assert setup.scorer
+    prompts = sampling_prompts(setup.train, setup.now, setup.config.sampling.max_tokens, "data")
+    return RolloutWorker(prompts, setup.now.tokenizer, sampler, setup.scorer, strategy, reference, setup.ahead)
+
+
+def rollout_settings(config: Config) -> RolloutSettings:
+    """Sizes and limits of a step's responses."""
+    return RolloutSettings(
+        config.prompts_per_step, config.group_size, config.sampling.max_tokens, config.seed, config.reward.failure_limit
     )
-    return found, []
 
 
 def starts_with_reference(setup: Setup) -> bool:
@@ -79,7 +87,7 @@ def _batches(setup: Setup) -> Callable[[int], Sequences]:
     prompts = sampling_prompts(setup.train, setup.now, limit, "data")
 
     def batch(step: int) -> Sequences:
-        drawn = [prompts[i].tokens for i in drawn_rows(len(prompts), config.prompts_per_step, step, config.seed)]
+        drawn = [prompts[i].tokens for i in rows_of_step(len(prompts), config.prompts_per_step, step, config.seed)]
         tokens = torch.zeros(len(drawn) * n, limit, dtype=torch.long)
         return Sequences(tuple(drawn), tokens, tokens == 0, torch.arange(len(drawn)).repeat_interleave(n))
 
@@ -107,7 +115,7 @@ def _credit(setup: Setup, source: Responses) -> AdvantageInputs:
     )
     # Tried once, so that an option which can't be is refused before the first step.
     count = setup.config.prompts_per_step * setup.config.group_size
-    remembered(credit, {"reward": torch.zeros(count), "response_kl": 0.0, "responses": count})
+    next_memory(credit, {"reward": torch.zeros(count), "response_kl": 0.0, "responses": count})
     return credit
 
 

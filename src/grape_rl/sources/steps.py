@@ -10,7 +10,7 @@ from grape_rl.reward.scores import ItemSummary
 from grape_rl.setup.rows import Row, prompted, sources, split
 from grape_rl.setup.setup import Kind, Setup, Told
 from grape_rl.sources.requirements import suited
-from grape_rl.training.fit import AnySource
+from grape_rl.training.experience import ExperienceSource
 from grape_rl.training.reward_modeling import held_out_steps, judged, judging
 from grape_rl.types import Sequences
 
@@ -37,7 +37,7 @@ def _rows(config: Config, row: Method) -> tuple[list[Row], list[Row]]:
     return told, test
 
 
-def _source(setup: Setup) -> tuple[AnySource, Told]:
+def _source(setup: Setup) -> tuple[ExperienceSource, Told]:
     set_step_separator(setup.now.model, setup.chosen["separator"])
     found, told = _solutions(setup, setup.train, "data")
     return judging(found, setup.config.prompts_per_step, setup.config.seed), told

@@ -43,7 +43,7 @@ from grape_rl.maths.preference import (
 from grape_rl.methods import LossTerm, Method, Preferences
 from grape_rl.training.moving_reference import moving_reference
 from grape_rl.training.objective import TermFunction
-from grape_rl.training.pairs import compared_pair_gradient, pair_gradient
+from grape_rl.training.pairs import pair_gradient, two_pass_pair_gradient
 
 _SFT = (LossTerm(chosen_nll, 0.0, "sft"),)
 """The likelihood of the chosen response, which may be added to any of the losses (option ``sft``)."""
@@ -156,7 +156,7 @@ PREFERENCE = (
     _row(
         "aot", "Preferred as a distribution: quantile against quantile over the batch, not pair by pair.",
         "L = D(β (sort(p_w − p_l) − sort(p_w^ref − p_l^ref)))", "AOT, arXiv 2406.05882", aot, _SFT,
-        compared_pair_gradient,
+        two_pass_pair_gradient,
     ),
     _row(
         "discopop", "A blend of logistic and exponential loss that a search over programs found.",
@@ -169,12 +169,12 @@ PREFERENCE = (
     _row(
         "aot_unpaired", "All chosen over all rejected responses as distributions, whichever stood beside which.",
         "L = D(β (sort(h_w) − sort(h_l)))", "AOT, arXiv 2406.05882 (unpaired)", aot_unpaired, _SFT,
-        compared_pair_gradient,
+        two_pass_pair_gradient,
     ),
     _row(
         "beta_dpo", "DPO with a larger β for pairs that are told apart more easily than the batch's mean.",
         "L = D(β_i Δ),  β_i = β max(0, 1 + a (β Δ − mean β Δ)), a constant",
-        "β-DPO, arXiv 2407.08639 (a reading; without its filter)", beta_dpo, _SFT, compared_pair_gradient,
+        "β-DPO, arXiv 2407.08639 (a reading; without its filter)", beta_dpo, _SFT, two_pass_pair_gradient,
     ),
     _row(
         "tdpo1", "DPO with the KL from the reference at each token as part of the margin.",

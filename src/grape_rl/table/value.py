@@ -8,7 +8,7 @@ from grape_rl.maths.surrogate import clipped
 from grape_rl.maths.value import value_loss, whitened
 from grape_rl.methods import LossTerm, Memory, Method, Responses
 from grape_rl.table.penalties import PENALTIES
-from grape_rl.training.value import ValueFunction
+from grape_rl.training.value import ValueFunctionOptions
 
 VALUE = (
     Method(
@@ -23,7 +23,7 @@ VALUE = (
             unweighted,
             token_reward=kl_penalized,
             rescaled=whitened,
-            value=ValueFunction,
+            value=ValueFunctionOptions,
             remembers=(Memory(kl_scale, 1.0),),
         ),
         terms=(LossTerm(clipped), LossTerm(value_loss, 0.1, "value_coefficient"), *PENALTIES),
