@@ -100,9 +100,9 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
         if isinstance(row.source, Comparisons):
             wanted += ["margin", "reward", "chosen_reward", "rejected_reward", "chosen_length", "rejected_length"]
         if isinstance(row.source, Steps):
-            wanted += ["probability", "steps", "length"]
+            wanted += ["probability", "labeled_steps", "length"]
         if isinstance(row.source, Labels):
-            wanted += ["desirable_reward", "undesirable_reward", "length", "desirable"]
+            wanted += ["desirable_reward", "undesirable_reward", "length", "desirable_share"]
         assert all(math.isfinite(told[key]) for key in wanted), told
         assert told["phase"] == name and told["grad_norm"] > 0
         assert not any(math.isinf(value) for value in told.values() if not isinstance(value, str))

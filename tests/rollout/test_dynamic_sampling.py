@@ -1,4 +1,4 @@
-"""Drawing again where there is nothing to compare: what is asked, what is kept, and that a response stays whole."""
+"""Dynamic sampling: the prompts of each round, the groups that are replaced, and the fields of each response."""
 
 import math
 from dataclasses import replace
@@ -26,14 +26,14 @@ def drawn(turn, rewards, width=3):
         finish=tuple("length" if m % 2 else "stop" for m in marks.tolist()),
         version=7,
     )
-    answers = tuple(Response(f"{t} {g}", f"{t} {g} {i}", {}, 1, "stop") for t, g, i, _ in rows)
+    responses = tuple(Response(f"{t} {g}", f"{t} {g} {i}", {}, 1, "stop") for t, g, i, _ in rows)
     scores = Scores(
         torch.tensor([r for *_, r in rows], dtype=torch.float64),
         tuple((Verdict(f"{t} {g} {i}", 0.0),) for t, g, i, _ in rows),
         tuple(f"{t} {g}" for t, g, _, _ in rows),
         marks.double(),
     )
-    return ScoredRollout(rollout, answers, scores, rollout.behavior_logp - 0.5)
+    return ScoredRollout(rollout, responses, scores, rollout.behavior_logp - 0.5)
 
 
 WIDTH = (3, 5, 4, 6)
@@ -68,7 +68,7 @@ def whole(found):
         )
         assert own.sum() == 1 + (turn + group + number) % WIDTH[turn]
         assert rollout.prompts[g].item() == 1000 + 10 * turn + group
-        assert found.answers[i].text == f"{turn} {group} {number}" == found.scores.verdicts[i][0].item
+        assert found.responses[i].text == f"{turn} {group} {number}" == found.scores.verdicts[i][0].item
         assert found.scores.compared is None or found.scores.compared[i] == mark
         assert found.scores.category[i] == f"{turn} {group}"
         assert rollout.finish[i] == ("length" if mark % 2 else "stop")

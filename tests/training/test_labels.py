@@ -147,7 +147,7 @@ def test_the_device_is_waited_for_no_more_often_in_many_micro_batches(model, oth
 def test_only_kto_looks_at_mismatched_responses(model, other):
     what = label_experience(given(), asked(other), None)
     assert what.mismatched is None and not what.warnings
-    assert what.metrics == pytest.approx({"length": 19 / 5, "desirable": 0.6, "tokens": 19 + 5 + 2 + 2 + 3 + 1})
+    assert what.metrics == pytest.approx({"length": 19 / 5, "desirable_share": 0.6, "tokens": 19 + 5 + 2 + 2 + 3 + 1})
     lost, _ = step_by(model, "apo_zero_unpaired", what)
     with_them, _ = step_by(model, "apo_zero_unpaired", label_experience(given(), asked(other), 7))
     assert all(torch.equal(a, b) for a, b in zip(lost, with_them, strict=True))

@@ -267,9 +267,9 @@ def powered(rejected_length, power):
 
 def test_both_shares_of_a_loss_with_two_terms_are_told(model):
     _, told = step_by(model, "simpo", experience())
-    assert told["loss"] == pytest.approx(told["simpo"] + told["chosen_nll"], rel=1e-8)
+    assert told["loss"] == pytest.approx(told["loss/simpo"] + told["loss/chosen_nll"], rel=1e-8)
     _, told = step_by(model, "aot", experience())
-    assert told["loss"] == pytest.approx(told["aot"] + told["chosen_nll"], rel=1e-8)
+    assert told["loss"] == pytest.approx(told["loss/aot"] + told["loss/chosen_nll"], rel=1e-8)
 
 
 def test_a_gradient_that_is_not_finite_moves_no_weight(model):

@@ -496,25 +496,25 @@ def test_a_step_ends_before_the_part_whose_kl_is_over_the_limit(model):
     kls = []
     for made in range(1, 5):
         free = run(0.0, made)
-        assert "updates" not in free
+        assert "optimizer_steps" not in free
         kls.append(free["approx_kl"] * made - sum(kls))  # of the last pass; what is told is their mean
     assert kls[0] == pytest.approx(0, abs=1e-9) and 0 < kls[1] < kls[2] < kls[3]
 
     two = run(0.0, 2)
     after_two = [p.detach().clone() for p in model.parameters()]
     ended = run((kls[1] + kls[2]) / 2, 4)
-    assert ended["updates"] == 2 and ended["stopped_kl"] == pytest.approx(kls[2], rel=1e-5)
+    assert ended["optimizer_steps"] == 2 and ended["early_stop_kl"] == pytest.approx(kls[2], rel=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(after_two, model.parameters(), strict=True))
     assert {key: ended[key] for key in two} == two, "what is told is of the passes that were made"
     whole = run(kls[3] * 1.01, 4)
-    assert whole["updates"] == 4 and "stopped_kl" not in whole
+    assert whole["optimizer_steps"] == 4 and "early_stop_kl" not in whole
 
 
 def test_a_step_that_is_over_the_limit_from_the_start_changes_nothing_and_says_so(model):
     before = [p.detach().clone() for p in model.parameters()]
     adam = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     told = gradient(model, adam, experience(), goal_of("grpo", "token"), SETTINGS, step=0, step_kl_limit=1e-3)
-    assert told == {"stopped_kl": pytest.approx(told["stopped_kl"]), "updates": 0.0} and told["stopped_kl"] > 1e-3
+    assert told == {"early_stop_kl": pytest.approx(told["early_stop_kl"]), "optimizer_steps": 0.0} and told["early_stop_kl"] > 1e-3
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)) and not adam.state
 
 

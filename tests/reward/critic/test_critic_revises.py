@@ -46,4 +46,4 @@ def test_the_policy_reads_what_the_critic_said_of_its_response(tmp_path):
         for each, v in zip(group, judged, strict=True):
             even = next(w["score"] for w in each["verdicts"] if w["item"] == "even")
             assert abs(each["reward"] - (even + sure * v["score"]) / (1 + sure)) < 1e-12
-    assert json.loads((run.folder / "metrics.jsonl").read_text())["revised"] == 3
+    assert json.loads((run.folder / "metrics.jsonl").read_text())["revisions"] == 3
