@@ -53,10 +53,10 @@ import noisy
 import online
 from grape_rl import train
 from grape_rl.cli.arguments import listed, parsed_arguments
-from grape_rl.config import laid_over
+from grape_rl.config.files import merge
 from grape_rl.maths.advantage import group_relative
+from grape_rl.rollout.evaluation import HeldOut
 from grape_rl.run import Run
-from grape_rl.sources.held_out import HeldOut
 from measured import Record, append, key, records, where
 
 HERE = Path(__file__).resolve().parent
@@ -154,7 +154,7 @@ def measured(bench: Bench, arm: str, seed: int, home: Path) -> Record:
         "log_kl": False,
     }
     small = {"data": online.SMALL["sft"]["data"]} if bench.small else {}
-    config = online.settings("grape", seed, laid_over(given, small), model, home / "run")
+    config = online.settings("grape", seed, merge(given, small), model, home / "run")
     with online.quiet():
         run = train(config)
     told = {"before": true_held_out(run.evaluations[0]), "after": true_held_out(run.evaluations[config.steps])}

@@ -24,9 +24,9 @@ import torch
 from transformers import AutoTokenizer
 
 from grape_rl import train
-from grape_rl.config import loaded
 from grape_rl.estimate.plan import estimated
 from grape_rl.model.load import no_progress_bars
+from grape_rl.validation import load_config
 
 REWARD = (
     "import random\n\n\ndef f(prompts, completions, **columns):\n    return [random.random() for _ in completions]\n"
@@ -79,7 +79,7 @@ def child(config: dict[str, Any], what: str) -> dict[str, Any]:
     """The estimate of a run, or what it measured, in this process."""
     if what == "estimate":
         with no_progress_bars():
-            found = estimated(loaded(config))
+            found = estimated(load_config(config))
         return {"memory": dict(found.memory), "seconds": dict(found.seconds), "text": str(found)}
     run = train(config)
     times = [line["time"] for line in run.metrics]

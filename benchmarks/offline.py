@@ -20,13 +20,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grape_rl import ALGORITHMS, train
-from grape_rl.config import laid_over, loaded
+from grape_rl.config.files import merge
 from grape_rl.data.preferences import Pair, collate_pairs, tokenize_pairs
-from grape_rl.methods import Preferences
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.load import load
-from grape_rl.setup.policy import policy
+from grape_rl.setup.policy import make_policy
+from grape_rl.sources.preferences import Preferences
 from grape_rl.training.pairs import pair_logprobs
+from grape_rl.validation import load_config
 from measured import Record, append, key, records, where
 from online import quiet
 
@@ -45,7 +46,7 @@ Row = dict[str, Any]
 
 def pair_methods() -> list[str]:
     """The rows of the table that learn from pairs of data."""
-    return [name for name, row in ALGORITHMS.items() if isinstance(row.source, Preferences)]
+    return [name for name, row in ALGORITHMS.items() if row.source == Preferences()]
 
 
 def solutions(row: Mapping[str, Any], right: bool) -> list[tuple[str, str]]:
@@ -159,7 +160,7 @@ def prepared(bench: Bench) -> tuple[Path, Path, Path]:
             "device": "cpu",
         }
         with quiet():
-            train(loaded(laid_over(settings, SMALL["sft"] if bench.small else {})))
+            train(load_config(merge(settings, SMALL["sft"] if bench.small else {})))
     return model, home / "train.jsonl", home / "test.jsonl"
 
 
@@ -198,7 +199,7 @@ def measured(bench: Bench, method: str, seed: int, home: Path) -> Record:
         "device": "cpu",
     }
     began = time.process_time()
-    run = train(loaded(laid_over(settings, SMALL["offline"] if bench.small else {})))
+    run = train(load_config(merge(settings, SMALL["offline"] if bench.small else {})))
     seconds = time.process_time() - began
     rows = [json.loads(line) for line in test_file.read_text(encoding="utf-8").splitlines()]
     names = ("loss", "accuracy", "margin", "grad_norm", "entropy", "tokens")
@@ -240,10 +241,10 @@ def standing(model: str, start: str, rows: Sequence[Row]) -> dict[str, float]:
 @cache  # for the start, which every run asks for
 def summed(model: str, rows: tuple[str, ...]) -> tuple[list[Pair], Float[Tensor, " p"], Float[Tensor, " p"]]:
     """The pairs in tokens, and the log-probability of each one's chosen response, and of its rejected one."""
-    at = policy(*load(model, torch.device("cpu")))
+    at = make_policy(*load(model, torch.device("cpu")))
     columns = ("chosen_reward", "rejected_reward")
     found, _ = tokenize_pairs(
-        list(map(json.loads, rows)), at.tokenizer, at.end, min(CONTEXT, at.context), columns, "held out"
+        list(map(json.loads, rows)), at.tokenizer, at.end_tokens, min(CONTEXT, at.context), columns, "held out"
     )
     sequences = collate_pairs(found)
     chosen, rejected = (

@@ -19,18 +19,19 @@ from typing import Any
 import torch
 
 from grape_rl import ALGORITHMS, train
-from grape_rl.cli.train import resolved
-from grape_rl.config import Config, laid_over
+from grape_rl.cli.train import resolve_config
+from grape_rl.config.config import Config
+from grape_rl.config.files import merge
 from grape_rl.maths.divergence import k3
-from grape_rl.methods import Method, options
+from grape_rl.methods import Method, method_options, resolve_options
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.load import load
 from grape_rl.model.reference_logprobs import reference_logprobs
 from grape_rl.model.sampler import SamplingParams, sample
 from grape_rl.run import Run
-from grape_rl.setup.policy import policy
-from grape_rl.sources.kinds import kind_of
-from grape_rl.sources.responses import sampling_prompts
+from grape_rl.setup.policy import make_policy
+from grape_rl.setup.sampling import sampling_prompts
+from grape_rl.validation import load_rows
 from measured import Record, append, key, records, where
 
 STEPS, PROMPTS, GROUP = 32, 16, 8
@@ -45,7 +46,7 @@ SMALL = {"sft": {"steps": 4, "data": {"rows": 60, "held_out_rows": 6}}, "online"
 
 def sampling_methods() -> list[str]:
     """The rows of the table that learn from rewards of their own responses; of online forms those of ``ONLINE``."""
-    sampled = {name: row for name, row in ALGORITHMS.items() if hasattr(row.source, "aggregate")}
+    sampled = {name: row for name, row in ALGORITHMS.items() if row.source.samples}
     return [name for name, row in sampled.items() if not row.online_of or row.online_of in ONLINE]
 
 
@@ -53,7 +54,7 @@ def grid(row: Method) -> list[dict[str, Any]]:
     """What is tried on a method: learning rates, or where its update has none, the size of its step."""
     if "optimizer" in inspect.signature(row.update).parameters:
         return [{"optimizer": {"learning_rate": rate}} for rate in RATES]
-    return [{"options": {"delta": delta}} for delta in DELTAS] if "delta" in options(row) else [{}]
+    return [{"options": {"delta": delta}} for delta in DELTAS] if "delta" in method_options(row) else [{}]
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def start(bench: Bench, seed: int) -> Path:
         given: dict[str, Any] = {"seed": seed, "output": str(home), "checkpoint_every": 0, "device": "cpu"}
         given |= {"evaluation": {"samples": 1}}
         with quiet():
-            train(resolved("sft", "demo", laid_over(given, SMALL["sft"] if bench.small else {})))
+            train(resolve_config("sft", "demo", merge(given, SMALL["sft"] if bench.small else {})))
     return model
 
 
@@ -133,8 +134,8 @@ def settings(method: str, seed: int, given: Mapping[str, Any], model: Path, home
         "device": "cpu",
     }
     if small:
-        shared = laid_over(shared, {"data": SMALL["sft"]["data"]} | SMALL["online"])
-    return resolved(method, "demo", laid_over(shared, dict(given)))
+        shared = merge(shared, {"data": SMALL["sft"]["data"]} | SMALL["online"])
+    return resolve_config(method, "demo", merge(shared, dict(given)))
 
 
 def measured(config: Config, model: Path) -> Record:
@@ -163,13 +164,12 @@ def end(run: Run, model: Path) -> dict[str, float]:
     """
     config = run.config
     cpu = torch.device("cpu")
-    now = policy(*load(str(run.model), cpu))
-    row = ALGORITHMS[config.method]
-    sampling = SamplingParams(**config.sampling.model_dump())
-    prompts = sampling_prompts(kind_of(row).rows(config, row)[1], now, sampling.max_tokens, "held-out data")
-    rollout = sample(
-        now.model, [p.tokens for p in prompts], 2, sampling, now.end, config.seed, 0, config.generation_batch_size
-    )
+    now = make_policy(*load(str(run.model), cpu))
+    method = ALGORITHMS[config.method]
+    sampling = SamplingParams(**config.sampling.model_dump(), generation_batch_size=config.generation_batch_size)
+    _, test_rows = load_rows(config, method, resolve_options(method, config.options))
+    prompts = sampling_prompts(test_rows, now, sampling.max_tokens, "held-out data")
+    rollout = sample(now.model, [p.tokens for p in prompts], 2, sampling, now.end_tokens, config.seed)
     reference = reference_logprobs(
         load(str(model), cpu)[0], ForwardContext(config.tokens_per_microbatch, temperature=sampling.temperature)
     )

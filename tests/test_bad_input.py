@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from grape_rl import train
-from grape_rl.config import laid_over
+from grape_rl.config.files import merge
 from grape_rl.model.scratch import character_tokenizer, random_llama
 from small_runs import settings, sums, written
 
@@ -33,31 +33,31 @@ def complaint(wanted, tmp_path, kind=ValueError):
         ("grpo", {"group_size": 1}, "group_size is 1: grpo compares the responses to a prompt"),
         ("grape", {"group_size": 1}, "group_size is 1: grape compares the responses to a prompt"),
         ("grpo", {"sampling": {"top_p": 0.9}}, "sampling: grpo needs tokens from the whole distribution"),
-        ("reinforce", {"sampling": {"temperature": 0}}, "temperature 0 makes all responses alike"),
+        ("reinforce", {"sampling": {"temperature": 0}}, "at temperature 0 all responses are equal"),
         (
             "grpo",
             {"reward": {"rubric": "r", "function": "f.py:f"}},
-            "reward: name exactly one of rubric, function",
+            "reward: set exactly one of rubric, function",
         ),
-        ("grpo", {"reward": {"rubric": None}}, "reward: grpo scores responses: name exactly one of"),
-        ("grape", {"reward": {"rubric": None, "function": "f.py:f"}}, "reward: grape weights the items of a rubric"),
-        ("sft", {"device": "tpu9"}, "device 'tpu9': not here ("),
+        ("grpo", {"reward": {"rubric": None}}, "reward: grpo learns from rewards: set exactly one of"),
+        ("grape", {"reward": {"rubric": None, "function": "f.py:f"}}, "reward: grape reads the items of a rubric"),
+        ("sft", {"device": "tpu9"}, "device 'tpu9': not available ("),
         ("sft", {"model": {"scratch": None, "name": "./no/model"}}, "model './no/model': no loadable folder here, nor"),
         ("grpo", {"reward": {"rubric": "no.yaml"}}, "no.yaml: cannot be read"),
         ("sft", {"data": {"source": "rows.jsnl"}}, "rows.jsnl: no such file"),
         ("sft", {"data": {"source": "./no.jsonl"}}, "./no.jsonl: no such file"),
         ("sft", {"data": {"completion": "answer"}}, "rows.jsonl: row 0 has no column 'answer'; it has 'prompt', 'comp"),
         ("grpo", {"data": {"prompt": "promt"}}, "row 0 has no column 'promt'; it has 'prompt', 'completion'; did you"),
-        ("sft", {"data": {"held_out_rows": 12}}, "its 12 rows are all held out; none are left to train on"),
+        ("sft", {"data": {"held_out_rows": 12}}, "all of its 12 rows are held out; none are left to train on"),
         ("sft", {"data": {"max_length": 3}}, "none of the 12 rows has a token to learn"),
-        ("grpo", {"sampling": {"max_tokens": 64}}, "sampling.max_tokens is 64, and the model's whole context is 64"),
+        ("grpo", {"sampling": {"max_tokens": 64}}, "sampling.max_tokens is 64, but the model's whole context is 64"),
         ("grpo", {"sampling": {"max_tokens": 60}}, "row 5: the prompt is 5 tokens long, and at most 4 leave"),
         ("sft", {"model": {"scratch": {"heads": 3}}}, "a model of hidden size 32 with 3 heads: heads must be even"),
     ],
 )
 def test_one_line_and_no_trace(method, change, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert message in complaint(laid_over(settings(tmp_path, method), change), tmp_path)
+    assert message in complaint(merge(settings(tmp_path, method), change), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_options_that_only_their_function_can_refuse_stop_before_the_first_updat
 
 
 def test_a_step_that_breaks_the_numbers_stops_the_run(tmp_path):
-    wanted = laid_over(settings(tmp_path, "sft"), {"optimizer": {"learning_rate": 1e30}, "steps": 9})
+    wanted = merge(settings(tmp_path, "sft"), {"optimizer": {"learning_rate": 1e30}, "steps": 9})
     with pytest.raises(RuntimeError, match="the gradient's norm is"):
         train(wanted)
     assert not (tmp_path / "run" / "checkpoints").exists()

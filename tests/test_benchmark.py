@@ -12,8 +12,11 @@ import online
 import tables
 from grape_rl.algorithms import ALGORITHMS, FAMILIES
 from grape_rl.cli.train import demo_config
-from grape_rl.config import from_file, loaded
-from grape_rl.methods import Demonstrations, Preferences, Responses
+from grape_rl.config.files import from_file
+from grape_rl.sources.demonstrations import Demonstrations
+from grape_rl.sources.preferences import Preferences
+from grape_rl.sources.responses import Responses
+from grape_rl.validation import load_config
 
 
 def solved(question, right, wrong):
@@ -62,7 +65,7 @@ def test_what_is_tried_is_what_the_method_has():
 
 @pytest.mark.parametrize("name", online.sampling_methods())
 def test_every_method_gets_the_same_responses_and_keeps_its_own_options(name, tmp_path):
-    demo = loaded(from_file(demo_config(name), name))
+    demo = load_config(from_file(demo_config(name), name))
     for given in online.grid(ALGORITHMS[name]):
         config = online.settings(name, 3, given, tmp_path / "model", tmp_path / "run")
         drawn = (config.steps, config.prompts_per_step, config.group_size, config.sampling.max_tokens)

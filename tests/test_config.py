@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from grape_rl import ALGORITHMS
-from grape_rl.config import OF_ITEMS, dumped, from_file, laid_over, loaded
+from grape_rl.config.files import dump, from_file, merge
+from grape_rl.validation import load_config
 
 SFT = {"method": "sft", "data": {"source": "rows.jsonl"}}
 GRPO = {"method": "grpo", "data": {"source": "rows.jsonl"}, "reward": {"function": "f.py:f"}}
@@ -15,16 +16,16 @@ GRAPE = {**GRPO, "method": "grape", "reward": {"rubric": "rubric.yaml"}}
 
 def complaint(base, change):
     with pytest.raises(ValueError) as told:
-        loaded(laid_over(base, change))
+        load_config(merge(base, change))
     assert "\n" not in str(told.value)
     return str(told.value)
 
 
 @pytest.mark.parametrize("base", [SFT, GRPO, GRAPE], ids=lambda base: base["method"])
 def test_what_is_written_down_reads_back_the_same(base):
-    config = loaded(laid_over(base, {"device": "cpu", "options": {"epochs": 2}, "optimizer": {"betas": [0.8, 0.9]}}))
-    assert loaded(yaml.safe_load(dumped(config))) == config
-    assert yaml.safe_load(dumped(config))["tokens_per_microbatch"] == 4096, "defaults are spelled out"
+    config = load_config(merge(base, {"device": "cpu", "options": {"epochs": 2}, "optimizer": {"betas": [0.8, 0.9]}}))
+    assert load_config(yaml.safe_load(dump(config))) == config
+    assert yaml.safe_load(dump(config))["tokens_per_microbatch"] == 4096, "defaults are spelled out"
 
 
 @pytest.mark.parametrize(
@@ -44,30 +45,30 @@ def test_what_is_written_down_reads_back_the_same(base):
         ({"data": {"teacher": {"wrong": 1.5}}}, "data.teacher.wrong: Input should be less than or equal to 1"),
         ({"options": {"kl": "much"}}, "options of grpo: kl: Input should be a valid number"),
         ({"options": {"kl_estimator": "k4"}}, "options of grpo: kl_estimator: Input should be 'k1', 'k2' or 'k3'"),
-        ({"output": "runs/{name}"}, "output: 'runs/{name}': only {method} and {seed} may stand in braces"),
-        ({"output": "runs/{"}, "only {method} and {seed} may stand in braces"),
+        ({"output": "runs/{name}"}, "output: 'runs/{name}': only {method} and {seed} may be in braces"),
+        ({"output": "runs/{"}, "only {method} and {seed} may be in braces"),
         ({"group_size": 1}, "group_size is 1: grpo compares the responses to a prompt, so it needs at least 2"),
         ({"sampling": {"top_p": 0.9}}, "sampling: grpo needs tokens from the whole distribution of the policy"),
         ({"sampling": {"top_k": 5}}, "leave them out, or use rejection_sampling, which may cut"),
-        ({"sampling": {"temperature": 0}}, "temperature 0 makes all responses alike: grpo learns nothing"),
+        ({"sampling": {"temperature": 0}}, "at temperature 0 all responses are equal: grpo would learn nothing"),
         ({"sampling": {"temperature": -1}}, "sampling.temperature: Input should be greater than or equal to 0"),
         (
             {"reward": {"rubric": "r.yaml", "function": "f.py:f"}},
-            "reward: name exactly one of rubric, function and model",
+            "reward: set exactly one of rubric, function and model",
         ),
         (
             {"reward": {"function": None}},
-            "reward: grpo scores responses: name exactly one of rubric, function and",
+            "reward: grpo learns from rewards: set exactly one of rubric, function and",
         ),
         (
             {"data": {"source": "x.csv", "tasks": {"chain_sum": {}}}},
-            "data: name exactly one of source (a file or a dataset) and tasks",
+            "data: set exactly one of source (a file or a dataset) and tasks",
         ),
-        ({"data": {"source": None}}, "data: name exactly one of source (a file or a dataset) and tasks"),
-        ({"data": {"held_out": "test.jsonl"}}, "data: held_out names held-out rows, and held_out_rows is 0"),
+        ({"data": {"source": None}}, "data: set exactly one of source (a file or a dataset) and tasks"),
+        ({"data": {"held_out": "test.jsonl"}}, "data: held_out is set but held_out_rows is 0"),
         ({"method": "grop"}, "unknown method 'grop'; did you mean 'grpo'?"),
-        ({"method": "grape"}, "reward: grape weights the items of a rubric: name reward.rubric, or use grpo"),
-        ({"method": "gdpo"}, "reward: gdpo normalizes the items of a rubric: name reward.rubric, or use grpo"),
+        ({"method": "grape"}, "reward: grape reads the items of a rubric: set reward.rubric, or use grpo"),
+        ({"method": "gdpo"}, "reward: gdpo reads the items of a rubric: set reward.rubric, or use grpo"),
     ],
 )
 def test_bad_settings_of_grpo(change, message):
@@ -82,11 +83,11 @@ def test_bad_settings_of_grpo(change, message):
         (
             SFT,
             {"data": {"source": None, "tasks": {"leg_counting": {}}, "held_out_rows": 3}},
-            "data: held_out_rows asks for an evaluation: name reward.rubric, f",
+            "data: held_out_rows of tasks are evaluated by grading: set reward.rubric, ",
         ),
         (SFT, {"data": {"learn": "answers"}}, "data.learn: Input should be 'completion', 'assistant' or 'all'"),
         (SFT, {"options": {"neftune": -1.0}}, "neftune: Input should be greater than or equal to 0"),
-        (SFT, {"reward": {"rubric": "a", "function": "b"}}, "reward: name exactly one of rubric, function and model"),
+        (SFT, {"reward": {"rubric": "a", "function": "b"}}, "reward: set exactly one of rubric, function and model"),
         (SFT, {"options": {"clip_low": 0.1}}, "options of sft: unknown key 'clip_low'"),
     ],
 )
@@ -101,24 +102,24 @@ def test_two_faults_are_one_line_with_both():
 
 def test_what_a_method_does_not_need_may_be_cut():
     cut = {"sampling": {"top_p": 0.9, "top_k": 5, "temperature": 0}, "group_size": 1}
-    assert loaded(laid_over({**GRPO, "method": "rejection_sampling"}, cut)).sampling.top_k == 5
-    assert loaded(laid_over({**GRPO, "method": "reinforce"}, {"group_size": 1})).group_size == 1
-    assert loaded(laid_over(SFT, cut)).group_size == 1
+    assert load_config(merge({**GRPO, "method": "rejection_sampling"}, cut)).sampling.top_k == 5
+    assert load_config(merge({**GRPO, "method": "reinforce"}, {"group_size": 1})).group_size == 1
+    assert load_config(merge(SFT, cut)).group_size == 1
 
 
 def test_settings_cannot_be_changed_later():
     with pytest.raises(ValueError, match="frozen"):
-        loaded(SFT).steps = 3
+        load_config(SFT).steps = 3
 
 
 def test_the_folder_has_the_method_and_the_seed_in_its_name():
-    assert loaded({**SFT, "output": "a/{method}-{seed}", "seed": 4}).folder == Path("a/sft-4")
-    assert loaded(SFT).folder == Path("runs/sft")
+    assert load_config({**SFT, "output": "a/{method}-{seed}", "seed": 4}).folder == Path("a/sft-4")
+    assert load_config(SFT).folder == Path("runs/sft")
 
 
 def test_layers_merge_key_by_key_and_change_neither():
     below, above = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}, {"a": {"c": {"d": 4}}, "e": {"f": 5}}
-    assert laid_over(below, above) == {"a": {"b": 1, "c": {"d": 4}}, "e": {"f": 5}}
+    assert merge(below, above) == {"a": {"b": 1, "c": {"d": 4}}, "e": {"f": 5}}
     assert below == {"a": {"b": 1, "c": {"d": 2}}, "e": 3} and above["a"] == {"c": {"d": 4}}
 
 
@@ -147,7 +148,7 @@ def test_a_file_extends_another_and_finds_the_rubric_beside_the_file_that_names_
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("method: grpo", "config.yaml: is for the method 'grpo', and 'sft' was asked for"),
+        ("method: grpo", "config.yaml: its method is 'grpo', but 'sft' was requested"),
         ("- a list", "config.yaml: should be keys with values"),
         ("", "config.yaml: should be keys with values"),
         ("steps: 1\nsteps: 2", "config.yaml: line 2: the key 'steps' is there twice"),
@@ -166,17 +167,17 @@ def test_bad_files(tmp_path, text, message):
 
 def test_a_config_names_a_method_of_the_table():
     for name in ALGORITHMS:
-        base = GRAPE if name in OF_ITEMS else {**GRPO, "method": name}
-        assert loaded({**base, "method": name}).method == name
+        base = GRAPE if name in ("grape", "gdpo") else {**GRPO, "method": name}
+        assert load_config({**base, "method": name}).method == name
 
 
 def test_naming_a_model_or_data_in_an_upper_layer_takes_the_place_of_its_rival_below() -> None:
     below = {"model": {"scratch": {"hidden": 32}}, "data": {"tasks": {"gcd": {}}}, "reward": {"rubric": "r"}}
     above = {"model": {"name": "m"}, "data": {"source": "s"}, "reward": {"function": "f"}}
-    assert laid_over(below, above) == above
-    assert laid_over(above, below) == below
+    assert merge(below, above) == above
+    assert merge(above, below) == below
 
 
 def test_a_model_with_two_origins_in_one_layer_is_refused() -> None:
-    with pytest.raises(ValueError, match="name exactly one of name"):
-        loaded({"method": "sft", "model": {"name": "m", "scratch": {}}, "data": {"source": "s"}})
+    with pytest.raises(ValueError, match="set exactly one of name"):
+        load_config({"method": "sft", "model": {"name": "m", "scratch": {}}, "data": {"source": "s"}})

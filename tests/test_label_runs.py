@@ -4,7 +4,7 @@ import pytest
 
 from grape_rl import train
 from grape_rl.cli.results import print_held_out
-from grape_rl.config import laid_over
+from grape_rl.config.files import merge
 from small_runs import killed_and_resumed, lines, settings, sums, written
 
 
@@ -27,7 +27,7 @@ def preferred(count):
 def label_settings(folder, method, rows=None, **more):
     wanted = settings(folder, method)
     written(folder / "rows.jsonl", labeled(12) if rows is None else rows)
-    return laid_over({**wanted, "reward": {}}, more)
+    return merge({**wanted, "reward": {}}, more)
 
 
 @pytest.mark.parametrize("method", ["kto", "bco_unpaired", "apo_zero_unpaired"])
@@ -101,7 +101,7 @@ def told(wanted, folder):
         ("kto", [{"prompt": "1+1=", "completion": " ", "label": True}], {}, "('completion') is empty"),
         ("kto", labeled(6), {"data": {"max_length": 2}}, "none of the 6 rows has a response within the 2 tokens"),
         ("kto", labeled(6), {"options": {"reduction": "token"}}, "options of kto: unknown key 'reduction'"),
-        ("mixture", preferred(6), {"options": {"dpo": 0.0}}, "mixture: every loss has the weight 0, so that there"),
+        ("mixture", preferred(6), {"options": {"dpo": 0.0}}, "mixture: every loss has coefficient 0, so there"),
         ("tdpo2", preferred(6), {"options": {"alpha": 0.5}}, "options of tdpo2: unknown key 'alpha'"),
     ],
 )  # fmt: skip
@@ -114,14 +114,14 @@ def test_labels_that_do_not_balance_are_told_with_what_would(tmp_path):
     warned = lambda folder: [w["message"] for w in lines(folder / "warnings.jsonl")]  # noqa: E731
     wanted = label_settings(tmp_path, "kto", rows, steps=1)
     assert warned(train(wanted).folder) == [
-        "8 desirable responses of weight 1 to 4 undesirable ones of weight 1 are as 2 to 1, and KTO's paper advises "
-        "from 1 to 4/3: set options.desirable_weight between 0.5 and 0.667"
+        "8 desirable responses of weight 1 and 4 undesirable ones of weight 1 have a balance of 2 to 1, but KTO's "
+        "paper advises 1 to 4/3: set options.desirable_weight between 0.5 and 0.667"
     ]
     mended = {**wanted, "options": {"desirable_weight": 0.6}, "output": str(tmp_path / "mended")}
     assert warned(train(mended).folder) == []
     written(tmp_path / "rows.jsonl", [row for row in rows if row["label"]])
     alone = train({**wanted, "output": str(tmp_path / "alone")})
-    assert warned(alone.folder) == ["all 8 responses are desirable: there is no undesirable one to tell them from"]
+    assert warned(alone.folder) == ["all 8 responses are desirable: there is no undesirable response to compare with"]
     assert alone.metrics[0]["loss"] > 0
 
 
@@ -130,7 +130,7 @@ def test_responses_that_are_cut_or_left_out_are_told(tmp_path):
     rows.append({"prompt": "1+2+3+4=", "completion": "1", "label": False})
     run = train(label_settings(tmp_path, "kto", rows, data={"max_length": 7}))
     assert [w["message"] for w in lines(run.folder / "warnings.jsonl")][:2] == [
-        "1 of 6 responses are cut at 7 tokens",
+        "1 of 6 responses are truncated to 7 tokens",
         "1 of 6 prompts fill 7 tokens alone: left out",
     ]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from grape_rl import train
-from grape_rl.config import laid_over
+from grape_rl.config.files import merge
 from grape_rl.training.checkpoint import checkpoints
 from small_runs import lines, settings, weights
 
@@ -36,7 +36,7 @@ def reward(completions, **columns):
 
 def run(folder, name, method, rubric, weight=1, function=None, faults=None, **options):
     """Three steps of a method by a rubric of one item, or by a reward function, a checkpoint at each."""
-    wanted = laid_over(settings(folder, method), {"steps": 3, "checkpoint_every": 1, "keep_checkpoints": 9})
+    wanted = merge(settings(folder, method), {"steps": 3, "checkpoint_every": 1, "keep_checkpoints": 9})
     (folder / "rubric.yaml").write_text(rubric.replace("WEIGHT", str(weight)))
     (folder / "mine.py").write_text(MINE.replace("SIGN", "1" if weight > 0 else "-1"))
     stub = {"stub": {"faults": faults or {}}}

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from grape_rl import train
-from grape_rl.config import laid_over, loaded
-from grape_rl.sources import responses as parts_responses
+from grape_rl.config.files import merge
+from grape_rl.setup import sampling as setup_sampling
 from grape_rl.training import pairs as training_pairs
+from grape_rl.validation import load_config
 from small_runs import REWARD, killed_and_resumed, lines, settings, weights
 
 ROUNDS = {"options": {"epochs": 2, "minibatches": 2, "keep": 2, "deduplicate": True}, "prompts_per_step": 4}
@@ -17,7 +18,7 @@ ROUNDS = {"options": {"epochs": 2, "minibatches": 2, "keep": 2, "deduplicate": T
 def rewarded(folder, method, **more):
     """A run that is rewarded by a digit's worth for each digit."""
     (folder / "digits.py").write_text(REWARD)
-    return laid_over({**settings(folder, method), "reward": {"function": f"{folder / 'digits.py'}:digits"}}, more)
+    return merge({**settings(folder, method), "reward": {"function": f"{folder / 'digits.py'}:digits"}}, more)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +85,8 @@ def test_the_loss_is_of_the_policy_at_the_temperature_that_it_was_sampled_at(tmp
 
 def test_a_sampler_may_cut_and_its_kl_is_not_told(tmp_path, monkeypatch):
     used = []
-    sample = parts_responses.sample
-    monkeypatch.setattr(parts_responses, "sample", lambda *given: used.append(given[3]) or sample(*given))
+    sample = setup_sampling.sample
+    monkeypatch.setattr(setup_sampling, "sample", lambda *given: used.append(given[3]) or sample(*given))
     run = train(rewarded(tmp_path, "online_ipo", sampling={"top_k": 5, "top_p": 0.9}))
     assert {(how.top_k, how.top_p) for how in used} == {(5, 0.9)}
     assert "kl" not in run.metrics[0] and run.metrics[0]["pairs"] > 0
@@ -101,8 +102,8 @@ def test_held_out_responses_are_graded(tmp_path):
     ("method", "change", "message"),
     [
         ("online_dpo", {"group_size": 1}, "group_size is 1: online_dpo compares the responses to a prompt"),
-        ("online_dpo", {"reward": {"function": None}}, "reward: online_dpo scores responses: name exactly one of"),
-        ("online_dpo", {"sampling": {"temperature": 0}}, "temperature 0 makes all responses alike: online_dpo learns"),
+        ("online_dpo", {"reward": {"function": None}}, "reward: online_dpo learns from rewards: set exactly one of"),
+        ("online_dpo", {"sampling": {"temperature": 0}}, "at temperature 0 all responses are equal: online_dpo would"),
         ("online_dpo", {"options": {"pairing": "worst"}}, "options of online_dpo: pairing: Input should be 'best_wor"),
         ("online_dpo", {"options": {"epochs": 2}}, "options of online_dpo: unknown key 'epochs'"),
         ("dpo", {"options": {"min_gap": 0.1}}, "options of dpo: unknown key 'min_gap'"),
@@ -112,7 +113,7 @@ def test_held_out_responses_are_graded(tmp_path):
 )
 def test_what_cannot_be_is_told_at_once(method, change, message, tmp_path):
     with pytest.raises(ValueError) as told:
-        loaded(laid_over(rewarded(tmp_path, method), change))
+        load_config(merge(rewarded(tmp_path, method), change))
     assert message in str(told.value) and "\n" not in str(told.value)
 
 

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from grape_rl import ALGORITHMS, train
+from grape_rl import train
 from grape_rl.cli.results import print_held_out
-from grape_rl.config import laid_over, loaded
-from grape_rl.sources.preferences import PREFERENCES
+from grape_rl.config.files import merge
+from grape_rl.sources.preferences import Preferences
 from grape_rl.training import pairs as training_pairs
+from grape_rl.validation import load_config
 from small_runs import killed_and_resumed, lines, settings, sums, written
 
 
@@ -30,7 +31,7 @@ def pair_settings(folder, method, rows=None, **more):
     """A run of ``method`` on pairs, with nothing to grade responses by."""
     wanted = settings(folder, method)
     written(folder / "rows.jsonl", preferred(12) if rows is None else rows)
-    return laid_over({**wanted, "reward": {}}, more)
+    return merge({**wanted, "reward": {}}, more)
 
 
 @pytest.mark.parametrize("method", ["dpo", "simpo", "aot"])
@@ -94,8 +95,8 @@ def test_pairs_that_are_cut_or_left_out_are_told(tmp_path):
     rows.append({"prompt": "1+2+3+4=", "chosen": "1", "rejected": "2"})
     run = train(pair_settings(tmp_path, "dpo", rows, data={"max_length": 7}))
     assert [w["message"] for w in lines(run.folder / "warnings.jsonl")] == [
-        "1 of 5 pairs have a response cut at 7 tokens",
-        "1 of 5 pairs do not differ in 7 tokens",
+        "1 of 5 pairs are truncated to 7 tokens",
+        "1 of 5 pairs are equal in 7 tokens: left out",
     ]
 
 
@@ -109,15 +110,15 @@ def without(*keys):
         ("dpo", sums(12), {}, "rows.jsonl: dpo needs a chosen and a rejected response for each prompt; found the "
          "columns prompt, completion (prompt-completion data), which is what sft, dft learn from"),
         ("dpo", [*preferred(2), *without("rejected")], {}, "row 2 has no column 'rejected': a preference needs"),
-        ("sft", preferred(12), {}, "rows.jsonl: sft needs a prompt and a completion, or whole messages or a whole t"),
+        ("sft", preferred(12), {}, "rows.jsonl: sft needs demonstrations (prompt and completion, or messages, or t"),
         ("rpo", without("chosen_reward"), {}, "data: rpo: pair 0 has no chosen_reward or no rejected_reward, and both "
-         "are needed (rewards are read from the columns 'chosen_reward' and 'rejected_reward'; there are 'prompt', "
-         "'chosen', 'rejected', 'rejected_reward')"),
+         "are needed (rewards are read from the columns 'chosen_reward' and 'rejected_reward'; the columns are "
+         "'prompt', 'chosen', 'rejected', 'rejected_reward')"),
         ("odpo", [*preferred(11), {**preferred(1)[0], "chosen_reward": 0.25}], {},
          "data: odpo: pair 11: chosen_reward 0.25 must be above rejected_reward 0.25"),
         ("odpo", [{**preferred(1)[0], "chosen_reward": "good"}], {}, "'chosen_reward' must be a finite number; got 'g"),
         ("dpo", preferred(12), {"data": {"max_length": 3}}, "none of the 12 pairs differs within the 3 tokens of max"),
-        ("dpo", preferred(12), {"data": {"held_out_rows": 12}}, "its 12 rows are all held out"),
+        ("dpo", preferred(12), {"data": {"held_out_rows": 12}}, "all of its 12 rows are held out"),
         ("dpo", preferred(12), {"options": {"reduction": "token"}}, "options of dpo: unknown key 'reduction'"),
         ("f_dpo", preferred(12), {"options": {"divergence": "kl"}}, "options of f_dpo: divergence: Input should be"),
     ],
@@ -163,7 +164,7 @@ def test_plain_text_becomes_messages_where_data_chat_says_so(kinds, tmp_path):
     if kinds == ("chosen", "rejected"):
         given |= {key: said("user", row["prompt"]) + given[key] for key in kinds}
     wanted = pair_settings(tmp_path, "dpo", [given], data={"chat": True, "system": "Be brief."})
-    ((found,), _) = PREFERENCES.rows(loaded(wanted), ALGORITHMS["dpo"])
+    ((found,), _) = Preferences().rows(load_config(wanted), {})
     assert found["prompt"] == said("system", "Be brief.") + said("user", row["prompt"])
     assert found["chosen"] == said("assistant", row["chosen"])
     assert found["rejected"] == said("assistant", row["rejected"])
@@ -171,14 +172,14 @@ def test_plain_text_becomes_messages_where_data_chat_says_so(kinds, tmp_path):
 
 def test_tasks_become_messages_where_data_chat_says_so(tmp_path):
     data = {"source": None, "tasks": {"chain_sum": {}}, "rows": 4, "teacher": {"wrong": 1.0}, "chat": True}
-    found, _ = PREFERENCES.rows(loaded(pair_settings(tmp_path, "dpo", data=data)), ALGORITHMS["dpo"])
+    found, _ = Preferences().rows(load_config(pair_settings(tmp_path, "dpo", data=data)), {})
     assert [found[0][key][0]["role"] for key in ("prompt", "chosen", "rejected")] == ["user", "assistant", "assistant"]
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (without("prompt"), "data.chat makes messages of plain text, and so needs a column 'prompt'; there is none"),
+        (without("prompt"), "data.chat makes messages of plain text, so it needs a column 'prompt'; there is none"),
         ([{**preferred(1)[0], "prompt": " "}], "row 0: the prompt ('prompt') is empty"),
         ([{**preferred(1)[0], "chosen": " "}], "('chosen') is empty"),
         (without("chosen"), "row 0 has no column 'chosen': a preference needs"),

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from grape_rl import run as runs
 from grape_rl import train
-from grape_rl.config import laid_over
+from grape_rl.config.files import merge
 from grape_rl.run import Run
 from small_runs import REWARD, killed_and_resumed, lines, settings, sums, told, weights, written
 
@@ -25,7 +25,7 @@ def offline(folder, method="dpo", **more):
     """A run of two epochs and a bit on nine rows, five a step."""
     base = {**settings(folder, method), "reward": {}, "steps": 4, "prompts_per_step": 5}
     written(folder / "rows.jsonl", NINE)
-    return laid_over(base, more)
+    return merge(base, more)
 
 
 def counted(monkeypatch, part="preferences", name="pair_logprobs") -> list[int]:

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from grape_rl import train
-from grape_rl.cli.settings import derived
-from grape_rl.config import laid_over, loaded
+from grape_rl.cli.settings import run_summary
+from grape_rl.config.files import merge
 from grape_rl.data.chat import prompt_tokens
 from grape_rl.model.scratch import character_tokenizer, random_llama
-from grape_rl.setup import revisions as parts_revise
-from grape_rl.sources import responses as parts_responses
+from grape_rl.setup import revisions as setup_revisions
+from grape_rl.setup import sampling as setup_sampling
 from grape_rl.types import Response
+from grape_rl.validation import load_config
 from small_runs import killed_and_resumed, lines, settings, told, weights
 
 REVISE = {"per_group": 2, "request": "{critique}\nagain:"}
@@ -18,7 +19,7 @@ WIDE = {"scratch": {"hidden": 32, "layers": 2, "heads": 2, "context": 192}}
 
 
 def revising(folder, method, **more):
-    return laid_over(settings(folder, method), {"model": WIDE, "revise": REVISE, **more})
+    return merge(settings(folder, method), {"model": WIDE, "revise": REVISE, **more})
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,9 @@ def test_the_worst_are_revised_and_a_killed_run_goes_on_to_the_same_bits(method,
             assert step["pairs"] == len(better)
             assert [each["role"] for each in revisions] == ["chosen" if e in better else "none" for e in revisions]
         elif method == "grape":
-            assert step["trained_responses"] == 12 + len(revisions) and step["approx_kl"] < 1e-6, "the ratio starts at 1"
+            assert step["trained_responses"] == 12 + len(revisions) and step["approx_kl"] < 1e-6, (
+                "the ratio starts at 1"
+            )
             assert step["revision_kl"] > 1e-4, "what it would be under the prompt to revise by"
         else:
             assert step["trained_responses"] == 3
@@ -67,8 +70,8 @@ def test_where_no_revision_fits_the_run_says_so_and_is_that_without_revisions(tm
 
 def test_what_the_configuration_says_is_what_is_revised_by(tmp_path, monkeypatch):
     seen = []
-    whole = parts_revise.revised
-    monkeypatch.setattr(parts_revise, "revised", lambda found, **how: seen.append(how) or whole(found, **how))
+    whole = setup_revisions.revised
+    monkeypatch.setattr(setup_revisions, "revised", lambda found, **how: seen.append(how) or whole(found, **how))
     revise = {"items": 1, "max_characters": 17, "show_gold": True}
     wanted = revising(
         tmp_path, "grape", revise=REVISE | revise, seed=5, sampling={"temperature": 0.6}, reward={"failure_limit": 0.3}
@@ -105,8 +108,8 @@ def chat_model(folder):
 def test_in_a_conversation_the_answer_is_the_assistants_and_the_request_the_users(tmp_path, monkeypatch):
     tokenizer, model = chat_model(tmp_path / "model")
     seen = []
-    sample = parts_responses.sample
-    monkeypatch.setattr(parts_responses, "sample", lambda *given: seen.append((given[1], given[2])) or sample(*given))
+    sample = setup_sampling.sample
+    monkeypatch.setattr(setup_sampling, "sample", lambda *given: seen.append((given[1], given[2])) or sample(*given))
     wanted = {**revising(tmp_path, "grape", data={"chat": True}, steps=1), "model": model}
     train(wanted)
     found = lines(tmp_path / "run" / "rollouts" / "step-000001.jsonl")
@@ -133,21 +136,21 @@ def test_a_template_that_refuses_to_revise_is_refused_before_the_first_step(tmp_
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"method": "sft"}, "revise: sft samples no responses that could be revised"),
-        ({"reward": {"function": "f.py:f"}, "method": "grpo"}, "revise: a critique is made of a rubric's verdicts"),
-        ({"revise": {"per_group": 5}}, "revise: per_group is 5, and grape samples 4 a prompt"),
+        ({"method": "sft"}, "revise: sft samples no responses, so there is nothing to revise"),
+        ({"reward": {"function": "f.py:f"}, "method": "grpo"}, "revise: a critique needs the verdicts of a rubric"),
+        ({"revise": {"per_group": 5}}, "revise: per_group is 5, but grape samples 4 responses per prompt"),
         ({"revise": {"request": "Again!"}}, r"revise.request: .*has no \{critique\} in it"),
         (
             {"method": "online_dpo", "options": {"pairing": "revised"}, "revise": {"per_group": 0}},
-            "options: pairing is revised, and nothing is: set revise.per_group",
+            "options: pairing is 'revised' but nothing is revised: set revise.per_group",
         ),
     ],
 )
 def test_what_is_refused(tmp_path, more, message):
     with pytest.raises(ValueError, match=message):
-        loaded(laid_over(revising(tmp_path, "grape"), more))
+        load_config(merge(revising(tmp_path, "grape"), more))
 
 
 def test_the_step_that_is_announced_has_the_revisions_in_it(tmp_path):
-    said = derived(loaded(revising(tmp_path, "grape")))
-    assert "3 prompts x 4 responses = 12 responses a step and 6 revisions, up to 180 tokens" in said
+    said = run_summary(load_config(revising(tmp_path, "grape")))
+    assert "3 prompts x 4 responses = 12 responses and 6 revisions, up to 180 tokens" in said

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from grape_rl import ALGORITHMS, Config, train
-from grape_rl.config import laid_over, loaded
+from grape_rl.config.files import merge
 from grape_rl.model.load import load
 from grape_rl.model.logprobs import compute_logprobs
-from grape_rl.sources.kinds import kind_of
 from grape_rl.training import log as training_log
 from grape_rl.types import Sequences
+from grape_rl.validation import load_config
 from small_runs import lines, settings, sums, weights, written
 
 LONG = {
@@ -69,7 +69,7 @@ def killed(monkeypatch):
 
 @pytest.mark.parametrize("method", ["grpo", "grape", "sft"])
 def test_a_killed_run_goes_on_to_the_same_bits(method, tmp_path, killed, monkeypatch):
-    wanted = laid_over(settings(tmp_path, method), LONG)
+    wanted = merge(settings(tmp_path, method), LONG)
     if method == "sft":
         wanted |= {"options": {"epochs": 2}, "data": {**wanted["data"], "max_length": 5}}
     straight = train({**wanted, "output": str(tmp_path / "straight")})
@@ -90,7 +90,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(method, tmp_path, killed, monkeyp
     assert sorted(run.evaluations) == [0, 1, 2, 3, 4]
     if method == "sft":
         assert [w["key"] for w in told(run.folder, "warnings.jsonl")] == ["cut", "left_out"], "once, not at each resume"
-    with pytest.raises(ValueError, match="its 4 steps are done already; ask for more with steps"):
+    with pytest.raises(ValueError, match="all of its 4 steps are done; for more, raise steps"):
         train(wanted, resume=True)
     more = train({**wanted, "steps": 5}, resume=True)
     assert [line["step"] for line in more.metrics] == [1, 2, 3, 4, 5]
@@ -141,10 +141,10 @@ def test_a_folder_that_holds_another_run(tmp_path):
     wanted = settings(tmp_path, "sft")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"run: holds another run; name a new folder with --output, or --resume"):
+    with pytest.raises(ValueError, match=r"run: contains another run; name a new folder with --output, or --resume"):
         train(wanted)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
-    with pytest.raises(ValueError, match="run: holds no run to resume"):
+    with pytest.raises(ValueError, match="run: contains no run to resume"):
         train(wanted, resume=True)
     with pytest.raises(ValueError, match=r"rows\.jsonl: is a file; name a folder"):
         train({**wanted, "output": str(tmp_path / "rows.jsonl")})
@@ -163,11 +163,11 @@ def test_a_folder_that_holds_another_run(tmp_path):
 def test_a_run_is_resumed_as_it_was_configured(tmp_path, change, named):
     wanted = settings(tmp_path, "grpo")
     (tmp_path / "run").mkdir()
-    from grape_rl.config import dumped
+    from grape_rl.config.files import dump
 
-    (tmp_path / "run" / "config.yaml").write_text(dumped(loaded(wanted)))
+    (tmp_path / "run" / "config.yaml").write_text(dump(load_config(wanted)))
     with pytest.raises(ValueError) as error:
-        train(laid_over(wanted, change), resume=True)
+        train(merge(wanted, change), resume=True)
     assert f"run: was run with {named} resume it with the same configuration" in str(error.value)
 
 
@@ -226,7 +226,7 @@ def test_one_verdict_that_is_missing_is_told_and_the_run_goes_on(tmp_path):
 
 def test_missing_verdicts_of_the_held_out_rows_are_written_down(tmp_path):
     wanted = with_function(tmp_path, "all_but_one", failure_limit=0.2)
-    run = train(laid_over(wanted, {"data": {"held_out_rows": 2}, "steps": 1}))
+    run = train(merge(wanted, {"data": {"held_out_rows": 2}, "steps": 1}))
     items = json.loads((run.folder / "held_out.json").read_text())["1"]["items"]
     assert [(item["graded"], item["missing"]) for item in items] == [(1, {"infrastructure": 1})]
 
@@ -252,18 +252,18 @@ def test_responses_that_are_all_cut_off_are_warned_of(tmp_path):
 def test_demonstrations_that_are_cut_or_left_out_are_told(tmp_path, capsys):
     rows = [{"prompt": "1+1=", "completion": "2"}, {"prompt": "1+2=", "completion": "3333"}]
     rows += [{"prompt": "1+2+3+4=", "completion": "10"}]
-    wanted = laid_over(settings(tmp_path, "sft"), {"data": {"max_length": 7}})
+    wanted = merge(settings(tmp_path, "sft"), {"data": {"max_length": 7}})
     written(tmp_path / "rows.jsonl", rows)
     run = train(wanted)
     assert [w["message"] for w in lines(run.folder / "warnings.jsonl")] == [
-        "1 of 3 demonstrations are cut at 7 tokens",
+        "1 of 3 demonstrations are truncated to 7 tokens",
         "1 of 3 demonstrations have nothing to learn within 7 tokens: left out",
     ]
     assert "left out" in capsys.readouterr().err
 
 
 def test_held_out_rows_are_the_first_and_never_trained_on(tmp_path):
-    wanted = laid_over(settings(tmp_path, "grpo"), {"data": {"held_out_rows": 4}, "steps": 6})
+    wanted = merge(settings(tmp_path, "grpo"), {"data": {"held_out_rows": 4}, "steps": 6})
     run = train(wanted)
     held = {row["prompt"] for row in sums(4)}
     drawn = {record["prompt"] for path in (run.folder / "rollouts").iterdir() for record in lines(path)}
@@ -276,7 +276,7 @@ def test_held_out_rows_are_the_first_and_never_trained_on(tmp_path):
 def test_held_out_rows_of_their_own_file(tmp_path):
     written(tmp_path / "test.jsonl", [{"prompt": "9+9="}, {"prompt": "8+8="}, {"prompt": "1+0="}])
     own = {"data": {"held_out": str(tmp_path / "test.jsonl"), "held_out_rows": 2}}
-    run = train(laid_over(settings(tmp_path, "sft"), {**own, "evaluation": {"samples": 5}}))
+    run = train(merge(settings(tmp_path, "sft"), {**own, "evaluation": {"samples": 5}}))
     assert run.evaluations[2].responses == 10
     assert sorted(run.evaluations) == [0, 2]
 
@@ -287,7 +287,7 @@ def test_a_run_that_failed_before_its_first_step_may_be_tried_again_in_its_folde
     assert (tmp_path / "run" / "config.yaml").is_file()
     run = train(with_function(tmp_path, "alike"))
     assert len(run.metrics) == 2
-    with pytest.raises(ValueError, match="holds another run"):
+    with pytest.raises(ValueError, match="contains another run"):
         train(with_function(tmp_path, "alike"))
 
 
@@ -312,8 +312,8 @@ def test_training_in_bf16_follows_training_in_fp32(tmp_path):
 
 def test_a_plain_prompt_becomes_a_user_s_message_where_data_chat_says_so(tmp_path):
     wanted = settings(tmp_path, "sft")
-    config = loaded(laid_over(wanted, {"data": {"chat": True, "system": "Be brief."}}))
-    train_rows, _ = kind_of(ALGORITHMS["sft"]).rows(config, ALGORITHMS["sft"])
+    config = load_config(merge(wanted, {"data": {"chat": True, "system": "Be brief."}}))
+    train_rows, _ = ALGORITHMS["sft"].source.rows(config, {})
     assert train_rows[0]["prompt"] == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": sums(1)[0]["prompt"]},

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from grape_rl import train
-from grape_rl.config import laid_over
+from grape_rl.config.files import merge
 from grape_rl.maths.grape import confidence_weighted, running_confidence
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.reward.running_confidence import Running
@@ -42,10 +42,10 @@ categories:
 def wanted(folder, **more):
     (folder / "critics.py").write_text(CRITICS)
     own = {"options": {"scope": "running", "decay": 0.5}, "steps": 4, "checkpoint_every": 1, "prompts_per_step": 2}
-    given = laid_over(settings(folder, "grape"), own)
+    given = merge(settings(folder, "grape"), own)
     (folder / "rubric.yaml").write_text(RUBRIC)
     given["reward"]["allow"] = ["critics.py"]
-    return laid_over(given, more)
+    return merge(given, more)
 
 
 def left(run, step):
@@ -56,9 +56,9 @@ def test_a_killed_run_goes_on_to_the_same_bits_and_evaluations_leave_no_trace(tm
     often = {"data": {"held_out_rows": 3}, "evaluation": {"every": 1}}
     run, straight = killed_and_resumed(wanted(tmp_path, **often), tmp_path, monkeypatch)
     assert left(run, 4) == left(straight, 4)
-    seldom = laid_over(wanted(tmp_path, **often), {"evaluation": {"every": 0}, "output": str(tmp_path / "seldom")})
+    seldom = merge(wanted(tmp_path, **often), {"evaluation": {"every": 0}, "output": str(tmp_path / "seldom")})
     assert left(train(seldom), 4) == left(run, 4)
-    by_group = train(laid_over(seldom, {"options": {"scope": "group"}, "output": str(tmp_path / "group")}))
+    by_group = train(merge(seldom, {"options": {"scope": "group"}, "output": str(tmp_path / "group")}))
     assert left(by_group, 4) == {}
     assert [step["reward"] for step in by_group.metrics] != [step["reward"] for step in run.metrics]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from grape_rl import train
-from grape_rl.cli.train import resolved
-from grape_rl.config import laid_over
+from grape_rl.cli.train import resolve_config
+from grape_rl.config.files import merge
 from small_runs import killed_and_resumed, lines, settings, weights, written
 from test_preference_runs import preferred, without
 
@@ -23,7 +23,7 @@ def scoring(folder, method, rows=None, **more):
     """A run that trains a model to score."""
     wanted = settings(folder, method)
     written(folder / "rows.jsonl", ROWS[method] if rows is None else rows)
-    return laid_over({**wanted, "reward": {}}, more)
+    return merge({**wanted, "reward": {}}, more)
 
 
 def by_item(run, step):
@@ -53,12 +53,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(method, tmp_path, monkeypatch):
 def test_a_reward_model_is_the_start_of_another_and_of_no_language_model(tmp_path):
     first = train(scoring(tmp_path, "reward_model"))
     again = scoring(tmp_path, "reward_model", output=str(tmp_path / "again"), optimizer={"learning_rate": 1e-9})
-    second = train(laid_over(again, {"model": {"name": str(first.model)}}))
+    second = train(merge(again, {"model": {"name": str(first.model)}}))
     torch.testing.assert_close(weights(second.model), weights(first.model), atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match=r"has the head score\.weight of a reward model, and a language model is need"):
-        train(
-            laid_over(settings(tmp_path, "grpo"), {"model": {"name": str(first.model)}, "output": str(tmp_path / "x")})
-        )
+        train(merge(settings(tmp_path, "grpo"), {"model": {"name": str(first.model)}, "output": str(tmp_path / "x")}))
 
 
 def test_pairs_over_the_limit_are_told(tmp_path):
@@ -125,6 +123,6 @@ def test_runs_are_scored_by_a_reward_model_and_by_an_item(tmp_path):
 
 def test_the_demo_takes_a_reward_model_in_the_place_of_its_rubric():
     given = {"reward": {"model": "runs/demo/reward_model/checkpoints/last"}}
-    config = resolved("grpo", "demo", given)
+    config = resolve_config("grpo", "demo", given)
     assert config.reward.model == given["reward"]["model"] and config.reward.rubric is None
-    assert resolved("grpo", "demo", {"reward": {"function": "f.py:f"}}).reward.rubric is None
+    assert resolve_config("grpo", "demo", {"reward": {"function": "f.py:f"}}).reward.rubric is None

@@ -8,7 +8,7 @@ import torch
 
 from grape_rl import train
 from grape_rl.cli import main
-from grape_rl.config import laid_over
+from grape_rl.config.files import merge
 from grape_rl.model.load import load
 from grape_rl.model.scratch import character_tokenizer, random_llama
 from small_runs import lines, settings, sums, weights, written
@@ -48,7 +48,7 @@ def sft(folder, rows, **more):
     """A run of SFT on the rows, without a reward."""
     wanted = {key: value for key, value in settings(folder, "sft").items() if key != "reward"}
     written(folder / "rows.jsonl", rows)
-    return laid_over(wanted, more)
+    return merge(wanted, more)
 
 
 def test_a_file_of_conversations_from_the_command_line(tmp_path, capsys):
@@ -116,12 +116,12 @@ def test_the_held_out_loss_is_that_of_the_model_itself_on_every_type_of_data(kin
 
 
 def test_a_reward_and_a_loss_on_the_same_held_out_rows(tmp_path):
-    wanted = laid_over(settings(tmp_path, "sft"), {"data": {"held_out_rows": 3}, "steps": 1})
+    wanted = merge(settings(tmp_path, "sft"), {"data": {"held_out_rows": 3}, "steps": 1})
     found = train(wanted).evaluations[1]
     assert found.responses == 3
     assert [item.item for item in found.items] == ["even", "brief", "nll", "perplexity"]
     written(tmp_path / "test.jsonl", [{"prompt": row["prompt"]} for row in sums(3)])
-    alone = laid_over(wanted, {"data": {"held_out": str(tmp_path / "test.jsonl")}, "output": str(tmp_path / "other")})
+    alone = merge(wanted, {"data": {"held_out": str(tmp_path / "test.jsonl")}, "output": str(tmp_path / "other")})
     assert [item.item for item in train(alone).evaluations[1].items] == ["even", "brief"], "no completions, no loss"
 
 
@@ -165,7 +165,7 @@ def test_micro_batches_change_no_result(tmp_path):
         ([{"messages": talk(0)}, {"text": "1"}], {}, "row 1 has no column 'messages'; it has 'text'"),
         ([{"messages": "1+1=2"}], {}, "row 0: the messages ('messages') should be messages, and is plain text"),
         ([{"text": "1+1=2"}], {"learn": "assistant"}, "all of a text is learned; it has no assistant to learn alone"),
-        ([{"messages": talk(0)}], {"chat": True}, "data.chat makes messages of a prompt and a completion; "),
+        ([{"messages": talk(0)}], {"chat": True}, "data.chat needs columns of a prompt and a completion; "),
         ([{"text": "1\ud8002"}], {}, "row 0: column 'text' has half a character in it (\\ud800, a surrogate)"),
         (
             [{"messages": [{"role": "user", "content": [{"type": "image", "image": "x"}]}]}],

@@ -12,8 +12,8 @@ import torch
 import growth
 import shapes
 import vs_trl
-from grape_rl.config import loaded
 from grape_rl.estimate.flops import count_flops, forward_work
+from grape_rl.validation import load_config
 from speed import data, floors, ours, peer, turns
 from speed.rows import ROWS, STARTS, Row
 
@@ -84,12 +84,12 @@ def test_a_step_lasts_from_the_end_of_one_to_the_end_of_the_next(model):
 
 def test_our_run_is_set_as_the_row_says(model, tmp_path):
     spec = replace(SMALL["grpo"], bf16=True, longest=48).spec(model, tmp_path / "rows.jsonl", 3)
-    found = loaded(ours.settings(spec, tmp_path))
+    found = load_config(ours.settings(spec, tmp_path))
     assert (found.steps, found.prompts_per_step, found.group_size, found.seed) == (3, 2, 3, ours.SEED)
     assert (found.sampling.max_tokens, found.sampling.temperature, found.data.max_length) == (4, 1.0, 48)
     assert (found.precision, found.log_kl, found.checkpoint_every, found.device) == ("bf16", False, 0, "cpu")
     assert found.optimizer.learning_rate == 1e-5 and found.model.name == str(model)
-    assert loaded(ours.settings(SMALL["sft"].spec(model, model, 3), tmp_path)).precision == "fp32"
+    assert load_config(ours.settings(SMALL["sft"].spec(model, model, 3), tmp_path)).precision == "fp32"
 
 
 def test_a_sampled_step_counts_prompts_once_a_row(runs):

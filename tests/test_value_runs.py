@@ -8,12 +8,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from grape_rl import ALGORITHMS, train
-from grape_rl.config import laid_over
+from grape_rl.config.files import merge
 from grape_rl.maths.penalty import reference_kl
-from grape_rl.methods import in_force, objective, resolve_options, start_memory
+from grape_rl.methods import objective, resolve_options
 from grape_rl.model.load import load
 from grape_rl.model.scratch import character_tokenizer, random_llama
 from grape_rl.model.value_head import separate_value_model
+from grape_rl.sources.responses import current_options
 from grape_rl.training import log as training_log
 from small_runs import lines, settings, weights
 
@@ -119,7 +120,7 @@ def test_while_the_value_warms_up_the_policy_keeps_every_bit(trunk, tmp_path):
 
 def test_ppo_learns_and_so_does_its_value(tmp_path):
     """Short even answers are wanted, one response a prompt: no group to compare, and the value takes its place."""
-    wanted = laid_over(
+    wanted = merge(
         settings(tmp_path, "ppo"),
         {"options": {"value_trunk": "own", "kl_in_reward": 0.01, "step_kl_limit": 0.3, **PASSES}, "steps": 20},
     )
@@ -167,19 +168,19 @@ def few(folder):
     ("options", "message"),
     [
         ({"value_trunk": "both"}, "value_trunk: Input should be 'own' or 'shared'"),
-        ({"value_trunk": "shared", "value_model": "rewarder"}, "a shared trunk has none; give value_trunk own"),
+        ({"value_trunk": "shared", "value_model": "rewarder"}, "a shared trunk has no model of its own; set"),
         (
             {"value_trunk": "own", "value_model": "nowhere/at/all"},
             "value model 'nowhere/at/all': nothing loadable there",
         ),
         ({"value_trunk": "own", "value_model": foreign}, "has another tokenizer than the policy"),
-        ({"value_trunk": "own", "value_model": few}, r"has 6 embeddings, and the policy's tokenizer \d+ tokens"),
+        ({"value_trunk": "own", "value_model": few}, r"has 6 embeddings for the policy's \d+ tokens"),
         ({"kl_target": -1.0}, "kl_target: Input should be greater than or equal to 0"),
         ({"kl_target": 6.0, "kl_horizon": 2.0}, r"kl_horizon is 2.0; with 12 responses it must be over 2.4"),
         ({"value_warmup": -1}, "value_warmup: Input should be greater than or equal to 0"),
         (
             {"kl_target": 6.0, "kl_in_reward": 0.0},
-            "kl_target adapts the coefficient kl or kl_in_reward, and both are 0",
+            "kl_target adapts the coefficient kl or kl_in_reward, but both are 0",
         ),
     ],
 )
@@ -194,14 +195,14 @@ def test_what_a_value_cannot_be_is_said_before_the_first_step(options, message, 
 def test_a_kl_that_follows_its_target_is_so_in_the_reward_and_in_the_loss():
     row = ALGORITHMS["ppo"]
     chosen = resolve_options(row, {"kl": 0.5, "kl_in_reward": 0.25, "kl_target": 3.0})
-    found = in_force(chosen, {"kl_scale": 3.0})
+    found = current_options(chosen, {"kl_scale": 3.0})
     assert (found["kl"], found["kl_in_reward"]) == (1.5, 0.75)
     assert {key: value for key, value in found.items() if key not in ("kl", "kl_in_reward")} == {
         key: value for key, value in chosen.items() if key not in ("kl", "kl_in_reward")
     }
     (held,) = [term for term in objective(row, found).terms if term.function is reference_kl]
     assert held.coefficient == 1.5
-    assert in_force(chosen, start_memory(row)) == chosen == in_force(chosen, {})
+    assert current_options(chosen, row.source.start_memory) == chosen == current_options(chosen, {})
 
 
 def test_a_method_without_a_value_function_has_no_option_of_it(tmp_path):

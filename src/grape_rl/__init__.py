@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from grape_rl.algorithms import ALGORITHMS
-    from grape_rl.config import Config
+    from grape_rl.config.config import Config
     from grape_rl.run import Run, train
 
 __all__ = ["ALGORITHMS", "Config", "Run", "train"]
-_HOMES = {"ALGORITHMS": "algorithms", "Config": "config", "Run": "run", "train": "run"}
+_HOMES = {"ALGORITHMS": "algorithms", "Config": "config.config", "Run": "run", "train": "run"}
 
 
 def __getattr__(name: str) -> Any:

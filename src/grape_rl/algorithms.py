@@ -1,33 +1,67 @@
-"""The table of methods: every row by its name, and which rows belong together."""
+"""The table of methods: every method by its name, in families; and methods from a user's own file."""
 
+import importlib
+from pathlib import Path
 from types import MappingProxyType
 
-from grape_rl.table.group_relative import GROUP_RELATIVE
-from grape_rl.table.imitation import IMITATION
-from grape_rl.table.labels import LABELED
-from grape_rl.table.mixture import MIXTURE
-from grape_rl.table.off_policy import OFF_POLICY
-from grape_rl.table.online import ONLINE
-from grape_rl.table.preference import PREFERENCE
-from grape_rl.table.reinforce import REINFORCE
-from grape_rl.table.reward_model import REWARD_MODEL
-from grape_rl.table.value import VALUE
+from grape_rl.methods import Method
+from grape_rl.reward.check.callables import module_from_file
+from grape_rl.schema import nearest
+from grape_rl.table.group_relative import GROUP_RELATIVE_METHODS
+from grape_rl.table.imitation import IMITATION_METHODS
+from grape_rl.table.labels import LABEL_METHODS
+from grape_rl.table.mixture import MIXTURE_METHODS
+from grape_rl.table.off_policy import OFF_POLICY_METHODS
+from grape_rl.table.online import ONLINE_METHODS
+from grape_rl.table.preference import PREFERENCE_METHODS
+from grape_rl.table.reinforce import REINFORCE_METHODS
+from grape_rl.table.reward_model import REWARD_MODEL_METHODS
+from grape_rl.table.value import VALUE_METHODS
 
 FAMILIES = MappingProxyType(
     {
-        "Imitation": IMITATION,
-        "REINFORCE": REINFORCE,
-        "With a value function": VALUE,
-        "Relative to the group, with a bound on the ratio": GROUP_RELATIVE,
-        "REINFORCE on an older policy's responses": OFF_POLICY,
-        "Preferences between two responses": PREFERENCE,
-        "Preferences between two of the model's own responses": ONLINE,
-        "Mixtures of losses on preferences": MIXTURE,
-        "Responses labeled desirable or not": LABELED,
-        "Models that score": REWARD_MODEL,
+        "Imitation": IMITATION_METHODS,
+        "REINFORCE": REINFORCE_METHODS,
+        "Actor-critic with a value function": VALUE_METHODS,
+        "Group-relative advantages with a clipped ratio": GROUP_RELATIVE_METHODS,
+        "Off-policy REINFORCE": OFF_POLICY_METHODS,
+        "Preference pairs": PREFERENCE_METHODS,
+        "Online preference pairs": ONLINE_METHODS,
+        "Mixtures of preference losses": MIXTURE_METHODS,
+        "Labeled single responses": LABEL_METHODS,
+        "Reward models": REWARD_MODEL_METHODS,
     }
 )
-"""The rows by what they have in common."""
+"""The methods by what they have in common."""
 
-ALGORITHMS = MappingProxyType({row.name: row for rows in FAMILIES.values() for row in rows})
-"""Every method by its name."""
+ALGORITHMS = MappingProxyType({method.name: method for family in FAMILIES.values() for method in family})
+"""Every method of the table by its name."""
+
+
+def method_named(name: str) -> Method:
+    """The method of that name: a row of the table, or a ``Method`` from a user's own file or module.
+
+    A name with a colon is "file.py:NAME" (a path from the working directory) or "package.module:NAME".
+
+    Raises:
+        ValueError: no such method, file, module or name in it, or what is there is not a ``Method``.
+    """
+    if ":" not in name:
+        if name not in ALGORITHMS:
+            raise ValueError(f"unknown method {name!r}{nearest(name, ALGORITHMS)}")
+        return ALGORITHMS[name]
+    place, _, attribute = name.rpartition(":")
+    file = Path(place).expanduser()
+    if place.endswith(".py") and not file.is_file():
+        raise ValueError(f"method {name!r}: there is no file {place}")
+    try:
+        module = module_from_file(file) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:
+        raise ValueError(f"method {name!r}: {place} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not hasattr(module, attribute):
+        methods = [key for key, value in vars(module).items() if isinstance(value, Method)]
+        raise ValueError(f"method {name!r}: {place} has no {attribute!r}{nearest(attribute, methods)}")
+    method = getattr(module, attribute)
+    if not isinstance(method, Method):
+        raise ValueError(f"method {name!r}: {attribute} is a {type(method).__name__}, not a grape_rl.methods.Method")
+    return method

@@ -12,8 +12,8 @@ from grape_rl import ALGORITHMS
 from grape_rl.data.order import derive_seed
 from grape_rl.maths.advantage import group_relative, leave_one_out
 from grape_rl.maths.pairing import ranked_pairs
-from grape_rl.maths.reweighting import accepted
-from grape_rl.methods import Responses, keywords, resolve_options
+from grape_rl.maths.rejection import accepted
+from grape_rl.methods import resolve_options
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.logprobs import compute_logprobs
 from grape_rl.model.reference_logprobs import reference_logprobs
@@ -24,7 +24,8 @@ from grape_rl.rollout.dynamic_sampling import single_draw
 from grape_rl.rollout.on_policy import on_policy_source
 from grape_rl.rollout.revise import Reviser, add_revisions, lowest_rewards, revision_prompt
 from grape_rl.rollout.scored_rollout import ScoredRollout
-from grape_rl.sources.online_pairs import sampled_preferences
+from grape_rl.sources.responses import Responses
+from grape_rl.sources.sampled_preferences import pair_source
 from grape_rl.types import Response, Rollout, Scores, Verdict, failed
 
 NAN = math.nan
@@ -258,8 +259,8 @@ def test_every_method_takes_groups_of_unequal_sizes_in_any_order(tokenizer, name
     row = ALGORITHMS[name]
     assert isinstance(row.source, Responses)
     chosen = resolve_options(row, {})
-    advantage = partial(row.source.advantage, **keywords(row.source.advantage, chosen))
-    start = {each.function.__name__: each.start for each in row.source.remembers}
+    (advantage,) = [f.bind(chosen) for f in row.source.functions if f.function is row.source.advantage]
+    start = dict(row.source.start_memory)
     found = revise(tokenizer, draw(0.5, 0.25, 1.0, 0.75, 0.6, 0.1), (0.9,), lengths=(6,), long=(5,))[0]
     order = torch.tensor([6, 0, 3, 5, 1, 4, 2])
     moved = ScoredRollout(
@@ -281,9 +282,7 @@ def test_the_pair_is_the_revision_over_what_it_revises(tokenizer):
         found = revise(tokenizer, draw(0.5, 0.25, 1.0, 0.75, 0.6, 0.0), new)[0]
         pairing = partial(ranked_pairs, pairing="revised", **more)
         found = replace(found, reference_logp=-1.0 * found.rollout.mask)
-        return sampled_preferences(lambda step: CollectedRollout(found, {"reference_seconds": 0.0}, ()), pairing, None)(
-            0
-        )
+        return pair_source(lambda step: CollectedRollout(found, {"reference_seconds": 0.0}, ()), pairing, None)(0)
 
     what = experience((0.75, 0.5))
     own = [t[m].tolist() for t, m in zip(what.sequences.tokens, what.sequences.mask, strict=True)]

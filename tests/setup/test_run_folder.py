@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from grape_rl.config import Config
+from grape_rl.config.config import Config
 from grape_rl.setup.run_folder import resumable
 from small_runs import settings
 

@@ -13,10 +13,11 @@ import torch
 from grape_rl import ALGORITHMS
 from grape_rl.data.chat import Example
 from grape_rl.data.labels import LabeledResponse
-from grape_rl.methods import Labels, objective, resolve_options
+from grape_rl.data.order import rows_of_step
+from grape_rl.methods import objective, resolve_options
 from grape_rl.model.forward import ForwardContext
-from grape_rl.sources.held_out import held_out_labels
-from grape_rl.training.labels import label_experience, label_logprobs, label_metrics, labels
+from grape_rl.sources.labels import Labels, experience_from_labels, summarize_labels
+from grape_rl.training.labels import label_logprobs, label_metrics
 from grape_rl.training.update import UpdateSettings
 from precise import doubled
 from waits import waits_counted
@@ -100,7 +101,7 @@ def plain_loss(model, reference, name):
 
 @pytest.mark.parametrize("name", OF_LABELS)
 def test_loss_and_gradient_are_those_of_plain_forward_passes(model, other, name):
-    what = label_experience(given(), asked(other), 7)
+    what = experience_from_labels(given(), asked(other), 7)
     total, z, gains = plain_loss(model, other, name)
     expected = torch.autograd.grad(total, list(model.parameters()))
     assert max(g.abs().max() for g in expected) > 0.01
@@ -125,7 +126,7 @@ def test_loss_and_gradient_are_those_of_plain_forward_passes(model, other, name)
 
 @pytest.mark.parametrize("name", OF_LABELS)
 def test_micro_batches_change_nothing(model, other, name):
-    what = label_experience(given(), asked(other), 7)
+    what = experience_from_labels(given(), asked(other), 7)
     expected, whole = step_by(model, name, what, settings=replace(SETTINGS, forward=ForwardContext(10_000)))
     found, told = step_by(model, name, what, settings=replace(SETTINGS, forward=ForwardContext(1)))
     for a, b in zip(found, expected, strict=True):
@@ -135,7 +136,7 @@ def test_micro_batches_change_nothing(model, other, name):
 
 @pytest.mark.parametrize("name", OF_LABELS)
 def test_the_device_is_waited_for_no_more_often_in_many_micro_batches(model, other, name, monkeypatch):
-    what = label_experience(given(), asked(other), 7)
+    what = experience_from_labels(given(), asked(other), 7)
     counts = []
     for tokens in (1, 10_000):
         with waits_counted(monkeypatch) as waits:
@@ -145,11 +146,11 @@ def test_the_device_is_waited_for_no_more_often_in_many_micro_batches(model, oth
 
 
 def test_only_kto_looks_at_mismatched_responses(model, other):
-    what = label_experience(given(), asked(other), None)
+    what = experience_from_labels(given(), asked(other), None)
     assert what.mismatched is None and not what.warnings
     assert what.metrics == pytest.approx({"length": 19 / 5, "desirable_share": 0.6, "tokens": 19 + 5 + 2 + 2 + 3 + 1})
     lost, _ = step_by(model, "apo_zero_unpaired", what)
-    with_them, _ = step_by(model, "apo_zero_unpaired", label_experience(given(), asked(other), 7))
+    with_them, _ = step_by(model, "apo_zero_unpaired", experience_from_labels(given(), asked(other), 7))
     assert all(torch.equal(a, b) for a, b in zip(lost, with_them, strict=True))
 
 
@@ -157,7 +158,7 @@ def test_one_prompt_alone_is_compared_with_nothing(model, other):
     same = [
         LabeledResponse(Example(given()[0].example.prompt, each.example.completion), each.desirable) for each in given()
     ]
-    what = label_experience(same, asked(other), 20)
+    what = experience_from_labels(same, asked(other), 20)
     assert [key for key, _ in what.warnings] == ["one_prompt"]
     found, told = step_by(model, "kto", what)
     assert told["mismatched_gain"] == 0
@@ -167,8 +168,8 @@ def test_one_prompt_alone_is_compared_with_nothing(model, other):
 
 
 def test_the_mean_gain_is_of_all_batches_up_to_now(model, other):
-    first = label_experience(given()[:2], asked(other), None)
-    second = label_experience(given()[2:], asked(other), None)
+    first = experience_from_labels(given()[:2], asked(other), None)
+    second = experience_from_labels(given()[2:], asked(other), None)
     memory, (_, _, gains) = {}, plain_loss(model, other, "bco_unpaired")
     _, told = step_by(model, "bco_unpaired", first, memory)
     assert told["mean_gain"] == pytest.approx(float(gains[0] + gains[1]) / 2, rel=1e-9)
@@ -187,15 +188,19 @@ def test_metrics_of_one_label_are_missing_and_a_tie_is_half_right():
 
 
 def test_held_out_labels_are_the_same_metrics(model, other):
-    what = label_experience(given(), asked(other), None)
+    what = experience_from_labels(given(), asked(other), None)
     _, told = step_by(model, "apo_zero_unpaired", what)
-    found = {item.item: item for item in held_out_labels(model, what, ForwardContext(20))}
+    found = {item.item: item for item in summarize_labels(model, what, ForwardContext(20))}
     assert {name: item.mean for name, item in found.items()} == pytest.approx({name: told[name] for name in found})
     assert all((item.category, item.graded) == ("labels", 5) for item in found.values())
 
 
 def test_the_source_draws_every_response_before_any_comes_again(model):
-    source = labels(given(), asked(model), 2, 0, 9)
+    reference = asked(model)
+
+    def source(step):
+        return experience_from_labels([given()[i] for i in rows_of_step(5, 2, step, seed=0)], reference, 9)
+
     drawn = [source(step) for step in range(5)]
     firsts = [int(row[0]) for what in drawn for row in what.sequences.tokens]
     assert sorted(firsts[:5]) == sorted(firsts[5:]) == sorted(int(each.example.completion[0]) for each in given())
@@ -204,7 +209,7 @@ def test_the_source_draws_every_response_before_any_comes_again(model):
 
 
 def test_a_gradient_that_is_not_finite_moves_no_weight(model, other):
-    what = label_experience(given(), asked(other), 7)
+    what = experience_from_labels(given(), asked(other), 7)
     broken = replace(what, batch=replace(what.batch, reference_logp=what.batch.reference_logp * math.nan))
     before = [p.detach().clone() for p in model.parameters()]
     with pytest.raises(RuntimeError, match=r"the gradient's norm is nan"):

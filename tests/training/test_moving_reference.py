@@ -10,8 +10,9 @@ from grape_rl import ALGORITHMS
 from grape_rl.data.preferences import Pair
 from grape_rl.methods import objective, resolve_options
 from grape_rl.model.forward import ForwardContext
+from grape_rl.sources.preferences import experience_from_pairs
 from grape_rl.training.moving_reference import moving_reference
-from grape_rl.training.pairs import pair_logprobs, preferences
+from grape_rl.training.pairs import pair_logprobs
 from grape_rl.training.update import UpdateSettings
 
 SETTINGS = UpdateSettings(ForwardContext(100, temperature=1.0), max_tokens=9, max_grad_norm=1e9, seed=3)
@@ -20,12 +21,16 @@ SETTINGS = UpdateSettings(ForwardContext(100, temperature=1.0), max_tokens=9, ma
 def stepped(model, reference, steps, **options):
     """The reference's parameters after each of some steps on one pair, and the margins at their beginnings."""
     pair = Pair(torch.tensor([5, 6]), torch.tensor([7, 8]), torch.tensor([9]))
-    source = preferences([pair], lambda s: pair_logprobs(reference, s, ForwardContext(100)), 1, 0, reference)
+
+    def logprobs(sequences):
+        return pair_logprobs(reference, sequences, ForwardContext(100))
+
     row = ALGORITHMS["tr_dpo"]
     goal, sgd = objective(row, resolve_options(row, {})), torch.optim.SGD(model.parameters(), lr=0.01)
     found, margins = [], []
     for step in range(steps):
-        told = moving_reference(model, sgd, source(step), goal, SETTINGS, step, **options)
+        experience = experience_from_pairs([pair], logprobs, reference)
+        told = moving_reference(model, sgd, experience, goal, SETTINGS, step, **options)
         margins.append(told["margin"])
         found.append([p.clone() for p in reference.parameters()])
     return found, margins

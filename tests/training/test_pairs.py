@@ -12,20 +12,14 @@ import pytest
 import torch
 
 from grape_rl import ALGORITHMS
+from grape_rl.data.order import rows_of_step
 from grape_rl.data.preferences import Pair
-from grape_rl.methods import Preferences, objective, resolve_options
+from grape_rl.methods import objective, resolve_options
 from grape_rl.model.forward import ForwardContext
+from grape_rl.sources.preferences import Preferences, experience_from_pairs
 from grape_rl.training import pairs as training_pairs
 from grape_rl.training.objective import DISTRIBUTION_FIELDS, PAIR_FIELDS, Objective, Term, example_loss
-from grape_rl.training.pairs import (
-    PairExperience,
-    pair_batches,
-    pair_experience,
-    pair_logprobs,
-    pair_loss_inputs,
-    pair_metrics,
-    preferences,
-)
+from grape_rl.training.pairs import PairExperience, pair_batches, pair_logprobs, pair_loss_inputs, pair_metrics
 from grape_rl.training.update import UpdateSettings
 from grape_rl.types import PairBatch
 from precise import doubled as in_doubles
@@ -63,7 +57,7 @@ def given_pairs():
 
 def experience(found=None, reference=None):
     """The pairs with a reference that is not the model: made-up log-probs, and the whole choices of ``reference``."""
-    made = pair_experience(given_pairs() if found is None else found, None, reference)
+    made = experience_from_pairs(given_pairs() if found is None else found, None, reference)
     generator = torch.Generator().manual_seed(7)
     mask = made.batch.mask
     logp = (-3.5 * torch.rand(mask.shape, generator=generator, dtype=torch.float64) - 0.5).masked_fill(~mask, 0)
@@ -289,7 +283,9 @@ def test_the_source_draws_every_pair_before_any_comes_again_and_asks_the_referen
     def reference(sequences):
         return pair_logprobs(model, sequences, ForwardContext(30))
 
-    source = preferences(found, reference, 2, seed=0)
+    def source(step):
+        return experience_from_pairs([found[i] for i in rows_of_step(5, 2, step, seed=0)], reference)
+
     drawn = [source(step) for step in range(5)]
     assert all(isinstance(what, PairExperience) and isinstance(what.batch, PairBatch) for what in drawn)
     prompts = [len(p) for what in drawn for p in what.sequences.prompts]
@@ -299,4 +295,4 @@ def test_the_source_draws_every_pair_before_any_comes_again_and_asks_the_referen
     fields = pair_loss_inputs(pair_logprobs(model, again.sequences, ForwardContext(30)), again.batch)
     assert torch.equal(fields["chosen_logp"], fields["reference_chosen_logp"])
     assert pair_metrics(fields)["accuracy"].tolist() == [0.5, 0.5], "at the reference nothing is preferred"
-    assert not preferences(found, None, 2, seed=0)(0).batch.reference_logp.any()
+    assert not experience_from_pairs(found, None).batch.reference_logp.any()

@@ -12,17 +12,10 @@ from grape_rl.methods import objective, resolve_options
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.logprobs import hidden_states_after
 from grape_rl.model.reward_head import build_reward_model
+from grape_rl.sources.comparisons import experience_from_comparisons, summarize_comparisons
+from grape_rl.sources.steps import experience_from_solutions, summarize_steps
 from grape_rl.training.optimizer import adamw, set_learning_rate
-from grape_rl.training.reward_modeling import (
-    compared,
-    comparing,
-    comparison_gradient,
-    held_out_comparisons,
-    held_out_steps,
-    judged,
-    judging,
-    step_gradient,
-)
+from grape_rl.training.reward_modeling import comparison_gradient, step_gradient
 from grape_rl.training.update import UpdateSettings
 from precise import doubled
 
@@ -76,7 +69,7 @@ def test_the_loss_of_pairs_and_its_gradient_by_hand(scorer, tokenizer):
     told = comparison_gradient(
         scorer,
         idle_optimizer(scorer),
-        compared(pairs_of(tokenizer, PAIRS)),
+        experience_from_comparisons(pairs_of(tokenizer, PAIRS)),
         goal("reward_model", centering=0.1),
         settings(),
     )
@@ -92,14 +85,16 @@ def test_the_loss_of_pairs_and_its_gradient_by_hand(scorer, tokenizer):
     loss.backward()
     assert told["loss"] == pytest.approx(loss.item(), rel=1e-9)
     assert told["accuracy"] == pytest.approx(sum(won) / 3) and told["reward"] == pytest.approx(sum(rewards) / 6)
-    assert told["loss/bradley_terry"] + told["loss/centered"] == pytest.approx(told["loss"])
+    assert told["loss/bradley_terry"] + told["loss/score_centering"] == pytest.approx(told["loss"])
     for a, b in zip(found, gradients(scorer), strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
 
 
 def test_the_loss_of_steps_and_its_gradient_by_hand(scorer, tokenizer):
     found, _ = tokenize_solutions(SOLUTIONS, tokenizer, 64, "data")
-    told = step_gradient(scorer, idle_optimizer(scorer), judged(found), goal("process_reward_model"), settings())
+    told = step_gradient(
+        scorer, idle_optimizer(scorer), experience_from_solutions(found), goal("process_reward_model"), settings()
+    )
     mine = gradients(scorer)
     scorer.zero_grad()
     loss, right = 0.0, []
@@ -115,7 +110,7 @@ def test_the_loss_of_steps_and_its_gradient_by_hand(scorer, tokenizer):
     assert told["accuracy"] == pytest.approx(sum(right) / 5)
     for a, b in zip(mine, gradients(scorer), strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
-    accuracy, on_right, on_wrong = held_out_steps(scorer, judged(found), ForwardContext(16))
+    accuracy, on_right, on_wrong = summarize_steps(scorer, experience_from_solutions(found), ForwardContext(16))
     assert (accuracy.graded, on_right.graded, on_wrong.graded) == (5, 3, 2)
     assert accuracy.mean == pytest.approx(sum(right) / 5)
     assert on_right.mean == pytest.approx((right[0] + right[1] + right[4]) / 3)
@@ -123,7 +118,10 @@ def test_the_loss_of_steps_and_its_gradient_by_hand(scorer, tokenizer):
 
 @pytest.mark.parametrize("tokens", [1, 25, 40])
 def test_the_same_however_a_batch_is_cut(tokens, scorer, tokenizer):
-    pairs, steps = compared(pairs_of(tokenizer, PAIRS)), judged(tokenize_solutions(SOLUTIONS, tokenizer, 64, "data")[0])
+    pairs, steps = (
+        experience_from_comparisons(pairs_of(tokenizer, PAIRS)),
+        experience_from_solutions(tokenize_solutions(SOLUTIONS, tokenizer, 64, "data")[0]),
+    )
     for update, batch, name in (
         (comparison_gradient, pairs, "reward_model"),
         (step_gradient, steps, "process_reward_model"),
@@ -134,7 +132,7 @@ def test_the_same_however_a_batch_is_cut(tokens, scorer, tokenizer):
         assert cut == pytest.approx(whole, rel=1e-9)
         for a, b in zip(before, gradients(scorer), strict=True):
             torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-8)
-    one, other = (held_out_comparisons(scorer, pairs, ForwardContext(n)) for n in (tokens, 10**6))
+    one, other = (summarize_comparisons(scorer, pairs, ForwardContext(n)) for n in (tokens, 10**6))
     assert [i.mean for i in one] == pytest.approx([i.mean for i in other])
 
 
@@ -149,7 +147,7 @@ def test_it_learns_pairs_and_centering_brings_the_mean_score_to_zero(model, toke
     rows = [{"prompt": f"{i}=", "chosen": str(2 * i), "rejected": str(2 * i + 1)} for i in range(8)]
     found = pairs_of(tokenizer, rows)
     model = build_reward_model(model, tokenizer, seed=0)
-    batch = compared(found)
+    batch = experience_from_comparisons(found)
     with torch.no_grad():
         mean = hidden_states_after(model, batch.sequences)[torch.arange(16), batch.sequences.mask.sum(1)].mean(0)
         model.score.weight.copy_(3 * mean / mean.square().sum())
@@ -158,8 +156,8 @@ def test_it_learns_pairs_and_centering_brings_the_mean_score_to_zero(model, toke
     for centering in (0.0, 0.1):
         model.load_state_dict(start)
         goals = goal("reward_model", centering=centering)
-        told = trained(model, comparison_gradient, comparing(found, 8, 0), goals, 40, 1e-2)
-        accuracy, margin, reward = held_out_comparisons(model, batch, ForwardContext(10**6))
+        told = trained(model, comparison_gradient, lambda step: batch, goals, 40, 1e-2)
+        accuracy, margin, reward = summarize_comparisons(model, batch, ForwardContext(10**6))
         assert accuracy.mean > 0.9 and margin.mean > 1 and told[-1]["loss/bradley_terry" if centering else "loss"] < 0.2
         last[centering] = abs(reward.mean)
     assert last[0.1] < 0.1 and last[0.0] > 0.3
@@ -174,7 +172,8 @@ def test_it_learns_steps(model, tokenizer):
     ]
     found, _ = tokenize_solutions(rows, tokenizer, 64, "data")
     model = build_reward_model(model, tokenizer, seed=0)
-    told = trained(model, step_gradient, judging(found, 16, 0), goal("process_reward_model"), 40, 1e-2)
-    accuracy, on_right, on_wrong = held_out_steps(model, judged(found), ForwardContext(10**6))
+    batch = experience_from_solutions(found)
+    told = trained(model, step_gradient, lambda step: batch, goal("process_reward_model"), 40, 1e-2)
+    accuracy, on_right, on_wrong = summarize_steps(model, batch, ForwardContext(10**6))
     assert told[-1]["loss"] < 0.2 and math.isfinite(told[-1]["grad_norm"])
     assert accuracy.mean > 0.95 and on_right.mean > 0.9 and on_wrong.mean > 0.9

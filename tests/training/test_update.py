@@ -133,9 +133,9 @@ ONE_TOKEN = {
         -s["a"] * s["logp"] * (0.8 <= s["rho"] <= 1.2 or (s["rho"] <= 0.4 if s["a"] > 0 else s["rho"] >= 3))
     ),
     "topr": lambda s: -s["a"] * s["logp"] * (1 if s["a"] > 0 else min(s["whole_rho"].item(), 1)),
-    "truncated": lambda s: -s["a"] * s["logp"] * min(s["rho"].item(), 2),
-    "behavior_pull": lambda s: s["rho"].log() ** 2,
-    "imitation": lambda s: -s["logp"],
+    "truncated_importance": lambda s: -s["a"] * s["logp"] * min(s["rho"].item(), 2),
+    "squared_log_ratio": lambda s: s["rho"].log() ** 2,
+    "nll_regularizer": lambda s: -s["logp"],
     "advantage_weighted_entropy": lambda s: -s["a"] * s["entropy"],
     "reference_kl": lambda s: s["rho"] * ((s["ref"] - s["logp"]).exp() - 1 - (s["ref"] - s["logp"])),
     "entropy_bonus": lambda s: -s["entropy"],
@@ -514,7 +514,10 @@ def test_a_step_that_is_over_the_limit_from_the_start_changes_nothing_and_says_s
     before = [p.detach().clone() for p in model.parameters()]
     adam = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     told = gradient(model, adam, experience(), goal_of("grpo", "token"), SETTINGS, step=0, step_kl_limit=1e-3)
-    assert told == {"early_stop_kl": pytest.approx(told["early_stop_kl"]), "optimizer_steps": 0.0} and told["early_stop_kl"] > 1e-3
+    assert (
+        told == {"early_stop_kl": pytest.approx(told["early_stop_kl"]), "optimizer_steps": 0.0}
+        and told["early_stop_kl"] > 1e-3
+    )
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)) and not adam.state
 
 

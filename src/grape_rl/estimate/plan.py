@@ -1,6 +1,5 @@
-"""A run's estimate before it runs: what a step of it will do, by its settings, its data's lengths and its model."""
+"""The estimate of a run before it starts: from its settings, its data's lengths and its model's shape."""
 
-import inspect
 import resource
 import sys
 from collections.abc import Callable
@@ -9,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from grape_rl.algorithms import ALGORITHMS
-from grape_rl.config import Config
-from grape_rl.estimate.cost import Estimate, Held, Machine, Step, memory, seconds
+from grape_rl.algorithms import method_named
+from grape_rl.config.config import Config
+from grape_rl.estimate.cost import Estimate, ExtraModels, Machine, Step, peak_memory, step_seconds
 from grape_rl.estimate.fake_model import available, measure_footprint
 from grape_rl.estimate.flops import (
     Work,
@@ -21,152 +20,125 @@ from grape_rl.estimate.flops import (
     memory_bandwidth,
     operation_latency,
 )
-from grape_rl.methods import (
-    Labels,
-    Preferences,
-    Responses,
-    Sampled,
-    SampledPreferences,
-    objective,
-    resolve_options,
-)
+from grape_rl.methods import objective, resolve_options
 from grape_rl.model.logprobs import microbatches, select_rows
 from grape_rl.setup.policy import device
 from grape_rl.setup.setup import Setup
-from grape_rl.setup.value_function import value_settings
-from grape_rl.sources.kinds import kind_of
-from grape_rl.sources.preferences import compares_with_reference, needs_reference_itself
-from grape_rl.sources.responses import starts_with_reference
-from grape_rl.training.pairs import two_pass_pair_gradient
+from grape_rl.sources.source import Source
+from grape_rl.training.value import ValueFunctionOptions
 from grape_rl.types import Sequences
+from grape_rl.validation import load_config, load_rows
 
-ROWS, STEPS = 256, 4
-"""How many rows of the data are read, and of how many steps the mean is taken, and the largest moment."""
+ROWS = 256
+"""Data rows that an estimate reads, at most."""
+
+STEPS = 4
+"""Steps whose mean time and largest memory an estimate takes."""
 
 
 def estimated(config: Config, machine: Callable[[torch.device, torch.dtype], Machine] | None = None) -> Estimate:
-    """How much memory a run will take at its peak, and how long a step. Nothing is downloaded.
+    """A run's peak memory and its time per step. Nothing is downloaded.
 
-    Of the data the first rows are read; responses are taken to be as long as they may become, and the judging of them
-    to take no time. A scratch BPE vocabulary is taken from those rows.
+    The first rows of the data are read. Responses are assumed to have full length and grading to take no time. A BPE
+    vocabulary from scratch is built from those rows.
 
     Raises:
-        ValueError: it can't be estimated, and why.
+        ValueError: the reason why there is no estimate.
     """
-    row = ALGORITHMS[config.method]
-    if "optimizer" not in inspect.signature(row.update).parameters:
-        raise ValueError(f"what an update of {config.method} costs depends on the data")
+    config = load_config(config)
+    method = method_named(config.method)
+    source, options = method.source, resolve_options(method, config.options)
+    if "optimizer" not in method.update_function.reads:
+        raise ValueError(f"the cost of an update of {config.method} depends on the data")
     if config.data.source and not Path(config.data.source).expanduser().is_file():
-        raise ValueError(f"it needs the data's lengths, and {config.data.source} is no file here")
+        raise ValueError(f"the data's lengths are needed, and {config.data.source} is not a file on this machine")
     available(config.model)
-    enough = min(config.data.rows or ROWS, max(ROWS, STEPS * config.prompts_per_step))
-    few = config.model_copy(update={"data": config.data.model_copy(update={"rows": enough, "held_out_rows": 0})})
-    kind, chosen = kind_of(row), resolve_options(row, config.options)
-    train, _ = kind.rows(few, row)
-    policy, frame = measure_footprint(config, train, kind.scalar)
-    setup = Setup(config, row, chosen, train, [], policy, policy, None)
-    batch = kind.batches(setup)
-    steps = [step_of(setup, batch(step)) for step in range(STEPS)]
-    base = resident()
-    where = device(config.device)
-    of = (machine or measured)(where, torch.bfloat16 if config.precision == "bf16" else torch.float32)
-    peaks = [memory(frame, step, held(setup), base if where.type == "cpu" else 0.0) for step in steps]
-    times = [seconds(frame, step, of, config.gradient_checkpointing) for step in steps]
-    mean = {name: sum(each[name] for each in times) / STEPS for name in times[0]}
-    return Estimate(max(peaks, key=lambda parts: sum(parts.values())), mean, of)
+
+    # Set up the run with a fake model and few rows.
+    count = min(config.data.rows or ROWS, max(ROWS, STEPS * config.prompts_per_step))
+    short = config.model_copy(update={"data": config.data.model_copy(update={"rows": count, "held_out_rows": 0})})
+    train_rows, _ = load_rows(short, method, options)
+    policy, footprint = measure_footprint(config, train_rows, source.trains_reward_model)
+    setup = Setup(config, options, objective(method, options), method.update, train_rows, [], policy, policy)
+
+    # Count the work of some steps, and divide by the machine's rates.
+    batch = source.batches(setup)
+    steps = [plan_step(setup, source, batch(step)) for step in range(STEPS)]
+    base, on = resident_bytes(), device(config.device)
+    rates = (machine or measure_machine)(on, torch.bfloat16 if config.precision == "bf16" else torch.float32)
+    extra = extra_models(setup, source, batch(0))
+    peaks = [peak_memory(footprint, step, extra, base if on.type == "cpu" else 0.0) for step in steps]
+    times = [step_seconds(footprint, step, rates, config.gradient_checkpointing) for step in steps]
+    mean = {name: sum(time[name] for time in times) / STEPS for name in times[0]}
+    return Estimate(max(peaks, key=lambda parts: sum(parts.values())), mean, rates)
 
 
-def measured(where: torch.device, dtype: torch.dtype) -> Machine:
-    """The machine, measured within a second."""
-    return Machine(matmul_throughput(where, dtype), memory_bandwidth(where), operation_latency(where))
+def measure_machine(on: torch.device, dtype: torch.dtype) -> Machine:
+    """The machine's rates, measured within a second."""
+    return Machine(matmul_throughput(on, dtype), memory_bandwidth(on), operation_latency(on))
 
 
-def resident() -> float:
-    """Bytes that the process has held at most up to now."""
+def resident_bytes() -> float:
+    """The largest resident memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
 
 
-def held(setup: Setup) -> Held:
-    """Which models a run holds beside the policy."""
-    settings = value_settings(setup.row, setup.chosen)
-    own = settings is not None and settings.value_trunk == "own"
-    return Held(_references(setup), int(own), setup.config.precision == "bf16", setup.config.gradient_checkpointing)
+def extra_models(setup: Setup, source: Source, sequences: Sequences) -> ExtraModels:
+    """Models that the run holds besides the policy."""
+    references = source.forward_passes(setup, sequences).references
+    own_trunk = _has_own_trunk(source.value_function(setup.options))
+    return ExtraModels(
+        references, int(own_trunk), setup.config.precision == "bf16", setup.config.gradient_checkpointing
+    )
 
 
-def _references(setup: Setup) -> int:
-    """How many copies of the start there are."""
-    source = setup.row.source
-    if isinstance(source, SampledPreferences):
-        return int(starts_with_reference(setup)) + int(compares_with_reference(setup))
-    if isinstance(source, Responses):
-        return int(starts_with_reference(setup))
-    if isinstance(source, Preferences):
-        return int(needs_reference_itself(setup))
-    return int(isinstance(source, Labels) and "mismatched_gain" in objective(setup.row, setup.chosen).reads)
+def plan_step(setup: Setup, source: Source, sequences: Sequences) -> Step:
+    """The work of a step on these sequences: all of them are learned, drawn once and none of them revised."""
+    config, value = setup.config, source.value_function(setup.options)
+    passes = source.forward_passes(setup, sequences)
+    epochs, minibatches = (setup.options.get(name, 1) for name in ("epochs", "minibatches"))
 
+    # Passes with a gradient.
+    order = torch.randperm(len(passes.learned.tokens), generator=torch.Generator().manual_seed(0))
+    parts = [select_rows(passes.learned, rows.sort().values) for rows in order.chunk(minibatches)]
+    learned = [forward_work(part) for whole in parts for part in _microbatches(whole, config)]
+    update = sum(learned, Work())
 
-def step_of(setup: Setup, sequences: Sequences) -> Step:
-    """What a step runs on its sequences: all of them learned, in one draw, none revised."""
-    config, source = setup.config, setup.row.source
-    epochs, minibatches = (setup.chosen.get(name, 1) for name in ("epochs", "minibatches"))
-    learned = _paired(sequences, config.group_size) if isinstance(source, SampledPreferences) else sequences
-    mixed = torch.randperm(len(learned.tokens), generator=torch.Generator().manual_seed(0))
-    drawn = [select_rows(learned, rows.sort().values) for rows in mixed.chunk(minibatches)]
-    parts = [forward_work(part) for whole in drawn for part in _parts(whole, config)]
-    settings = value_settings(setup.row, setup.chosen)
-    beside = [forward_work(part) for each in _read(setup, sequences, learned) for part in _parts(each, config)]
-    update = sum(parts, Work())
-    if settings:
-        beside += [_trunk(forward_work(part)) for part in _parts(sequences, config)]
-        update += _trunk(update) if settings.value_trunk == "own" else Work()
+    # Passes without a gradient.
+    no_grad = [forward_work(part) for whole in passes.no_grad for part in _microbatches(whole, config)]
+    if value:
+        no_grad += [_without_head(forward_work(part)) for part in _microbatches(sequences, config)]
+        update += _without_head(update) if _has_own_trunk(value) else Work()
+
     step = Step(
         learned=sum([update] * epochs, Work()),
-        microbatches=len(parts) * epochs,
-        positions=max(each.trunk_tokens for each in parts),
-        chosen=max(each.head_tokens for each in parts),
+        microbatches=len(learned) * epochs,
+        positions=max(work.trunk_tokens for work in learned),
+        chosen=max(work.head_tokens for work in learned),
         updates=epochs * minibatches,
-        read=sum(beside, Work()),
-        reads=len(beside),
+        no_grad=sum(no_grad, Work()),
+        no_grad_passes=len(no_grad),
     )
-    return _decoding(step, sequences, config) if isinstance(source, Sampled) else step
+    return _with_sampling(step, sequences, config) if source.samples else step
 
 
-def _read(setup: Setup, sequences: Sequences, learned: Sequences) -> list[Sequences]:
-    """What is read without a gradient: by a reference, and by the policy before what needs all of its log-probs."""
-    source, found = setup.row.source, list[Sequences]()
-    if isinstance(source, Sampled) and starts_with_reference(setup):
-        found.append(sequences)
-    if isinstance(source, SampledPreferences):
-        found += [learned] * compares_with_reference(setup)
-    if isinstance(source, Preferences):
-        found += [learned] * needs_reference_itself(setup)
-    if isinstance(source, Preferences | SampledPreferences):
-        found += [learned] * (setup.row.update is two_pass_pair_gradient)
-    if isinstance(source, Labels):
-        reads = objective(setup.row, setup.chosen).reads
-        found += [learned] * (3 * ("mismatched_gain" in reads) + ("mean_gain" in reads))
-    return found
+def _has_own_trunk(value: ValueFunctionOptions | None) -> bool:
+    return value is not None and value.value_trunk == "own"
 
 
-def _parts(sequences: Sequences, config: Config) -> list[Sequences]:
+def _microbatches(sequences: Sequences, config: Config) -> list[Sequences]:
     return [select_rows(sequences, rows) for rows in microbatches(sequences, config.tokens_per_microbatch)]
 
 
-def _trunk(work: Work) -> Work:
+def _without_head(work: Work) -> Work:
     return replace(work, head_tokens=0)
 
 
-def _paired(sequences: Sequences, group_size: int) -> Sequences:
-    """Two responses to each prompt."""
-    first = torch.arange(len(sequences.prompts)) * group_size
-    return select_rows(sequences, torch.stack([first, first + 1], dim=1).flatten())
-
-
-def _decoding(step: Step, sequences: Sequences, config: Config) -> Step:
-    """The step with the sampling of its responses before it."""
+def _with_sampling(step: Step, sequences: Sequences, config: Config) -> Step:
+    """The step with the sampling of its responses."""
     n, t = config.group_size, config.sampling.max_tokens
-    prompts, at_once = [len(p) for p in sequences.prompts], max(1, config.generation_batch_size // n)
-    chunks = [prompts[i : i + at_once] for i in range(0, len(prompts), at_once)]
+    prompts, per_chunk = [len(prompt) for prompt in sequences.prompts], max(1, config.generation_batch_size // n)
+    chunks = [prompts[i : i + per_chunk] for i in range(0, len(prompts), per_chunk)]
     rows = len(chunks[0]) * n
     return replace(
         step,

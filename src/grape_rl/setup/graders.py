@@ -1,83 +1,103 @@
-"""Who grades responses, as a configuration names it."""
+"""The grader of a run: a rubric, a reward function or a reward model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from grape_rl.config import Config
+from grape_rl.config.config import Config
 from grape_rl.maths.grape import unweighted
-from grape_rl.methods import Method, Responses, Sampled, keywords
-from grape_rl.reward.canary import canaries
+from grape_rl.model.forward import ForwardContext
+from grape_rl.reward.canary import Canary, canaries
 from grape_rl.reward.check.callables import python_callable
-from grape_rl.reward.critic.settings import endpoints
+from grape_rl.reward.critic.settings import parse_critics
 from grape_rl.reward.function import function_scorer
 from grape_rl.reward.grading import judging_ahead, rubric_critics, rubric_models
 from grape_rl.reward.model_grader import readable, reward_model
 from grape_rl.reward.pending_labels import stopping_for_people
-from grape_rl.reward.rubric import check_rows, load_rubric
+from grape_rl.reward.rubric import Rubric, check_rows, load_rubric
 from grape_rl.reward.running_confidence import Running
-from grape_rl.reward.scores import model_scorer, rubric_scorer
+from grape_rl.reward.scores import Aggregate, Scorer, model_scorer, rubric_scorer
+from grape_rl.rollout.decoded_responses import Prefetch
 from grape_rl.setup.policy import device
 from grape_rl.setup.rows import Row, graders_text
-from grape_rl.setup.setup import Grader
 
 CANARY_ROWS = 100
-"""Among how many rows at the start of the data a prompt of each category is looked for, to try the critics on."""
+"""Data rows that are searched for a prompt of each category, to check the critics with."""
 
 
-def grader(
-    config: Config, row: Method, chosen: dict[str, Any], graded: Sequence[Row], memory: Mapping[str, Any]
-) -> Grader:
-    """The grader that the configuration names, checked against the rows that it will grade.
+@dataclass(frozen=True)
+class Aggregation:
+    """Functions from a rubric's verdicts to rewards, with a method's options bound.
 
-    ``memory`` holds what the last step left, whenever it is called.
+    Attributes:
+        aggregate: verdicts → the reward of each response.
+        compared: verdicts → the number that the advantage compares, if it is not the reward.
+        running: the running means of the critics' confidence, if ``aggregate`` reads them.
     """
-    where = device(config.device)
-    precision = partial(torch.autocast, where.type, torch.bfloat16, enabled=config.precision == "bf16")
-    if config.reward.aggregate and not config.reward.model:
-        raise ValueError("reward: aggregate is for the steps of a process reward model: name reward.model")
+
+    aggregate: Aggregate = unweighted
+    compared: Aggregate | None = None
+    running: Running | None = None
+
+
+@dataclass(frozen=True)
+class Grader:
+    """The grader of a run.
+
+    Attributes:
+        scorer: grades a batch of responses.
+        rubric: the rubric, if there is one.
+        prefetch: starts judging a response before its batch is complete; None without critics.
+        canaries: checks the critics on responses that must score 0; None without critics.
+        close: releases the critics' connections.
+    """
+
+    scorer: Scorer
+    rubric: Rubric | None = None
+    prefetch: Prefetch | None = None
+    canaries: Callable[[], tuple[Canary, ...]] | None = None
+    close: Callable[[], None] = lambda: None
+
+
+def make_grader(config: Config, aggregation: Aggregation, rows: Sequence[Row]) -> Grader:
+    """The grader that the configuration names, checked against the ``rows`` that it will grade.
+
+    Raises:
+        ValueError: the rubric, the function or the model cannot grade the rows.
+    """
+    on = device(config.device)
+    precision = partial(torch.autocast, on.type, torch.bfloat16, enabled=config.precision == "bf16")
+    forward = ForwardContext(config.tokens_per_microbatch, precision)
     if config.reward.rubric:
-        rubric = load_rubric(config.reward.rubric, config.reward.allow)
-        check_rows(rubric, graded)
-        models = rubric_models(rubric, graded, where, config.tokens_per_microbatch, precision)
-        source = row.source if isinstance(row.source, Sampled) else None
-        aggregate, compared = (source.aggregate, source.compared) if source else (unweighted, None)
-        kept = Path(config.reward.critic_cache) if config.reward.critic_cache else None
-        folder = Path(config.reward.rubric).parent
-        where_from = endpoints(config.reward.critics, "reward.critics", folder, config.reward.allow)
-        critics = rubric_critics(rubric, where_from, kept, where, config.tokens_per_microbatch, precision)
-        scorer = rubric_scorer(
-            rubric,
-            partial(aggregate, **keywords(aggregate, chosen)),
-            partial(compared, **keywords(compared, chosen)) if compared else None,
-            models,
-            critics,
-            _running(row, chosen, memory),
-        )
-        stopping = stopping_for_people(scorer, rubric)
-        if critics is None:
-            return Grader(stopping, rubric)
-        asked = [(graders_text(row["prompt"]), row) for row in graded[:CANARY_ROWS]]
-        return Grader(
-            stopping, rubric, judging_ahead(rubric, critics), partial(canaries, rubric, asked, critics), critics.close
-        )
+        return _rubric_grader(config, aggregation, rows, forward)
     if config.reward.model:
-        of = reward_model(config.reward.model, where, config.tokens_per_microbatch, precision)
-        of.checked(config.reward.aggregate)
-        readable(of, graded)
-        return Grader(model_scorer(of, config.reward.aggregate))
+        model = reward_model(config.reward.model, on, forward.tokens_per_microbatch, forward.precision)
+        model.checked(config.reward.aggregate)
+        readable(model, rows)
+        return Grader(model_scorer(model, config.reward.aggregate))
     assert config.reward.function is not None
-    place, _, name = config.reward.function.rpartition(":")
-    folder, place = (Path(place).parent, Path(place).name) if place.endswith(".py") else (Path(), place)
-    return Grader(function_scorer(python_callable(f"{place}:{name}", folder, allow=[place]), name))
+    file, _, name = config.reward.function.rpartition(":")
+    folder, file = (Path(file).parent, Path(file).name) if file.endswith(".py") else (Path(), file)
+    return Grader(function_scorer(python_callable(f"{file}:{name}", folder, allow=[file]), name))
 
 
-def _running(row: Method, chosen: dict[str, Any], memory: Mapping[str, Any]) -> Running | None:
-    """The running means of a method that is to use them."""
-    source = row.source
-    if not isinstance(source, Responses) or source.running is None or chosen["scope"] != "running":
-        return None
-    return Running(partial(source.running, **keywords(source.running, chosen)), memory)
+def _rubric_grader(config: Config, aggregation: Aggregation, rows: Sequence[Row], forward: ForwardContext) -> Grader:
+    settings, on = config.reward, device(config.device)
+    assert settings.rubric is not None
+    rubric = load_rubric(settings.rubric, settings.allow)
+    check_rows(rubric, rows)
+    models = rubric_models(rubric, rows, on, forward.tokens_per_microbatch, forward.precision)
+    cache = Path(settings.critic_cache) if settings.critic_cache else None
+    critic_endpoints = parse_critics(settings.critics, "reward.critics", Path(settings.rubric).parent, settings.allow)
+    critics = rubric_critics(rubric, critic_endpoints, cache, on, forward.tokens_per_microbatch, forward.precision)
+    scorer = rubric_scorer(rubric, aggregation.aggregate, aggregation.compared, models, critics, aggregation.running)
+    scorer = stopping_for_people(scorer, rubric)
+    if critics is None:
+        return Grader(scorer, rubric)
+    prompts = [(graders_text(row["prompt"]), row) for row in rows[:CANARY_ROWS]]
+    return Grader(
+        scorer, rubric, judging_ahead(rubric, critics), partial(canaries, rubric, prompts, critics), critics.close
+    )

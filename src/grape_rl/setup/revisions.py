@@ -1,4 +1,4 @@
-"""Revisions in a run: what the configuration asks for, made of what the run is set up with."""
+"""Revisions in a run, as the configuration sets them."""
 
 from functools import partial
 
@@ -18,46 +18,53 @@ from grape_rl.setup.setup import Setup
 from grape_rl.types import Response
 
 
-def revising(setup: Setup, draws: SamplingStrategy, sampler: Sampler, sampling: SamplingParams) -> SamplingStrategy:
-    """``draws``, and then revisions of what was drawn, if the configuration asks for any.
+def with_revisions(
+    setup: Setup, strategy: SamplingStrategy, sampler: Sampler, sampling: SamplingParams
+) -> SamplingStrategy:
+    """``strategy``, followed by revisions of the sampled responses if ``revise.per_group`` is set.
 
     Raises:
-        ValueError: a chat template that refuses the conversation that asks for a revision.
+        ValueError: the chat template refuses a conversation that requests a revision.
     """
-    config, of = setup.config, setup.config.revise
-    if not of.per_group:
-        return draws
+    config, settings = setup.config, setup.config.revise
+    if not settings.per_group:
+        return strategy
     assert setup.grader and setup.grader.rubric
-    tokenizer, limit = setup.now.tokenizer, setup.now.context - sampling.max_tokens
+    tokenizer, limit = setup.policy.tokenizer, setup.policy.context - sampling.max_tokens
 
-    def tokens(row: Row, response: str, critique: str) -> Int[Tensor, " p"]:
-        where = "revise"
-        asked = revision_prompt(row["prompt"], response, critique, of.request)
-        return prompt_tokens(tokenizer, asked, where, template_arguments(row, where))
+    def request_tokens(row: Row, response: str, critique: str) -> Int[Tensor, " p"]:
+        request = revision_prompt(row["prompt"], response, critique, settings.request)
+        return prompt_tokens(tokenizer, request, "revise", template_arguments(row, "revise"))
 
-    def fitting(response: Response, critique: str) -> Int[Tensor, " p"] | None:
-        found = tokens(dict(response.row), response.text, critique)
-        return found if len(found) <= limit else None
+    def fitting_tokens(response: Response, critique: str) -> Int[Tensor, " p"] | None:
+        tokens = request_tokens(dict(response.row), response.text, critique)
+        return tokens if len(tokens) <= limit else None
 
-    # A template may refuse an order of roles: each is tried once, before the first step.
-    for row in {_roles(row): row for row in setup.train}.values():
-        tokens(row, "A response.", "A critique.")
-    quoted = partial(critique, items=of.items, max_characters=of.max_characters, show_gold=of.show_gold)
+    # A template may refuse an order of roles: each order is tried once, before the first step.
+    for row in {_roles(row): row for row in setup.train_rows}.values():
+        request_tokens(row, "A response.", "A critique.")
+    write_critique = partial(
+        critique,
+        setup.grader.rubric,
+        items=settings.items,
+        max_characters=settings.max_characters,
+        show_gold=settings.show_gold,
+    )
     reviser = Reviser(
-        critique=partial(quoted, setup.grader.rubric),
-        prompt=fitting,
+        critique=write_critique,
+        prompt=fitting_tokens,
         sampler=sampler,
         # At temperature 0 only methods run that imitate: they never read the behavior policy.
-        logp=reference_logprobs(setup.now.model, setup.forward(sampling.temperature or 1.0)),
+        logp=reference_logprobs(setup.policy.model, setup.forward(sampling.temperature or 1.0)),
         scorer=setup.grader.scorer,
         tokenizer=tokenizer,
-        per_group=of.per_group,
+        per_group=settings.per_group,
         seed=config.seed,
         failure_limit=config.reward.failure_limit,
     )
-    return lambda sample_groups, prompts: add_revisions(draws(sample_groups, prompts), reviser)
+    return lambda sample_groups, prompts: add_revisions(strategy(sample_groups, prompts), reviser)
 
 
 def _roles(row: Row) -> tuple[str, ...]:
-    """Who speaks in the row's prompt, in order; nobody in plain text."""
+    """The roles of the messages in the row's prompt, in order; empty for plain text."""
     return () if isinstance(row["prompt"], str) else tuple(message["role"] for message in row["prompt"])

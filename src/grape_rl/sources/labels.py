@@ -1,117 +1,194 @@
-"""Runs on single responses that the data labels desirable or not."""
+"""Labels: single responses, each labeled desirable or undesirable, read from data."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any, ClassVar
 
+import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-from grape_rl.config import Config
+from grape_rl.config.config import Config
 from grape_rl.data.chat import collate_examples
-from grape_rl.data.labels import LabeledResponse, tokenize_labeled_responses, unpair, with_labels
-from grape_rl.data.order import rows_of_step
-from grape_rl.methods import Method, objective
+from grape_rl.data.labels import (
+    LabeledResponse,
+    mismatched_completions,
+    tokenize_labeled_responses,
+    unpair,
+    with_labels,
+)
+from grape_rl.model.forward import ForwardContext
 from grape_rl.model.reference_logprobs import LogprobFunction
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.setup.reference import cached_reference
-from grape_rl.setup.rows import Row, prompted, sources, split
-from grape_rl.setup.setup import Kind, Setup, Told
-from grape_rl.sources.held_out import held_out_labels
-from grape_rl.sources.preferences import preferred
-from grape_rl.sources.requirements import suited
+from grape_rl.setup.rows import Row, read_split, row_origins, with_prompt
+from grape_rl.setup.setup import Setup, Warnings
+from grape_rl.sources.drawing import draw_examples
+from grape_rl.sources.preferences import as_preferences
+from grape_rl.sources.requirement import DataRequirement, check_columns
+from grape_rl.sources.source import ForwardPasses, HeldOutItems, Source
 from grape_rl.training.experience import ExperienceSource
-from grape_rl.training.labels import label_experience, label_logprobs, labels
-from grape_rl.types import Sequences
+from grape_rl.training.labels import LabelExperience, label_logprobs, label_metrics
+from grape_rl.training.objective import LABEL_FIELDS
+from grape_rl.types import LabelBatch, Sequences
+
+MAX_BALANCE = 4 / 3
+"""KTO's paper advises a weight of all desirable responses of 1 to 4/3 times that of all undesirable ones."""
 
 
-def _rows(config: Config, row: Method) -> tuple[list[Row], list[Row]]:
-    """Training rows and held-out rows: with a ``completion`` and a ``label``, or with a ``chosen`` and a ``rejected``.
+@dataclass(frozen=True)
+class Labels(Source):
+    """Responses are read from data, each with a label. A pair counts as a desirable and an undesirable response."""
 
-    Pairs stay together here, so that a held-out prompt is answered once; they become two responses each in tokens.
+    requirement: ClassVar[DataRequirement] = DataRequirement(
+        "labeled responses (prompt, completion, label) or pairs (prompt, chosen, rejected)",
+        (("prompt", "completion", "label"), ("chosen", "rejected")),
+        ("unpaired preference",),
+    )
+    unit: ClassVar[str] = "labeled responses"
+
+    @property
+    def loss_fields(self) -> frozenset[str]:
+        """Fields of a labeled response."""
+        return frozenset(LABEL_FIELDS)
+
+    def rows(self, config: Config, options: Mapping[str, Any]) -> tuple[list[Row], list[Row]]:
+        """Training rows and held-out rows: with a ``completion`` and a ``label``, or a ``chosen`` and a ``rejected``.
+
+        Pairs stay together here, so that a held-out prompt gets one graded response. They become two examples later.
+        """
+        data = config.data
+        train, test = read_split(config)
+        origin, test_origin = row_origins(data)
+        check_columns(config, self.requirement, train, origin)
+        check_columns(config, self.requirement, test, test_origin)
+        if data.tasks or (data.chosen in train[0] and not {data.completion, data.label} <= train[0].keys()):
+            return as_preferences(config, train, test)
+        train = with_prompt(data, train, data.prompt, data.completion, origin)
+        test = with_prompt(data, test, data.prompt, data.completion, test_origin)
+        return with_labels(train, data.label, origin), with_labels(test, data.label, test_origin)
+
+    def batches(self, setup: Setup) -> Callable[[int], Sequences]:
+        """The responses of each step."""
+        examples, _ = encode_labels(setup, setup.train_rows, "data")
+        return lambda step: _stack(draw_examples(examples, setup.config, step))
+
+    def experiences(self, setup: Setup) -> tuple[ExperienceSource, Warnings]:
+        """The labeled responses of each step, with the reference's log-probs.
+
+        The log-probs come from a cache, unless the loss reads mismatched responses, which depend on the batch.
+        """
+        examples, warnings = encode_labels(setup, setup.train_rows, "data")
+        warnings += _balance_warnings(setup, examples)
+        mismatch = _mismatch_limit(setup)
+
+        def source(reference: LogprobFunction) -> ExperienceSource:
+            return lambda step: experience_from_labels(draw_examples(examples, setup.config, step), reference, mismatch)
+
+        if mismatch is not None:
+            return source(_logprobs(setup, setup.reference)), warnings
+
+        def stack(rows: Sequence[int]) -> Sequences:
+            return _stack([examples[i] for i in rows])
+
+        return cached_reference(setup, len(examples), stack, _logprobs(setup, setup.start.model), source), warnings
+
+    def held_out(self, setup: Setup) -> HeldOutItems:
+        """Accuracy and margin on the held-out labels."""
+        examples, _ = encode_labels(setup, setup.test_rows, "held-out data")
+        test = experience_from_labels(examples, _logprobs(setup, setup.start.model), mismatch=None)
+        return lambda: summarize_labels(setup.policy.model, test, setup.forward())
+
+    def forward_passes(self, setup: Setup, sequences: Sequences) -> ForwardPasses:
+        """Three passes for mismatched responses (two by the reference, one by the policy), one for the mean gain."""
+        reads = setup.objective.reads
+        reads_mismatched = "mismatched_gain" in reads
+        passes = 3 * reads_mismatched + ("mean_gain" in reads)
+        return ForwardPasses(sequences, (sequences,) * passes, int(reads_mismatched))
+
+
+def encode_labels(setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[LabeledResponse], Warnings]:
+    """The rows as labeled responses in tokens, with warnings of truncated responses and of prompts left out."""
+    policy, limit = setup.policy, _limit(setup)
+    single = rows if {"completion", "label"} <= rows[0].keys() else unpair(rows)
+    examples, counts = tokenize_labeled_responses(single, policy.tokenizer, policy.end_tokens, limit, origin)
+    warnings: Warnings = []
+    if counts.truncated:
+        warnings.append(("cut", f"{counts.truncated} of {counts.rows} responses are truncated to {limit} tokens"))
+    if counts.dropped:
+        warnings.append(("left_out", f"{counts.dropped} of {counts.rows} prompts fill {limit} tokens alone: left out"))
+    return examples, warnings
+
+
+def experience_from_labels(
+    examples: Sequence[LabeledResponse], reference: LogprobFunction, mismatch: int | None
+) -> LabelExperience:
+    """Labeled responses as one batch.
+
+    ``mismatch`` is the maximum length in tokens of a mismatched response, one after another row's prompt, with that
+    prompt; None for a loss that reads none.
     """
-    data = config.data
-    (train, test), (source, test_source) = split(config), sources(data)
-    train, test = suited(config, row, train, source), suited(config, row, test, test_source)
-    if data.tasks or (data.chosen in train[0] and not {data.completion, data.label} <= train[0].keys()):
-        return preferred(config, train, test)
-    train = with_labels(prompted(data, train, data.prompt, data.completion, source), data.label, source)
-    test = with_labels(prompted(data, test, data.prompt, data.completion, test_source), data.label, test_source)
-    return train, test
+    sequences = _stack(examples)
+    desirable = torch.tensor([example.desirable for example in examples])
+    others = None if mismatch is None else mismatched_completions([example.example for example in examples], mismatch)
+    metrics = {
+        "length": float(sequences.mask.sum(dim=1).float().mean()),
+        "desirable_share": float(desirable.float().mean()),
+        "tokens": float(sequences.mask.sum() + sum(len(prompt) for prompt in sequences.prompts)),
+    }
+    one_prompt = ("one_prompt", "all responses of the step have the same prompt, so none can be mismatched")
+    return LabelExperience(
+        sequences,
+        LabelBatch(sequences.mask, reference(sequences), desirable),
+        metrics,
+        others,
+        None if others is None else reference(others),
+        (one_prompt,) if others is None and mismatch is not None else (),
+    )
 
 
-def _source(setup: Setup) -> tuple[ExperienceSource, Told]:
-    config = setup.config
-    found, told = _judged(setup, setup.train, "data")
-    told += _unbalanced(setup, found)
-
-    def source(reference: LogprobFunction) -> ExperienceSource:
-        return labels(found, reference, config.prompts_per_step, config.seed, _mismatch(setup))
-
-    if _mismatch(setup) is not None:  # which of them there are, each step's batch decides
-        return source(_logprobs(setup, setup.reference)), told
-    start = _logprobs(setup, setup.start.model)
-    return cached_reference(
-        setup, len(found), lambda rows: collate_examples([found[i].example for i in rows]), start, source
-    ), told
+def summarize_labels(model: nn.Module, experience: LabelExperience, forward: ForwardContext) -> tuple[ItemSummary, ...]:
+    """Results on held-out labels, as items of the category "labels": the metrics of ``label_metrics``."""
+    batch = experience.batch
+    logp = label_logprobs(model, experience.sequences, forward)
+    gain = (logp - batch.reference_logp).masked_fill(~batch.mask, 0).sum(dim=1)
+    metrics = label_metrics(gain, batch.desirable)
+    return tuple(ItemSummary("labels", name, len(batch.desirable), mean, {}) for name, mean in metrics.items())
 
 
-def _batches(setup: Setup) -> Callable[[int], Sequences]:
-    found, config = _judged(setup, setup.train, "data")[0], setup.config
-    rows = partial(rows_of_step, len(found), config.prompts_per_step, seed=config.seed)
-    return lambda step: collate_examples([found[i].example for i in rows(step)])
-
-
-def _held_out(setup: Setup) -> Callable[[], tuple[ItemSummary, ...]]:
-    found, _ = _judged(setup, setup.test, "held-out data")
-    test = label_experience(found, _logprobs(setup, setup.start.model), mismatch=None)
-    return lambda: held_out_labels(setup.now.model, test, setup.forward())
-
-
-def _judged(setup: Setup, found: Sequence[Row], source: str) -> tuple[list[LabeledResponse], Told]:
-    """The rows as labeled responses in tokens, and what there is to warn of."""
-    at, limit = setup.now, _limit(setup)
-    single = found if {"completion", "label"} <= found[0].keys() else unpair(found)
-    made, lengths = tokenize_labeled_responses(single, at.tokenizer, at.end, limit, source)
-    warnings: Told = []
-    if lengths.truncated:
-        warnings.append(("cut", f"{lengths.truncated} of {lengths.rows} responses are cut at {limit} tokens"))
-    if lengths.dropped:
-        warnings.append(
-            ("left_out", f"{lengths.dropped} of {lengths.rows} prompts fill {limit} tokens alone: left out")
-        )
-    return made, warnings
-
-
-def _unbalanced(setup: Setup, found: Sequence[LabeledResponse]) -> Iterator[tuple[str, str]]:
-    """A warning where desirable and undesirable responses do not weigh as the method's paper says that they should."""
-    good = sum(each.desirable for each in found)
-    bad = len(found) - good
+def _balance_warnings(setup: Setup, examples: Sequence[LabeledResponse]) -> Iterator[tuple[str, str]]:
+    """A warning if all labels are equal, or if their weights are out of the balance that KTO's paper advises."""
+    good = sum(example.desirable for example in examples)
+    bad = len(examples) - good
     if not good or not bad:
-        one, other = ("desirable", "undesirable") if good else ("undesirable", "desirable")
-        yield "one_label", f"all {len(found)} responses are {one}: there is no {other} one to tell them from"
+        label, other = ("desirable", "undesirable") if good else ("undesirable", "desirable")
+        yield "one_label", f"all {len(examples)} responses are {label}: there is no {other} response to compare with"
         return
-    up, down = setup.chosen["desirable_weight"], setup.chosen["undesirable_weight"]
-    share = good * up / (bad * down) if bad * down else float("inf")
-    if not 1 <= share <= 4 / 3:
-        low, high = bad * down / good, bad * down / good * 4 / 3
+    up, down = setup.options["desirable_weight"], setup.options["undesirable_weight"]
+    balance = good * up / (bad * down) if bad * down else float("inf")
+    if not 1 <= balance <= MAX_BALANCE:
+        low = bad * down / good
         yield (
             "unbalanced",
-            f"{good} desirable responses of weight {up:g} to {bad} undesirable ones of weight {down:g} are as "
-            f"{share:.3g} to 1, and KTO's paper advises from 1 to 4/3: set options.desirable_weight between {low:.3g} "
-            f"and {high:.3g}",
+            f"{good} desirable responses of weight {up:g} and {bad} undesirable ones of weight {down:g} have a balance "
+            f"of {balance:.3g} to 1, but KTO's paper advises 1 to 4/3: set options.desirable_weight between {low:.3g} "
+            f"and {low * MAX_BALANCE:.3g}",
         )
+
+
+def _stack(examples: Sequence[LabeledResponse]) -> Sequences:
+    return collate_examples([example.example for example in examples])
 
 
 def _logprobs(setup: Setup, model: PreTrainedModel) -> LogprobFunction:
     return partial(label_logprobs, model, forward=setup.forward())
 
 
-def _mismatch(setup: Setup) -> int | None:
-    """The longest mismatched response with its prompt in tokens, for a method that looks at them."""
-    return _limit(setup) if "mismatched_gain" in objective(setup.row, setup.chosen).reads else None
+def _mismatch_limit(setup: Setup) -> int | None:
+    """The maximum length of a mismatched response with its prompt in tokens; None for a loss that reads none."""
+    return _limit(setup) if "mismatched_gain" in setup.objective.reads else None
 
 
 def _limit(setup: Setup) -> int:
-    return min(setup.config.data.max_length, setup.now.context)
-
-
-LABELS = Kind(_rows, _source, _batches, _held_out)
+    return min(setup.config.data.max_length, setup.policy.context)

@@ -1,147 +1,215 @@
-"""Runs on the model's own responses."""
+"""Responses: sampled from the policy, graded, and given an advantage."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from grape_rl.config import Config
-from grape_rl.data.chat import check_prompt_lengths, prompt_tokens
-from grape_rl.data.conversation import template_arguments
-from grape_rl.data.order import rows_of_step
-from grape_rl.methods import Method, Responses, in_force, keywords, objective
-from grape_rl.model.reference_logprobs import LogprobFunction, reference_logprobs
-from grape_rl.model.sampler import OnResponse, SamplingParams, sample
+from grape_rl.config.config import Config
+from grape_rl.model.reference_logprobs import reference_logprobs
+from grape_rl.model.sampler import SamplingParams
 from grape_rl.model.value_head import PolicyWithValue
+from grape_rl.reward.running_confidence import Running
 from grape_rl.rollout.advantages import AdvantageInputs, next_memory
-from grape_rl.rollout.collect import RolloutSettings, RolloutWorker, Sampler
-from grape_rl.rollout.decoded_responses import Prompt
-from grape_rl.rollout.dynamic_sampling import SamplingStrategy
+from grape_rl.rollout.dynamic_sampling import single_draw
 from grape_rl.rollout.on_policy import on_policy_source
-from grape_rl.setup.policy import Policy
-from grape_rl.setup.revisions import revising
-from grape_rl.setup.rows import Row, graders_text, prompted, sources, split
-from grape_rl.setup.setup import Kind, Setup, Told
-from grape_rl.sources.requirements import suited
+from grape_rl.rollout.scored_rollout import ScoredRollout
+from grape_rl.setup.graders import Aggregation
+from grape_rl.setup.revisions import with_revisions
+from grape_rl.setup.sampling import policy_sampler
+from grape_rl.setup.setup import Setup, Warnings
+from grape_rl.sources.method_function import MethodFunction
+from grape_rl.sources.sampled import VERDICT_INPUTS, SampledSource, reads_start, rollout_settings, rollout_worker
+from grape_rl.sources.source import ForwardPasses
 from grape_rl.training.experience import ExperienceSource
-from grape_rl.training.value import value_estimates
-from grape_rl.types import Rollout, Sequences
+from grape_rl.training.objective import TOKEN_FIELDS, VALUE_FIELDS
+from grape_rl.training.value import ValueFunctionOptions, value_estimates
+from grape_rl.types import Sequences
+
+TOKEN_REWARD_INPUTS = frozenset({"reward", "behavior_logp", "reference_logp", "mask"})
+"""Inputs of ``token_reward``."""
+
+ADVANTAGE_INPUTS = TOKEN_REWARD_INPUTS | {
+    "group", "length", "response", "max_tokens", "seed", "token_reward", "value", "response_kl", "responses"
+}  # fmt: skip
+"""Inputs of ``advantage``, besides the numbers of the memory: see ``rollout.advantages``."""
+
+INPUTS = MappingProxyType(
+    {
+        "draws": frozenset({"sample_groups", "prompts"}),
+        "aggregate": VERDICT_INPUTS | {"running"},
+        "compared": VERDICT_INPUTS,
+        "running": frozenset({"confidence", "running"}),
+        "token_reward": TOKEN_REWARD_INPUTS,
+        "value": frozenset[str](),
+        "advantage": ADVANTAGE_INPUTS,
+        "rescaled": frozenset({"advantage", "mask"}),
+    }
+)
+"""The functions of ``Responses`` in the order in which they run, with the inputs of each."""
 
 
-def _rows(config: Config, row: Method) -> tuple[list[Row], list[Row]]:
-    """Training rows and held-out rows, each with a ``prompt``."""
-    data = config.data
-    train, test = split(config)
-    source, test_source = sources(data)
-    train, test = suited(config, row, train, source), suited(config, row, test, test_source)
-    prompt = "prompt" if data.tasks else data.prompt
-    held_out = prompted(data, test, prompt, None, test_source) if test else []
-    return prompted(data, train, prompt, None, source), held_out
+@dataclass(frozen=True)
+class Memory:
+    """A number that each step leaves to the next, named by the function that updates it.
+
+    Attributes:
+        function: (previous number, inputs of the advantage) → the next number.
+        start: the number before the first step.
+    """
+
+    function: Callable[..., float]
+    start: float
+
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return self.function.__name__
 
 
-def _source(setup: Setup) -> tuple[ExperienceSource, Told]:
-    config, row, chosen = setup.config, setup.row, setup.chosen
-    assert isinstance(row.source, Responses) and setup.scorer
-    sampling = SamplingParams(**config.sampling.model_dump())
-    reference = None
-    if starts_with_reference(setup):
-        reference = reference_logprobs(setup.reference, setup.forward(sampling.temperature))
-    if chosen.get("kl_target") and not (chosen["kl_in_reward"] or chosen["kl"]):
-        raise ValueError(
-            "options: kl_target adapts the coefficient kl or kl_in_reward, and both are 0: give one to begin"
-        )
-    drawing = sampler(setup, sampling)
-    strategy = revising(setup, partial(row.source.draws, **keywords(row.source.draws, chosen)), drawing, sampling)
-    worker = rollout_worker(setup, drawing, strategy, reference)
-    advantage = partial(row.source.advantage, **keywords(row.source.advantage, chosen))
-    return on_policy_source(worker, rollout_settings(config), advantage, _credit(setup, row.source)), []
+@dataclass(frozen=True)
+class Responses(SampledSource):
+    """Responses are sampled from the policy, graded, and given an advantage.
 
+    Attributes:
+        advantage: rewards and more → advantages of responses or tokens.
+        aggregate: verdicts → rewards.
+        draws: samples the groups of a step, once or with dynamic sampling.
+        smallest_group: minimum number of responses per prompt.
+        off_policy_ok: the method may learn from responses that top-k or top-p cut, or of another temperature, since it
+            imitates them. A policy gradient may not: its tokens must come from the policy itself.
+        compared: verdicts → numbers that the advantage compares instead of the reward.
+        running: updates the running means of the confidence in each item, for an ``aggregate`` whose option ``scope``
+            can be "running", and that reads these means as ``running``.
+        token_reward: gives rewards to tokens, with the KL to the reference subtracted.
+        rescaled: sets the scale of the tokens' advantages.
+        value: settings of the value function, for a method with one.
+        memory: numbers that a step leaves to the next.
+    """
 
-def rollout_worker(
-    setup: Setup, sampler: Sampler, strategy: SamplingStrategy, reference: LogprobFunction | None
-) -> RolloutWorker:
-    """The functions with which the run samples and grades responses."""
-    assert setup.scorer
-    prompts = sampling_prompts(setup.train, setup.now, setup.config.sampling.max_tokens, "data")
-    return RolloutWorker(prompts, setup.now.tokenizer, sampler, setup.scorer, strategy, reference, setup.ahead)
+    advantage: Callable[..., Tensor]
+    aggregate: Callable[..., Tensor]
+    draws: Callable[..., ScoredRollout] = single_draw
+    smallest_group: int = 1
+    off_policy_ok: bool = False
+    compared: Callable[..., Tensor] | None = None
+    running: Callable[..., Tensor] | None = None
+    token_reward: Callable[..., Tensor] | None = None
+    rescaled: Callable[..., Tensor] | None = None
+    value: Callable[..., ValueFunctionOptions] | None = None
+    memory: tuple[Memory, ...] = ()
 
+    @property
+    def loss_fields(self) -> frozenset[str]:
+        """Fields of a token; those of a value function if there is one."""
+        return frozenset(TOKEN_FIELDS) if self.value else frozenset(TOKEN_FIELDS) - frozenset(VALUE_FIELDS)
 
-def rollout_settings(config: Config) -> RolloutSettings:
-    """Sizes and limits of a step's responses."""
-    return RolloutSettings(
-        config.prompts_per_step, config.group_size, config.sampling.max_tokens, config.seed, config.reward.failure_limit
-    )
+    @property
+    def needs_rubric(self) -> bool:
+        """True if ``aggregate`` or ``compared`` reads the items of a rubric."""
+        return super().needs_rubric or self.compared is not None
 
+    @property
+    def start_memory(self) -> Mapping[str, float]:
+        """The numbers of ``memory`` before the first step."""
+        return {number.name: number.start for number in self.memory}
 
-def starts_with_reference(setup: Setup) -> bool:
-    """Whether log-probs of the responses under the policy at the start are needed, or measured."""
-    config, row, chosen = setup.config, setup.row, setup.chosen
-    uncut = not config.sampling.top_k and config.sampling.top_p == 1 and config.sampling.temperature > 0
-    needed = any("reference_logp" in term.parameters for term in objective(row, chosen).terms)
-    return needed or bool(chosen.get("kl_in_reward")) or (config.log_kl and uncut)
+    @property
+    def functions(self) -> tuple[MethodFunction, ...]:
+        """The functions that make a batch, in the order in which they run."""
+        made = [function for role in INPUTS if (function := self._function(role))]
+        return (*made, *map(self._memory_function, self.memory))
 
-
-def _batches(setup: Setup) -> Callable[[int], Sequences]:
-    config, limit, n = setup.config, setup.config.sampling.max_tokens, setup.config.group_size
-    prompts = sampling_prompts(setup.train, setup.now, limit, "data")
-
-    def batch(step: int) -> Sequences:
-        drawn = [prompts[i].tokens for i in rows_of_step(len(prompts), config.prompts_per_step, step, config.seed)]
-        tokens = torch.zeros(len(drawn) * n, limit, dtype=torch.long)
-        return Sequences(tuple(drawn), tokens, tokens == 0, torch.arange(len(drawn)).repeat_interleave(n))
-
-    return batch
-
-
-def _credit(setup: Setup, source: Responses) -> AdvantageInputs:
-    """What the row's advantages rest on, under the options that are in force when a batch is made."""
-    chosen, trained = setup.chosen, setup.trained
-
-    def token_reward(**fields: Tensor) -> Tensor:
-        assert source.token_reward
-        return source.token_reward(**fields, **keywords(source.token_reward, in_force(chosen, setup.memory)))
-
-    asked = source.token_reward and (chosen["kl_in_reward"] or source.value)
-    credit = AdvantageInputs(
-        token_reward if asked else None,
-        value_estimates(trained, setup.forward()) if isinstance(trained, PolicyWithValue) else None,
-        partial(source.rescaled, **keywords(source.rescaled, chosen)) if source.rescaled else None,
-        {
-            each.function.__name__: partial(each.function, **keywords(each.function, chosen))
-            for each in source.remembers
-        },
-        setup.memory,
-    )
-    # Tried once, so that an option which can't be is refused before the first step.
-    count = setup.config.prompts_per_step * setup.config.group_size
-    next_memory(credit, {"reward": torch.zeros(count), "response_kl": 0.0, "responses": count})
-    return credit
-
-
-def sampler(setup: Setup, sampling: SamplingParams) -> Sampler:
-    """Samples from the policy as it is when called."""
-
-    def sampled(prompts: Sequence[Tensor], n: int, seed: int, version: int, ended: OnResponse | None) -> Rollout:
-        at = setup.now
-        with setup.precision():
-            return sample(
-                at.model, prompts, n, sampling, at.end, seed, version, setup.config.generation_batch_size, ended
+    def check(self, config: Config, options: Mapping[str, Any]) -> None:
+        """Check that responses can be graded and compared, and that a policy gradient gets the policy's tokens."""
+        super().check(config, options)
+        method, sampling = config.method, config.sampling
+        if not self.off_policy_ok and (sampling.top_k or sampling.top_p < 1):
+            raise ValueError(
+                f"sampling: {method} needs tokens from the whole distribution of the policy, but top_k or top_p cuts "
+                "it, and the ratio would no longer be between two policies; leave them out, or use rejection_sampling, "
+                "which may cut"
+            )
+        if not self.off_policy_ok and sampling.temperature == 0:
+            raise ValueError(f"sampling: at temperature 0 all responses are equal: {method} would learn nothing")
+        if options.get("kl_target") and not (options["kl_in_reward"] or options["kl"]):
+            raise ValueError(
+                "options: kl_target adapts the coefficient kl or kl_in_reward, but both are 0: set one to start from"
             )
 
-    return sampled
+    def experiences(self, setup: Setup) -> tuple[ExperienceSource, Warnings]:
+        """The graded responses of each step with their advantages."""
+        sampling = SamplingParams(**setup.config.sampling.model_dump())
+        reference = None
+        if reads_start(setup):
+            reference = reference_logprobs(setup.reference, setup.forward(sampling.temperature))
+        sampler = policy_sampler(setup, sampling)
+        strategy = with_revisions(setup, self._bound("draws", setup.options), sampler, sampling)
+        worker = rollout_worker(setup, sampler, strategy, reference)
+        advantage, inputs = self._bound("advantage", setup.options), self._advantage_inputs(setup)
+        return on_policy_source(worker, rollout_settings(setup.config), advantage, inputs), []
+
+    def forward_passes(self, setup: Setup, sequences: Sequences) -> ForwardPasses:
+        """One pass by the initial policy, if its log-probs are used."""
+        references = int(reads_start(setup))
+        return ForwardPasses(sequences, (sequences,) * references, references)
+
+    def aggregation(self, options: Mapping[str, Any], memory: Mapping[str, Any]) -> Aggregation:
+        """``aggregate`` and ``compared`` with their options; the running means if ``scope`` is "running"."""
+        running = None
+        if self.running and options["scope"] == "running":
+            running = Running(self._bound("running", options), memory)
+        compared = self._bound("compared", options) if self.compared else None
+        return Aggregation(self._bound("aggregate", options), compared, running)
+
+    def value_function(self, options: Mapping[str, Any]) -> ValueFunctionOptions | None:
+        """Settings of the value function; None for a method without one."""
+        return self._bound("value", options)() if self.value else None
+
+    def training_temperature(self, config: Config) -> float:
+        """The sampling temperature for a policy gradient, since that distribution was sampled; 1 for imitation."""
+        return 1.0 if self.off_policy_ok else config.sampling.temperature
+
+    def _function(self, role: str) -> MethodFunction | None:
+        """The function of that role with its inputs; None if the source has none."""
+        function = getattr(self, role)
+        inputs = INPUTS[role].union(self.start_memory if role == "advantage" else ())
+        return MethodFunction(function, inputs) if function else None
+
+    def _memory_function(self, number: Memory) -> MethodFunction:
+        return MethodFunction(number.function, ADVANTAGE_INPUTS.union(self.start_memory, {"previous"}))
+
+    def _bound(self, role: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+        """The function of that role with its options bound."""
+        function = self._function(role)
+        assert function
+        return function.bind(options)
+
+    def _advantage_inputs(self, setup: Setup) -> AdvantageInputs:
+        """Inputs of the advantage besides rewards. The KL coefficient is the one in force when a batch is made."""
+        options, trained = setup.options, setup.trained
+
+        def token_reward(**fields: Tensor) -> Tensor:
+            return self._bound("token_reward", current_options(options, setup.memory))(**fields)
+
+        reads_token_reward = self.token_reward and (options["kl_in_reward"] or self.value)
+        inputs = AdvantageInputs(
+            token_reward if reads_token_reward else None,
+            value_estimates(trained, setup.forward()) if isinstance(trained, PolicyWithValue) else None,
+            self._bound("rescaled", options) if self.rescaled else None,
+            {number.name: self._memory_function(number).bind(options) for number in self.memory},
+            setup.memory,
+        )
+        # Tried once, so that an option that is impossible with this many responses is refused before the first step.
+        count = setup.config.prompts_per_step * setup.config.group_size
+        next_memory(inputs, {"reward": torch.zeros(count), "response_kl": 0.0, "responses": count})
+        return inputs
 
 
-def sampling_prompts(found: Sequence[Row], at: Policy, max_tokens: int, where: str) -> list[Prompt]:
-    """The rows' prompts in tokens, each short enough that ``max_tokens`` more fit into the context."""
-    tokens = [
-        prompt_tokens(at.tokenizer, row["prompt"], place := f"{where}, row {i}", template_arguments(row, place))
-        for i, row in enumerate(found)
-    ]
-    if max_tokens >= at.context:
-        raise ValueError(f"sampling.max_tokens is {max_tokens}, and the model's whole context is {at.context} tokens")
-    check_prompt_lengths(tokens, at.context - max_tokens, where)
-    return [Prompt(t, graders_text(row["prompt"]), row) for t, row in zip(tokens, found, strict=True)]
-
-
-RESPONSES = Kind(_rows, _source, _batches)
+def current_options(options: Mapping[str, Any], memory: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with the KL coefficients multiplied by the ``kl_scale`` of the last step."""
+    scale = memory.get("kl_scale", 1.0)
+    return {**options, **{name: options[name] * scale for name in ("kl", "kl_in_reward") if name in options}}

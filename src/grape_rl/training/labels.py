@@ -4,7 +4,7 @@ The ``gain`` of a response is its log-prob minus the reference's, in nats: its i
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +12,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from grape_rl.data.chat import collate_examples
-from grape_rl.data.labels import LabeledResponse, mismatched_completions
-from grape_rl.data.order import rows_of_step
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.logprobs import compute_logprobs, microbatches, select_rows
-from grape_rl.model.reference_logprobs import LogprobFunction, microbatched_logprobs
+from grape_rl.model.reference_logprobs import microbatched_logprobs
 from grape_rl.training.objective import Objective, example_loss, loss_metrics
 from grape_rl.training.optimizer import clipped_step
 from grape_rl.training.pairs import add_sums, to_numbers
@@ -49,42 +46,6 @@ class LabelExperience:
     warnings: tuple[tuple[str, str], ...] = ()
     records: tuple[dict[str, Any], ...] = ()
     memory: Mapping[str, float] = field(default_factory=dict[str, float])
-
-
-def labels(
-    found: Sequence[LabeledResponse], reference: LogprobFunction, rows_per_step: int, seed: int, mismatch: int | None
-) -> Callable[[int], LabelExperience]:
-    """A source of labeled responses read from data. ``mismatch``: as ``label_experience``."""
-
-    def source(step: int) -> LabelExperience:
-        drawn = [found[i] for i in rows_of_step(len(found), rows_per_step, step, seed)]
-        return label_experience(drawn, reference, mismatch)
-
-    return source
-
-
-def label_experience(
-    found: Sequence[LabeledResponse], reference: LogprobFunction, mismatch: int | None
-) -> LabelExperience:
-    """The responses as one batch, with mismatched ones of at most ``mismatch`` tokens if that is a number."""
-    examples = [each.example for each in found]
-    sequences = collate_examples(examples)
-    desirable = torch.tensor([each.desirable for each in found])
-    others = None if mismatch is None else mismatched_completions(examples, mismatch)
-    metrics = {
-        "length": float(sequences.mask.sum(dim=1).float().mean()),
-        "desirable_share": float(desirable.float().mean()),
-        "tokens": float(sequences.mask.sum() + sum(len(p) for p in sequences.prompts)),
-    }
-    alone = ("one_prompt", "all responses of the step have the same prompt: there is no other to set them against")
-    return LabelExperience(
-        sequences,
-        LabelBatch(sequences.mask, reference(sequences), desirable),
-        metrics,
-        others,
-        None if others is None else reference(others),
-        (alone,) if others is None and mismatch is not None else (),
-    )
 
 
 def label_logprobs(model: nn.Module, sequences: Sequences, forward: ForwardContext) -> Float[Tensor, "b t"]:

@@ -19,8 +19,8 @@ TermFunction = Callable[..., Tensor]
 class Term:
     """A loss term: its function, its coefficient, and the options that are set.
 
-    The names of the function's parameters are the fields that it reads. A loss per token reads ``TOKEN_FIELDS``, a
-    loss per pair ``PAIR_FIELDS``, per labeled response ``LABEL_FIELDS``, and of a reward model ``SCORE_FIELDS``.
+    The function's parameters without a default are the fields that it reads: ``TOKEN_FIELDS`` for a loss per token, or
+    the ``loss_fields`` of another source, such as ``PAIR_FIELDS``.
     """
 
     function: TermFunction
@@ -30,7 +30,8 @@ class Term:
     @property
     def parameters(self) -> tuple[str, ...]:
         """Names of the fields that the function reads."""
-        return tuple(p for p in inspect.signature(self.function).parameters if p in LOSS_FIELDS)
+        parameters = inspect.signature(self.function).parameters.values()
+        return tuple(p.name for p in parameters if p.default is p.empty and p.name not in self.options)
 
 
 OUTPUT_FIELDS = ("logp", "entropy", "value")
@@ -40,6 +41,9 @@ TOKEN_FIELDS = (
     *OUTPUT_FIELDS, "mask", "behavior_logp", "reference_logp", "advantage", "behavior_value", "value_target"
 )  # fmt: skip
 """Fields of a loss per token: those of ``Outputs`` and of ``TokenBatch`` (``ValueBatch`` with a value function)."""
+
+VALUE_FIELDS = ("value", "behavior_value", "value_target")
+"""Fields of a loss per token that exist only with a value function."""
 
 DISTRIBUTION_FIELDS = tuple(f"{which}_{name}" for name in ("kl", "collision") for which in ("chosen", "rejected"))
 """Fields of a loss per pair that depend on the whole distribution of each token: Σ_t KL(reference‖π) and
@@ -65,11 +69,11 @@ LABEL_FIELDS = (
 log-prob minus the reference's: over mismatched responses of the batch, which follow the prompt of another response
 (``mismatched_gain``), and over all responses of all batches so far (``mean_gain``)."""
 
-SCORE_FIELDS = ("chosen_score", "rejected_score", "margin", "step_logit", "step_label")
-"""Fields of a reward model's loss: the scores of a pair and the required margin; of a process reward model's loss: the
-logit that a step is right, and its label."""
+COMPARISON_FIELDS = ("chosen_score", "rejected_score", "margin")
+"""Fields of a reward model's loss per pair: both scores, and the required margin."""
 
-LOSS_FIELDS = {*TOKEN_FIELDS, *PAIR_FIELDS, *LABEL_FIELDS, *SCORE_FIELDS}
+STEP_FIELDS = ("step_logit", "step_label")
+"""Fields of a process reward model's loss per step: the logit that the step is right, and its label."""
 
 
 @dataclass(frozen=True)

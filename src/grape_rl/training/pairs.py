@@ -3,7 +3,7 @@
 A pair is never split across micro-batches, because its loss needs both responses. Its prompt is encoded once for both.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from grape_rl.data.order import rows_of_step
-from grape_rl.data.preferences import Pair, collate_pairs
 from grape_rl.model.distribution import DistributionStats, logprobs_with_stats
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.logprobs import compute_logprobs, row_lengths, select_rows
-from grape_rl.model.reference_logprobs import LogprobFunction, microbatched_logprobs
+from grape_rl.model.reference_logprobs import microbatched_logprobs
 from grape_rl.training.objective import DISTRIBUTION_FIELDS, Objective, example_loss, loss_metrics
 from grape_rl.training.optimizer import clipped_step
 from grape_rl.training.update import UpdateSettings
@@ -44,48 +42,6 @@ class PairExperience:
     records: tuple[dict[str, Any], ...] = ()
     reference: nn.Module | None = None
     memory: Mapping[str, float] = field(default_factory=dict[str, float])
-
-
-def preferences(
-    found: Sequence[Pair],
-    reference: LogprobFunction | None,
-    pairs_per_step: int,
-    seed: int,
-    reference_model: nn.Module | None = None,
-) -> Callable[[int], PairExperience]:
-    """A source of preferences read from data. Without a ``reference``, 0 stands in for its log-probs."""
-
-    def source(step: int) -> PairExperience:
-        drawn = [found[i] for i in rows_of_step(len(found), pairs_per_step, step, seed)]
-        return pair_experience(drawn, reference, reference_model)
-
-    return source
-
-
-def pair_experience(
-    found: Sequence[Pair], reference: LogprobFunction | None, reference_model: nn.Module | None = None
-) -> PairExperience:
-    """The pairs as one batch."""
-    rewards = torch.tensor([[pair.chosen_reward, pair.rejected_reward] for pair in found])
-    return paired(collate_pairs(found), rewards, reference, reference_model)
-
-
-def paired(
-    sequences: Sequences,
-    rewards: Float[Tensor, "p 2"],
-    reference: LogprobFunction | None,
-    reference_model: nn.Module | None = None,
-) -> PairExperience:
-    """Stacked pairs with their responses' rewards as one batch."""
-    reference_logp = reference(sequences) if reference else torch.zeros(sequences.mask.shape)
-    chosen, rejected = sequences.mask.sum(dim=1).float().chunk(2)
-    metrics = {
-        "chosen_length": float(chosen.mean()),
-        "rejected_length": float(rejected.mean()),
-        "tokens": float(sequences.mask.sum() + sum(len(p) for p in sequences.prompts)),
-    }
-    batch = PairBatch(sequences.mask, reference_logp, rewards[:, 0], rewards[:, 1])
-    return PairExperience(sequences, batch, metrics, reference=reference_model)
 
 
 def pair_loss_inputs(

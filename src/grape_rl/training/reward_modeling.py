@@ -1,6 +1,6 @@
 """Updates of reward models on pairs of responses, and of process reward models on labeled steps."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,14 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from grape_rl.data.comparisons import PairWithMargin
-from grape_rl.data.order import rows_of_step
-from grape_rl.data.preferences import collate_pairs
-from grape_rl.data.steps import LabeledSolution, collate_solutions
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.logprobs import microbatches, select_rows
 from grape_rl.model.reward_head import sequence_scores, token_scores
-from grape_rl.reward.scores import ItemSummary
 from grape_rl.training.objective import Objective, example_loss, loss_metrics
 from grape_rl.training.optimizer import clipped_step
 from grape_rl.training.pairs import pair_batches
@@ -63,35 +58,6 @@ class StepLabelBatch:
     warnings: tuple[tuple[str, str], ...] = ()
     records: tuple[dict[str, Any], ...] = ()
     memory: Mapping[str, float] = field(default_factory=dict[str, float])
-
-
-def compared(found: Sequence[PairWithMargin]) -> RewardPairBatch:
-    """The pairs as one batch."""
-    sequences = collate_pairs([each.pair for each in found])
-    chosen, rejected = sequences.mask.sum(dim=1).float().chunk(2)
-    metrics = {"chosen_length": float(chosen.mean()), "rejected_length": float(rejected.mean())}
-    margin = torch.tensor([each.margin for each in found])
-    return RewardPairBatch(sequences, margin, metrics | {"tokens": _tokens(sequences)})
-
-
-def judged(found: Sequence[LabeledSolution]) -> StepLabelBatch:
-    """The solutions as one batch."""
-    sequences, label = collate_solutions(found)
-    metrics = {
-        "labeled_steps": float((~label.isnan()).sum()),
-        "length": float(sequences.mask.sum(dim=1).float().mean()),
-    }
-    return StepLabelBatch(sequences, label, metrics | {"tokens": _tokens(sequences)})
-
-
-def comparing(found: Sequence[PairWithMargin], per_step: int, seed: int) -> Callable[[int], RewardPairBatch]:
-    """A source of pairs for a reward model: a function of the step."""
-    return lambda step: compared([found[i] for i in rows_of_step(len(found), per_step, step, seed)])
-
-
-def judging(found: Sequence[LabeledSolution], per_step: int, seed: int) -> Callable[[int], StepLabelBatch]:
-    """A source of solutions for a process reward model: a function of the step."""
-    return lambda step: judged([found[i] for i in rows_of_step(len(found), per_step, step, seed)])
 
 
 def comparison_gradient(
@@ -170,29 +136,6 @@ def step_metrics(fields: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"accuracy": ((2 * label - 1) * logit.sign() + 1) / 2, "probability": logit.sigmoid()}
 
 
-def held_out_comparisons(
-    model: nn.Module, experience: RewardPairBatch, forward: ForwardContext
-) -> tuple[ItemSummary, ...]:
-    """How the model ranks held-out pairs: accuracy, mean margin and mean score, as items of "preferences"."""
-    with torch.no_grad():
-        told = [comparison_metrics(f) for f in comparison_fields(model, experience, forward)]
-    return tuple(
-        _summary("preferences", name, [part[name] for part in told]) for name in ("accuracy", "margin", "reward")
-    )
-
-
-def held_out_steps(model: nn.Module, experience: StepLabelBatch, forward: ForwardContext) -> tuple[ItemSummary, ...]:
-    """How the model judges held-out steps, as items of "steps": accuracy over all, the right and the wrong ones."""
-    with torch.no_grad():
-        parts = list(step_fields(model, experience, forward))
-    found = [(step_metrics(fields)["accuracy"], fields["step_label"]) for fields in parts]
-    return (
-        _summary("steps", "accuracy", [accuracy for accuracy, _ in found]),
-        _summary("steps", "accuracy_right", [accuracy[label == 1] for accuracy, label in found]),
-        _summary("steps", "accuracy_wrong", [accuracy[label == 0] for accuracy, label in found]),
-    )
-
-
 def _accumulate(
     parts: Iterable[dict[str, Tensor]],
     metrics: Callable[[dict[str, Tensor]], Mapping[str, Tensor]],
@@ -209,12 +152,3 @@ def _accumulate(
         part = loss_metrics(loss, terms) | {name: value.sum() / count for name, value in metrics(fields).items()}
         means = {name: means.get(name, 0.0) + float(value) for name, value in part.items()}
     return means
-
-
-def _summary(category: str, item: str, parts: Sequence[Tensor]) -> ItemSummary:
-    values = torch.cat(list(parts)).double()
-    return ItemSummary(category, item, len(values), float(values.mean()), {})
-
-
-def _tokens(sequences: Sequences) -> float:
-    return float(sequences.mask.sum() + sum(len(prompt) for prompt in sequences.prompts))

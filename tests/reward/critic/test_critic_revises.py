@@ -5,7 +5,7 @@ import json
 from server import Server, verdict
 
 from grape_rl import train
-from grape_rl.config import laid_over
+from grape_rl.config.files import merge
 from small_runs import lines, settings
 
 RUBRIC = """
@@ -21,7 +21,7 @@ LABELS = ("long", "fair", "short")
 
 def test_the_policy_reads_what_the_critic_said_of_its_response(tmp_path):
     with Server(lambda request, number: verdict(LABELS[number % 3], 4 + number, f"Reason {number}.")) as server:
-        wanted = laid_over(
+        wanted = merge(
             settings(tmp_path, "grape"),
             {
                 "model": {"scratch": {"hidden": 32, "layers": 2, "heads": 2, "context": 256}},
