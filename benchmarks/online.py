@@ -39,7 +39,7 @@ RATES = (1e-4, 3e-4, 1e-3)
 DELTAS = (0.003, 0.01, 0.03)
 ONLINE = ("dpo", "ipo", "rpo", "simpo")
 """The losses whose online forms are run unasked: a logistic, a square, one of rewards, one without a reference."""
-LEFT_OUT = ("phase", "step", "time", "reward_std", "missing", "learning_rate")
+LEFT_OUT = ("phase", "step", "time", "reward_std", "missing", "missing_verdicts", "learning_rate")
 SMALL = {"sft": {"steps": 4, "data": {"rows": 60, "held_out_rows": 6}}, "online": {"steps": 1}}
 """What makes a run of seconds, to see that it works."""
 

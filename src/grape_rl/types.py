@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Finish = Literal["stop", "length"]
-"""Why generation ended: the policy generated an end token, or the response was truncated at the token limit."""
+"""Reason for the end of generation: the policy generated an end token, or the token limit was reached."""
 
 Status = Literal["ok", "policy_fault", "timeout", "unparseable", "truncated", "refused", "infrastructure", "unlabeled"]
 """Outcome of one grading. ``ok`` and ``policy_fault`` come with a score; any other status is a missing verdict.

@@ -16,7 +16,7 @@ from grape_rl.types import Sequences, TokenBatch, ValueBatch
 
 @dataclass(frozen=True)
 class AdvantageInputs:
-    """Inputs of an advantage besides the rewards of the responses.
+    """Inputs of an advantage, in addition to the rewards of the responses.
 
     Attributes:
         token_reward: (reward, behavior_logp, reference_logp, mask) → ``"b t"`` per-token rewards, minus the penalty on

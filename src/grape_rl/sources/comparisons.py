@@ -22,7 +22,7 @@ from grape_rl.sources.requirement import DataRequirement
 from grape_rl.sources.source import HeldOutItems, Source
 from grape_rl.training.experience import ExperienceSource
 from grape_rl.training.objective import COMPARISON_FIELDS
-from grape_rl.training.reward_modeling import RewardPairBatch, comparison_fields, comparison_metrics
+from grape_rl.training.reward_modeling import RewardPairBatch, comparison_loss_inputs, comparison_metrics
 from grape_rl.types import Sequences
 
 ENCODE_INPUTS = frozenset({"rows", "tokenizer", "end", "max_length", "columns", "source"})
@@ -100,7 +100,7 @@ def summarize_comparisons(
     model: nn.Module, experience: RewardPairBatch, forward: ForwardContext
 ) -> tuple[ItemSummary, ...]:
     """Results on held-out pairs, as items of the category "preferences": accuracy, mean margin and mean score."""
-    parts = [comparison_metrics(fields) for fields in comparison_fields(model, experience, forward)]
+    parts = [comparison_metrics(fields) for fields in comparison_loss_inputs(model, experience, forward)]
     columns = {name: torch.cat([part[name] for part in parts]) for name in ("accuracy", "margin", "reward")}
     return tuple(
         ItemSummary("preferences", name, len(values), float(values.double().mean()), {})

@@ -22,7 +22,13 @@ from grape_rl.setup.revisions import with_revisions
 from grape_rl.setup.sampling import policy_sampler
 from grape_rl.setup.setup import Setup, Warnings
 from grape_rl.sources.method_function import MethodFunction
-from grape_rl.sources.sampled import VERDICT_INPUTS, SampledSource, reads_start, rollout_settings, rollout_worker
+from grape_rl.sources.sampled import (
+    VERDICT_INPUTS,
+    SampledSource,
+    make_rollout_settings,
+    make_rollout_worker,
+    reads_start,
+)
 from grape_rl.sources.source import ForwardPasses
 from grape_rl.training.experience import ExperienceSource
 from grape_rl.training.objective import TOKEN_FIELDS, VALUE_FIELDS
@@ -148,9 +154,9 @@ class Responses(SampledSource):
             reference = reference_logprobs(setup.reference, setup.forward(sampling.temperature))
         sampler = policy_sampler(setup, sampling)
         strategy = with_revisions(setup, self._bound("draws", setup.options), sampler, sampling)
-        worker = rollout_worker(setup, sampler, strategy, reference)
+        worker = make_rollout_worker(setup, sampler, strategy, reference)
         advantage, inputs = self._bound("advantage", setup.options), self._advantage_inputs(setup)
-        return on_policy_source(worker, rollout_settings(setup.config), advantage, inputs), []
+        return on_policy_source(worker, make_rollout_settings(setup.config), advantage, inputs), []
 
     def forward_passes(self, setup: Setup, sequences: Sequences) -> ForwardPasses:
         """One pass by the initial policy, if its log-probs are used."""

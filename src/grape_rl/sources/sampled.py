@@ -95,7 +95,7 @@ class SampledSource(Source, Protocol):
         return config.sampling.max_tokens
 
 
-def rollout_worker(
+def make_rollout_worker(
     setup: Setup, sampler: Sampler, strategy: SamplingStrategy, reference: LogprobFunction | None
 ) -> RolloutWorker:
     """The functions and prompts with which the run samples and grades responses."""
@@ -105,7 +105,7 @@ def rollout_worker(
     return RolloutWorker(prompts, tokenizer, sampler, grader.scorer, strategy, reference, grader.prefetch)
 
 
-def rollout_settings(config: Config) -> RolloutSettings:
+def make_rollout_settings(config: Config) -> RolloutSettings:
     """Sizes and limits of the responses of one step."""
     return RolloutSettings(
         config.prompts_per_step, config.group_size, config.sampling.max_tokens, config.seed, config.reward.failure_limit

@@ -24,7 +24,13 @@ from grape_rl.setup.sampling import policy_sampler
 from grape_rl.setup.setup import Setup, Warnings
 from grape_rl.sources.method_function import MethodFunction
 from grape_rl.sources.preferences import experience_from_pair_sequences, pair_reference, reads_reference
-from grape_rl.sources.sampled import VERDICT_INPUTS, SampledSource, reads_start, rollout_settings, rollout_worker
+from grape_rl.sources.sampled import (
+    VERDICT_INPUTS,
+    SampledSource,
+    make_rollout_settings,
+    make_rollout_worker,
+    reads_start,
+)
 from grape_rl.sources.source import ForwardPasses
 from grape_rl.training.experience import ExperienceSource
 from grape_rl.training.objective import PAIR_FIELDS
@@ -75,7 +81,7 @@ class SampledPreferences(SampledSource):
         sampler = policy_sampler(setup, sampling)
         strategy = with_revisions(setup, single_draw, sampler, sampling)
         collect = partial(
-            collect_rollout, rollout_worker(setup, sampler, strategy, start), rollout_settings(setup.config)
+            collect_rollout, make_rollout_worker(setup, sampler, strategy, start), make_rollout_settings(setup.config)
         )
         pairing = MethodFunction(self.pairing, PAIRING_INPUTS).bind(setup.options)
         reference, model = pair_reference(setup, sampling.temperature)

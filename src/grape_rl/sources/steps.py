@@ -20,7 +20,7 @@ from grape_rl.sources.requirement import DataRequirement, check_columns
 from grape_rl.sources.source import HeldOutItems, Source
 from grape_rl.training.experience import ExperienceSource
 from grape_rl.training.objective import STEP_FIELDS
-from grape_rl.training.reward_modeling import StepLabelBatch, step_fields, step_metrics
+from grape_rl.training.reward_modeling import StepLabelBatch, step_loss_inputs, step_metrics
 from grape_rl.types import Sequences
 
 ENCODE_INPUTS = frozenset({"rows", "tokenizer", "max_length", "source"})
@@ -118,7 +118,7 @@ def experience_from_solutions(examples: Sequence[LabeledSolution]) -> StepLabelB
 @torch.no_grad()
 def summarize_steps(model: nn.Module, experience: StepLabelBatch, forward: ForwardContext) -> tuple[ItemSummary, ...]:
     """Accuracy on held-out steps, as items of the category "steps": of all, of the right and of the wrong steps."""
-    parts = list(step_fields(model, experience, forward))
+    parts = list(step_loss_inputs(model, experience, forward))
     accuracy = torch.cat([step_metrics(fields)["accuracy"] for fields in parts])
     label = torch.cat([fields["step_label"] for fields in parts])
     groups = {

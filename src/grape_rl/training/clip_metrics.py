@@ -17,10 +17,10 @@ from grape_rl.maths.clip_fraction import (
 from grape_rl.maths.off_policy import rec_one_side, rec_ring, rec_two_side
 from grape_rl.maths.surrogate import cispo, clipped, sequence_clipped
 from grape_rl.maths.value import value_loss
-from grape_rl.training.objective import Objective, token_fields
+from grape_rl.training.objective import Objective, term_fields
 from grape_rl.types import Outputs, TokenBatch
 
-CLIPPED_TOKENS: Mapping[Callable[..., Tensor], tuple[str, Callable[..., Tensor]]] = {
+CLIPPED_LOSSES: Mapping[Callable[..., Tensor], tuple[str, Callable[..., Tensor]]] = {
     clipped: ("clip_ratio", ratio_clipped),
     sequence_clipped: ("clip_ratio", sequence_ratio_clipped),
     cispo: ("clip_ratio", weight_clipped),
@@ -31,17 +31,17 @@ CLIPPED_TOKENS: Mapping[Callable[..., Tensor], tuple[str, Callable[..., Tensor]]
 }
 """Loss term → the metric, and the function that returns the clipped tokens. Add a new clipped loss here."""
 
-CLIP_METRICS = tuple(dict.fromkeys(metric for metric, _ in CLIPPED_TOKENS.values()))
+CLIP_METRICS = tuple(dict.fromkeys(metric for metric, _ in CLIPPED_LOSSES.values()))
 
 
 @torch.no_grad()
-def clipped_tokens(objective: Objective, outputs: Outputs, batch: TokenBatch) -> dict[str, Tensor]:
+def count_clipped_tokens(objective: Objective, outputs: Outputs, batch: TokenBatch) -> dict[str, Tensor]:
     """Number of tokens on which the objective's losses are clipped, by metric; empty if no loss is clipped."""
     counts: dict[str, Tensor] = {}
     for term in objective.terms:
-        if term.function in CLIPPED_TOKENS:
-            metric, function = CLIPPED_TOKENS[term.function]
-            inputs = token_fields(term, outputs, batch) | _defaults(term.function) | dict(term.options)
+        if term.function in CLIPPED_LOSSES:
+            metric, function = CLIPPED_LOSSES[term.function]
+            inputs = term_fields(term, outputs, batch) | _defaults(term.function) | dict(term.options)
             names = inspect.signature(function).parameters
             tokens = function(**{name: inputs[name] for name in names})
             counts[metric] = (tokens & batch.mask).sum()

@@ -45,16 +45,16 @@ TOKEN_FIELDS = (
 VALUE_FIELDS = ("value", "behavior_value", "value_target")
 """Fields of a loss per token that exist only with a value function."""
 
-DISTRIBUTION_FIELDS = tuple(f"{which}_{name}" for name in ("kl", "collision") for which in ("chosen", "rejected"))
+DISTRIBUTION_FIELDS = tuple(f"{role}_{name}" for name in ("kl", "collision") for role in ("chosen", "rejected"))
 """Fields of a loss per pair that depend on the whole distribution of each token: Σ_t KL(reference‖π) and
 Σ_t log Σ_v π(v)²."""
 
 PAIR_FIELDS = (
     *(
-        f"{policy}{which}_{name}"
+        f"{policy}{role}_{name}"
         for name in ("logp", "head_logp", "length", "reward")
         for policy in ("", "reference_")
-        for which in ("chosen", "rejected")
+        for role in ("chosen", "rejected")
         if not (policy and name in ("length", "reward"))
     ),
     *DISTRIBUTION_FIELDS,
@@ -80,8 +80,8 @@ STEP_FIELDS = ("step_logit", "step_label")
 class Objective:
     """The objective that an update minimizes: Σ_terms coefficient · Σ_tokens weight · term.
 
-    ``reduction`` determines the weights of tokens. It is None for terms per pair, labeled response or step, of which
-    the plain mean is taken.
+    ``reduction`` determines the weights of tokens. It is None for terms per pair, labeled response or step, which are
+    averaged.
     """
 
     terms: tuple[Term, ...]
@@ -105,7 +105,7 @@ def token_loss(
     total = torch.zeros((), dtype=outputs.logp.dtype, device=outputs.logp.device)
     shares: dict[str, Tensor] = {}
     for term in objective.terms:
-        value = term.function(**token_fields(term, outputs, batch), **term.options)
+        value = term.function(**term_fields(term, outputs, batch), **term.options)
         # A masked-out field may contain anything, such as inf − inf at padding, and 0 · NaN would be NaN.
         share = term.coefficient * (weight * value.masked_fill(~batch.mask, 0.0)).sum()
         total = total + share
@@ -113,7 +113,7 @@ def token_loss(
     return total, shares
 
 
-def token_fields(term: Term, outputs: Outputs, batch: TokenBatch) -> dict[str, Tensor]:
+def term_fields(term: Term, outputs: Outputs, batch: TokenBatch) -> dict[str, Tensor]:
     """The fields that a loss per token reads, by name."""
     return {name: getattr(outputs if name in OUTPUT_FIELDS else batch, name) for name in term.parameters}
 

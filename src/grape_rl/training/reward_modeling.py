@@ -74,7 +74,7 @@ def comparison_gradient(
     Raises:
         RuntimeError: the gradient is not finite. The weights are unchanged.
     """
-    parts = comparison_fields(model, experience, settings.forward)
+    parts = comparison_loss_inputs(model, experience, settings.forward)
     metrics = _accumulate(parts, comparison_metrics, len(experience.margin), objective, optimizer)
     return metrics | clipped_step(model, optimizer, settings.max_grad_norm)
 
@@ -93,13 +93,13 @@ def step_gradient(
     Raises:
         RuntimeError: the gradient is not finite. The weights are unchanged.
     """
-    parts = step_fields(model, experience, settings.forward)
+    parts = step_loss_inputs(model, experience, settings.forward)
     count = int((~experience.label.isnan()).sum())
     metrics = _accumulate(parts, step_metrics, count, objective, optimizer)
     return metrics | clipped_step(model, optimizer, settings.max_grad_norm)
 
 
-def comparison_fields(
+def comparison_loss_inputs(
     model: nn.Module, experience: RewardPairBatch, forward: ForwardContext
 ) -> Iterator[dict[str, Tensor]]:
     """Fields of a loss per pair, for each micro-batch: both scores, and the required margin."""
@@ -110,7 +110,9 @@ def comparison_fields(
         yield {"chosen_score": chosen, "rejected_score": rejected, "margin": experience.margin[pairs].to(chosen)}
 
 
-def step_fields(model: nn.Module, experience: StepLabelBatch, forward: ForwardContext) -> Iterator[dict[str, Tensor]]:
+def step_loss_inputs(
+    model: nn.Module, experience: StepLabelBatch, forward: ForwardContext
+) -> Iterator[dict[str, Tensor]]:
     """Fields of a loss per labeled step, for each micro-batch: the logit, and the label."""
     for rows in microbatches(experience.sequences, forward.tokens_per_microbatch):
         with forward.precision():

@@ -18,7 +18,7 @@ from grape_rl.maths.reduction import token_weight
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.logprobs import EmbeddingNoise, compute_logprobs, microbatches, select_rows
 from grape_rl.rollout.experience import TokenExperience
-from grape_rl.training.clip_metrics import CLIP_METRICS, clipped_tokens
+from grape_rl.training.clip_metrics import CLIP_METRICS, count_clipped_tokens
 from grape_rl.training.objective import Objective, loss_metrics, token_loss
 from grape_rl.training.optimizer import clipped_step
 from grape_rl.types import Outputs, TokenBatch
@@ -184,7 +184,7 @@ def accumulate_gradient(
         loss, terms = token_loss(objective, outputs, part_batch, field_rows(weight, part_rows, outputs))
         loss.backward()
         metrics = loss_metrics(loss, terms) | _token_sums(outputs, part_batch)
-        metrics |= clipped_tokens(objective, outputs, part_batch)
+        metrics |= count_clipped_tokens(objective, outputs, part_batch)
         sums = {name: sums.get(name, torch.zeros(())) + value.cpu() for name, value in metrics.items()}
 
     # Means over the tokens that were run; clip ratios over all tokens of the minibatch.
