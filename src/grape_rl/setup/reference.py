@@ -37,7 +37,7 @@ def cached_reference(
     cache = ReferenceLogprobCache(folder)
     seconds: list[float] = []
 
-    def fill_cache(warn: Warn) -> None:
+    def fill(warn: Warn) -> None:
         began = time.perf_counter()
         unread = cache.read(f"{fingerprint(setup.start.model)}, {config.precision}, temperature 1")
         if unread:
@@ -50,7 +50,7 @@ def cached_reference(
         fill_cache(cache, map(stack, rows), reference)
         seconds.append(time.perf_counter() - began)
 
-    setup.before_first_step.append(fill_cache)
+    setup.before_first_step.append(fill)
     cached_source = source(cache)
 
     def timed_source(step: int) -> Experience:
