@@ -145,7 +145,8 @@ class Scores:
     ``reward`` is NaN for a response with too few verdicts. A response whose prompt could not be classified has one
     missing verdict and no reward. ``compared`` replaces the reward in the advantage, for methods that compute the
     advantage from other numbers than the logged reward. ``memory`` holds named numbers for the scoring of the next
-    batch: training stores them, evaluation does not.
+    batch: training stores them, evaluation does not. ``items`` are the rubric items (``reward.item.Item``) of each
+    response, in the order of its verdicts; empty without a rubric.
     """
 
     reward: Float[Tensor, " b"]
@@ -153,6 +154,7 @@ class Scores:
     category: tuple[str, ...]
     compared: Float[Tensor, " b"] | None = None
     memory: Mapping[str, float] = field(default_factory=dict[str, float])
+    items: tuple[tuple[Any, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from grape_rl.reward.check.callables import python_callable
 from grape_rl.reward.check.checks import Numeric
 from grape_rl.reward.check.math_verify import MathVerify
 from grape_rl.reward.check.worker import CheckJob, run_checks
-from grape_rl.reward.grading import grade
+from grape_rl.reward.grading import assign_items, grade
 from grape_rl.reward.rubric import check_rows, load_rubric
 from grape_rl.types import Response
 
@@ -77,7 +77,8 @@ def test_gold_answers_score_on_every_item_of_the_example():
     data = rows("gsm8k_train.jsonl")[:500]
     rubric = load_rubric(EXAMPLE / "rubric.yaml", ["checks.py"])
     check_rows(rubric, data)
-    _, verdicts = grade(rubric, [response(row["answer"], row) for row in data])
+    graded = grade(assign_items(rubric, [response(row["answer"], row) for row in data]))
+    verdicts = [each.verdicts for each in graded]
     zero = {v.item: [] for v in verdicts[0]}
     for index, found in enumerate(verdicts):
         assert all(v.status == "ok" for v in found)
@@ -108,9 +109,9 @@ def test_a_wrong_answer_loses_the_items_it_should():
         "#### 72\nno, wait": (1, 0, 0, 1),
     }
     for text, scores in cases.items():
-        _, (found,) = grade(rubric, [response(text, row)])
+        found = grade(assign_items(rubric, [response(text, row)]))[0].verdicts
         assert tuple(v.score for v in found) == scores, text
-    assert grade(rubric, [response("#### 72", row, tokens=201)])[1][0][3].score == 0
+    assert grade(assign_items(rubric, [response("#### 72", row, tokens=201)]))[0].verdicts[3].score == 0
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from grape_rl.data.order import derive_seed, rows_of_step
 from grape_rl.model.logprobs import select_rows
 from grape_rl.model.reference_logprobs import LogprobFunction
 from grape_rl.model.sampler import OnResponse
-from grape_rl.reward.scores import Scorer, checked
+from grape_rl.reward.scores import Scorer, check_missing
 from grape_rl.rollout.decoded_responses import Prefetch, Prompt, decode_responses, prefetch_callback
 from grape_rl.rollout.dynamic_sampling import SamplingStrategy
 from grape_rl.rollout.records import rollout_metrics, rollout_warnings, verdict_metrics
@@ -116,7 +116,7 @@ def collect_rollout(worker: RolloutWorker, settings: RolloutSettings, step: int)
             scores = worker.scorer(responses, rollout.group)
             seconds["sample_seconds"] += sampled - began
             seconds["score_seconds"] += time.perf_counter() - sampled
-        checked(scores, settings.failure_limit)
+        check_missing(scores, settings.failure_limit)
         rounds.append(ScoredRollout(rollout, tuple(responses), scores, logp.result()))
         return rounds[-1]
 

@@ -18,13 +18,14 @@ from grape_rl.data.order import derive_seed
 from grape_rl.maths.divergence import k3
 from grape_rl.maths.groups import group_rank
 from grape_rl.model.reference_logprobs import LogprobFunction
-from grape_rl.reward.scores import Scorer, checked
+from grape_rl.reward.item import Item
+from grape_rl.reward.scores import Scorer, check_missing
 from grape_rl.rollout.collect import Sampler
 from grape_rl.rollout.scored_rollout import Revisions, ScoredRollout, append_rows
 from grape_rl.types import Response, Rollout, Verdict
 
-CritiqueFunction = Callable[[Response, str, Sequence[Verdict]], str]
-"""(response, category, verdicts) → the text of its critique; "" if there is nothing to criticize."""
+CritiqueFunction = Callable[[Response, Sequence[Item], Sequence[Verdict]], str]
+"""(response, its rubric items, their verdicts) → the text of its critique; "" if there is nothing to criticize."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def add_revisions(scored: ScoredRollout, reviser: Reviser) -> ScoredRollout:
     # Criticize the responses with the lowest rewards, and build the prompts that fit.
     rows = lowest_rewards(scored.scores.reward, scored.rollout.group, reviser.per_group)
     critiques = {
-        i: reviser.critique(scored.responses[i], scored.scores.category[i], scored.scores.verdicts[i]) for i in rows
+        i: reviser.critique(scored.responses[i], scored.scores.items[i], scored.scores.verdicts[i]) for i in rows
     }
     candidates = {i: reviser.prompt(scored.responses[i], critique) for i, critique in critiques.items() if critique}
     prompts = {i: prompt for i, prompt in candidates.items() if prompt is not None}
@@ -111,7 +112,7 @@ def add_revisions(scored: ScoredRollout, reviser: Reviser) -> ScoredRollout:
         seed = derive_seed(reviser.seed, step, "revise")
         revisions = reviser.sampler(list(prompts.values()), 1, seed, step, None)
         scored, revision_metrics = _append_revisions(scored, revisions, originals, reviser)
-        checked(scored.scores, reviser.failure_limit)
+        check_missing(scored.scores, reviser.failure_limit)
         metrics |= revision_metrics
     metrics["revise_seconds"] = time.perf_counter() - began
     warnings = ()

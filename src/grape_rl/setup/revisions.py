@@ -9,7 +9,7 @@ from grape_rl.data.chat import prompt_tokens
 from grape_rl.data.conversation import template_arguments
 from grape_rl.model.reference_logprobs import reference_logprobs
 from grape_rl.model.sampler import SamplingParams
-from grape_rl.reward.critique import critique
+from grape_rl.reward.critique import write_critique
 from grape_rl.rollout.collect import Sampler
 from grape_rl.rollout.dynamic_sampling import SamplingStrategy
 from grape_rl.rollout.revise import Reviser, add_revisions, revision_prompt
@@ -43,15 +43,14 @@ def with_revisions(
     # A template may refuse an order of roles: each order is tried once, before the first step.
     for row in {_roles(row): row for row in setup.train_rows}.values():
         request_tokens(row, "A response.", "A critique.")
-    write_critique = partial(
-        critique,
-        setup.grader.rubric,
-        items=settings.items,
+    critique = partial(
+        write_critique,
+        max_items=settings.items,
         max_characters=settings.max_characters,
         show_gold=settings.show_gold,
     )
     reviser = Reviser(
-        critique=write_critique,
+        critique=critique,
         prompt=fitting_tokens,
         sampler=sampler,
         # At temperature 0 only methods run that imitate: they never read the behavior policy.

@@ -12,7 +12,7 @@ from grape_rl.config.config import Config
 from grape_rl.model.reference_logprobs import reference_logprobs
 from grape_rl.model.sampler import SamplingParams
 from grape_rl.model.value_head import PolicyWithValue
-from grape_rl.reward.running_confidence import Running
+from grape_rl.reward.running_confidence import RunningMeans
 from grape_rl.rollout.advantages import AdvantageInputs, next_memory
 from grape_rl.rollout.dynamic_sampling import single_draw
 from grape_rl.rollout.on_policy import on_policy_source
@@ -167,7 +167,7 @@ class Responses(SampledSource):
         """``aggregate`` and ``compared`` with their options; the running means if ``scope`` is "running"."""
         running = None
         if self.running and options["scope"] == "running":
-            running = Running(self._bound("running", options), memory)
+            running = RunningMeans(self._bound("running", options), memory)
         compared = self._bound("compared", options) if self.compared else None
         return Aggregation(self._bound("aggregate", options), compared, running)
 
