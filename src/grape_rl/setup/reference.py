@@ -10,7 +10,7 @@ from grape_rl.setup.run_folder import REFERENCE_FOLDER
 from grape_rl.setup.setup import Setup
 from grape_rl.training.experience import Experience, ExperienceSource
 from grape_rl.training.fit import Warn
-from grape_rl.training.reference_cache import ReferenceLogprobCache, first_epoch_batches
+from grape_rl.training.reference_cache import ReferenceLogprobCache, fill_cache, first_epoch_batches
 from grape_rl.types import Sequences
 
 
