@@ -26,8 +26,8 @@ from grape_rl.maths.divergence import k3
 from grape_rl.methods import Method, method_options, resolve_options
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.load import load
+from grape_rl.model.reference_logprobs import reference_logprobs
 from grape_rl.model.sampler import SamplingParams, sample
-from grape_rl.rollout.source import reference_logprobs
 from grape_rl.run import Run
 from grape_rl.setup.policy import make_policy
 from grape_rl.setup.sampling import sampling_prompts
@@ -39,7 +39,7 @@ RATES = (1e-4, 3e-4, 1e-3)
 DELTAS = (0.003, 0.01, 0.03)
 ONLINE = ("dpo", "ipo", "rpo", "simpo")
 """The losses whose online forms are run unasked: a logistic, a square, one of rewards, one without a reference."""
-LEFT_OUT = ("phase", "step", "time", "reward_std", "missing", "learning_rate")
+LEFT_OUT = ("phase", "step", "time", "reward_std", "missing", "missing_verdicts", "learning_rate")
 SMALL = {"sft": {"steps": 4, "data": {"rows": 60, "held_out_rows": 6}}, "online": {"steps": 1}}
 """What makes a run of seconds, to see that it works."""
 

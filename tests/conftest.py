@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from grape_rl.model.load import prepare_model
 from grape_rl.model.scratch import character_tokenizer, random_llama
+from grape_rl.training.log import UNDOCUMENTED, Log
 
 hypothesis.settings.register_profile("seeded", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("fuzz", max_examples=1000, deadline=None, print_blob=True)
@@ -43,3 +44,17 @@ def model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest test first, in parallel with all others."""
     items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
+@pytest.fixture(autouse=True)
+def every_logged_metric_is_documented(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail any test whose run logs a metric without an entry in ``METRICS``. Tests of the log itself are exempt."""
+    if request.path.name in ("test_log.py", "test_display.py"):
+        return
+    warn = Log.warn
+
+    def checked(self: Log, key: str, message: str) -> None:
+        assert key != UNDOCUMENTED, message
+        warn(self, key, message)
+
+    monkeypatch.setattr(Log, "warn", checked)

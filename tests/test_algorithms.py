@@ -28,7 +28,7 @@ from grape_rl.sources.preferences import Preferences
 from grape_rl.sources.sampled_preferences import SampledPreferences
 from grape_rl.sources.steps import Steps
 from grape_rl.table.online import online_form
-from grape_rl.training.objective import FIELDS
+from grape_rl.training.objective import TOKEN_FIELDS
 from grape_rl.validation import load_config
 from small_runs import lines, weights
 
@@ -97,9 +97,9 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
         if isinstance(row.source, Comparisons):
             wanted += ["margin", "reward", "chosen_reward", "rejected_reward", "chosen_length", "rejected_length"]
         if isinstance(row.source, Steps):
-            wanted += ["probability", "steps", "length"]
+            wanted += ["probability", "labeled_steps", "length"]
         if isinstance(row.source, Labels):
-            wanted += ["desirable_reward", "undesirable_reward", "length", "desirable"]
+            wanted += ["desirable_reward", "undesirable_reward", "length", "desirable_share"]
         assert all(math.isfinite(told[key]) for key in wanted), told
         assert told["phase"] == name and told["grad_norm"] > 0
         assert not any(math.isinf(value) for value in told.values() if not isinstance(value, str))
@@ -327,9 +327,9 @@ def test_what_is_set_reaches_the_functions(name):
     assert len(goal.terms) == len(row.terms), "every penalty is switched on"
     for term, of_row in zip(goal.terms, row.terms, strict=True):
         assert term.coefficient == (0.125 if of_row.option else of_row.coefficient)
-        assert not term.options.keys() & set(FIELDS)
+        assert not term.options.keys() & set(TOKEN_FIELDS)
         own = {key: value for key, value in chosen.items() if key in inspect.signature(term.function).parameters}
-        assert term.options == {key: value for key, value in own.items() if key not in FIELDS}
+        assert term.options == {key: value for key, value in own.items() if key not in TOKEN_FIELDS}
     defaults = {
         p.name: p.default for p in inspect.signature(row.update).parameters.values() if p.default is not p.empty
     }

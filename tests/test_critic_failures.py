@@ -129,7 +129,7 @@ def test_a_failure_changes_an_advantage_by_no_more_than_the_imputation(faults, s
         untouched += whole
     statuses = {v["status"] for r in responses(run) for v in r["verdicts"].values()} - {"ok"}
     assert statuses == {"unparseable" if kind == "dropped" else kind for kind in faults}
-    assert moved > 4 and untouched > 0 and run.metrics[0]["missing"] > 4
+    assert moved > 4 and untouched > 0 and run.metrics[0]["missing_verdicts"] > 4
 
 
 def test_groups_without_a_failure_keep_their_scaled_advantages(sound, tmp_path):
@@ -144,7 +144,7 @@ def test_groups_without_a_failure_keep_their_scaled_advantages(sound, tmp_path):
 
 def test_a_rate_limit_changes_nothing(sound, tmp_path):
     run = train(judged(tmp_path, {"rate_limited": 0.1}))
-    assert responses(run) == sound["group"] and run.metrics[0]["missing"] == 0
+    assert responses(run) == sound["group"] and run.metrics[0]["missing_verdicts"] == 0
 
 
 def test_a_run_with_failures_resumes_to_the_same_bits(tmp_path, monkeypatch):
@@ -153,7 +153,7 @@ def test_a_run_with_failures_resumes_to_the_same_bits(tmp_path, monkeypatch):
     wanted = judged(tmp_path, faults, steps=4, checkpoint_every=2, prompts_per_step=3)
     wanted["reward"]["failure_limit"] = 0.3
     run, _ = killed_and_resumed(wanted, tmp_path, monkeypatch)
-    assert sum(step["missing"] for step in run.metrics) > 0
+    assert sum(step["missing_verdicts"] for step in run.metrics) > 0
 
 
 def test_an_outage_stops_the_run_without_loss(tmp_path):

@@ -52,7 +52,7 @@ def test_pairs_are_taken_apart(tmp_path):
     last = {item.item: item for item in run.evaluations[12].items}
     assert last["accuracy"].graded == 6, "a pair is two responses"
     assert last["margin"].mean > 0.5
-    assert 0 < sum(line["desirable"] for line in run.metrics) < 12
+    assert 0 < sum(line["desirable_share"] for line in run.metrics) < 12
 
 
 @pytest.mark.parametrize("method", ["kto", "bco_unpaired", "tr_dpo"])

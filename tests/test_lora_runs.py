@@ -103,7 +103,7 @@ def test_trpo_on_the_adapters_of_a_larger_model_keeps_its_promises(tmp_path):
         "steps": 2,
     }
     run = train(wanted)
-    assert [told["accepted"] for told in run.metrics] == [1, 1]
+    assert [told["step_accepted"] for told in run.metrics] == [1, 1]
     for told in run.metrics:
         assert 0.002 < told["approx_kl"] <= 0.01
         assert told["loss_after"] < told["loss"]

@@ -55,7 +55,7 @@ def test_a_round_keeps_what_passes_and_trains_on_it_alone(tmp_path):
     for number, told in enumerate(run.metrics, 1):
         records = lines(run.folder / f"rollouts/step-{number:06d}.jsonl")
         kept = [r for r in records if r["advantage"] == 1]
-        assert told["used"] == len(kept) < len(records) and all(r["reward"] >= 1 for r in kept)
+        assert told["trained_responses"] == len(kept) < len(records) and all(r["reward"] >= 1 for r in kept)
         for prompt in {r["prompt"] for r in kept}:
             of_prompt = [r["response"] for r in kept if r["prompt"] == prompt]
             assert len(of_prompt) <= 3 and len(of_prompt) == len(set(of_prompt))
@@ -65,8 +65,8 @@ def test_a_round_in_which_none_passes_changes_nothing_and_says_so(tmp_path):
     run = train({**rewarded(tmp_path, "rejection_sampling", options={"threshold": 100.0}), "checkpoint_every": 1})
     one, other = (weights(run.folder / "checkpoints" / f"step-{step}") for step in (1, 2))
     assert all(torch.equal(one[key], other[key]) for key in one)
-    assert [step["used"] for step in run.metrics] == [0, 0]
-    assert "nothing_usable" in [line["key"] for line in lines(run.folder / "warnings.jsonl")]
+    assert [step["trained_responses"] for step in run.metrics] == [0, 0]
+    assert "no_advantages" in [line["key"] for line in lines(run.folder / "warnings.jsonl")]
 
 
 def test_the_loss_is_of_the_policy_at_the_temperature_that_it_was_sampled_at(tmp_path, monkeypatch):

@@ -34,9 +34,9 @@ def test_the_worst_are_revised_and_a_killed_run_goes_on_to_the_same_bits(method,
     for number, step in enumerate(run.metrics, 1):
         found = lines(run.folder / f"rollouts/step-{number:06d}.jsonl")
         own, revisions = found[:12], found[12:]
-        assert all("revision_of" not in each for each in own) and 3 < len(revisions) == step["revised"] <= 6
+        assert all("revision_of" not in each for each in own) and 3 < len(revisions) == step["revisions"] <= 6
         gains = [each["reward"] - own[each["revision_of"]]["reward"] for each in revisions]
-        assert step["revision_gain"] == pytest.approx(sum(gains) / len(gains))
+        assert step["revision_reward_gain"] == pytest.approx(sum(gains) / len(gains))
         for each in revisions:
             of = own[each["revision_of"]]
             assert each["prompt"] == of["prompt"] and len(each["verdicts"]) == 2
@@ -49,17 +49,19 @@ def test_the_worst_are_revised_and_a_killed_run_goes_on_to_the_same_bits(method,
             assert step["pairs"] == len(better)
             assert [each["role"] for each in revisions] == ["chosen" if e in better else "none" for e in revisions]
         elif method == "grape":
-            assert step["used"] == 12 + len(revisions) and step["approx_kl"] < 1e-6, "the ratio starts at 1"
+            assert step["trained_responses"] == 12 + len(revisions) and step["approx_kl"] < 1e-6, (
+                "the ratio starts at 1"
+            )
             assert step["revision_kl"] > 1e-4, "what it would be under the prompt to revise by"
         else:
-            assert step["used"] == 3
+            assert step["trained_responses"] == 3
 
 
 def test_where_no_revision_fits_the_run_says_so_and_is_that_without_revisions(tmp_path):
     small = {"scratch": WIDE["scratch"] | {"context": 40}}
     run = train(revising(tmp_path, "grape", model=small))
-    assert all(step["revised"] == 0 and step["revision_too_long"] > 0 for step in run.metrics)
-    assert "revision_too_long" in [line["key"] for line in lines(run.folder / "warnings.jsonl")]
+    assert all(step["revisions"] == 0 and step["revisions_too_long"] > 0 for step in run.metrics)
+    assert "revisions_too_long" in [line["key"] for line in lines(run.folder / "warnings.jsonl")]
     off = {"per_group": 0}
     other = train(revising(tmp_path, "grape", model=small, revise=off, output=str(tmp_path / "off")))
     assert all(map(torch.equal, weights(run.model).values(), weights(other.model).values()))

@@ -213,10 +213,10 @@ def test_a_reward_function_that_never_answers_stops_the_run_before_it_changes_an
 
 def test_one_verdict_that_is_missing_is_told_and_the_run_goes_on(tmp_path):
     run = train(with_function(tmp_path, "all_but_one", failure_limit=0.2))
-    assert [line["missing"] for line in run.metrics] == [1, 1]
+    assert [line["missing_verdicts"] for line in run.metrics] == [1, 1]
     assert all(math.isfinite(line["reward"]) for line in run.metrics)
     told_of = lines(run.folder / "warnings.jsonl")
-    assert [w["key"] for w in told_of] == ["missing", "missing"]
+    assert [w["key"] for w in told_of] == ["missing_verdicts", "missing_verdicts"]
     assert "item 'all_but_one', infrastructure" in told_of[0]["message"]
     first, second = lines(run.folder / "rollouts" / "step-000001.jsonl")[:2]
     assert first["reward"] is None and first["advantage"] is None
@@ -243,7 +243,7 @@ def test_rewards_that_are_all_equal_are_warned_of_and_change_nothing(tmp_path):
 
 def test_responses_that_are_all_cut_off_are_warned_of(tmp_path):
     run = train({**settings(tmp_path, "grpo"), "sampling": {"max_tokens": 1}, "prompts_per_step": 1, "steps": 6})
-    whole = {w["step"] for w in lines(run.folder / "warnings.jsonl") if w["key"] == "all_cut_off"}
+    whole = {w["step"] for w in lines(run.folder / "warnings.jsonl") if w["key"] == "all_truncated"}
     assert whole == {line["step"] for line in run.metrics if line["truncated"] == 1}
     assert whole, "with this seed there is such a step"
     assert "cut off at 1 tokens: raise sampling.max_tokens" in (run.folder / "warnings.jsonl").read_text()

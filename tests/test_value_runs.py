@@ -73,14 +73,14 @@ def check_memory(case, run, memory):
         average = math.nan
         for step in metrics:
             assert step["moving_average"] == (None if math.isnan(average) else pytest.approx(average))
-            earned = step["reward"] - step["kl_in_reward"]
+            earned = step["reward"] - step["kl_penalty"]
             average = earned if math.isnan(average) else 0.5 * average + 0.5 * earned
         assert memory == {"moving_average": pytest.approx(average)}
     if case == "shared":  # β rises while the KL is over its target: 12 responses of a horizon of 20
         scale = 1.0
         for step in metrics:
             assert step["kl_scale"] == pytest.approx(scale)
-            assert step["kl_in_reward"] == pytest.approx(0.05 * scale * step["response_kl"], rel=1e-4, abs=1e-6)
+            assert step["kl_penalty"] == pytest.approx(0.05 * scale * step["response_kl"], rel=1e-4, abs=1e-6)
             scale *= 1 + max(-0.2, min(0.2, step["response_kl"] / 0.01 - 1)) * 12 / 20
         assert memory == {"kl_scale": pytest.approx(scale)}
         assert metrics[1]["kl_scale"] < 1 < metrics[3]["kl_scale"] / metrics[2]["kl_scale"], "first under, later over"
@@ -129,8 +129,8 @@ def test_ppo_learns_and_so_does_its_value(tmp_path):
     mean = lambda name, steps: sum(m[name] for m in steps) / len(steps)  # noqa: E731
     assert mean("reward", metrics[-4:]) > mean("reward", metrics[:4]) + 0.1
     assert mean("value_loss", metrics[-4:]) < mean("value_loss", metrics[:4]) / 4
-    assert all(1 <= m["updates"] <= 4 for m in metrics)
-    assert {"explained_variance", "value_grad_norm", "kl_in_reward", "kl_scale"} <= metrics[0].keys()
+    assert all(1 <= m["optimizer_steps"] <= 4 for m in metrics)
+    assert {"explained_variance", "value_grad_norm", "kl_penalty", "kl_scale"} <= metrics[0].keys()
 
 
 def test_a_reward_model_is_the_value_s_start(tmp_path):
@@ -215,8 +215,8 @@ def test_the_kl_in_the_reward_takes_the_reference_s_forward_pass_whether_it_is_m
     base = settings(tmp_path, method) | {"log_kl": False}
     without = train(base | {"output": str(tmp_path / "without")})
     held = train(base | {"options": {"kl_in_reward": 5.0}, "output": str(tmp_path / "held")})
-    assert "kl" not in without.metrics[0] and "kl_in_reward" not in without.metrics[0]
-    assert held.metrics[0]["kl_in_reward"] == pytest.approx(0.0, abs=1e-5) and held.metrics[1]["kl_in_reward"] != 0
+    assert "kl" not in without.metrics[0] and "kl_penalty" not in without.metrics[0]
+    assert held.metrics[0]["kl_penalty"] == pytest.approx(0.0, abs=1e-5) and held.metrics[1]["kl_penalty"] != 0
     assert not torch.equal(
         weights(without.model)["model.embed_tokens.weight"], weights(held.model)["model.embed_tokens.weight"]
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from grape_rl.rollout.source import drawn_rows
+from grape_rl.data.order import rows_of_step
 
 Row = dict[str, Any]
 TRAIN = ("gsm8k_train.jsonl", "train.jsonl")
@@ -72,4 +72,4 @@ def prompts(tokenizer: Any, tokens: int, count: int) -> list[Row]:
 def as_drawn(rows: Sequence[Row], per_step: int, seed: int) -> list[Row]:
     """The rows in the order in which a run of ours draws them: for who takes them as they stand."""
     steps = len(rows) // per_step
-    return [rows[i] for step in range(steps) for i in drawn_rows(len(rows), per_step, step, seed)]
+    return [rows[i] for step in range(steps) for i in rows_of_step(len(rows), per_step, step, seed)]

@@ -16,8 +16,8 @@ import torch
 from transformers import AutoTokenizer
 
 from grape_rl import train
+from grape_rl.data.order import rows_of_step
 from grape_rl.estimate.flops import forward_work
-from grape_rl.rollout.source import drawn_rows
 from grape_rl.types import Sequences
 from speed.floors import decode_bytes, read_rows, read_tokens, step_operations, step_work, weightless
 
@@ -100,7 +100,7 @@ def read_steps(spec: Spec) -> list[Sequences]:
     """The demonstrations or pairs of each step, as the run drew them: a file of rows that each come up once."""
     rows = [json.loads(line) for line in Path(spec["data"]).read_text(encoding="utf-8").splitlines()]
     tokenizer = AutoTokenizer.from_pretrained(spec["model"])
-    drawn = [drawn_rows(len(rows), spec["per_step"], step, SEED) for step in range(spec["steps"])]
+    drawn = [rows_of_step(len(rows), spec["per_step"], step, SEED) for step in range(spec["steps"])]
     return [read_rows([rows[i] for i in each], spec["method"], tokenizer, spec["longest"]) for each in drawn]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from grape_rl.rollout.source import Experience
+from grape_rl.rollout.experience import TokenExperience
 from grape_rl.schema import nearest
 from grape_rl.sources.method_function import MethodFunction
 
@@ -164,7 +164,7 @@ def check_update(method: str, update: Callable[..., Any], loss_fields: Collectio
         ValueError: the type of the update's ``experience`` does not fit.
     """
     kind = get_type_hints(update).get("experience")
-    if kind is not None and _per_token(loss_fields) != issubclass(kind, Experience):
+    if kind is not None and _per_token(loss_fields) != issubclass(kind, TokenExperience):
         raise ValueError(
             f"{method}: {update.__name__}: updates by {kind.__name__}, which the source does not make: choose an "
             "update of grape_rl.training: update.gradient for tokens, pairs.pair_gradient, labels.label_gradient, "

@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 from grape_rl.algorithms import method_named
 from grape_rl.config.config import Config
 from grape_rl.config.files import dump
+from grape_rl.data.order import derive_seed
 from grape_rl.methods import Method, objective, resolve_options
 from grape_rl.model.gradient_checkpointing import enable_gradient_checkpointing
 from grape_rl.model.load import no_progress_bars
 from grape_rl.model.malloc import keep_freed_memory
 from grape_rl.model.sampler import SamplingParams
 from grape_rl.rollout.evaluation import HeldOut, evaluate, read_held_out
-from grape_rl.rollout.source import step_seed
 from grape_rl.setup.graders import make_grader
 from grape_rl.setup.policy import policy_at, start_policy
 from grape_rl.setup.run_folder import resumable, write
@@ -28,8 +28,9 @@ from grape_rl.setup.sampling import policy_sampler, sampling_prompts
 from grape_rl.setup.setup import Setup
 from grape_rl.setup.value_function import value_function
 from grape_rl.sources.responses import current_options
-from grape_rl.training.checkpoint import restored_step, save_checkpoint
-from grape_rl.training.fit import StepExperience, Update, Warn, fit
+from grape_rl.training.checkpoint import TrainingState, restore_trainer, save_checkpoint
+from grape_rl.training.experience import Experience
+from grape_rl.training.fit import Update, Warn, fit
 from grape_rl.training.log import Log, read_metrics
 from grape_rl.training.optimizer import adamw, learning_rate, set_learning_rate
 from grape_rl.training.update import UpdateSettings
@@ -76,7 +77,7 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     source, warnings = method.source.experiences(setup)
     evaluate_step = _evaluation(setup, method)
     optimizer = _optimizer(setup)
-    done = restored_step(checkpoint, optimizer, setup.memory) if checkpoint else 0
+    done = restore_trainer(checkpoint, optimizer, setup.memory) if checkpoint else 0
     if done >= config.steps:
         raise ValueError(f"{config.folder}: all of its {done} steps are done; for more, raise steps")
 
@@ -94,15 +95,13 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
             write(folder / "held_out.json", json.dumps(data, indent=1))
 
     def save(step: int) -> None:
-        save_checkpoint(
-            folder / "checkpoints", step, setup.policy.model, setup.policy.tokenizer, optimizer,
-            config.keep_checkpoints, setup.memory, setup.value,
-        )  # fmt: skip
+        state = TrainingState(setup.policy.model, setup.policy.tokenizer, optimizer, setup.memory, setup.value)
+        save_checkpoint(folder / "checkpoints", step, state, config.keep_checkpoints)
 
     def saved_at(step: int) -> bool:
         return bool(config.checkpoint_every) and step % config.checkpoint_every == 0
 
-    def source_or_save(step: int) -> StepExperience:
+    def source_or_save(step: int) -> Experience:
         try:
             return source(step)
         except RuntimeError:  # no update has begun, so the steps before are complete
@@ -110,7 +109,7 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
                 save(step)
             raise
 
-    def end_step(step: int, experience: StepExperience) -> None:
+    def end_step(step: int, experience: Experience) -> None:
         if experience.records:
             lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in experience.records)
             write(folder / "rollouts" / f"step-{step:06d}.jsonl", lines)
@@ -184,7 +183,7 @@ def _evaluation(setup: Setup, method: Method) -> Callable[[int], HeldOut | None]
         if grader and prompts:
             # Every evaluation draws with the same random numbers.
             sampler, n = policy_sampler(setup, sampling), config.evaluation.samples
-            seed = step_seed(config.seed, 0, "evaluate")
+            seed = derive_seed(config.seed, 0, "evaluate")
             results = evaluate(
                 prompts, lambda tokens, ended: sampler(tokens, n, seed, step, ended), n, grader.scorer,
                 policy.tokenizer, grader.prefetch,
@@ -215,7 +214,7 @@ def _update(setup: Setup, method: Method, optimizer: torch.optim.Optimizer) -> U
     bound, reads = function.bind(setup.options), function.reads
     value_warmup = setup.options.get("value_warmup", 0)
 
-    def update(experience: StepExperience, step: int, warn: Warn) -> dict[str, float]:
+    def update(experience: Experience, step: int, warn: Warn) -> dict[str, float]:
         rate = learning_rate(step, config.steps, schedule.learning_rate, schedule.warmup, schedule.schedule)
         set_learning_rate(optimizer, rate)
         inputs = fixed | {"experience": experience, "step": step, "warn": warn}

@@ -1,7 +1,7 @@
-"""The records that flow through a run: sequences, rollouts, verdicts, and what an objective sees.
+"""Records that flow through a run: sequences, rollouts, verdicts, scores, and the batches that losses read.
 
-One mask, True where the policy chose the token. One alignment: column t of every ``"b t"`` field speaks of
-``tokens[:, t]``. Missing numbers are NaN and never zero.
+There is one mask, True for tokens that the policy generated (or, in data, that are trained on), and one alignment:
+column t of every ``"b t"`` field belongs to ``tokens[:, t]``. A missing number is NaN, never 0.
 """
 
 import math
@@ -13,20 +13,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Finish = Literal["stop", "length"]
-"""Why a response ended: the policy wrote an end token, or it was cut off at the token limit."""
+"""Reason for the end of generation: the policy generated an end token, or the token limit was reached."""
 
 Status = Literal["ok", "policy_fault", "timeout", "unparseable", "truncated", "refused", "infrastructure", "unlabeled"]
-"""What became of one grading. ``ok`` and ``policy_fault`` carry a score; every other status is a missing verdict.
+"""Outcome of one grading. ``ok`` and ``policy_fault`` come with a score; any other status is a missing verdict.
 
-``unlabeled``: the item is for people to grade, and none has graded this response yet."""
+``unlabeled``: the item is graded by people, and nobody has graded this response yet."""
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Token sequences as a model reads them: unique prompts, and the tokens that follow each.
+    """Token sequences: unique prompts, and the tokens that follow them.
 
-    ``prompts[group[i]]`` precedes ``tokens[i]``. ``tokens`` holds everything after the prompt, so text that the policy
-    did not write (a tool's answer, padding) fits with ``mask`` False. Rows are padded on the right.
+    Row i is ``prompts[group[i]]`` followed by ``tokens[i]``. ``mask`` is False for tokens after the prompt that the
+    policy did not generate, such as a tool's output or padding. Rows are padded on the right.
     """
 
     prompts: tuple[Int[Tensor, " _"], ...]
@@ -37,10 +37,10 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Rollout(Sequences):
-    """Sequences that a policy sampled, with how it sampled them.
+    """Sequences sampled from a policy, with their log-probs under the behavior policy.
 
-    ``behavior_logp`` is the log-probability of each token under the distribution really drawn from, with temperature,
-    top-k and top-p in it; 0 where ``mask`` is False. ``version`` counts the updates of the policy that sampled.
+    ``behavior_logp`` is the log-probability (nats) of each token under the sampling distribution, after temperature,
+    top-k and top-p; 0 where ``mask`` is False. ``version`` is the number of updates of the policy that sampled.
     """
 
     behavior_logp: Float[Tensor, "b t"]
@@ -50,9 +50,10 @@ class Rollout(Sequences):
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a forward pass says of each token: its log-probability and the entropy (nats) of the choice it came from.
+    """Per-token outputs of a forward pass, in nats: the token's log-probability, and the entropy of its distribution.
 
-    ``value`` is what the value function expects of rewards from that token on, before it is chosen; None without one.
+    ``value`` is the value function's estimate before the token is generated, in the units of the reward; None for a
+    policy without a value function.
     """
 
     logp: Float[Tensor, "b t"]
@@ -61,8 +62,8 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What an objective sees of a batch, beside the model's ``Outputs``."""
+class TokenBatch:
+    """Per-token fields that a loss reads in addition to the model's ``Outputs``."""
 
     mask: Bool[Tensor, "b t"]
     behavior_logp: Float[Tensor, "b t"]
@@ -71,8 +72,8 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class ValuedBatch(Batch):
-    """The same where a value function learns too: what it said as the batch was drawn, and what it should have said."""
+class ValueBatch(TokenBatch):
+    """Per-token fields for a policy with a value function: also the values at sampling time, and their targets."""
 
     behavior_value: Float[Tensor, "b t"]
     value_target: Float[Tensor, "b t"]
@@ -80,9 +81,9 @@ class ValuedBatch(Batch):
 
 @dataclass(frozen=True)
 class Response:
-    """One response as a grader sees it: text, the data row of its prompt, and how it ended.
+    """One response for grading: its text, the data row of its prompt, and why it ended.
 
-    ``text`` has no special tokens; ``tokens`` counts what the policy wrote, its end token included.
+    ``text`` has no special tokens. ``tokens`` is the length of the response, including its end token.
     """
 
     prompt: str
@@ -94,16 +95,17 @@ class Response:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One response graded on one item: a score with the grader's confidence in it, or a typed failure.
+    """Result of grading one response on one item: a score with the grader's confidence, or a typed failure.
 
-    A rubric item scores in [0, 1]; a reward function of one's own scores in any finite unit. A failed grading is
-    *missing* (``score`` and ``confidence`` NaN), never 0. The policy's own fault (it wrote a program that never ends,
-    say) is ``policy_fault``: the worst score (0, or 1 on a pitfall), confidence 1. ``cost`` and ``tokens`` are what the
-    verdict took of a critic, failed tries included: in the unit of its prices, and read and written together.
-    ``label`` is the answer itself where a critic chose one of several.
+    A rubric item scores in [0, 1]; a custom reward function in any finite unit. A failed grading is *missing*:
+    ``score`` and ``confidence`` are NaN, never 0. ``policy_fault`` means that the response itself is at fault, for
+    example a program that does not terminate: the worst score (0, or 1 on a pitfall) with confidence 1.
+
+    ``cost`` (in the unit of the critic's prices) and ``tokens`` (prompt plus completion) are the critic's usage,
+    including failed attempts. ``label`` is the critic's answer if the item has a list of labels.
 
     Raises:
-        ValueError: a score that is not finite, a confidence outside [0, 1], or a missing status that carries a score.
+        ValueError: a score that is not finite, a confidence outside [0, 1], or a missing status with a score.
     """
 
     item: str
@@ -127,24 +129,24 @@ class Verdict:
 
     @property
     def missing(self) -> bool:
-        """Whether the grading failed, so that there is no score."""
+        """True if the grading failed, so that there is no score."""
         return self.status not in ("ok", "policy_fault")
 
 
 def failed(item: str, status: Status, reasoning: str, provenance: str = "") -> Verdict:
-    """The missing verdict of a grading that failed."""
+    """A missing verdict, for a grading that failed."""
     return Verdict(item, math.nan, math.nan, status, reasoning, provenance)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The graded batch: each response's verdicts, one per item of its category and its row, and the reward of them.
+    """Grades of a batch of responses: verdicts, one for each item of the response's category and row, and rewards.
 
-    A response whose prompt could not be classified has the missing verdict of that alone, and no reward.
-    ``reward`` is NaN where too little is known of a response to use it. ``compared`` is what the advantage is made of
-    where a method makes it of something else than the reward. ``memory`` is what scoring the batch leaves to the next,
-    by name: training keeps it, and an evaluation does not. ``items`` holds the rubric items (``reward.item.Item``) that
-    each response was graded on, in the order of its verdicts; it is empty without a rubric.
+    ``reward`` is NaN for a response with too few verdicts. A response whose prompt could not be classified has one
+    missing verdict and no reward. ``compared`` replaces the reward in the advantage, for methods that compute the
+    advantage from other numbers than the logged reward. ``memory`` holds named numbers for the scoring of the next
+    batch: training stores them, evaluation does not. ``items`` are the rubric items (``reward.item.Item``) of each
+    response, in the order of its verdicts; empty without a rubric.
     """
 
     reward: Float[Tensor, " b"]
@@ -156,11 +158,11 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """What a preference objective sees of p pairs of responses, beside the model's ``Outputs``.
+class PairBatch:
+    """Fields of p preference pairs that a loss reads in addition to the model's ``Outputs``.
 
-    Rows 0 … p−1 are the chosen responses of the pairs, rows p … 2p−1 the rejected ones, in the same order.
-    ``reference_logp`` is 0 for a method without a reference; a reward that the data does not tell is NaN.
+    Rows 0 … p−1 are the chosen responses, rows p … 2p−1 the rejected responses of the pairs in the same order.
+    ``reference_logp`` is 0 for a method without a reference model. A reward that is not in the data is NaN.
     """
 
     mask: Bool[Tensor, "b t"]
@@ -170,8 +172,8 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Labeled:
-    """What an objective sees of single responses that are each labeled desirable or not, beside the ``Outputs``."""
+class LabelBatch:
+    """Fields of responses labeled desirable or undesirable that a loss reads in addition to the ``Outputs``."""
 
     mask: Bool[Tensor, "b t"]
     reference_logp: Float[Tensor, "b t"]

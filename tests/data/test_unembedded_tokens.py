@@ -14,7 +14,7 @@ from grape_rl.model.scratch import character_tokenizer, random_llama
 from grape_rl.model.value_head import separate_value_model
 from grape_rl.setup.policy import make_policy
 from grape_rl.setup.value_function import value_function
-from grape_rl.training.value import ValueFunction
+from grape_rl.training.value import ValueFunctionOptions
 from small_runs import REWARD, settings, sums, written
 
 CPU = torch.device("cpu")
@@ -134,7 +134,7 @@ def test_a_reward_model_pads_with_a_token_that_has_an_embedding(tmp_path):
 def test_a_value_model_needs_no_embedding_that_the_policy_has_not(tmp_path):
     start = make_policy(*load(folder(tmp_path / "model"), CPU))
     separate_value_model(start.model).save_pretrained(tmp_path / "value")
-    settings = ValueFunction(value_trunk="own", value_model=str(tmp_path / "value"))
+    settings = ValueFunctionOptions(value_trunk="own", value_model=str(tmp_path / "value"))
     assert value_function(settings, start, None).config.num_labels == 1
 
 

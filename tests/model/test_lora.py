@@ -17,10 +17,10 @@ from grape_rl.model.load import copy_sharing_frozen, frozen_copy
 from grape_rl.model.logprobs import compute_logprobs
 from grape_rl.model.lora import add_adapters, has_adapters, load_adapter, merge_adapters, save_adapter
 from grape_rl.model.sampler import SamplingParams, sample
-from grape_rl.rollout.source import Experience
+from grape_rl.rollout.experience import TokenExperience
 from grape_rl.training.optimizer import adamw
 from grape_rl.training.update import UpdateSettings, gradient
-from grape_rl.types import Batch, Sequences
+from grape_rl.types import Sequences, TokenBatch
 from precise import doubled
 
 SHAPE = dict(vocab_size=17, pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -63,7 +63,7 @@ def experience():
     sequences = Sequences((draw(5), draw(2)), draw(5, 6), mask, torch.tensor([0, 0, 1, 1, 1]))
     behavior = (-3 * torch.rand(5, 6, generator=generator, dtype=torch.float64)).masked_fill(~mask, 0)
     advantage = torch.tensor([1.0, -0.5, 2.0, 0.7, -1.5], dtype=torch.float64)[:, None].expand(5, 6)
-    return Experience(sequences, Batch(mask, behavior, behavior + 0.1, advantage), {})
+    return TokenExperience(sequences, TokenBatch(mask, behavior, behavior + 0.1, advantage), {})
 
 
 def logp_of(model):

@@ -208,4 +208,4 @@ def test_a_run_waits_for_people_and_goes_on_to_the_same_bits(tmp_path):
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert timeless_metrics(run) == timeless_metrics(straight)
     assert (run.folder / "held_out.json").read_bytes() == (straight.folder / "held_out.json").read_bytes()
-    assert run.metrics[-1]["missing"] == 0 and run.metrics[0]["reward_std"] > 0
+    assert run.metrics[-1]["missing_verdicts"] == 0 and run.metrics[0]["reward_std"] > 0

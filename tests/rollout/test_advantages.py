@@ -1,6 +1,7 @@
 """From a scored rollout to a batch: values, rewards of tokens, missing rewards, and what a step leaves to the next."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,8 +11,8 @@ from grape_rl.maths.advantage import baseline_advantage, gae, leave_one_out
 from grape_rl.maths.reward import kl_penalized, moving_average
 from grape_rl.maths.value import whitened
 from grape_rl.rollout.advantages import AdvantageInputs, estimate_advantages
-from grape_rl.rollout.dynamic_sampling import ScoredRollout
-from grape_rl.types import Rollout, Scores, ValuedBatch
+from grape_rl.rollout.scored_rollout import ScoredRollout
+from grape_rl.types import Rollout, Scores, ValueBatch
 
 NAN = math.nan
 MASK = torch.arange(4) < torch.tensor([4, 2, 1, 3])[:, None]
@@ -29,8 +30,9 @@ def drawn(*reward):
     return ScoredRollout(rollout, (), scores)
 
 
-def made(advantage, credit, *reward, reference=REFERENCE):
-    return estimate_advantages(advantage, credit, drawn(*reward), reference, max_tokens=4, seed=1)
+def made(advantage, inputs, *reward, reference=REFERENCE):
+    scored = replace(drawn(*reward), reference_logp=reference)
+    return estimate_advantages(advantage, inputs, scored, max_tokens=4, seed=1)
 
 
 PPO = AdvantageInputs(partial(kl_penalized, kl_in_reward=0.2), lambda sequences: VALUE, whitened)
@@ -40,7 +42,7 @@ def test_token_advantages_and_the_values_targets_are_a_loop():
     """A missing reward masks its response out; a response that was cut off has ended like any other."""
     found = made(partial(gae, gamma=0.9, lam=0.8), PPO, 1.0, -0.5, NAN, 2.0)
     batch = found.batch
-    assert isinstance(batch, ValuedBatch)
+    assert isinstance(batch, ValueBatch)
     advantage, target = {}, {}
     for i, reward in ((0, 1.0), (1, -0.5), (3, 2.0)):
         length, later, after = int(MASK[i].sum()), 0.0, 0.0
@@ -74,9 +76,9 @@ def test_the_kl_is_off_the_rewards_that_responses_are_compared_by():
         expected = less[i] - (less[others[0]] + less[others[1]]) / 2
         assert found.advantage[i].item() == pytest.approx(expected, rel=1e-6)
         assert found.batch.advantage[i, 0].item() == pytest.approx(expected, rel=1e-6)
-    assert found.metrics["kl_in_reward"] == pytest.approx(0.2 * sum(kl) / 4, rel=1e-5)
+    assert found.metrics["kl_penalty"] == pytest.approx(0.2 * sum(kl) / 4, rel=1e-5)
     assert found.metrics["response_kl"] == pytest.approx(sum(kl) / 4, rel=1e-5)
-    assert not isinstance(found.batch, ValuedBatch) and not found.batch.mask[2].any()
+    assert not isinstance(found.batch, ValueBatch) and not found.batch.mask[2].any()
 
 
 def test_without_a_coefficient_or_a_reference_every_bit_is_as_without_the_kl():
@@ -89,7 +91,7 @@ def test_without_a_coefficient_or_a_reference_every_bit_is_as_without_the_kl():
 
 def test_what_a_step_leaves_is_made_of_what_it_found():
     credit = AdvantageInputs(
-        remembers={"moving_average": partial(moving_average, decay=0.75), "seen": counted}, memory=(held := {})
+        memory_updates={"moving_average": partial(moving_average, decay=0.75), "seen": counted}, memory=(held := {})
     )
     advantage = partial(baseline_advantage, baseline="moving_average")
     held |= {"moving_average": NAN, "seen": 0.0}
@@ -110,7 +112,7 @@ def counted(previous, responses):
 
 def test_the_kl_that_the_coefficient_follows_is_the_mean_of_whole_responses():
     told = []
-    remembers = {"noted": lambda response_kl, responses: told.append((response_kl, responses)) or 0.0}
-    made(leave_one_out, AdvantageInputs(remembers=remembers, memory={"noted": 0.0}), 1.0, 2.0, 3.0, 4.0)
+    updates = {"noted": lambda response_kl, responses: told.append((response_kl, responses)) or 0.0}
+    made(leave_one_out, AdvantageInputs(memory_updates=updates, memory={"noted": 0.0}), 1.0, 2.0, 3.0, 4.0)
     kl = [sum((BEHAVIOR[i, t] - REFERENCE[i, t]).item() for t in range(int(MASK[i].sum()))) for i in range(4)]
     assert told == [(pytest.approx(sum(kl) / 4, rel=1e-5), 4)]

@@ -1,4 +1,4 @@
-"""Drawing again where there is nothing to compare: what is asked, what is kept, and that a response stays whole."""
+"""Dynamic sampling: the prompts of each round, the groups that are replaced, and the fields of each response."""
 
 import math
 from dataclasses import replace
@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from grape_rl.rollout.dynamic_sampling import ScoredRollout, dynamic_sampling, numbered, once, zero_variance_groups
+from grape_rl.rollout.dynamic_sampling import dynamic_sampling, single_draw, zero_variance_groups
+from grape_rl.rollout.scored_rollout import ScoredRollout, response_ids
 from grape_rl.types import Response, Rollout, Scores, Verdict
 
 
@@ -25,14 +26,14 @@ def drawn(turn, rewards, width=3):
         finish=tuple("length" if m % 2 else "stop" for m in marks.tolist()),
         version=7,
     )
-    answers = tuple(Response(f"{t} {g}", f"{t} {g} {i}", {}, 1, "stop") for t, g, i, _ in rows)
+    responses = tuple(Response(f"{t} {g}", f"{t} {g} {i}", {}, 1, "stop") for t, g, i, _ in rows)
     scores = Scores(
         torch.tensor([r for *_, r in rows], dtype=torch.float64),
         tuple((Verdict(f"{t} {g} {i}", 0.0),) for t, g, i, _ in rows),
         tuple(f"{t} {g}" for t, g, _, _ in rows),
         marks.double(),
     )
-    return ScoredRollout(rollout, answers, scores, rollout.behavior_logp - 0.5)
+    return ScoredRollout(rollout, responses, scores, rollout.behavior_logp - 0.5)
 
 
 WIDTH = (3, 5, 4, 6)
@@ -67,7 +68,7 @@ def whole(found):
         )
         assert own.sum() == 1 + (turn + group + number) % WIDTH[turn]
         assert rollout.prompts[g].item() == 1000 + 10 * turn + group
-        assert found.answers[i].text == f"{turn} {group} {number}" == found.scores.verdicts[i][0].item
+        assert found.responses[i].text == f"{turn} {group} {number}" == found.scores.verdicts[i][0].item
         assert found.scores.compared is None or found.scores.compared[i] == mark
         assert found.scores.category[i] == f"{turn} {group}"
         assert rollout.finish[i] == ("length" if mark % 2 else "stop")
@@ -81,7 +82,7 @@ def members(turn, group, rewards):
 
 def test_once_is_one_draw():
     draw, asked = script([SAME, VARIED])
-    assert whole(once(draw, 2)) == [members(0, 0, SAME), members(0, 1, VARIED)]
+    assert whole(single_draw(draw, 2)) == [members(0, 0, SAME), members(0, 1, VARIED)]
     assert asked == [(0, 2)]
 
 
@@ -154,6 +155,6 @@ def test_the_same_tokens_to_the_same_prompt_are_the_same_response():
     group = torch.tensor([0, 0, 1, 0, 0, 0])
     zeros = torch.zeros(6, 3)
     rollout = Rollout((torch.tensor([4]), torch.tensor([4])), tokens, mask, group, zeros, ("stop",) * 6, 0)
-    found = numbered(rollout).tolist()
+    found = response_ids(rollout).tolist()
     assert found[0] == found[1] == found[5]
     assert len({found[0], found[2], found[3], found[4]}) == 4

@@ -9,8 +9,8 @@ import torch
 
 from grape_rl.model.sampler import SamplingParams, sample
 from grape_rl.reward.scores import ItemSummary
+from grape_rl.rollout.decoded_responses import Prompt
 from grape_rl.rollout.evaluation import HeldOut, evaluate, read_held_out
-from grape_rl.rollout.source import Prompt
 from grape_rl.types import Scores, Verdict, failed
 
 

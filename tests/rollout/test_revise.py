@@ -9,16 +9,21 @@ import pytest
 import torch
 
 from grape_rl import ALGORITHMS
+from grape_rl.data.order import derive_seed
 from grape_rl.maths.advantage import group_relative, leave_one_out
 from grape_rl.maths.pairing import ranked_pairs
 from grape_rl.maths.rejection import accepted
 from grape_rl.methods import resolve_options
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.logprobs import compute_logprobs
+from grape_rl.model.reference_logprobs import reference_logprobs
 from grape_rl.rollout.advantages import AdvantageInputs, estimate_advantages
-from grape_rl.rollout.dynamic_sampling import ScoredRollout, once
-from grape_rl.rollout.revise import revised, revision_prompt, worst
-from grape_rl.rollout.source import Prompt, Round, reference_logprobs, responses, step_seed
+from grape_rl.rollout.collect import CollectedRollout, RolloutSettings, RolloutWorker
+from grape_rl.rollout.decoded_responses import Prompt
+from grape_rl.rollout.dynamic_sampling import single_draw
+from grape_rl.rollout.on_policy import on_policy_source
+from grape_rl.rollout.revise import Reviser, add_revisions, lowest_rewards, revision_prompt
+from grape_rl.rollout.scored_rollout import ScoredRollout
 from grape_rl.sources.responses import Responses
 from grape_rl.sources.sampled_preferences import pair_source
 from grape_rl.types import Response, Rollout, Scores, Verdict, failed
@@ -67,8 +72,7 @@ def revise(tokenizer, found, new, per_group=1, lengths=None, silent=(), long=(),
     def number(response):
         return int(response.text.split()[1])
 
-    out = revised(
-        found,
+    reviser = Reviser(
         lambda response, items, verdicts: (
             "" if number(response) in silent else f"{items[0]} {number(response)} {verdicts[0].score:g}"
         ),
@@ -81,7 +85,7 @@ def revise(tokenizer, found, new, per_group=1, lengths=None, silent=(), long=(),
         seed=9,
         failure_limit=limit,
     )
-    return out, asked
+    return add_revisions(found, reviser), asked
 
 
 def test_the_worst_of_each_group_are_revised_and_join_it(tokenizer):
@@ -90,11 +94,11 @@ def test_the_worst_of_each_group_are_revised_and_join_it(tokenizer):
         tokenizer, before, (0.75, 0.5, NAN, 1.0), per_group=2, lengths=(6, 1, 2, 3)
     )
     assert (prompts, n, version) == ([[40, 3], [41, 3], [43, 3], [45, 3]], 1, 4), "4 has no reward"
-    assert seed == step_seed(9, 4, "revise") != step_seed(9, 4, "sample")
-    assert found.revised.of == (0, 1, 3, 5)
-    assert found.revised.critiques == ("sum 0 0.5", "sum 1 0.25", "sum 3 0.75", "sum 5 0")
+    assert seed == derive_seed(9, 4, "revise") != derive_seed(9, 4, "sample")
+    assert found.revisions.originals == (0, 1, 3, 5)
+    assert found.revisions.critiques == ("sum 0 0.5", "sum 1 0.25", "sum 3 0.75", "sum 5 0")
     assert found.revision_of.tolist() == [-1] * 6 + [0, 1, 3, 5]
-    assert answers[:6] == before.answers
+    assert answers[:6] == before.responses
     answers = answers[6:]
     assert [(a.prompt, a.row, a.tokens) for a in answers] == [
         ("prompt 0", {"n": 0}, 6), ("prompt 0", {"n": 0}, 1), ("prompt 1", {"n": 1}, 2), ("prompt 1", {"n": 1}, 3)
@@ -102,18 +106,20 @@ def test_the_worst_of_each_group_are_revised_and_join_it(tokenizer):
     assert [a.text for a in answers] == [tokenizer.decode([30 + i] * k) for i, k in enumerate((6, 1, 2, 3))]
     assert group.tolist() == [*GROUP, 0, 0, 1, 1]
     assert known is before.scores, "what was graded is not graded again"
-    assert [a.finish for a in found.answers] == list(found.rollout.finish) == ["stop"] * 6 + ["length"] * 4
+    assert [a.finish for a in found.responses] == list(found.rollout.finish) == ["stop"] * 6 + ["length"] * 4
     after = found.rollout
     assert all(map(torch.equal, after.prompts, PROMPTS)), "what is trained on is the prompt alone"
-    assert after.group.tolist() == [*GROUP, 0, 0, 1, 1] and len(after.finish) == 10 == len(found.answers)
+    assert after.group.tolist() == [*GROUP, 0, 0, 1, 1] and len(after.finish) == 10 == len(found.responses)
     assert after.tokens.shape == after.mask.shape == after.behavior_logp.shape == (10, 6)
     own = [after.tokens[i][after.mask[i]].tolist() for i in range(10)]
     assert own == [[10 + i] * k for i, k in enumerate(LENGTHS)] + [[30 + i] * k for i, k in enumerate((6, 1, 2, 3))]
     assert after.behavior_logp[:6].sum() == -0.5 * sum(LENGTHS) and after.behavior_logp[6:].sum() == -2.0 * 12
-    assert torch.equal(found.own, after.mask & (torch.arange(10) < 6)[:, None])
-    told = found.revised.metrics
-    assert (told["revised"], told["revision_too_long"]) == (4, 0) and found.revised.warnings == ()
-    assert told["revision_gain"] == pytest.approx(((0.75 - 0.5) + (0.5 - 0.25) + (1.0 - 0.0)) / 3), "one is missing"
+    assert torch.equal(found.sampled_mask, after.mask & (torch.arange(10) < 6)[:, None])
+    told = found.revisions.metrics
+    assert (told["revisions"], told["revisions_too_long"]) == (4, 0) and found.revisions.warnings == ()
+    assert told["revision_reward_gain"] == pytest.approx(((0.75 - 0.5) + (0.5 - 0.25) + (1.0 - 0.0)) / 3), (
+        "one is missing"
+    )
     assert told["revision_kl"] == pytest.approx(math.exp(-2.0 + 0.5) - 1 + 1.5)
 
 
@@ -124,24 +130,26 @@ def test_a_revision_may_be_shorter_than_all_responses(tokenizer):
 
 def test_who_has_no_critique_or_no_room_is_not_revised_and_the_log_says_so(tokenizer):
     found, ((prompts, *_), _) = revise(tokenizer, draw(*REWARDS), (1.0,), per_group=2, silent=(1,), long=(3, 5))
-    assert prompts == [[40, 3]] and found.revised.of == (0,)
-    assert found.revised.metrics["revised"] == 1 and found.revised.metrics["revision_too_long"] == 2
-    ((key, message),) = found.revised.warnings
-    assert key == "revision_too_long" and message.startswith("2 responses were not revised: ")
+    assert prompts == [[40, 3]] and found.revisions.originals == (0,)
+    assert found.revisions.metrics["revisions"] == 1 and found.revisions.metrics["revisions_too_long"] == 2
+    ((key, message),) = found.revisions.warnings
+    assert key == "revisions_too_long" and message.startswith("2 responses were not revised: ")
 
 
 def test_where_nothing_is_revised_the_draw_is_what_it_was(tokenizer):
     before = draw(*REWARDS)
     found, asked = revise(tokenizer, before, (), silent=range(6))
     assert asked == [] and found.rollout is before.rollout and found.scores is before.scores
-    assert found.revised.of == () and found.revised.metrics["revised"] == 0 and found.revised.warnings == ()
-    assert found.revision_of.tolist() == [-1] * 6 and torch.equal(found.own, before.rollout.mask)
+    assert (
+        found.revisions.originals == () and found.revisions.metrics["revisions"] == 0 and found.revisions.warnings == ()
+    )
+    assert found.revision_of.tolist() == [-1] * 6 and torch.equal(found.sampled_mask, before.rollout.mask)
 
 
 def test_of_equal_rewards_the_earliest_is_the_worst_and_a_missing_one_never():
     reward, group = torch.tensor([0.5, 0.5, 0.5, NAN, 1.0, NAN]), torch.tensor([0, 0, 0, 0, 3, 7])
-    assert worst(reward, group, 2) == [0, 1, 4]
-    assert worst(reward, group, 9) == [0, 1, 2, 4]
+    assert lowest_rewards(reward, group, 2) == [0, 1, 4]
+    assert lowest_rewards(reward, group, 9) == [0, 1, 2, 4]
 
 
 def test_too_many_missing_verdicts_old_and_new_end_the_run(tokenizer):
@@ -176,10 +184,10 @@ def test_a_prompt_to_revise_by_is_a_conversation_or_a_text_that_ends_as_the_prom
 
 def source(tokenizer, sampler, scorer, revising, reference, advantage=group_relative):
     prompts = [Prompt(p, f"prompt {i}", {"n": i}) for i, p in enumerate(PROMPTS)]
-    return responses(
-        prompts, sampler, scorer, lambda draw, n: revising(once(draw, n)), advantage, tokenizer, reference,
-        prompts_per_step=2, group_size=3, max_tokens=6, seed=1, failure_limit=1.0,
-    )  # fmt: skip
+    strategy = lambda sample_groups, n: revising(single_draw(sample_groups, n))  # noqa: E731
+    worker = RolloutWorker(prompts, tokenizer, sampler, scorer, strategy, reference)
+    settings = RolloutSettings(prompts_per_step=2, group_size=3, max_tokens=6, seed=1, failure_limit=1.0)
+    return on_policy_source(worker, settings, advantage)
 
 
 def test_what_the_log_tells_of_the_policy_is_of_its_own_responses_alone(tokenizer):
@@ -195,33 +203,40 @@ def test_what_the_log_tells_of_the_policy_is_of_its_own_responses_alone(tokenize
         return sequences.mask * sequences.tokens * -0.1  # a row has one token, again and again
 
     def revising(found):
-        told = tuple(replace(a, text=f"text {i}") for i, a in enumerate(found.answers))
-        return revise(tokenizer, replace(found, answers=told), (NAN, 1.0), lengths=(6, 1))[0]
+        told = tuple(replace(a, text=f"text {i}") for i, a in enumerate(found.responses))
+        return revise(tokenizer, replace(found, responses=told), (NAN, 1.0), lengths=(6, 1))[0]
 
     plain, more = (source(tokenizer, sampler, scorer, how, off_by_row)(0) for how in (lambda found: found, revising))
     for name in ("reward", "length", "reward_std", "zero_variance_groups", "truncated", "item/sums/x"):
         assert more.metrics[name] == plain.metrics[name]
-    assert more.metrics["missing"] == plain.metrics["missing"] + 1
+    assert more.metrics["missing_verdicts"] == plain.metrics["missing_verdicts"] + 1
     assert more.metrics["tokens"] == plain.metrics["tokens"] + 7
-    assert (plain.metrics["used"], more.metrics["used"], more.metrics["revised"]) == (6, 7, 2)
+    assert (plain.metrics["trained_responses"], more.metrics["trained_responses"], more.metrics["revisions"]) == (
+        6,
+        7,
+        2,
+    )
     away = [float(off_by_row(more.sequences)[i, 0]) + 0.5 for i in range(6)]
     kl = sum(k * (math.exp(a) - 1 - a) for k, a in zip(LENGTHS, away, strict=True)) / sum(LENGTHS)
     assert more.metrics["kl"] == pytest.approx(kl, rel=1e-5)
-    assert "revised" not in plain.metrics and plain.metrics.keys() < more.metrics.keys()
+    assert "revisions" not in plain.metrics and plain.metrics.keys() < more.metrics.keys()
     notes = [(r.get("revision_of"), r.get("critique")) for r in more.records]
     order = [a["prompt"] for a in more.records]
     assert notes == [(None, None)] * 6 + [(1, "sum 1 0.25"), (5, "sum 5 0")] and order[6:] == [order[1], order[5]]
     assert more.records[6]["reward"] is None and more.records[7]["reward"] == 1.0
     assert "revision_of" not in plain.records[0]
-    missing = [message for key, message in more.warnings if key == "missing"]
+    missing = [message for key, message in more.warnings if key == "missing_verdicts"]
     assert missing and missing[0].startswith("1 verdicts are missing")
 
 
 def test_the_kl_that_steers_its_own_coefficient_is_that_of_own_responses(tokenizer):
     found = revise(tokenizer, draw(*REWARDS), (1.0, 1.0))[0]
     seen = []
-    credit = AdvantageInputs(remembers={"x": lambda response_kl: seen.append(response_kl) or 0.0}, memory={"x": 0.0})
-    estimate_advantages(group_relative, credit, found, 0 * found.rollout.behavior_logp - 1.0, 6, 1)
+    inputs = AdvantageInputs(
+        memory_updates={"x": lambda response_kl: seen.append(response_kl) or 0.0}, memory={"x": 0.0}
+    )
+    found = replace(found, reference_logp=0 * found.rollout.behavior_logp - 1.0)
+    estimate_advantages(group_relative, inputs, found, 6, 1)
     assert seen == [pytest.approx(sum(k * 0.5 for k in LENGTHS) / 6)]
 
 
@@ -254,12 +269,10 @@ def test_every_method_takes_groups_of_unequal_sizes_in_any_order(tokenizer, name
             found.rollout,
             **{k: getattr(found.rollout, k)[order] for k in ("tokens", "mask", "group", "behavior_logp")},
         ),
-        found.answers,
+        found.responses,
         replace(found.scores, reward=found.scores.reward[order]),
     )
-    one, other = (
-        estimate_advantages(advantage, AdvantageInputs(memory=start), each, None, 6, 1) for each in (found, moved)
-    )
+    one, other = (estimate_advantages(advantage, AdvantageInputs(memory=start), each, 6, 1) for each in (found, moved))
     assert one.advantage.shape == (7,) and (one.batch.advantage[one.batch.mask].isfinite()).all()
     torch.testing.assert_close(one.advantage[order], other.advantage, equal_nan=True)
     assert name == "rejection_sampling" or not one.advantage.isnan().any()
@@ -270,7 +283,7 @@ def test_the_pair_is_the_revision_over_what_it_revises(tokenizer):
         found = revise(tokenizer, draw(0.5, 0.25, 1.0, 0.75, 0.6, 0.0), new)[0]
         pairing = partial(ranked_pairs, pairing="revised", **more)
         found = replace(found, reference_logp=-1.0 * found.rollout.mask)
-        return pair_source(lambda step: Round(found, {"reference_seconds": 0.0}, ()), pairing, None)(0)
+        return pair_source(lambda step: CollectedRollout(found, {"reference_seconds": 0.0}, ()), pairing, None)(0)
 
     what = experience((0.75, 0.5))
     own = [t[m].tolist() for t, m in zip(what.sequences.tokens, what.sequences.mask, strict=True)]
@@ -299,7 +312,7 @@ def test_what_the_correction_ignores_by_enumeration():
     weighted, plain, toward, own = (torch.zeros(3).double() for _ in range(4))
     group = torch.zeros(3, dtype=torch.long)
     for a, b, y in itertools.product(range(3), repeat=3):
-        (w,) = worst(reward[[a, b]], group[:2], 1)
+        (w,) = lowest_rewards(reward[[a, b]], group[:2], 1)
         of = (a, b)[w]
         chance = pi[a] * pi[b] * after[of, y]
         advantage = leave_one_out(reward[[a, b, y]], group)

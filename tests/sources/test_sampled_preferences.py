@@ -11,8 +11,8 @@ from grape_rl import ALGORITHMS
 from grape_rl.maths.pairing import ranked_pairs
 from grape_rl.methods import objective, resolve_options
 from grape_rl.model.forward import ForwardContext
-from grape_rl.rollout.dynamic_sampling import ScoredRollout
-from grape_rl.rollout.source import Round
+from grape_rl.rollout.collect import CollectedRollout
+from grape_rl.rollout.scored_rollout import ScoredRollout
 from grape_rl.sources.sampled_preferences import pair_source
 from grape_rl.training.pairs import pair_logprobs
 from grape_rl.training.update import UpdateSettings
@@ -42,7 +42,9 @@ def drawn(*rewards, same=()):
 
 
 def experience(found, pairing="best_worst", reference=None, **more):
-    made = Round(found, {"reward": 0.5, "tokens": 99.0, "reference_seconds": 0.0}, (("slow", "graders were"),))
+    made = CollectedRollout(
+        found, {"reward": 0.5, "tokens": 99.0, "reference_seconds": 0.0}, (("slow", "graders were"),)
+    )
     return pair_source(lambda step: made, partial(ranked_pairs, pairing=pairing, **more), reference)(0)
 
 

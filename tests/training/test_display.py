@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 from rich.console import Console
 
-from grape_rl.training.display import Bar, Display, Lines, Pace, display_for, duration, short, table
+from grape_rl.training.display import Bar, Display, Lines, Throughput, display_for, duration, short, table
 
 STEP = {"tokens": 4100, "length": 9.81, "reward": 0.5117, "entropy": 0.838, "kl": 0.00312, "clipped": 0.2}
 
@@ -82,7 +82,7 @@ def test_without_tokens_or_without_time_passing_no_speed_is_shown() -> None:
 
 def test_pace_is_of_the_last_ten_steps_and_forgets_a_slow_first() -> None:
     clock = Clock()
-    pace = Pace(clock)
+    pace = Throughput(clock)
     assert math.isnan(pace.step_seconds) and math.isnan(pace.tokens_per_second)
     durations, tokens = [300.0] + [2.0] * 9 + [4.0], [7.0] + [10.0] * 9 + [30.0]
     for seconds, count in zip(durations, tokens, strict=True):
@@ -96,7 +96,7 @@ def test_pace_is_of_the_last_ten_steps_and_forgets_a_slow_first() -> None:
 
 def test_a_step_without_tokens_counts_neither_its_time_nor_its_tokens_in_the_speed() -> None:
     clock = Clock()
-    pace = Pace(clock)
+    pace = Throughput(clock)
     for seconds, count in [(1.0, 10.0), (9.0, math.nan), (1.0, 20.0)]:
         clock.now += seconds
         pace.step(count)

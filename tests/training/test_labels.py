@@ -13,9 +13,9 @@ import torch
 from grape_rl import ALGORITHMS
 from grape_rl.data.chat import Example
 from grape_rl.data.labels import LabeledResponse
+from grape_rl.data.order import rows_of_step
 from grape_rl.methods import objective, resolve_options
 from grape_rl.model.forward import ForwardContext
-from grape_rl.rollout.source import drawn_rows
 from grape_rl.sources.labels import Labels, experience_from_labels, summarize_labels
 from grape_rl.training.labels import label_logprobs, label_metrics
 from grape_rl.training.update import UpdateSettings
@@ -148,7 +148,7 @@ def test_the_device_is_waited_for_no_more_often_in_many_micro_batches(model, oth
 def test_only_kto_looks_at_mismatched_responses(model, other):
     what = experience_from_labels(given(), asked(other), None)
     assert what.mismatched is None and not what.warnings
-    assert what.metrics == pytest.approx({"length": 19 / 5, "desirable": 0.6, "tokens": 19 + 5 + 2 + 2 + 3 + 1})
+    assert what.metrics == pytest.approx({"length": 19 / 5, "desirable_share": 0.6, "tokens": 19 + 5 + 2 + 2 + 3 + 1})
     lost, _ = step_by(model, "apo_zero_unpaired", what)
     with_them, _ = step_by(model, "apo_zero_unpaired", experience_from_labels(given(), asked(other), 7))
     assert all(torch.equal(a, b) for a, b in zip(lost, with_them, strict=True))
@@ -199,7 +199,7 @@ def test_the_source_draws_every_response_before_any_comes_again(model):
     reference = asked(model)
 
     def source(step):
-        return experience_from_labels([given()[i] for i in drawn_rows(5, 2, step, seed=0)], reference, 9)
+        return experience_from_labels([given()[i] for i in rows_of_step(5, 2, step, seed=0)], reference, 9)
 
     drawn = [source(step) for step in range(5)]
     firsts = [int(row[0]) for what in drawn for row in what.sequences.tokens]

@@ -8,13 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grape_rl.data.order import derive_seed
 from grape_rl.maths.noise import embedding_noise
 from grape_rl.maths.surrogate import policy_gradient
 from grape_rl.model.forward import ForwardContext
-from grape_rl.rollout.source import Experience, step_seed
+from grape_rl.rollout.experience import TokenExperience
 from grape_rl.training.objective import Objective, Term
 from grape_rl.training.update import UpdateSettings, gradient, noisy_gradient
-from grape_rl.types import Batch, Sequences
+from grape_rl.types import Sequences, TokenBatch
 from precise import doubled
 
 SETTINGS = UpdateSettings(ForwardContext(10_000, temperature=1.0), max_tokens=9, max_grad_norm=1e9, seed=3)
@@ -34,7 +35,9 @@ def experience():
     prompts = tuple(torch.randint(4, 40, (n,), generator=generator) for n in (5, 2, 8, 1, 3))
     zeros = torch.zeros(mask.shape)
     tokens = torch.randint(4, 40, (5, 6), generator=generator)
-    return Experience(Sequences(prompts, tokens, mask, torch.arange(5)), Batch(mask, zeros, zeros, mask.float()), {})
+    return TokenExperience(
+        Sequences(prompts, tokens, mask, torch.arange(5)), TokenBatch(mask, zeros, zeros, mask.float()), {}
+    )
 
 
 def lost(model, update=noisy_gradient, settings=SETTINGS, step=0, **more):
@@ -83,7 +86,7 @@ def test_each_row_reads_its_own_noise_and_it_is_the_only_change(model):
         own = what.batch.mask[row]
         last = max(t for t in range(6) if own[t])
         ids = torch.cat([what.sequences.prompts[row], what.sequences.tokens[row][:last]])
-        generator = torch.Generator().manual_seed(step_seed(3, 4, f"noise 0 {row}"))
+        generator = torch.Generator().manual_seed(derive_seed(3, 4, f"noise 0 {row}"))
         unit = 2 * torch.rand(len(ids), table.shape[1], generator=generator) - 1
         read = table[ids] + (2.0 / math.sqrt(len(ids) * table.shape[1]) * unit).double()
         logits = model(inputs_embeds=read[None]).logits[0].log_softmax(-1)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from grape_rl.training.objective import FIELDS, Objective, Term, loss
-from grape_rl.types import Outputs, ValuedBatch
+from grape_rl.training.objective import TOKEN_FIELDS, Objective, Term, token_loss
+from grape_rl.types import Outputs, ValueBatch
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 
@@ -14,14 +14,14 @@ def field(scale):
 
 
 OUTPUTS = Outputs(logp=field(-1.0), entropy=field(10.0), value=field(0.3))
-BATCH = ValuedBatch(
+BATCH = ValueBatch(
     MASK, field(-2.0), field(-3.0), advantage=field(0.5), behavior_value=field(0.1), value_target=field(4.0)
 )
 WEIGHT = torch.tensor([[0.5, 0.25, 9.0], [0.125, 9.0, 9.0]])
 
 
 def test_terms_are_summed_with_their_coefficients_over_masked_tokens():
-    total, shares = loss(
+    total, shares = token_loss(
         Objective((Term(first, 2.0), Term(second, -1.0, {"power": 2})), "token"), OUTPUTS, BATCH, WEIGHT
     )
     # first: A · logp at the three tokens; second: entropy to the power of 2
@@ -48,10 +48,10 @@ def test_a_term_is_told_every_field_by_its_name():
         told.update(locals())
         return logp
 
-    assert Term(curious).parameters == FIELDS
-    loss(Objective((Term(curious),), "token"), OUTPUTS, BATCH, WEIGHT)
+    assert Term(curious).parameters == TOKEN_FIELDS
+    token_loss(Objective((Term(curious),), "token"), OUTPUTS, BATCH, WEIGHT)
     assert all(told[name] is getattr(OUTPUTS, name) for name in ("logp", "entropy", "value"))
-    assert all(told[name] is getattr(BATCH, name) for name in FIELDS if name not in ("logp", "entropy", "value"))
+    assert all(told[name] is getattr(BATCH, name) for name in TOKEN_FIELDS if name not in ("logp", "entropy", "value"))
 
 
 def test_what_is_masked_out_may_be_nan_and_leaves_no_gradient():
@@ -60,16 +60,16 @@ def test_what_is_masked_out_may_be_nan_and_leaves_no_gradient():
     def broken(logp):
         return (logp / MASK).exp() * 0 + logp + torch.where(MASK, 0.0, torch.nan)
 
-    total, _ = loss(Objective((Term(broken),), "token"), Outputs(logp, OUTPUTS.entropy), BATCH, WEIGHT)
+    total, _ = token_loss(Objective((Term(broken),), "token"), Outputs(logp, OUTPUTS.entropy), BATCH, WEIGHT)
     assert total.isfinite()
     plain = Objective((Term(lambda logp: logp),), "token")
-    total, _ = loss(plain, Outputs(logp, OUTPUTS.entropy), BATCH, WEIGHT)
+    total, _ = token_loss(plain, Outputs(logp, OUTPUTS.entropy), BATCH, WEIGHT)
     total.backward()
     assert torch.equal(logp.grad, WEIGHT * MASK)
 
 
 def test_no_terms_are_no_loss():
-    total, shares = loss(Objective((), "token"), OUTPUTS, BATCH, WEIGHT)
+    total, shares = token_loss(Objective((), "token"), OUTPUTS, BATCH, WEIGHT)
     assert total.item() == 0 and shares == {}
 
 

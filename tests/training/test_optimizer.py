@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from grape_rl.model.value_head import PolicyWithValue
-from grape_rl.training.optimizer import adamw, learning_rate, parts, set_learning_rate
+from grape_rl.training.optimizer import adamw, grad_norm_modules, learning_rate, set_learning_rate
 
 
 def test_matrices_decay_and_nothing_else_does():
@@ -27,8 +27,8 @@ def test_a_model_of_matrices_alone_has_one_group():
 def test_a_value_function_learns_at_a_rate_of_its_own_and_keeps_it_when_a_run_goes_on():
     policy = torch.nn.Sequential(torch.nn.Embedding(5, 3), torch.nn.LayerNorm(3))
     whole = PolicyWithValue(policy, torch.nn.Linear(3, 1))
-    assert parts(whole) == {"grad_norm": policy, "value_grad_norm": whole.value}
-    assert parts(policy) == {"grad_norm": policy}
+    assert grad_norm_modules(whole) == {"grad_norm": policy, "value_grad_norm": whole.value}
+    assert grad_norm_modules(policy) == {"grad_norm": policy}
 
     def rates(optimizer):
         return {p: g["lr"] for g in optimizer.param_groups for p in g["params"]}

@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from grape_rl import ALGORITHMS
+from grape_rl.data.order import rows_of_step
 from grape_rl.data.preferences import Pair
 from grape_rl.methods import objective, resolve_options
 from grape_rl.model.forward import ForwardContext
-from grape_rl.rollout.source import drawn_rows
 from grape_rl.sources.preferences import Preferences, experience_from_pairs
 from grape_rl.training import pairs as training_pairs
-from grape_rl.training.objective import CHOICE_FIELDS, PAIR_FIELDS, Objective, Term, pair_loss
-from grape_rl.training.pairs import PairExperience, pair_batches, pair_fields, pair_logprobs, pair_metrics
+from grape_rl.training.objective import DISTRIBUTION_FIELDS, PAIR_FIELDS, Objective, Term, example_loss
+from grape_rl.training.pairs import PairExperience, pair_batches, pair_logprobs, pair_loss_inputs, pair_metrics
 from grape_rl.training.update import UpdateSettings
-from grape_rl.types import Pairs
+from grape_rl.types import PairBatch
 from precise import doubled as in_doubles
 from waits import waits_counted
 
@@ -98,7 +98,7 @@ def alone(model, prompt, response):
 
 def plain(model, what):
     """The fields of ``PAIR_FIELDS`` from plain forward passes of each response alone, pair by pair."""
-    made = {name: [] for name in PAIR_FIELDS if what.reference is not None or name not in CHOICE_FIELDS}
+    made = {name: [] for name in PAIR_FIELDS if what.reference is not None or name not in DISTRIBUTION_FIELDS}
     for i, pair in enumerate(given_pairs()):
         shorter = min(len(pair.chosen), len(pair.rejected))
         for which, response, row in (("chosen", pair.chosen, i), ("rejected", pair.rejected, i + 5)):
@@ -129,8 +129,8 @@ def test_the_fields_are_those_of_a_plain_forward_pass(model):
     with torch.no_grad():
         expected = plain(model, what)
     for tokens in (1, 30, 10_000):
-        found = pair_fields(pair_logprobs(model, what.sequences, ForwardContext(tokens)), what.batch)
-        assert found.keys() == set(PAIR_FIELDS) - set(CHOICE_FIELDS)
+        found = pair_loss_inputs(pair_logprobs(model, what.sequences, ForwardContext(tokens)), what.batch)
+        assert found.keys() == set(PAIR_FIELDS) - set(DISTRIBUTION_FIELDS)
         for name in found:
             rewards = {"rtol": 1e-6, "atol": 0} if name.endswith("reward") else REORDERED  # kept in float32
             torch.testing.assert_close(found[name], expected[name], **rewards)
@@ -246,7 +246,7 @@ def test_a_tie_is_half_right():
 def test_terms_are_summed_with_their_coefficients_over_the_whole_count():
     fields = {name: torch.tensor([1.0, 3.0]) for name in PAIR_FIELDS}
     goal = Objective((Term(doubled, 0.5), Term(powered, -1.0, {"power": 2})), None)
-    total, shares = pair_loss(goal, fields, 4)
+    total, shares = example_loss(goal, fields, 4)
     assert float(total) == pytest.approx(0.5 * (2 + 6) / 4 - (1 + 9) / 4)
     assert {name: float(v) for name, v in shares.items()} == pytest.approx({"doubled": 1.0, "powered": -2.5})
 
@@ -261,9 +261,9 @@ def powered(rejected_length, power):
 
 def test_both_shares_of_a_loss_with_two_terms_are_told(model):
     _, told = step_by(model, "simpo", experience())
-    assert told["loss"] == pytest.approx(told["simpo"] + told["chosen_nll"], rel=1e-8)
+    assert told["loss"] == pytest.approx(told["loss/simpo"] + told["loss/chosen_nll"], rel=1e-8)
     _, told = step_by(model, "aot", experience())
-    assert told["loss"] == pytest.approx(told["aot"] + told["chosen_nll"], rel=1e-8)
+    assert told["loss"] == pytest.approx(told["loss/aot"] + told["loss/chosen_nll"], rel=1e-8)
 
 
 def test_a_gradient_that_is_not_finite_moves_no_weight(model):
@@ -284,15 +284,15 @@ def test_the_source_draws_every_pair_before_any_comes_again_and_asks_the_referen
         return pair_logprobs(model, sequences, ForwardContext(30))
 
     def source(step):
-        return experience_from_pairs([found[i] for i in drawn_rows(5, 2, step, seed=0)], reference)
+        return experience_from_pairs([found[i] for i in rows_of_step(5, 2, step, seed=0)], reference)
 
     drawn = [source(step) for step in range(5)]
-    assert all(isinstance(what, PairExperience) and isinstance(what.batch, Pairs) for what in drawn)
+    assert all(isinstance(what, PairExperience) and isinstance(what.batch, PairBatch) for what in drawn)
     prompts = [len(p) for what in drawn for p in what.sequences.prompts]
     assert sorted(prompts[:5]) == sorted(prompts[5:]) == [1, 2, 3, 5, 8]
     again = source(3)
     assert torch.equal(again.sequences.tokens, drawn[3].sequences.tokens)
-    fields = pair_fields(pair_logprobs(model, again.sequences, ForwardContext(30)), again.batch)
+    fields = pair_loss_inputs(pair_logprobs(model, again.sequences, ForwardContext(30)), again.batch)
     assert torch.equal(fields["chosen_logp"], fields["reference_chosen_logp"])
     assert pair_metrics(fields)["accuracy"].tolist() == [0.5, 0.5], "at the reference nothing is preferred"
     assert not experience_from_pairs(found, None).batch.reference_logp.any()

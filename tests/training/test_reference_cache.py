@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from grape_rl.data.order import rows_of_step
 from grape_rl.model.fingerprint import fingerprint
 from grape_rl.model.lora import add_adapters
-from grape_rl.rollout.source import drawn_rows
-from grape_rl.training.reference_cache import ReferenceLogprobCache, fill, first_batches
+from grape_rl.training.reference_cache import ReferenceLogprobCache, fill_cache, first_epoch_batches
 from grape_rl.types import Sequences
 
 
@@ -41,9 +41,9 @@ def kept(folder: Path, of: str = "a") -> ReferenceLogprobCache:
 
 def test_what_was_written_is_read_to_the_bit(tmp_path):
     first = kept(tmp_path / "new")
-    assert fill(first, [ONE, TWO, ONE], asked) == 2
+    assert fill_cache(first, [ONE, TWO, ONE], asked) == 2
     again = kept(tmp_path / "new")
-    assert fill(again, [ONE, TWO], asked) == 0
+    assert fill_cache(again, [ONE, TWO], asked) == 0
     for each in (first, again):
         assert torch.equal(each(ONE), asked(ONE))
         expected = asked(TWO)
@@ -54,7 +54,7 @@ def test_what_was_written_is_read_to_the_bit(tmp_path):
 
 
 def test_the_dtype_stays(tmp_path):
-    fill(kept(tmp_path), [ONE], lambda each: asked(each).double())
+    fill_cache(kept(tmp_path), [ONE], lambda each: asked(each).double())
     assert kept(tmp_path)(ONE).dtype == torch.float64
 
 
@@ -68,13 +68,13 @@ def test_the_dtype_stays(tmp_path):
 )  # fmt: skip
 def test_a_row_is_known_by_its_tokens_and_by_where_its_prompt_ends(other, tmp_path):
     made = kept(tmp_path)
-    fill(made, [ONE], asked)
+    fill_cache(made, [ONE], asked)
     assert made.lacks(other) and not made.lacks(rows(([1, 2], [3, 4, 5])))
 
 
 def test_what_is_of_another_reference_or_broken_is_not_read(tmp_path):
-    fill(kept(tmp_path), [ONE], asked)
-    fill(kept(tmp_path), [TWO], asked)
+    fill_cache(kept(tmp_path), [ONE], asked)
+    fill_cache(kept(tmp_path), [TWO], asked)
     paths = sorted(tmp_path.iterdir())
     assert len(paths) == 2
     other = ReferenceLogprobCache(tmp_path)
@@ -95,19 +95,19 @@ def test_what_is_there_when_a_run_is_killed_is_kept(tmp_path, monkeypatch):
         return asked(sequences)
 
     with pytest.raises(KeyboardInterrupt):
-        fill(kept(tmp_path), [ONE, TWO], dying)
+        fill_cache(kept(tmp_path), [ONE, TWO], dying)
     assert not kept(tmp_path).lacks(ONE) and kept(tmp_path).lacks(TWO)
     monkeypatch.setattr("grape_rl.training.reference_cache.SAVED_EVERY", -1.0)
-    fill(kept(tmp_path / "often"), [ONE, TWO], asked)
+    fill_cache(kept(tmp_path / "often"), [ONE, TWO], asked)
     assert len(list((tmp_path / "often").iterdir())) == 2
     assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize(("count", "per_step", "steps"), [(7, 3, 100), (7, 3, 2), (6, 3, 100), (3, 7, 5)])
 def test_the_first_batches_have_every_row_that_a_run_reads(count, per_step, steps):
-    found = list(first_batches(count, per_step, steps, seed=4))
-    assert found == [drawn_rows(count, per_step, step, 4) for step in range(len(found))]
-    read = {row for step in range(steps) for row in drawn_rows(count, per_step, step, 4)}
+    found = list(first_epoch_batches(count, per_step, steps, seed=4))
+    assert found == [rows_of_step(count, per_step, step, 4) for step in range(len(found))]
+    read = {row for step in range(steps) for row in rows_of_step(count, per_step, step, 4)}
     assert {row for batch in found for row in batch} == read
     assert len(found) == 1 or {row for batch in found[:-1] for row in batch} < read, "and no batch more"
 

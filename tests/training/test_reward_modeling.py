@@ -85,7 +85,7 @@ def test_the_loss_of_pairs_and_its_gradient_by_hand(scorer, tokenizer):
     loss.backward()
     assert told["loss"] == pytest.approx(loss.item(), rel=1e-9)
     assert told["accuracy"] == pytest.approx(sum(won) / 3) and told["reward"] == pytest.approx(sum(rewards) / 6)
-    assert told["bradley_terry"] + told["score_centering"] == pytest.approx(told["loss"])
+    assert told["loss/bradley_terry"] + told["loss/score_centering"] == pytest.approx(told["loss"])
     for a, b in zip(found, gradients(scorer), strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
 
@@ -158,7 +158,7 @@ def test_it_learns_pairs_and_centering_brings_the_mean_score_to_zero(model, toke
         goals = goal("reward_model", centering=centering)
         told = trained(model, comparison_gradient, lambda step: batch, goals, 40, 1e-2)
         accuracy, margin, reward = summarize_comparisons(model, batch, ForwardContext(10**6))
-        assert accuracy.mean > 0.9 and margin.mean > 1 and told[-1]["bradley_terry" if centering else "loss"] < 0.2
+        assert accuracy.mean > 0.9 and margin.mean > 1 and told[-1]["loss/bradley_terry" if centering else "loss"] < 0.2
         last[centering] = abs(reward.mean)
     assert last[0.1] < 0.1 and last[0.0] > 0.3
 

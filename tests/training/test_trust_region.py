@@ -18,12 +18,12 @@ from grape_rl import ALGORITHMS
 from grape_rl.maths.reduction import token_weight
 from grape_rl.methods import objective, resolve_options
 from grape_rl.model.forward import ForwardContext
-from grape_rl.rollout.source import Experience
+from grape_rl.rollout.experience import TokenExperience
 from grape_rl.training import trust_region as update
 from grape_rl.training.objective import Objective, Term
 from grape_rl.training.trust_region import fisher_product, trust_region
 from grape_rl.training.update import UpdateSettings
-from grape_rl.types import Batch, Sequences
+from grape_rl.types import Sequences, TokenBatch
 from precise import doubled
 from small_runs import lines, settings, weights
 
@@ -116,7 +116,7 @@ def experience(model, vocabulary=17, apart=False):
     usable = mask.clone()
     usable[3] = False
     advantage = torch.tensor([1.0, -0.5, 0.0, 9.0, -1.5, 0.0, 0.7], dtype=torch.float64)[:, None].expand(7, 6)
-    return Experience(sequences, Batch(usable, behavior, behavior, advantage), {})
+    return TokenExperience(sequences, TokenBatch(usable, behavior, behavior, advantage), {})
 
 
 def goal_of(**given):
@@ -234,7 +234,7 @@ def test_the_step_is_the_natural_gradient_in_closed_form(delta, reduction):
     expected = (2 * delta / (gradient @ direction)).sqrt() * direction
     goal = goal_of(reduction=reduction)
     told, warnings, moved = stepped(model, what, goal, delta=delta, damping=0.0, cg_iterations=36, backtracks=30)
-    assert told["accepted"] == 1 and not warnings
+    assert told["step_accepted"] == 1 and not warnings
     torch.testing.assert_close(moved, 0.8 ** told["backtracks"] * expected, rtol=1e-6, atol=1e-9)
     assert told["approx_kl"] == pytest.approx(delta * 0.64 ** told["backtracks"], rel=0.05)
     assert told["cg_residual"] < 1e-8
@@ -250,7 +250,7 @@ def test_the_damped_step_is_a_direct_solver_s_and_as_long_as_the_undamped_matrix
     delta = 1e-6
     expected = (2 * delta / (direction @ matrix @ direction)).sqrt() * direction
     told, _, moved = stepped(model, what, delta=delta, damping=0.05, cg_iterations=60)
-    assert told["accepted"] == 1
+    assert told["step_accepted"] == 1
     torch.testing.assert_close(moved, 0.8 ** told["backtracks"] * expected, rtol=1e-4, atol=1e-8)
     assert told["grad_norm"] == pytest.approx(float(gradient.norm()), rel=1e-6)
 
@@ -285,7 +285,7 @@ def test_after_each_step_the_kl_is_within_delta_and_the_surrogate_better(name, d
         own = [-(at.exp() * at).sum().item() for row in range(7) for at in choices(before, what.sequences, row)]
         assert told["entropy"] == pytest.approx(sum(own) / len(own), rel=1e-6)
         assert all(p.grad is None for p in model.parameters())
-        if told["accepted"]:
+        if told["step_accepted"]:
             assert 0 < told["approx_kl"] <= delta and now > was and moved.any() and not warnings
             taken += 1
         else:
@@ -298,7 +298,7 @@ def test_a_huge_delta_is_backtracked():
     model = built("llama, grouped queries")
     what, before = experience(model), copy.deepcopy(model)
     told, warnings, moved = stepped(model, what, delta=1.0, backtracks=40)
-    assert told["accepted"] == 1 and not warnings
+    assert told["step_accepted"] == 1 and not warnings
     assert told["backtracks"] >= 1
     # The one before the step taken was refused: longer by 1/0.8, it breaks one of the two promises.
     longer = copy.deepcopy(before)
@@ -324,7 +324,7 @@ def test_a_step_whose_kl_is_always_too_large_is_undone():
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert [key for key, _ in warnings] == ["undone_kl"]
     assert "after 0 backtracks the KL is" in warnings[0][1] and "delta 1" in warnings[0][1]
-    assert (told["accepted"], told["approx_kl"], told["loss_after"]) == (0, 0, told["loss"])
+    assert (told["step_accepted"], told["approx_kl"], told["loss_after"]) == (0, 0, told["loss"])
 
 
 def test_a_step_out_of_all_bounds_is_undone():
@@ -348,7 +348,7 @@ def test_a_step_that_makes_the_surrogate_worse_is_undone():
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert [key for key, _ in warnings] == ["undone_surrogate"]
     assert "after 3 backtracks the loss is no lower" in warnings[0][1]
-    assert (told["accepted"], told["backtracks"], told["approx_kl"]) == (0, 3, 0)
+    assert (told["step_accepted"], told["backtracks"], told["approx_kl"]) == (0, 3, 0)
 
 
 def test_equal_rewards_move_nothing_and_are_told():
@@ -358,7 +358,7 @@ def test_equal_rewards_move_nothing_and_are_told():
     told, warnings, _ = stepped(model, nothing)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert warnings == [("no_gradient", "the surrogate's gradient is 0: the step changes nothing")]
-    assert told["accepted"] == told["approx_kl"] == told["grad_norm"] == 0
+    assert told["step_accepted"] == told["approx_kl"] == told["grad_norm"] == 0
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_it_moves_a_weight():
@@ -377,7 +377,7 @@ def test_the_kl_counts_all_that_the_policy_wrote():
     what = experience(model)
     s, kept = what.sequences, torch.tensor([0, 1, 4, 6])
     fields = {key: value[kept] for key, value in vars(what.batch).items()}
-    fewer = Experience(Sequences(s.prompts, s.tokens[kept], s.mask[kept], s.group[kept]), Batch(**fields), {})
+    fewer = TokenExperience(Sequences(s.prompts, s.tokens[kept], s.mask[kept], s.group[kept]), TokenBatch(**fields), {})
     _, _, all_rows = stepped(copy.deepcopy(model), what)
     _, _, some_rows = stepped(copy.deepcopy(model), fewer)
     assert not torch.allclose(all_rows, some_rows, rtol=0.1)
@@ -423,7 +423,7 @@ def test_only_an_adapter_moves_and_keeps_the_promises():
     for _ in range(2):  # at first the addition is 0, whatever ``down`` is, and F is 0 there
         before = copy.deepcopy(model)
         told, _, _ = stepped(model, what, delta=1e-3)
-        assert told["accepted"] == 1
+        assert told["step_accepted"] == 1
         moved = [n for (n, p), q in zip(model.named_parameters(), before.parameters(), strict=True) if (p != q).any()]
         assert {n.rpartition(".")[0] for n in moved} == {"model.layers.0.self_attn.q_proj"}
         assert told["approx_kl"] == pytest.approx(mean_kl(before, model, what), rel=1e-6)
@@ -454,12 +454,12 @@ def test_a_run_keeps_within_its_kl_and_goes_on_to_the_same_bits(tmp_path):
     assert half.folder == whole.folder
     one, two = weights(straight.model), weights(whole.model)
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert sum(told["accepted"] for told in straight.metrics) >= 2
+    assert sum(told["step_accepted"] for told in straight.metrics) >= 2
     assert all(told["approx_kl"] <= 0.02 for told in straight.metrics)
 
 
 def test_a_run_says_which_steps_it_undid(tmp_path, monkeypatch):
-    honest = update.tried
+    honest = update.evaluate_step
     monkeypatch.setattr(update, "tried", lambda *given: replace(honest(*given), kl=0.5))
     wanted = settings(tmp_path, "trpo") | {
         "options": {"backtracks": 1, "cg_iterations": 1},
@@ -467,8 +467,8 @@ def test_a_run_says_which_steps_it_undid(tmp_path, monkeypatch):
         "group_size": 2,
     }
     run = grape_rl.train(wanted)
-    assert [told["accepted"] for told in run.metrics] == [0, 0]
-    told = [(w["key"], w["message"]) for w in lines(run.folder / "warnings.jsonl") if w["key"] != "all_cut_off"]
+    assert [told["step_accepted"] for told in run.metrics] == [0, 0]
+    told = [(w["key"], w["message"]) for w in lines(run.folder / "warnings.jsonl") if w["key"] != "all_truncated"]
     assert told == [("undone_kl", "no step: after 1 backtracks the KL is 0.5, and delta 0.01")] * 2
     one, two = (weights(run.folder / "checkpoints" / f"step-{n}") for n in (1, 2))
     assert all(torch.equal(one[key], two[key]) for key in one)

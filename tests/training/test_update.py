@@ -14,12 +14,12 @@ from grape_rl import ALGORITHMS
 from grape_rl.methods import objective, resolve_options
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.value_head import PolicyWithValue, separate_value_model, shared_value_head
-from grape_rl.rollout.source import Experience
+from grape_rl.rollout.experience import TokenExperience
 from grape_rl.training import update
 from grape_rl.training.objective import Objective, Term
 from grape_rl.training.update import UpdateSettings, gradient
 from grape_rl.training.value import frozen_parameters
-from grape_rl.types import Sequences, ValuedBatch
+from grape_rl.types import Sequences, ValueBatch
 from precise import doubled
 
 SETTINGS = UpdateSettings(ForwardContext(50, temperature=0.7), max_tokens=9, max_grad_norm=1e9, seed=3)
@@ -49,7 +49,7 @@ def experience():
     mask[2, 1:3] = False  # a tool's answer
     draw = lambda: torch.rand(7, 6, generator=generator, dtype=torch.float64)  # noqa: E731
     advantage = torch.tensor([1.0, -0.5, 0.0, 2.0, -1.5, 0.0, 0.7], dtype=torch.float64)
-    batch = ValuedBatch(
+    batch = ValueBatch(
         mask,
         (-3.5 * draw() - 0.5).masked_fill(~mask, 0),
         (-3.5 * draw() - 0.5).masked_fill(~mask, 0),
@@ -59,7 +59,7 @@ def experience():
     )
     prompts = tuple(torch.randint(4, 40, (n,), generator=generator) for n in (5, 2, 8))
     tokens = torch.randint(4, 40, (7, 6), generator=generator)
-    return Experience(Sequences(prompts, tokens, mask, group), batch, {})
+    return TokenExperience(Sequences(prompts, tokens, mask, group), batch, {})
 
 
 def coefficients(name):
@@ -241,8 +241,8 @@ def test_the_order_of_rows_changes_nothing(model, name):
     what, order = experience(), torch.tensor([4, 6, 0, 2, 5, 1, 3])
     fields = {key: value[order] for key, value in vars(what.batch).items()}
     s = what.sequences
-    shuffled = Experience(
-        Sequences(s.prompts, s.tokens[order], s.mask[order], s.group[order]), ValuedBatch(**fields), {}
+    shuffled = TokenExperience(
+        Sequences(s.prompts, s.tokens[order], s.mask[order], s.group[order]), ValueBatch(**fields), {}
     )
     goal = goal_of(name, "sequence")
     compare(step_by(model, goal, shuffled)[0], step_by(model, goal, what)[0], **REORDERED)
@@ -258,7 +258,7 @@ def rows_run(monkeypatch):
         counts.append(len(sequences.tokens))
         return run(model, sequences, *rest)
 
-    monkeypatch.setattr(update, "logprobs", counted)
+    monkeypatch.setattr(update, "compute_logprobs", counted)
     return counts
 
 
@@ -314,7 +314,9 @@ def test_masked_rows_count_for_nothing_and_are_not_run(model, rows_run):
     masked = replace(what, batch=replace(what.batch, mask=mask))
     s = what.sequences
     fields = {key: value[kept] for key, value in vars(what.batch).items()}
-    smaller = Experience(Sequences(s.prompts, s.tokens[kept], s.mask[kept], s.group[kept]), ValuedBatch(**fields), {})
+    smaller = TokenExperience(
+        Sequences(s.prompts, s.tokens[kept], s.mask[kept], s.group[kept]), ValueBatch(**fields), {}
+    )
     for reduction in REDUCTIONS:
         goal = goal_of("grpo", reduction)
         rows_run.clear()
@@ -330,7 +332,7 @@ def test_what_is_masked_may_hold_anything(model):
         key: value if key == "mask" else value.masked_fill(hidden, torch.nan) for key, value in vars(what.batch).items()
     }
     goal = goal_of("grpo", "token")
-    found, told = step_by(model, goal, replace(what, batch=ValuedBatch(**spoiled)))
+    found, told = step_by(model, goal, replace(what, batch=ValueBatch(**spoiled)))
     compare(found, step_by(model, goal, what)[0], **REORDERED)
     assert all(map(math.isfinite, told.values()))
 
@@ -494,25 +496,28 @@ def test_a_step_ends_before_the_part_whose_kl_is_over_the_limit(model):
     kls = []
     for made in range(1, 5):
         free = run(0.0, made)
-        assert "updates" not in free
+        assert "optimizer_steps" not in free
         kls.append(free["approx_kl"] * made - sum(kls))  # of the last pass; what is told is their mean
     assert kls[0] == pytest.approx(0, abs=1e-9) and 0 < kls[1] < kls[2] < kls[3]
 
     two = run(0.0, 2)
     after_two = [p.detach().clone() for p in model.parameters()]
     ended = run((kls[1] + kls[2]) / 2, 4)
-    assert ended["updates"] == 2 and ended["stopped_kl"] == pytest.approx(kls[2], rel=1e-5)
+    assert ended["optimizer_steps"] == 2 and ended["early_stop_kl"] == pytest.approx(kls[2], rel=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(after_two, model.parameters(), strict=True))
     assert {key: ended[key] for key in two} == two, "what is told is of the passes that were made"
     whole = run(kls[3] * 1.01, 4)
-    assert whole["updates"] == 4 and "stopped_kl" not in whole
+    assert whole["optimizer_steps"] == 4 and "early_stop_kl" not in whole
 
 
 def test_a_step_that_is_over_the_limit_from_the_start_changes_nothing_and_says_so(model):
     before = [p.detach().clone() for p in model.parameters()]
     adam = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     told = gradient(model, adam, experience(), goal_of("grpo", "token"), SETTINGS, step=0, step_kl_limit=1e-3)
-    assert told == {"stopped_kl": pytest.approx(told["stopped_kl"]), "updates": 0.0} and told["stopped_kl"] > 1e-3
+    assert (
+        told == {"early_stop_kl": pytest.approx(told["early_stop_kl"]), "optimizer_steps": 0.0}
+        and told["early_stop_kl"] > 1e-3
+    )
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)) and not adam.state
 
 

@@ -196,10 +196,10 @@ def _write_records(
     path: Path, responses: "Sequence[Response]", scores: "Scores", labels: Sequence[dict[str, float]] | None
 ) -> None:
     """Write each response with its verdicts, its reward and its human labels, as JSON lines."""
-    from grape_rl.rollout.records import records
+    from grape_rl.rollout.records import response_records
 
     no_advantage = scores.reward.new_full((len(responses),), float("nan"))
-    lines = records(responses, scores, no_advantage)
+    lines = response_records(responses, scores, no_advantage)
     if labels:
         lines = tuple({**line, "human": row_labels} for line, row_labels in zip(lines, labels, strict=True))
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")

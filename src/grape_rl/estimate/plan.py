@@ -25,7 +25,7 @@ from grape_rl.model.logprobs import microbatches, select_rows
 from grape_rl.setup.policy import device
 from grape_rl.setup.setup import Setup
 from grape_rl.sources.source import Source
-from grape_rl.training.value import ValueFunction
+from grape_rl.training.value import ValueFunctionOptions
 from grape_rl.types import Sequences
 from grape_rl.validation import load_config, load_rows
 
@@ -122,7 +122,7 @@ def plan_step(setup: Setup, source: Source, sequences: Sequences) -> Step:
     return _with_sampling(step, sequences, config) if source.samples else step
 
 
-def _has_own_trunk(value: ValueFunction | None) -> bool:
+def _has_own_trunk(value: ValueFunctionOptions | None) -> bool:
     return value is not None and value.value_trunk == "own"
 
 

@@ -1,4 +1,4 @@
-"""From what a rollout earned to what its tokens are credited with: rewards, values, advantages."""
+"""Advantage estimation: from rewards and values to per-token advantages."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -10,78 +10,83 @@ from jaxtyping import Float
 from torch import Tensor
 
 from grape_rl.maths.value import explained_variance
-from grape_rl.rollout.dynamic_sampling import ScoredRollout, numbered
-from grape_rl.types import Batch, Sequences, ValuedBatch
+from grape_rl.rollout.scored_rollout import ScoredRollout, response_ids
+from grape_rl.types import Sequences, TokenBatch, ValueBatch
 
 
 @dataclass(frozen=True)
 class AdvantageInputs:
-    """What an advantage may rest on beside the rewards of the responses.
+    """Inputs of an advantage, in addition to the rewards of the responses.
 
-    ``token_reward`` (reward, behavior_logp, reference_logp, mask → "b t") gives rewards to tokens, less what the KL to
-    the reference costs; ``values`` says what the value function expects before each token; ``rescaled``
-    (advantage, mask → "b t") sets the scale of tokens' advantages, when the values' targets are known.
-
-    ``memory`` holds the numbers that the last step left, and ``remembers`` the functions that make them anew, by the
-    same names: of ``previous`` (the old number), ``reward``, ``response_kl`` and ``responses``.
+    Attributes:
+        token_reward: (reward, behavior_logp, reference_logp, mask) → ``"b t"`` per-token rewards, minus the penalty on
+            the KL to the reference policy.
+        values: sequences → the value function's estimate before each token.
+        rescale: (advantage, mask) → ``"b t"`` rescaled advantages, for example whitened. Value targets are computed
+            before.
+        memory_updates: functions that update the numbers of ``memory``, by the same names. Their parameters are any of
+            ``previous`` (the number now), ``reward``, ``response_kl`` and ``responses``.
+        memory: numbers of the previous step.
     """
 
     token_reward: Callable[..., Tensor] | None = None
     values: Callable[[Sequences], Tensor] | None = None
-    rescaled: Callable[..., Tensor] | None = None
-    remembers: Mapping[str, Callable[..., float]] = field(default_factory=dict[str, Callable[..., float]])
+    rescale: Callable[..., Tensor] | None = None
+    memory_updates: Mapping[str, Callable[..., float]] = field(default_factory=dict[str, Callable[..., float]])
     memory: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
-PLAIN = AdvantageInputs()
-"""Rewards alone."""
+REWARD_ONLY = AdvantageInputs()
+"""Advantages from the rewards of whole responses alone."""
 
 
 @dataclass(frozen=True)
 class AdvantageEstimate:
-    """What the objective sees, each response's advantage (NaN: left out; the mean over its tokens), and what is told.
+    """Advantages of a step's responses.
 
-    ``memory`` is what the next step finds in the place of this one's.
+    Attributes:
+        batch: the per-token fields that the loss reads.
+        advantage: one number for each response, the mean over its tokens; NaN if it is left out.
+        metrics: numbers for the log.
+        memory: numbers for the next step.
     """
 
-    batch: Batch
+    batch: TokenBatch
     advantage: Float[Tensor, " b"]
     metrics: dict[str, float]
     memory: dict[str, float]
 
 
 def estimate_advantages(
-    advantage: Callable[..., Tensor],
-    credit: AdvantageInputs,
-    drawn: ScoredRollout,
-    reference_logp: Float[Tensor, "b t"] | None,
-    max_tokens: int,
-    seed: int,
+    advantage: Callable[..., Tensor], inputs: AdvantageInputs, scored: ScoredRollout, max_tokens: int, seed: int
 ) -> AdvantageEstimate:
-    """The batch of a draw. The parameters of ``advantage`` name what it reads.
+    """Advantages by the function ``advantage``, which returns one per response (``" b"``) or per token (``"b t"``).
 
-    ``reward`` (less the KL, where ``token_reward`` takes it off), ``group``, ``length`` (each response's tokens),
-    ``response`` (the same number for the same tokens), ``max_tokens`` (the most that one may have), ``seed`` (of the
-    step), ``mask``, ``behavior_logp``,
-    ``reference_logp``, ``token_reward``, ``value``, and any name in ``memory``. It gives a number a response or one a
-    token. Without a reference the behavior policy stands in for it, which makes its KL 0.
+    Its parameters are any of ``reward`` (minus the KL penalty, if ``token_reward`` subtracts one), ``group``,
+    ``length`` (tokens of each response), ``response`` (equal numbers for equal responses), ``max_tokens`` (the longest
+    response), ``seed`` (of the step), ``mask``, ``behavior_logp``, ``reference_logp``, ``token_reward``, ``value``,
+    ``response_kl``, ``responses``, and any name in ``memory``.
+
+    Without a reference policy, the behavior policy takes its place, so that the KL is 0.
     """
-    rollout, scores = drawn.rollout, drawn.scores
+    rollout, scores = scored.rollout, scored.scores
     reward = scores.reward if scores.compared is None else scores.compared
     mask, behavior = rollout.mask, rollout.behavior_logp
-    against = behavior if reference_logp is None else reference_logp
-    per_token = {"behavior_logp": behavior, "reference_logp": against, "mask": mask}
-    metrics = dict(credit.memory)
-    available: dict[str, Any] = {**per_token, **credit.memory}
-    response_kl = float((behavior - against).masked_fill(~mask, 0).sum(dim=1)[drawn.revision_of < 0].mean())
-    if credit.token_reward:
-        available["token_reward"] = credit.token_reward(reward=reward, **per_token)
-        spent = -credit.token_reward(reward=torch.zeros_like(reward), **per_token).sum(dim=1).to(reward)
-        reward = reward - spent
-        if reference_logp is not None:
-            metrics |= {"kl_in_reward": float(spent.mean()), "response_kl": response_kl}
-    if credit.values:
-        available["value"] = credit.values(rollout)
+    reference = behavior if scored.reference_logp is None else scored.reference_logp
+    per_token = {"behavior_logp": behavior, "reference_logp": reference, "mask": mask}
+    metrics = dict(inputs.memory)
+    available: dict[str, Any] = {**per_token, **inputs.memory}
+
+    # Rewards per token, and the KL penalty that they contain.
+    response_kl = float((behavior - reference).masked_fill(~mask, 0).sum(dim=1)[scored.revision_of < 0].mean())
+    if inputs.token_reward:
+        available["token_reward"] = inputs.token_reward(reward=reward, **per_token)
+        penalty = -inputs.token_reward(reward=torch.zeros_like(reward), **per_token).sum(dim=1).to(reward)
+        reward = reward - penalty
+        if scored.reference_logp is not None:
+            metrics |= {"kl_penalty": float(penalty.mean()), "response_kl": response_kl}
+    if inputs.values:
+        available["value"] = inputs.values(rollout)
     available |= {
         "reward": reward,
         "group": rollout.group,
@@ -92,27 +97,33 @@ def estimate_advantages(
         "responses": len(reward),
     }
     if "response" in inspect.signature(advantage).parameters:
-        available["response"] = numbered(rollout)
-    found = advantage(**_asked(advantage, available))
-    of_row = found if found.ndim == 1 else found.masked_fill(~mask, 0).sum(dim=1) / mask.sum(dim=1)
-    mask = mask & ~of_row.isnan()[:, None]
-    tokens = found.nan_to_num().float()
-    tokens = tokens[:, None].expand_as(behavior) if found.ndim == 1 else tokens.masked_fill(~mask, 0)
-    batch = Batch(mask, behavior, against, credit.rescaled(tokens, mask) if credit.rescaled else tokens)
-    if credit.values:
+        available["response"] = response_ids(rollout)
+
+    # Advantages per response and per token. Responses without one leave the mask.
+    estimate = advantage(**_arguments(advantage, available))
+    per_response = estimate.ndim == 1
+    of_response = estimate if per_response else estimate.masked_fill(~mask, 0).sum(dim=1) / mask.sum(dim=1)
+    mask = mask & ~of_response.isnan()[:, None]
+    of_token = estimate.nan_to_num().float()
+    of_token = of_token[:, None].expand_as(behavior) if per_response else of_token.masked_fill(~mask, 0)
+    batch = TokenBatch(mask, behavior, reference, inputs.rescale(of_token, mask) if inputs.rescale else of_token)
+
+    # Value targets: the advantage before rescaling, plus the value.
+    if inputs.values:
         value = available["value"]
-        batch = ValuedBatch(**vars(batch), behavior_value=value, value_target=tokens + value)
-        metrics["explained_variance"] = explained_variance(value, tokens + value, mask)
-    return AdvantageEstimate(batch, of_row, metrics, remembered(credit, available))
+        batch = ValueBatch(**vars(batch), behavior_value=value, value_target=of_token + value)
+        metrics["explained_variance"] = explained_variance(value, of_token + value, mask)
+    return AdvantageEstimate(batch, of_response, metrics, next_memory(inputs, available))
 
 
-def remembered(credit: AdvantageInputs, available: Mapping[str, Any]) -> dict[str, float]:
-    """What a step leaves to the next, made of what is at hand."""
+def next_memory(inputs: AdvantageInputs, available: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of ``memory``, updated from the ``available`` inputs."""
     return {
-        name: function(**_asked(function, {**available, "previous": credit.memory[name]}))
-        for name, function in credit.remembers.items()
+        name: function(**_arguments(function, {**available, "previous": inputs.memory[name]}))
+        for name, function in inputs.memory_updates.items()
     }
 
 
-def _asked(function: Callable[..., Any], available: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(function: Callable[..., Any], available: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the ``available`` inputs that are parameters of the function."""
     return {name: available[name] for name in inspect.signature(function).parameters if name in available}

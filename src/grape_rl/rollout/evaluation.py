@@ -12,8 +12,8 @@ from torch import Tensor
 
 from grape_rl.model.sampler import OnResponse
 from grape_rl.reward.scores import ItemSummary, Scorer, item_table
+from grape_rl.rollout.decoded_responses import Prefetch, Prompt, decode_responses, prefetch_callback
 from grape_rl.rollout.records import json_number, rollout_metrics
-from grape_rl.rollout.source import Ahead, Prompt, graded_responses, heard
 from grape_rl.types import Rollout
 
 NUMBERS = ("reward", "length", "truncated")
@@ -68,7 +68,7 @@ def evaluate(
     samples: int,
     scorer: Scorer,
     tokenizer: Any,
-    prefetch: Ahead | None = None,
+    prefetch: Prefetch | None = None,
 ) -> HeldOut:
     """Results of graded responses to held-out prompts.
 
@@ -80,9 +80,9 @@ def evaluate(
         tokenizer: the policy's tokenizer.
         prefetch: starts judging a response before all are sampled.
     """
-    ended = heard(prompts, samples, tokenizer, prefetch) if prefetch else None
+    ended = prefetch_callback(prompts, samples, tokenizer, prefetch) if prefetch else None
     rollout = sample([prompt.tokens for prompt in prompts], ended)
-    scores = scorer(graded_responses(rollout, prompts, tokenizer), rollout.group)
+    scores = scorer(decode_responses(rollout, prompts, tokenizer), rollout.group)
     metrics = rollout_metrics(rollout, scores)
     return HeldOut(len(rollout.tokens), metrics["reward"], metrics["length"], metrics["truncated"], item_table(scores))
 

@@ -1,4 +1,4 @@
-"""What a step tells of its responses: metrics, warnings, and each response as plain data."""
+"""Log records of a rollout: metrics, warnings, and each response as plain data."""
 
 import math
 from collections import Counter
@@ -10,12 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from grape_rl.reward.scores import item_table
-from grape_rl.rollout.dynamic_sampling import UNREVISED, Revised, zero_variance_groups
+from grape_rl.rollout.dynamic_sampling import zero_variance_groups
+from grape_rl.rollout.scored_rollout import NO_REVISIONS, Revisions
 from grape_rl.types import Response, Rollout, Scores, Verdict
 
 
 def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, float]:
-    """The rollout in numbers: reward, length, the share cut off, and each item's mean score."""
+    """Metrics of a rollout: reward, length, the share of truncated responses, and the mean score of each item."""
     known = scores.reward[~scores.reward.isnan()]
     metrics = {
         "reward": float(known.mean()) if len(known) else math.nan,
@@ -30,88 +31,100 @@ def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, float]:
     return metrics
 
 
-def verdict_metrics(verdicts: Sequence[Verdict], kept: Scores, group: Int[Tensor, " b"]) -> dict[str, float]:
-    """What became of the step's gradings, all told but what did not happen.
+def verdict_metrics(verdicts: Sequence[Verdict], scores: Scores, group: Int[Tensor, " b"]) -> dict[str, float]:
+    """Counts of missing verdicts and of their consequences, and the critics' usage. Only the first can be 0.
 
-    ``missing``, and of which kind; of those that are kept, the ``imputed`` (read as the item's mean in the group), the
-    ``items_left_out`` of a group (under half of their verdicts are there) and the responses ``masked_out`` (no reward);
-    ``policy_fault``; and what critics took.
+    ``verdicts`` are all verdicts of the step, ``scores`` and ``group`` those of the responses that remain. Of these,
+    an item with a verdict for fewer than half of a group's responses is dropped for that group, and other missing
+    verdicts are imputed by the item's mean in the group.
     """
-    found = Counter({f"missing/{status}": n for status, n in Counter(v.status for v in verdicts if v.missing).items()})
+    statuses = Counter(verdict.status for verdict in verdicts if verdict.missing)
+    counts = Counter({f"missing_verdicts/{status}": n for status, n in statuses.items()})
+
+    # Verdicts of each item in each group: all of them, and those that are not missing.
+    total: Counter[tuple[int, str]] = Counter()
     known: Counter[tuple[int, str]] = Counter()
-    asked: Counter[tuple[int, str]] = Counter()
-    rows = list(zip(group.tolist(), kept.verdicts, kept.reward.isnan().tolist(), strict=True))
+    rows = list(zip(group.tolist(), scores.verdicts, scores.reward.isnan().tolist(), strict=True))
     for g, row, _ in rows:
-        asked.update((g, each.item) for each in row)
-        known.update((g, each.item) for each in row if not each.missing)
+        total.update((g, verdict.item) for verdict in row)
+        known.update((g, verdict.item) for verdict in row if not verdict.missing)
     for g, row, masked in rows:
-        filled = [each for each in row if each.missing and 2 * known[g, each.item] >= asked[g, each.item]]
-        found["imputed"] += 0 if masked else len(filled)
-    found["items_left_out"] = sum(2 * known[of] < asked[of] for of in asked)
-    found["masked_out"] = sum(masked for _, _, masked in rows)
-    found["policy_fault"] = sum(each.status == "policy_fault" for each in verdicts)
-    found["critic_tokens"] = sum(each.tokens for each in verdicts)
-    cost = math.fsum(each.cost for each in verdicts)
-    told = {name: float(n) for name, n in found.items() if n} | ({"critic_cost": cost} if cost else {})
-    return {"missing": float(sum(each.missing for each in verdicts)), **told}
+        imputed = [v for v in row if v.missing and 2 * known[g, v.item] >= total[g, v.item]]
+        counts["imputed_verdicts"] += 0 if masked else len(imputed)
+    counts["dropped_items"] = sum(2 * known[key] < total[key] for key in total)
+    counts["masked_responses"] = sum(masked for _, _, masked in rows)
+
+    counts["policy_faults"] = sum(verdict.status == "policy_fault" for verdict in verdicts)
+    counts["critic_tokens"] = sum(verdict.tokens for verdict in verdicts)
+    cost = math.fsum(verdict.cost for verdict in verdicts)
+    metrics = {name: float(n) for name, n in counts.items() if n} | ({"critic_cost": cost} if cost else {})
+    return {"missing_verdicts": float(sum(verdict.missing for verdict in verdicts)), **metrics}
 
 
-def warnings_of(
-    scores: Scores, rollout: Rollout, verdicts: Sequence[Verdict], told: Mapping[str, float]
+def rollout_warnings(
+    scores: Scores, rollout: Rollout, verdicts: Sequence[Verdict], metrics: Mapping[str, float]
 ) -> tuple[tuple[str, str], ...]:
-    """What of a draw to warn of: keys and messages."""
-    found: list[tuple[str, str]] = []
+    """Keys and messages of warnings about a rollout. ``metrics`` are its ``verdict_metrics``."""
+    warnings: list[tuple[str, str]] = []
     known = scores.reward[~scores.reward.isnan()]
     if len(known) and bool((known == known[0]).all()):
-        found.append(("equal_rewards", f"every reward of the step is {float(known[0]):g}: there is nothing to prefer"))
+        warnings.append(("equal_rewards", f"every reward of the step is {float(known[0]):g}: no response is preferred"))
     if all(f == "length" for f in rollout.finish):
         limit = rollout.tokens.shape[1]
-        found.append(("all_cut_off", f"every response was cut off at {limit} tokens: raise sampling.max_tokens"))
-    if missing := [each for each in verdicts if each.missing]:
-        kinds = ", ".join(f"{n} {status}" for status, n in Counter(each.status for each in missing).items())
-        made = {
-            "imputed": "imputed",
-            "items_left_out": "items left out of a group",
-            "masked_out": "responses masked out",
+        warnings.append(("all_truncated", f"every response was truncated at {limit} tokens: raise sampling.max_tokens"))
+    if missing := [verdict for verdict in verdicts if verdict.missing]:
+        statuses = ", ".join(f"{n} {status}" for status, n in Counter(v.status for v in missing).items())
+        consequences = {
+            "imputed_verdicts": "imputed",
+            "dropped_items": "items dropped from a group",
+            "masked_responses": "responses masked out",
         }
-        become = "".join(f"; {told[name]:g} {word}" for name, word in made.items() if told.get(name))
+        counts = "".join(f"; {metrics[name]:g} {text}" for name, text in consequences.items() if metrics.get(name))
         first = f"item {missing[0].item!r}, {missing[0].status}: {missing[0].reasoning}"
-        found.append(("missing", f"{len(missing)} verdicts are missing ({kinds}{become}), the first of {first}"))
-    return tuple(found)
+        warnings.append(
+            ("missing_verdicts", f"{len(missing)} verdicts are missing ({statuses}{counts}), the first: {first}")
+        )
+    return tuple(warnings)
 
 
-def records(
-    answers: Sequence[Response], scores: Scores, advantage: Float[Tensor, " b"], revised: Revised = UNREVISED
+def response_records(
+    responses: Sequence[Response],
+    scores: Scores,
+    advantage: Float[Tensor, " b"],
+    revisions: Revisions = NO_REVISIONS,
 ) -> tuple[dict[str, Any], ...]:
-    """Each response as plain data: what was asked and answered, its verdicts, reward and advantage.
+    """Each response as plain data: prompt, text, verdicts, reward and advantage.
 
-    A revision says the number of the response that it revises, and by what critique.
+    A revision also has ``revision_of``, the index of the response that it revises, and its ``critique``.
     """
-    notes = [{"revision_of": of, "critique": by} for of, by in zip(revised.of, revised.critiques, strict=True)]
+    notes = [
+        {"revision_of": original, "critique": critique}
+        for original, critique in zip(revisions.originals, revisions.critiques, strict=True)
+    ]
     return tuple(
         {
-            "prompt": answer.prompt,
-            "response": answer.text,
-            "finish": answer.finish,
-            "tokens": answer.tokens,
+            "prompt": response.prompt,
+            "response": response.text,
+            "finish": response.finish,
+            "tokens": response.tokens,
             "category": category,
             "reward": json_number(reward),
             "advantage": json_number(a),
             "verdicts": [{k: json_number(v) for k, v in asdict(verdict).items()} for verdict in verdicts],
             **note,
         }
-        for answer, category, reward, a, verdicts, note in zip(
-            answers,
+        for response, category, reward, a, verdicts, note in zip(
+            responses,
             scores.category,
             scores.reward.tolist(),
             advantage.tolist(),
             scores.verdicts,
-            [{}] * (len(answers) - len(notes)) + notes,
+            [{}] * (len(responses) - len(notes)) + notes,
             strict=True,
         )
     )
 
 
 def json_number(value: Any) -> Any:
-    """JSON has no NaN: a missing number is null."""
+    """The value, or None for a float that is not finite: JSON has no NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

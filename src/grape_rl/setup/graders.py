@@ -20,7 +20,7 @@ from grape_rl.reward.reward_model_grader import check_prompts, load_grader
 from grape_rl.reward.rubric import Rubric, check_rows, load_rubric
 from grape_rl.reward.running_confidence import RunningMeans
 from grape_rl.reward.scores import Aggregate, Scorer, model_scorer, rubric_scorer
-from grape_rl.rollout.source import Ahead
+from grape_rl.rollout.decoded_responses import Prefetch
 from grape_rl.setup.policy import device
 from grape_rl.setup.rows import Row, graders_text
 from grape_rl.types import Response
@@ -58,7 +58,7 @@ class Grader:
 
     scorer: Scorer
     rubric: Rubric | None = None
-    prefetch: Ahead | None = None
+    prefetch: Prefetch | None = None
     canaries: Callable[[], tuple[Canary, ...]] | None = None
     close: Callable[[], None] = lambda: None
 

@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from grape_rl.model.fingerprint import fingerprint
+from grape_rl.model.reference_logprobs import LogprobFunction
 from grape_rl.setup.run_folder import REFERENCE_FOLDER
 from grape_rl.setup.setup import Setup
-from grape_rl.training.fit import ExperienceSource, StepExperience, Warn
-from grape_rl.training.pairs import Reference
-from grape_rl.training.reference_cache import ReferenceLogprobCache, fill, first_batches
+from grape_rl.training.experience import Experience, ExperienceSource
+from grape_rl.training.fit import Warn
+from grape_rl.training.reference_cache import ReferenceLogprobCache, fill_cache, first_epoch_batches
 from grape_rl.types import Sequences
 
 
@@ -17,8 +18,8 @@ def cached_reference(
     setup: Setup,
     count: int,
     stack: Callable[[Sequence[int]], Sequences],
-    reference: Reference,
-    source: Callable[[Reference], ExperienceSource],
+    reference: LogprobFunction,
+    source: Callable[[LogprobFunction], ExperienceSource],
 ) -> ExperienceSource:
     """A source whose batches read the reference's log-probs from a cache, which is filled before the first step.
 
@@ -36,7 +37,7 @@ def cached_reference(
     cache = ReferenceLogprobCache(folder)
     seconds: list[float] = []
 
-    def fill_cache(warn: Warn) -> None:
+    def fill(warn: Warn) -> None:
         began = time.perf_counter()
         unread = cache.read(f"{fingerprint(setup.start.model)}, {config.precision}, temperature 1")
         if unread:
@@ -45,14 +46,14 @@ def cached_reference(
                 f"not used: {len(unread)} files in {folder}, for example {unread[0]}; they are broken, or of another "
                 "reference or precision",
             )
-        rows = first_batches(count, config.prompts_per_step, config.steps, config.seed)
-        fill(cache, map(stack, rows), reference)
+        rows = first_epoch_batches(count, config.prompts_per_step, config.steps, config.seed)
+        fill_cache(cache, map(stack, rows), reference)
         seconds.append(time.perf_counter() - began)
 
-    setup.before_first_step.append(fill_cache)
+    setup.before_first_step.append(fill)
     cached_source = source(cache)
 
-    def timed_source(step: int) -> StepExperience:
+    def timed_source(step: int) -> Experience:
         experience = cached_source(step)
         if seconds:
             experience.metrics["reference_seconds"] = seconds.pop()

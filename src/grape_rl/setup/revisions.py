@@ -1,6 +1,5 @@
 """Revisions in a run, as the configuration sets them."""
 
-from collections.abc import Callable
 from functools import partial
 
 from jaxtyping import Int
@@ -8,27 +7,28 @@ from torch import Tensor
 
 from grape_rl.data.chat import prompt_tokens
 from grape_rl.data.conversation import template_arguments
+from grape_rl.model.reference_logprobs import reference_logprobs
 from grape_rl.model.sampler import SamplingParams
 from grape_rl.reward.critique import write_critique
-from grape_rl.rollout.dynamic_sampling import Draw, ScoredRollout
-from grape_rl.rollout.revise import revised, revision_prompt
-from grape_rl.rollout.source import Sampler, reference_logprobs
+from grape_rl.rollout.collect import Sampler
+from grape_rl.rollout.dynamic_sampling import SamplingStrategy
+from grape_rl.rollout.revise import Reviser, add_revisions, revision_prompt
 from grape_rl.setup.rows import Row
 from grape_rl.setup.setup import Setup
 from grape_rl.types import Response
 
-Draws = Callable[[Draw, int], ScoredRollout]
 
-
-def with_revisions(setup: Setup, draws: Draws, sampler: Sampler, sampling: SamplingParams) -> Draws:
-    """``draws``, followed by revisions of the drawn responses if ``revise.per_group`` is set.
+def with_revisions(
+    setup: Setup, strategy: SamplingStrategy, sampler: Sampler, sampling: SamplingParams
+) -> SamplingStrategy:
+    """``strategy``, followed by revisions of the sampled responses if ``revise.per_group`` is set.
 
     Raises:
         ValueError: the chat template refuses a conversation that requests a revision.
     """
     config, settings = setup.config, setup.config.revise
     if not settings.per_group:
-        return draws
+        return strategy
     assert setup.grader and setup.grader.rubric
     tokenizer, limit = setup.policy.tokenizer, setup.policy.context - sampling.max_tokens
 
@@ -49,10 +49,9 @@ def with_revisions(setup: Setup, draws: Draws, sampler: Sampler, sampling: Sampl
         max_characters=settings.max_characters,
         show_gold=settings.show_gold,
     )
-    revise = partial(
-        revised,
+    reviser = Reviser(
         critique=critique,
-        tokens=fitting_tokens,
+        prompt=fitting_tokens,
         sampler=sampler,
         # At temperature 0 only methods run that imitate: they never read the behavior policy.
         logp=reference_logprobs(setup.policy.model, setup.forward(sampling.temperature or 1.0)),
@@ -62,7 +61,7 @@ def with_revisions(setup: Setup, draws: Draws, sampler: Sampler, sampling: Sampl
         seed=config.seed,
         failure_limit=config.reward.failure_limit,
     )
-    return lambda draw, prompts: revise(draws(draw, prompts))
+    return lambda sample_groups, prompts: add_revisions(strategy(sample_groups, prompts), reviser)
 
 
 def _roles(row: Row) -> tuple[str, ...]:

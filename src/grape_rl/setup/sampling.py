@@ -8,7 +8,8 @@ from torch import Tensor
 from grape_rl.data.chat import check_prompt_lengths, prompt_tokens
 from grape_rl.data.conversation import template_arguments
 from grape_rl.model.sampler import OnResponse, SamplingParams, sample
-from grape_rl.rollout.source import Prompt, Sampler
+from grape_rl.rollout.collect import Sampler
+from grape_rl.rollout.decoded_responses import Prompt
 from grape_rl.setup.policy import Policy
 from grape_rl.setup.rows import Row, graders_text
 from grape_rl.setup.setup import Setup

@@ -8,11 +8,13 @@ from transformers import AutoTokenizer, PreTrainedModel
 from grape_rl.model.load import load_value_model
 from grape_rl.model.value_head import load_value_head, separate_value_model, shared_value_head
 from grape_rl.setup.policy import Policy, embedding_count
-from grape_rl.training.checkpoint import VALUE
-from grape_rl.training.value import ValueFunction
+from grape_rl.training.checkpoint import VALUE_FOLDER
+from grape_rl.training.value import ValueFunctionOptions
 
 
-def value_function(settings: ValueFunction, start: Policy, checkpoint: Path | None) -> nn.Linear | PreTrainedModel:
+def value_function(
+    settings: ValueFunctionOptions, start: Policy, checkpoint: Path | None
+) -> nn.Linear | PreTrainedModel:
     """The value function of a policy at the start of a run, or at the checkpoint if there is one.
 
     Raises:
@@ -25,10 +27,10 @@ def value_function(settings: ValueFunction, start: Policy, checkpoint: Path | No
             )
         head = shared_value_head(start.model)
         if checkpoint:
-            load_value_head(head, checkpoint / VALUE)
+            load_value_head(head, checkpoint / VALUE_FOLDER)
         return head
     if checkpoint:
-        return load_value_model(str(checkpoint / VALUE), start.model.device)
+        return load_value_model(str(checkpoint / VALUE_FOLDER), start.model.device)
     if not settings.value_model:
         return separate_value_model(start.model)
     model = load_value_model(settings.value_model, start.model.device)

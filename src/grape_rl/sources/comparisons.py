@@ -20,9 +20,9 @@ from grape_rl.sources.method_function import MethodFunction
 from grape_rl.sources.preferences import PAIRS, REWARD_COLUMNS, read_preferences
 from grape_rl.sources.requirement import DataRequirement
 from grape_rl.sources.source import HeldOutItems, Source
-from grape_rl.training.fit import ExperienceSource
+from grape_rl.training.experience import ExperienceSource
 from grape_rl.training.objective import COMPARISON_FIELDS
-from grape_rl.training.reward_modeling import Compared, comparison_fields, comparison_metrics
+from grape_rl.training.reward_modeling import RewardPairBatch, comparison_loss_inputs, comparison_metrics
 from grape_rl.types import Sequences
 
 ENCODE_INPUTS = frozenset({"rows", "tokenizer", "end", "max_length", "columns", "source"})
@@ -83,7 +83,7 @@ class Comparisons(Source):
         return examples, [("left_out", message)] if counts.dropped else []
 
 
-def experience_from_comparisons(examples: Sequence[PairWithMargin]) -> Compared:
+def experience_from_comparisons(examples: Sequence[PairWithMargin]) -> RewardPairBatch:
     """Comparisons as one batch."""
     sequences = collate_pairs([example.pair for example in examples])
     chosen, rejected = sequences.mask.sum(dim=1).float().chunk(2)
@@ -92,13 +92,15 @@ def experience_from_comparisons(examples: Sequence[PairWithMargin]) -> Compared:
         "rejected_length": float(rejected.mean()),
         "tokens": float(sequences.mask.sum() + sum(len(prompt) for prompt in sequences.prompts)),
     }
-    return Compared(sequences, torch.tensor([example.margin for example in examples]), metrics)
+    return RewardPairBatch(sequences, torch.tensor([example.margin for example in examples]), metrics)
 
 
 @torch.no_grad()
-def summarize_comparisons(model: nn.Module, experience: Compared, forward: ForwardContext) -> tuple[ItemSummary, ...]:
+def summarize_comparisons(
+    model: nn.Module, experience: RewardPairBatch, forward: ForwardContext
+) -> tuple[ItemSummary, ...]:
     """Results on held-out pairs, as items of the category "preferences": accuracy, mean margin and mean score."""
-    parts = [comparison_metrics(fields) for fields in comparison_fields(model, experience, forward)]
+    parts = [comparison_metrics(fields) for fields in comparison_loss_inputs(model, experience, forward)]
     columns = {name: torch.cat([part[name] for part in parts]) for name in ("accuracy", "margin", "reward")}
     return tuple(
         ItemSummary("preferences", name, len(values), float(values.double().mean()), {})

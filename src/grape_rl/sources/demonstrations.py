@@ -15,17 +15,18 @@ from grape_rl.data.rows import LanguageModelingColumn, with_language_modeling
 from grape_rl.data.teacher import synthesize_demonstrations
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.logprobs import row_lengths
+from grape_rl.model.reference_logprobs import reference_logprobs
 from grape_rl.reward.scores import ItemSummary
-from grape_rl.rollout.source import Experience, reference_logprobs
+from grape_rl.rollout.experience import TokenExperience
 from grape_rl.schema import did_you_mean
 from grape_rl.setup.rows import Row, read_split, row_origins, with_prompt
 from grape_rl.setup.setup import Setup, Warnings
 from grape_rl.sources.drawing import draw_examples
 from grape_rl.sources.requirement import DataRequirement, check_columns
 from grape_rl.sources.source import HeldOutItems, Source
-from grape_rl.training.fit import ExperienceSource
-from grape_rl.training.objective import FIELDS, VALUE_FIELDS
-from grape_rl.types import Batch, Sequences
+from grape_rl.training.experience import ExperienceSource
+from grape_rl.training.objective import TOKEN_FIELDS, VALUE_FIELDS
+from grape_rl.types import Sequences, TokenBatch
 
 MAX_NLL = 700.0
 """exp of a larger number is infinite."""
@@ -45,7 +46,7 @@ class Demonstrations(Source):
     @property
     def loss_fields(self) -> frozenset[str]:
         """Fields of a token, without those of a value function."""
-        return frozenset(FIELDS) - frozenset(VALUE_FIELDS)
+        return frozenset(TOKEN_FIELDS) - frozenset(VALUE_FIELDS)
 
     def check(self, config: Config, options: Mapping[str, Any]) -> None:
         """Check that held-out rows can be evaluated: those of tasks have no completion, so they need a grader."""
@@ -106,7 +107,7 @@ def encode_demonstrations(setup: Setup, rows: Sequence[Row], origin: str) -> tup
     return demonstrations, warnings
 
 
-def experience_from_demonstrations(demonstrations: Sequence[Example]) -> Experience:
+def experience_from_demonstrations(demonstrations: Sequence[Example]) -> TokenExperience:
     """Demonstrations as one batch: advantage 1 at every token to learn."""
     sequences = collate_examples(demonstrations)
     ones, zeros = sequences.mask.float(), torch.zeros(sequences.mask.shape)
@@ -114,7 +115,7 @@ def experience_from_demonstrations(demonstrations: Sequence[Example]) -> Experie
         "length": float(ones.sum(dim=1).mean()),
         "tokens": float(row_lengths(sequences.mask).sum() + sum(len(prompt) for prompt in sequences.prompts)),
     }
-    return Experience(sequences, Batch(sequences.mask, zeros, zeros, ones), metrics)
+    return TokenExperience(sequences, TokenBatch(sequences.mask, zeros, zeros, ones), metrics)
 
 
 def summarize_demonstrations(

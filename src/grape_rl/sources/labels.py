@@ -19,6 +19,7 @@ from grape_rl.data.labels import (
     with_labels,
 )
 from grape_rl.model.forward import ForwardContext
+from grape_rl.model.reference_logprobs import LogprobFunction
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.setup.reference import cached_reference
 from grape_rl.setup.rows import Row, read_split, row_origins, with_prompt
@@ -27,11 +28,10 @@ from grape_rl.sources.drawing import draw_examples
 from grape_rl.sources.preferences import as_preferences
 from grape_rl.sources.requirement import DataRequirement, check_columns
 from grape_rl.sources.source import ForwardPasses, HeldOutItems, Source
-from grape_rl.training.fit import ExperienceSource
+from grape_rl.training.experience import ExperienceSource
 from grape_rl.training.labels import LabelExperience, label_logprobs, label_metrics
 from grape_rl.training.objective import LABEL_FIELDS
-from grape_rl.training.pairs import Reference
-from grape_rl.types import Labeled, Sequences
+from grape_rl.types import LabelBatch, Sequences
 
 MAX_BALANCE = 4 / 3
 """KTO's paper advises a weight of all desirable responses of 1 to 4/3 times that of all undesirable ones."""
@@ -83,7 +83,7 @@ class Labels(Source):
         warnings += _balance_warnings(setup, examples)
         mismatch = _mismatch_limit(setup)
 
-        def source(reference: Reference) -> ExperienceSource:
+        def source(reference: LogprobFunction) -> ExperienceSource:
             return lambda step: experience_from_labels(draw_examples(examples, setup.config, step), reference, mismatch)
 
         if mismatch is not None:
@@ -122,7 +122,7 @@ def encode_labels(setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[
 
 
 def experience_from_labels(
-    examples: Sequence[LabeledResponse], reference: Reference, mismatch: int | None
+    examples: Sequence[LabeledResponse], reference: LogprobFunction, mismatch: int | None
 ) -> LabelExperience:
     """Labeled responses as one batch.
 
@@ -134,13 +134,13 @@ def experience_from_labels(
     others = None if mismatch is None else mismatched_completions([example.example for example in examples], mismatch)
     metrics = {
         "length": float(sequences.mask.sum(dim=1).float().mean()),
-        "desirable": float(desirable.float().mean()),
+        "desirable_share": float(desirable.float().mean()),
         "tokens": float(sequences.mask.sum() + sum(len(prompt) for prompt in sequences.prompts)),
     }
     one_prompt = ("one_prompt", "all responses of the step have the same prompt, so none can be mismatched")
     return LabelExperience(
         sequences,
-        Labeled(sequences.mask, reference(sequences), desirable),
+        LabelBatch(sequences.mask, reference(sequences), desirable),
         metrics,
         others,
         None if others is None else reference(others),
@@ -181,7 +181,7 @@ def _stack(examples: Sequence[LabeledResponse]) -> Sequences:
     return collate_examples([example.example for example in examples])
 
 
-def _logprobs(setup: Setup, model: PreTrainedModel) -> Reference:
+def _logprobs(setup: Setup, model: PreTrainedModel) -> LogprobFunction:
     return partial(label_logprobs, model, forward=setup.forward())
 
 

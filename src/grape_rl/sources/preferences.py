@@ -14,6 +14,7 @@ from grape_rl.config.config import Config
 from grape_rl.data.preferences import Pair, collate_pairs, synthesize_preferences, tokenize_pairs, with_preferences
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.load import frozen_copy
+from grape_rl.model.reference_logprobs import LogprobFunction
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.setup.reference import cached_reference
 from grape_rl.setup.rows import Row, as_messages, read_split, row_origins
@@ -21,18 +22,17 @@ from grape_rl.setup.setup import Setup, Warnings
 from grape_rl.sources.drawing import draw_examples
 from grape_rl.sources.requirement import DataRequirement, check_columns
 from grape_rl.sources.source import ForwardPasses, HeldOutItems, Source
-from grape_rl.training.fit import ExperienceSource
+from grape_rl.training.experience import ExperienceSource
 from grape_rl.training.moving_reference import moving_reference
-from grape_rl.training.objective import CHOICE_FIELDS, PAIR_FIELDS
+from grape_rl.training.objective import DISTRIBUTION_FIELDS, PAIR_FIELDS
 from grape_rl.training.pairs import (
     PairExperience,
-    Reference,
-    compared_pair_gradient,
-    pair_fields,
     pair_logprobs,
+    pair_loss_inputs,
     pair_metrics,
+    two_pass_pair_gradient,
 )
-from grape_rl.types import Pairs, Sequences
+from grape_rl.types import PairBatch, Sequences
 
 PAIRS = DataRequirement("pairs (prompt, chosen, rejected)", (("chosen", "rejected"),), ("preference",))
 """Pairs of responses. The prompt may be the common prefix of both."""
@@ -70,7 +70,7 @@ class Preferences(Source):
         """
         examples, warnings = encode_pairs(setup, setup.train_rows, "data")
 
-        def source(reference: Reference | None, model: PreTrainedModel | None = None) -> ExperienceSource:
+        def source(reference: LogprobFunction | None, model: PreTrainedModel | None = None) -> ExperienceSource:
             return lambda step: experience_from_pairs(draw_examples(examples, setup.config, step), reference, model)
 
         if not reads_reference(setup):
@@ -92,7 +92,7 @@ class Preferences(Source):
     def forward_passes(self, setup: Setup, sequences: Sequences) -> ForwardPasses:
         """One pass by the reference if it is not cached, and one by the policy if the loss compares pairs."""
         references = int(needs_reference_model(setup))
-        passes = references + (setup.update is compared_pair_gradient)
+        passes = references + (setup.update is two_pass_pair_gradient)
         return ForwardPasses(sequences, (sequences,) * passes, references)
 
 
@@ -152,7 +152,7 @@ def encode_pairs(setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[P
 
 
 def experience_from_pairs(
-    examples: Sequence[Pair], reference: Reference | None, reference_model: nn.Module | None = None
+    examples: Sequence[Pair], reference: LogprobFunction | None, reference_model: nn.Module | None = None
 ) -> PairExperience:
     """Pairs as one batch."""
     rewards = torch.tensor([[pair.chosen_reward, pair.rejected_reward] for pair in examples])
@@ -162,7 +162,7 @@ def experience_from_pairs(
 def experience_from_pair_sequences(
     sequences: Sequences,
     rewards: Float[Tensor, "p 2"],
-    reference: Reference | None,
+    reference: LogprobFunction | None,
     reference_model: nn.Module | None = None,
 ) -> PairExperience:
     """Stacked pairs with the rewards of their responses as one batch. Without a reference, its log-probs are 0."""
@@ -173,7 +173,7 @@ def experience_from_pair_sequences(
         "rejected_length": float(rejected.mean()),
         "tokens": float(sequences.mask.sum() + sum(len(prompt) for prompt in sequences.prompts)),
     }
-    batch = Pairs(sequences.mask, reference_logp, rewards[:, 0], rewards[:, 1])
+    batch = PairBatch(sequences.mask, reference_logp, rewards[:, 0], rewards[:, 1])
     return PairExperience(sequences, batch, metrics, reference=reference_model)
 
 
@@ -183,7 +183,7 @@ def summarize_pairs(model: nn.Module, experience: PairExperience, forward: Forwa
     ``accuracy`` and ``margin`` are of the implied rewards, log(π/π_ref), or log π without a reference. ``likelier`` is
     the share of pairs whose chosen response is more likely than the rejected one.
     """
-    fields = pair_fields(pair_logprobs(model, experience.sequences, forward), experience.batch)
+    fields = pair_loss_inputs(pair_logprobs(model, experience.sequences, forward), experience.batch)
     metrics = pair_metrics(fields)
     metrics["likelier"] = ((fields["chosen_logp"] - fields["rejected_logp"]).sign() + 1) / 2
     return tuple(
@@ -192,7 +192,7 @@ def summarize_pairs(model: nn.Module, experience: PairExperience, forward: Forwa
     )
 
 
-def pair_reference(setup: Setup, temperature: float = 1.0) -> tuple[Reference | None, PreTrainedModel | None]:
+def pair_reference(setup: Setup, temperature: float = 1.0) -> tuple[LogprobFunction | None, PreTrainedModel | None]:
     """The reference's log-probs of pairs and the reference model; None without a loss that reads them.
 
     If the update moves the reference, it is a copy of its own, and its weights are part of the run's memory.
@@ -213,7 +213,7 @@ def reads_reference(setup: Setup) -> bool:
 
 def needs_reference_model(setup: Setup) -> bool:
     """True if cached log-probs do not suffice: the update moves the reference, or the loss reads its distributions."""
-    reads_distributions = not setup.objective.reads.isdisjoint(CHOICE_FIELDS)
+    reads_distributions = not setup.objective.reads.isdisjoint(DISTRIBUTION_FIELDS)
     return reads_reference(setup) and (setup.update is moving_reference or reads_distributions)
 
 
@@ -248,5 +248,5 @@ def _conversation(row: Row, prompt: str, chosen: str, rejected: str) -> Row:
     return row | {name: as_messages(row[name], role) for name, role in roles.items() if name in row}
 
 
-def _logprobs(setup: Setup, model: PreTrainedModel, temperature: float = 1.0) -> Reference:
+def _logprobs(setup: Setup, model: PreTrainedModel, temperature: float = 1.0) -> LogprobFunction:
     return partial(pair_logprobs, model, forward=setup.forward(temperature))

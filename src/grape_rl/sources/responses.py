@@ -9,22 +9,30 @@ import torch
 from torch import Tensor
 
 from grape_rl.config.config import Config
+from grape_rl.model.reference_logprobs import reference_logprobs
 from grape_rl.model.sampler import SamplingParams
 from grape_rl.model.value_head import PolicyWithValue
 from grape_rl.reward.running_confidence import RunningMeans
-from grape_rl.rollout.advantages import AdvantageInputs, remembered
-from grape_rl.rollout.dynamic_sampling import ScoredRollout, once
-from grape_rl.rollout.source import reference_logprobs, responses
+from grape_rl.rollout.advantages import AdvantageInputs, next_memory
+from grape_rl.rollout.dynamic_sampling import single_draw
+from grape_rl.rollout.on_policy import on_policy_source
+from grape_rl.rollout.scored_rollout import ScoredRollout
 from grape_rl.setup.graders import Aggregation
 from grape_rl.setup.revisions import with_revisions
-from grape_rl.setup.sampling import policy_sampler, sampling_prompts
+from grape_rl.setup.sampling import policy_sampler
 from grape_rl.setup.setup import Setup, Warnings
 from grape_rl.sources.method_function import MethodFunction
-from grape_rl.sources.sampled import VERDICT_INPUTS, SampledSource, reads_start
+from grape_rl.sources.sampled import (
+    VERDICT_INPUTS,
+    SampledSource,
+    make_rollout_settings,
+    make_rollout_worker,
+    reads_start,
+)
 from grape_rl.sources.source import ForwardPasses
-from grape_rl.training.fit import ExperienceSource
-from grape_rl.training.objective import FIELDS, VALUE_FIELDS
-from grape_rl.training.value import ValueFunction, value_estimates
+from grape_rl.training.experience import ExperienceSource
+from grape_rl.training.objective import TOKEN_FIELDS, VALUE_FIELDS
+from grape_rl.training.value import ValueFunctionOptions, value_estimates
 from grape_rl.types import Sequences
 
 TOKEN_REWARD_INPUTS = frozenset({"reward", "behavior_logp", "reference_logp", "mask"})
@@ -37,7 +45,7 @@ ADVANTAGE_INPUTS = TOKEN_REWARD_INPUTS | {
 
 INPUTS = MappingProxyType(
     {
-        "draws": frozenset({"draw", "prompts"}),
+        "draws": frozenset({"sample_groups", "prompts"}),
         "aggregate": VERDICT_INPUTS | {"running"},
         "compared": VERDICT_INPUTS,
         "running": frozenset({"confidence", "running"}),
@@ -90,20 +98,20 @@ class Responses(SampledSource):
 
     advantage: Callable[..., Tensor]
     aggregate: Callable[..., Tensor]
-    draws: Callable[..., ScoredRollout] = once
+    draws: Callable[..., ScoredRollout] = single_draw
     smallest_group: int = 1
     off_policy_ok: bool = False
     compared: Callable[..., Tensor] | None = None
     running: Callable[..., Tensor] | None = None
     token_reward: Callable[..., Tensor] | None = None
     rescaled: Callable[..., Tensor] | None = None
-    value: Callable[..., ValueFunction] | None = None
+    value: Callable[..., ValueFunctionOptions] | None = None
     memory: tuple[Memory, ...] = ()
 
     @property
     def loss_fields(self) -> frozenset[str]:
         """Fields of a token; those of a value function if there is one."""
-        return frozenset(FIELDS) if self.value else frozenset(FIELDS) - frozenset(VALUE_FIELDS)
+        return frozenset(TOKEN_FIELDS) if self.value else frozenset(TOKEN_FIELDS) - frozenset(VALUE_FIELDS)
 
     @property
     def needs_rubric(self) -> bool:
@@ -140,29 +148,15 @@ class Responses(SampledSource):
 
     def experiences(self, setup: Setup) -> tuple[ExperienceSource, Warnings]:
         """The graded responses of each step with their advantages."""
-        assert setup.grader
-        config, sampling = setup.config, SamplingParams(**setup.config.sampling.model_dump())
+        sampling = SamplingParams(**setup.config.sampling.model_dump())
         reference = None
         if reads_start(setup):
             reference = reference_logprobs(setup.reference, setup.forward(sampling.temperature))
         sampler = policy_sampler(setup, sampling)
-        source = responses(
-            sampling_prompts(setup.train_rows, setup.policy, sampling.max_tokens, "data"),
-            sampler,
-            setup.grader.scorer,
-            with_revisions(setup, self._bound("draws", setup.options), sampler, sampling),
-            self._bound("advantage", setup.options),
-            setup.policy.tokenizer,
-            reference,
-            config.prompts_per_step,
-            config.group_size,
-            sampling.max_tokens,
-            config.seed,
-            config.reward.failure_limit,
-            self._advantage_inputs(setup),
-            setup.grader.prefetch,
-        )
-        return source, []
+        strategy = with_revisions(setup, self._bound("draws", setup.options), sampler, sampling)
+        worker = make_rollout_worker(setup, sampler, strategy, reference)
+        advantage, inputs = self._bound("advantage", setup.options), self._advantage_inputs(setup)
+        return on_policy_source(worker, make_rollout_settings(setup.config), advantage, inputs), []
 
     def forward_passes(self, setup: Setup, sequences: Sequences) -> ForwardPasses:
         """One pass by the initial policy, if its log-probs are used."""
@@ -177,7 +171,7 @@ class Responses(SampledSource):
         compared = self._bound("compared", options) if self.compared else None
         return Aggregation(self._bound("aggregate", options), compared, running)
 
-    def value_function(self, options: Mapping[str, Any]) -> ValueFunction | None:
+    def value_function(self, options: Mapping[str, Any]) -> ValueFunctionOptions | None:
         """Settings of the value function; None for a method without one."""
         return self._bound("value", options)() if self.value else None
 
@@ -217,7 +211,7 @@ class Responses(SampledSource):
         )
         # Tried once, so that an option that is impossible with this many responses is refused before the first step.
         count = setup.config.prompts_per_step * setup.config.group_size
-        remembered(inputs, {"reward": torch.zeros(count), "response_kl": 0.0, "responses": count})
+        next_memory(inputs, {"reward": torch.zeros(count), "response_kl": 0.0, "responses": count})
         return inputs
 
 

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from grape_rl.config.config import Config
+from grape_rl.data.order import rows_of_step
 from grape_rl.maths.grape import unweighted
-from grape_rl.rollout.source import drawn_rows
+from grape_rl.model.reference_logprobs import LogprobFunction
+from grape_rl.rollout.collect import RolloutSettings, RolloutWorker, Sampler
+from grape_rl.rollout.dynamic_sampling import SamplingStrategy
 from grape_rl.setup.graders import Aggregation
 from grape_rl.setup.rows import Row, read_split, row_origins, with_prompt
 from grape_rl.setup.sampling import sampling_prompts
@@ -76,7 +79,7 @@ class SampledSource(Source, Protocol):
         prompts = sampling_prompts(setup.train_rows, setup.policy, limit, "data")
 
         def batch(step: int) -> Sequences:
-            rows = drawn_rows(len(prompts), config.prompts_per_step, step, config.seed)
+            rows = rows_of_step(len(prompts), config.prompts_per_step, step, config.seed)
             tokens = torch.zeros(len(rows) * n, limit, dtype=torch.long)
             group = torch.arange(len(rows)).repeat_interleave(n)
             return Sequences(tuple(prompts[i].tokens for i in rows), tokens, tokens == 0, group)
@@ -90,6 +93,23 @@ class SampledSource(Source, Protocol):
     def max_tokens(self, config: Config) -> int:
         """The maximum length of a sampled response."""
         return config.sampling.max_tokens
+
+
+def make_rollout_worker(
+    setup: Setup, sampler: Sampler, strategy: SamplingStrategy, reference: LogprobFunction | None
+) -> RolloutWorker:
+    """The functions and prompts with which the run samples and grades responses."""
+    assert setup.grader
+    prompts = sampling_prompts(setup.train_rows, setup.policy, setup.config.sampling.max_tokens, "data")
+    grader, tokenizer = setup.grader, setup.policy.tokenizer
+    return RolloutWorker(prompts, tokenizer, sampler, grader.scorer, strategy, reference, grader.prefetch)
+
+
+def make_rollout_settings(config: Config) -> RolloutSettings:
+    """Sizes and limits of the responses of one step."""
+    return RolloutSettings(
+        config.prompts_per_step, config.group_size, config.sampling.max_tokens, config.seed, config.reward.failure_limit
+    )
 
 
 def reads_start(setup: Setup) -> bool:

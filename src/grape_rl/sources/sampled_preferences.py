@@ -13,20 +13,28 @@ from torch import Tensor, nn
 from grape_rl.config.config import Config
 from grape_rl.maths.divergence import k3
 from grape_rl.model.logprobs import select_rows
+from grape_rl.model.reference_logprobs import LogprobFunction, reference_logprobs
 from grape_rl.model.sampler import SamplingParams
-from grape_rl.rollout.dynamic_sampling import numbered, once
-from grape_rl.rollout.records import records
-from grape_rl.rollout.source import Round, drawn, reference_logprobs
+from grape_rl.rollout.collect import CollectedRollout, collect_rollout
+from grape_rl.rollout.dynamic_sampling import single_draw
+from grape_rl.rollout.records import response_records
+from grape_rl.rollout.scored_rollout import response_ids
 from grape_rl.setup.revisions import with_revisions
-from grape_rl.setup.sampling import policy_sampler, sampling_prompts
+from grape_rl.setup.sampling import policy_sampler
 from grape_rl.setup.setup import Setup, Warnings
 from grape_rl.sources.method_function import MethodFunction
 from grape_rl.sources.preferences import experience_from_pair_sequences, pair_reference, reads_reference
-from grape_rl.sources.sampled import VERDICT_INPUTS, SampledSource, reads_start
+from grape_rl.sources.sampled import (
+    VERDICT_INPUTS,
+    SampledSource,
+    make_rollout_settings,
+    make_rollout_worker,
+    reads_start,
+)
 from grape_rl.sources.source import ForwardPasses
-from grape_rl.training.fit import ExperienceSource
+from grape_rl.training.experience import ExperienceSource
 from grape_rl.training.objective import PAIR_FIELDS
-from grape_rl.training.pairs import PairExperience, Reference, compared_pair_gradient
+from grape_rl.training.pairs import PairExperience, two_pass_pair_gradient
 from grape_rl.types import Rollout, Sequences
 
 PAIR_ROLES = ("none", "chosen", "rejected", "both")
@@ -66,36 +74,25 @@ class SampledPreferences(SampledSource):
 
     def experiences(self, setup: Setup) -> tuple[ExperienceSource, Warnings]:
         """The pairs of each step, from graded responses."""
-        assert setup.grader
-        config, sampling = setup.config, SamplingParams(**setup.config.sampling.model_dump())
+        sampling = SamplingParams(**setup.config.sampling.model_dump())
         start = None
         if reads_start(setup):
             start = reference_logprobs(setup.reference, setup.forward(sampling.temperature))
         sampler = policy_sampler(setup, sampling)
-        draw = partial(
-            drawn,
-            prompts=sampling_prompts(setup.train_rows, setup.policy, sampling.max_tokens, "data"),
-            sampler=sampler,
-            scorer=setup.grader.scorer,
-            draws=with_revisions(setup, once, sampler, sampling),
-            tokenizer=setup.policy.tokenizer,
-            prompts_per_step=config.prompts_per_step,
-            group_size=config.group_size,
-            seed=config.seed,
-            failure_limit=config.reward.failure_limit,
-            reference=start,
-            ahead=setup.grader.prefetch,
+        strategy = with_revisions(setup, single_draw, sampler, sampling)
+        collect = partial(
+            collect_rollout, make_rollout_worker(setup, sampler, strategy, start), make_rollout_settings(setup.config)
         )
         pairing = MethodFunction(self.pairing, PAIRING_INPUTS).bind(setup.options)
         reference, model = pair_reference(setup, sampling.temperature)
-        return pair_source(draw, pairing, reference, model), []
+        return pair_source(collect, pairing, reference, model), []
 
     def forward_passes(self, setup: Setup, sequences: Sequences) -> ForwardPasses:
         """A pass over all responses by the initial policy; passes over one pair per prompt by reference and policy."""
         first = torch.arange(len(sequences.prompts)) * setup.config.group_size
         pairs = select_rows(sequences, torch.stack([first, first + 1], dim=1).flatten())
         start, reference = int(reads_start(setup)), int(reads_reference(setup))
-        passes = reference + (setup.update is compared_pair_gradient)
+        passes = reference + (setup.update is two_pass_pair_gradient)
         return ForwardPasses(pairs, (sequences,) * start + (pairs,) * passes, start + reference)
 
     def training_temperature(self, config: Config) -> float:
@@ -108,9 +105,9 @@ class SampledPreferences(SampledSource):
 
 
 def pair_source(
-    draw: Callable[[int], Round],
+    collect: Callable[[int], CollectedRollout],
     pairing: Callable[..., Int[Tensor, "p 2"]],
-    reference: Reference | None,
+    reference: LogprobFunction | None,
     reference_model: nn.Module | None = None,
 ) -> Callable[[int], PairExperience]:
     """A source of preferences between the policy's own responses: sample → grade → pair.
@@ -119,40 +116,41 @@ def pair_source(
     The KL for the log is that of all responses, since that of the pairs would be of the best and the worst.
 
     Args:
-        draw: a step's number → its graded responses.
+        collect: a step's number → its graded responses.
         pairing: rewards, groups, equal responses and revisions → the chosen and the rejected row of each pair.
         reference: log-probs that the loss compares with; None for a loss that reads none.
         reference_model: the model that ``reference`` runs.
 
-    Raises (the source): as ``rollout.source.drawn``.
+    Raises (the source): as ``collect_rollout``.
     """
 
     def source(step: int) -> PairExperience:
-        round_ = draw(step)
+        collected = collect(step)
+        scored = collected.scored
         began = time.perf_counter()
         # Pair the responses.
-        rollout, scores = round_.drawn.rollout, round_.drawn.scores
+        rollout, scores = scored.rollout, scored.scores
         reward = scores.reward.float()  # as the loss will read it: two that differ by less are equal
-        pairs = pairing(reward, rollout.group, numbered(rollout), round_.drawn.revision_of)
+        pairs = pairing(reward, rollout.group, response_ids(rollout), scored.revision_of)
         experience = experience_from_pair_sequences(
             _stack_pairs(rollout, pairs), reward[pairs], reference if len(pairs) else None, reference_model
         )
         # Metrics and warnings.
-        metrics = experience.metrics | round_.metrics
+        metrics = experience.metrics | collected.metrics
         metrics["pairs"] = float(len(pairs))
         metrics["unpaired_groups"] = float(len(rollout.prompts) - len(rollout.group[pairs[:, 0]].unique()))
         metrics["reward_gap"] = float((reward[pairs[:, 0]] - reward[pairs[:, 1]]).mean())
-        if (start := round_.drawn.reference_logp) is not None:
-            metrics["kl"] = float(k3(rollout.behavior_logp, start)[round_.drawn.own].mean())
+        if (start := scored.reference_logp) is not None:
+            metrics["kl"] = float(k3(rollout.behavior_logp, start)[scored.sampled_mask].mean())
         metrics["reference_seconds"] += time.perf_counter() - began
-        warnings = round_.warnings
+        warnings = collected.warnings
         if not len(pairs):
             warnings += (("no_pairs", "no two responses of the step make a pair: the step changes nothing"),)
         # Records of all responses, with their roles in the pairs.
         chosen, rejected = (torch.isin(torch.arange(len(reward)), side).tolist() for side in pairs.T)
         roles = [PAIR_ROLES[c + 2 * r] for c, r in zip(chosen, rejected, strict=True)]
         no_advantage = torch.full_like(reward, torch.nan)
-        unpaired = records(round_.drawn.answers, scores, no_advantage, round_.drawn.revised)
+        unpaired = response_records(scored.responses, scores, no_advantage, scored.revisions)
         paired = tuple({**record, "role": role} for record, role in zip(unpaired, roles, strict=True))
         return replace(experience, metrics=metrics, warnings=warnings, records=paired)
 

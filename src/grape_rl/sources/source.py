@@ -12,8 +12,8 @@ from grape_rl.setup.rows import Row
 from grape_rl.setup.setup import Setup, Warnings
 from grape_rl.sources.method_function import MethodFunction
 from grape_rl.sources.requirement import DataRequirement
-from grape_rl.training.fit import ExperienceSource
-from grape_rl.training.value import ValueFunction
+from grape_rl.training.experience import ExperienceSource
+from grape_rl.training.value import ValueFunctionOptions
 from grape_rl.types import Sequences
 
 HeldOutItems = Callable[[], tuple[ItemSummary, ...]]
@@ -116,7 +116,7 @@ class Source(Protocol):
         """The functions from a rubric's verdicts to rewards. ``memory`` is read each time that they are called."""
         return Aggregation()
 
-    def value_function(self, options: Mapping[str, Any]) -> ValueFunction | None:
+    def value_function(self, options: Mapping[str, Any]) -> ValueFunctionOptions | None:
         """Settings of the method's value function; None if it has none."""
         return None
 

@@ -18,9 +18,9 @@ from grape_rl.sources.drawing import draw_examples
 from grape_rl.sources.method_function import MethodFunction
 from grape_rl.sources.requirement import DataRequirement, check_columns
 from grape_rl.sources.source import HeldOutItems, Source
-from grape_rl.training.fit import ExperienceSource
+from grape_rl.training.experience import ExperienceSource
 from grape_rl.training.objective import STEP_FIELDS
-from grape_rl.training.reward_modeling import Judged, step_fields, step_metrics
+from grape_rl.training.reward_modeling import StepLabelBatch, step_loss_inputs, step_metrics
 from grape_rl.types import Sequences
 
 ENCODE_INPUTS = frozenset({"rows", "tokenizer", "max_length", "source"})
@@ -104,21 +104,21 @@ class Steps(Source):
         return examples, warnings
 
 
-def experience_from_solutions(examples: Sequence[LabeledSolution]) -> Judged:
+def experience_from_solutions(examples: Sequence[LabeledSolution]) -> StepLabelBatch:
     """Solutions as one batch."""
     sequences, label = collate_solutions(examples)
     metrics = {
-        "steps": float((~label.isnan()).sum()),
+        "labeled_steps": float((~label.isnan()).sum()),
         "length": float(sequences.mask.sum(dim=1).float().mean()),
         "tokens": float(sequences.mask.sum() + sum(len(prompt) for prompt in sequences.prompts)),
     }
-    return Judged(sequences, label, metrics)
+    return StepLabelBatch(sequences, label, metrics)
 
 
 @torch.no_grad()
-def summarize_steps(model: nn.Module, experience: Judged, forward: ForwardContext) -> tuple[ItemSummary, ...]:
+def summarize_steps(model: nn.Module, experience: StepLabelBatch, forward: ForwardContext) -> tuple[ItemSummary, ...]:
     """Accuracy on held-out steps, as items of the category "steps": of all, of the right and of the wrong steps."""
-    parts = list(step_fields(model, experience, forward))
+    parts = list(step_loss_inputs(model, experience, forward))
     accuracy = torch.cat([step_metrics(fields)["accuracy"] for fields in parts])
     label = torch.cat([fields["step_label"] for fields in parts])
     groups = {

@@ -44,7 +44,7 @@ from grape_rl.methods import LossTerm, Method
 from grape_rl.sources.preferences import Preferences
 from grape_rl.training.moving_reference import moving_reference
 from grape_rl.training.objective import TermFunction
-from grape_rl.training.pairs import compared_pair_gradient, pair_gradient
+from grape_rl.training.pairs import pair_gradient, two_pass_pair_gradient
 
 _SFT = (LossTerm(chosen_nll, 0.0, "sft"),)
 """The likelihood of the chosen response, an optional term of every loss here (option ``sft``, 0 by default)."""
@@ -157,7 +157,7 @@ PREFERENCE_METHODS = (
     _method(
         "aot", "DPO on the sorted log-ratios of the batch: quantile against quantile instead of pair by pair.",
         "L = D(β (sort(p_w − p_l) − sort(p_w^ref − p_l^ref)))", "AOT, arXiv 2406.05882", aot, _SFT,
-        compared_pair_gradient,
+        two_pass_pair_gradient,
     ),
     _method(
         "discopop", "A blend of the logistic and the exponential loss, found by a search over programs.",
@@ -170,12 +170,12 @@ PREFERENCE_METHODS = (
     _method(
         "aot_unpaired", "AOT on single responses: all chosen against all rejected ones, quantile by quantile.",
         "L = D(β (sort(h_w) − sort(h_l)))", "AOT, arXiv 2406.05882 (unpaired)", aot_unpaired, _SFT,
-        compared_pair_gradient,
+        two_pass_pair_gradient,
     ),
     _method(
         "beta_dpo", "DPO with a larger β for pairs with a margin above the batch's mean.",
         "L = D(β_i Δ),  β_i = β max(0, 1 + a (β Δ − mean β Δ)), a constant",
-        "β-DPO, arXiv 2407.08639 (our reading; without its filter)", beta_dpo, _SFT, compared_pair_gradient,
+        "β-DPO, arXiv 2407.08639 (our reading; without its filter)", beta_dpo, _SFT, two_pass_pair_gradient,
     ),
     _method(
         "tdpo1", "DPO with the sequential KL from the reference as part of the margin.",

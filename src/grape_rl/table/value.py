@@ -9,7 +9,7 @@ from grape_rl.maths.value import value_loss, whitened
 from grape_rl.methods import LossTerm, Method
 from grape_rl.sources.responses import Memory, Responses
 from grape_rl.table.penalties import PENALTIES
-from grape_rl.training.value import ValueFunction
+from grape_rl.training.value import ValueFunctionOptions
 
 VALUE_METHODS = (
     Method(
@@ -24,7 +24,7 @@ VALUE_METHODS = (
             unweighted,
             token_reward=kl_penalized,
             rescaled=whitened,
-            value=ValueFunction,
+            value=ValueFunctionOptions,
             memory=(Memory(kl_scale, 1.0),),
         ),
         terms=(LossTerm(clipped), LossTerm(value_loss, 0.1, "value_coefficient"), *PENALTIES),

@@ -1,8 +1,9 @@
-"""Checkpoints: the model in Hugging Face layout, and what the trainer needs to go on as if it never stopped."""
+"""Checkpoints: the model in Hugging Face layout, and the trainer's state, so that a resumed run continues exactly."""
 
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,50 +11,66 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from grape_rl.model.lora import ADAPTER_FOLDER as ADAPTER
-from grape_rl.model.lora import has_adapters, merge_adapters, save_adapter
+from grape_rl.model.lora import ADAPTER_FOLDER, has_adapters, merge_adapters, save_adapter
 from grape_rl.model.value_head import save_value
 
-TRAINER = "trainer.pt"
-VALUE = "value"
+TRAINER_FILE = "trainer.pt"
+VALUE_FOLDER = "value"
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    model: Any,
-    tokenizer: Any,
-    optimizer: torch.optim.Optimizer,
-    keep: int,
-    memory: Mapping[str, Any] | None = None,
-    value: nn.Linear | PreTrainedModel | None = None,
-) -> Path:
-    """Write ``folder/step-N`` whole or not at all, point ``folder/last`` at it, and keep the ``keep`` newest.
+@dataclass(frozen=True)
+class TrainingState:
+    """State of a run that a checkpoint holds.
 
-    A source's rows and randomness are functions of the step, and so is the learning rate: the step, the weights, the
-    optimizer's moments and what the method itself leaves from step to step (``memory``) are all there is to keep. A
-    value function is no part of the model: it lies in a folder of its own, where those who load the model do not look.
+    The data order, the seeds and the learning rate are functions of the step, so they need not be saved.
 
-    Of an adapted model it is the merged weights, so that what lies there is a whole model for whoever loads it, with
-    or without peft, and wherever the one it started from may be by then. The adapters lie beside them, in
-    ``adapter``: a run goes on from those, since a sum does not give back its parts to the bit.
+    Attributes:
+        model: the policy.
+        tokenizer: its tokenizer.
+        optimizer: its moments are saved.
+        memory: numbers and tensors that the method passes from step to step.
+        value: the value function; None without one.
+    """
+
+    model: Any
+    tokenizer: Any
+    optimizer: torch.optim.Optimizer
+    memory: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    value: nn.Linear | PreTrainedModel | None = None
+
+
+def save_checkpoint(folder: Path, step: int, state: TrainingState, keep: int) -> Path:
+    """Write ``folder/step-N`` atomically, point the link ``folder/last`` to it, and keep the ``keep`` newest.
+
+    A value function is saved in a folder of its own, where libraries that load the model do not look.
+
+    For a model with LoRA adapters, the checkpoint is the merged model, which loads without peft and without the base
+    model. Its folder ``adapter`` has the adapters, from which a run is resumed: merged weights cannot be separated
+    exactly.
     """
     final = folder / f"step-{step}"
-    aside = folder / f".step-{step}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    if has_adapters(model):
-        merge_adapters(model).save_pretrained(aside)
-        save_adapter(model, aside / ADAPTER)
+    temporary = folder / f".step-{step}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+
+    # The model and its tokenizer.
+    if has_adapters(state.model):
+        merge_adapters(state.model).save_pretrained(temporary)
+        save_adapter(state.model, temporary / ADAPTER_FOLDER)
     else:
-        model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    if value is not None:
-        save_value(value, aside / VALUE)
-    kept = {name: each.detach() if isinstance(each, Tensor) else each for name, each in (memory or {}).items()}
-    torch.save({"step": step, "optimizer": optimizer.state_dict(), "memory": kept}, aside / TRAINER)
+        state.model.save_pretrained(temporary)
+    state.tokenizer.save_pretrained(temporary)
+
+    # The trainer's state.
+    if state.value is not None:
+        save_value(state.value, temporary / VALUE_FOLDER)
+    memory = {name: value.detach() if isinstance(value, Tensor) else value for name, value in state.memory.items()}
+    trainer = {"step": step, "optimizer": state.optimizer.state_dict(), "memory": memory}
+    torch.save(trainer, temporary / TRAINER_FILE)
+
+    # Publish, then remove old checkpoints.
     shutil.rmtree(final, ignore_errors=True)
-    os.replace(aside, final)
+    os.replace(temporary, final)
     link = folder / ".last.tmp"
     link.unlink(missing_ok=True)
     link.symlink_to(final.name)
@@ -64,24 +81,24 @@ def save_checkpoint(
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    found = [path for path in folder.glob("step-*") if (path / TRAINER).is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    """Complete checkpoints of a run, oldest first."""
+    complete = [path for path in folder.glob("step-*") if (path / TRAINER_FILE).is_file()]
+    return sorted(complete, key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def restored_step(checkpoint: Path, optimizer: torch.optim.Optimizer, memory: dict[str, Any] | None = None) -> int:
-    """The step to go on from, after giving back their state to the optimizer and the ``memory``.
+def restore_trainer(checkpoint: Path, optimizer: torch.optim.Optimizer, memory: dict[str, Any] | None = None) -> int:
+    """Load the state of the optimizer and ``memory`` in place, and return the number of steps done.
 
-    A tensor that ``memory`` has already (a parameter of a model, say) gets its values in place. The weights load like
-    any model's.
+    A tensor that ``memory`` already contains, such as a parameter of a model, is overwritten in place. The model's
+    weights are loaded separately, like those of any model.
     """
-    state = torch.load(checkpoint / TRAINER, weights_only=True, map_location="cpu")
+    state = torch.load(checkpoint / TRAINER_FILE, weights_only=True, map_location="cpu")
     optimizer.load_state_dict(state["optimizer"])
     memory = {} if memory is None else memory
     with torch.no_grad():
-        for name, kept in state["memory"].items():
+        for name, value in state["memory"].items():
             if isinstance(memory.get(name), Tensor):
-                memory[name].copy_(kept)
+                memory[name].copy_(value)
             else:
-                memory[name] = kept
+                memory[name] = value
     return int(state["step"])

@@ -1,4 +1,4 @@
-"""What a run shows: a live bar on a terminal, one plain line a step anywhere else, and tables of results."""
+"""The display of a run: a live bar on a terminal, one plain line per step anywhere else, and tables of results."""
 
 import math
 import sys
@@ -16,14 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 HEADLINE = {"reward": ".3f", "loss": ".3f", "accuracy": ".3f", "kl": ".4f", "entropy": ".2f", "length": ".1f"}
-"""The metrics worth watching, in the order shown, each with its number format."""
+"""Metrics on the display, in order, with their number formats."""
 
 PLAIN_WIDTH = 100
-"""Columns of a table where there is no terminal to ask, so that a log reads the same everywhere."""
+"""Width of a table without a terminal, so that logs look the same everywhere."""
 
 
 def duration(seconds: float | int) -> str:
-    """Seconds as ``minutes:seconds``, with the hours before them where there are any.
+    """Seconds as ``minutes:seconds``, or ``hours:minutes:seconds`` from one hour on.
 
     >>> duration(83), duration(3723)
     ('1:23', '1:02:03')
@@ -46,8 +46,8 @@ def short(number: float | int) -> str:
     return f"{number / 1e3:.1f}k" if number < 999_950 else f"{number / 1e6:.1f}M"
 
 
-class Pace:
-    """How fast the last ten steps went: old enough to be steady, recent enough to forget the slow first step."""
+class Throughput:
+    """Speed over the last ten steps: enough to be steady, and few enough to forget the slow first step."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -55,7 +55,7 @@ class Pace:
         self._steps: deque[tuple[float, float]] = deque(maxlen=10)
 
     def step(self, tokens: float | int) -> None:
-        """Note that a step of ``tokens`` tokens (NaN: not counted) ends now."""
+        """Record that a step with ``tokens`` tokens (NaN if unknown) ends now."""
         now = self._clock()
         self._steps.append((now - self._last, tokens))
         self._last = now
@@ -72,16 +72,16 @@ class Pace:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens over seconds of those steps that counted their tokens; NaN where none did."""
+        """Tokens per second over the steps with a known number of tokens; NaN without any."""
         counted = [(seconds, tokens) for seconds, tokens in self._steps if math.isfinite(tokens)]
         seconds = sum(seconds for seconds, _ in counted)
         return sum(tokens for _, tokens in counted) / seconds if seconds > 0 else math.nan
 
 
-def headline(metrics: Mapping[str, float | int], tokens_per_second: float | int) -> list[str]:
-    """The headline metrics that are present, each as ``name value``, and the speed where it is known.
+def format_headline(metrics: Mapping[str, float | int], tokens_per_second: float | int) -> list[str]:
+    """The ``HEADLINE`` metrics as ``name value``, then the speed unless it is NaN.
 
-    >>> headline({"length": 9.81, "kl": 0.0031, "clipped": 0.2}, 4100)
+    >>> format_headline({"length": 9.81, "kl": 0.0031, "pairs": 3}, 4100)
     ['kl 0.0031', 'length 9.8', '4.1k tok/s']
     """
     shown = [f"{name} {metrics[name]:{form}}" for name, form in HEADLINE.items() if name in metrics]
@@ -89,11 +89,11 @@ def headline(metrics: Mapping[str, float | int], tokens_per_second: float | int)
 
 
 class Lines:
-    """One plain line a step on the console's stream, warnings on stderr: for pipes, notebooks and CI."""
+    """One plain line per step on the console, warnings on stderr: for pipes, notebooks and CI."""
 
     def __init__(self, phase: str, total: int, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._phase, self._total, self._console = phase, total, console
-        self._pace = Pace(clock)
+        self._speed = Throughput(clock)
 
     def __enter__(self) -> "Lines":
         return self
@@ -102,31 +102,31 @@ class Lines:
         pass
 
     def step(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        """Show a step that has ended."""
-        self._pace.step(metrics.get("tokens", math.nan))
-        left = duration(self._pace.step_seconds * (self._total - step))
-        shown = headline(metrics, self._pace.tokens_per_second)
+        """Display a finished step."""
+        self._speed.step(metrics.get("tokens", math.nan))
+        left = duration(self._speed.step_seconds * (self._total - step))
+        shown = format_headline(metrics, self._speed.tokens_per_second)
         line = "  ".join([self._phase, f"{step}/{self._total}", *shown, f"left {left}"])
         print(line, file=self._console.file, flush=True)
 
     def warning(self, message: str) -> None:
-        """Show a warning."""
+        """Display a warning."""
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 class Bar:
-    """A live bar with the headline metrics beneath it; warnings scroll above. It ends as one line that stays."""
+    """A live bar with the headline metrics below and warnings above. At the end one line of it remains."""
 
     def __init__(
         self, phase: str, total: int, start: int, console: Console, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._phase, self._total, self._console = phase, total, console
-        self._pace = Pace(clock)
+        self._speed = Throughput(clock)
         self._step, self._shown, self._left = start, "", ""
         self._live = Live(get_renderable=self._frame, console=console, refresh_per_second=4, transient=True)
 
     def _frame(self) -> Group:
-        # Always two lines: a frame whose height changed would make the terminal jump.
+        # Always two lines, because a frame of varying height makes the terminal jump.
         row = Table.grid(padding=(0, 2), expand=True)
         for ratio in (None, 1, None, None, None):
             row.add_column(ratio=ratio, no_wrap=True)
@@ -134,7 +134,7 @@ class Bar:
             Text(self._phase),
             ProgressBar(total=self._total, completed=self._step),
             Text(f"{self._step}/{self._total}"),
-            Text(duration(self._pace.elapsed)),
+            Text(duration(self._speed.elapsed)),
             Text(self._left),
         )
         return Group(row, Text(self._shown, no_wrap=True, overflow="ellipsis"))
@@ -145,28 +145,28 @@ class Bar:
 
     def __exit__(self, *error: object) -> None:
         self._live.stop()
-        parts = [self._phase, f"{self._step}/{self._total}", self._shown, f"took {duration(self._pace.elapsed)}"]
+        parts = [self._phase, f"{self._step}/{self._total}", self._shown, f"took {duration(self._speed.elapsed)}"]
         self._console.print(Text("  ".join(part for part in parts if part)))
 
     def step(self, step: int, metrics: Mapping[str, float | int]) -> None:
-        """Show a step that has ended."""
-        self._pace.step(metrics.get("tokens", math.nan))
+        """Display a finished step."""
+        self._speed.step(metrics.get("tokens", math.nan))
         self._step = step
-        self._shown = "  ".join(headline(metrics, self._pace.tokens_per_second))
-        self._left = f"left {duration(self._pace.step_seconds * (self._total - step))}"
+        self._shown = "  ".join(format_headline(metrics, self._speed.tokens_per_second))
+        self._left = f"left {duration(self._speed.step_seconds * (self._total - step))}"
         self._live.refresh()
 
     def warning(self, message: str) -> None:
-        """Show a warning."""
+        """Display a warning."""
         self._console.print(Text(f"warning: {message}", style="yellow"))
 
 
 Display = Lines | Bar
-"""What a run's steps and warnings are shown on: enter it, call ``step`` and ``warning``, leave it."""
+"""A context manager that displays steps and warnings."""
 
 
 def stdout_console() -> Console:
-    """A console on stdout, a terminal only where stdout is one: a CI that forces colors still gets plain text."""
+    """A console on stdout. It is a terminal only if stdout is one, so that a CI that forces colors gets plain text."""
     return Console(force_terminal=None if sys.stdout.isatty() else False)
 
 
@@ -177,9 +177,9 @@ def display_for(
     console: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Display:
-    """The display that suits ``console`` (stdout by default): a live bar on a terminal, else plain lines.
+    """A display for ``console`` (stdout by default): a live bar on a terminal, else plain lines.
 
-    ``start`` of ``total`` steps are done already. ``clock`` tells seconds.
+    ``start`` of ``total`` steps are already done. ``clock`` returns seconds.
 
     Raises:
         ValueError: ``total`` is below 1, or ``start`` is not in [0, total].
@@ -205,14 +205,13 @@ def _numeric(value: str | float | int) -> bool:
 def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str | float | int]], console: Console | None = None
 ) -> None:
-    """Print a result table: as wide as the terminal, or without one as plain text of 100 columns. Nothing is cut off.
+    """Print a table of results, with the width of the terminal, or as plain text of 100 columns. No text is cut off.
 
-    Floats show three decimals, and NaN, a missing number, a dash. A column of numbers, or of text without letters such
-    as ``0.51 ± 0.02``, is aligned to the right. Long text goes on in the next line; where that does not help, the table
-    gets wider.
+    Floats have three decimals, and NaN is a dash. A column of numbers, or of text without letters such as
+    ``0.51 ± 0.02``, is aligned to the right. Long text is wrapped; if that does not suffice, the table is wider.
 
     Raises:
-        ValueError: a row has not one cell a column.
+        ValueError: the number of cells of a row differs from the number of columns.
     """
     for number, row in enumerate(rows):
         if len(row) != len(columns):
@@ -230,7 +229,7 @@ def table(
     for row in cells:
         grid.add_row(*row)
 
-    # Rich crops to its console's width, so the text is laid out on one that is wide enough.
+    # Rich crops to the width of its console, so the table is rendered on a console that is wide enough.
     least = Measurement.get(console, console.options.update_width(10_000), grid).minimum
     width = max(console.width if live else PLAIN_WIDTH, least)
     page = Console(file=StringIO(), width=width, force_terminal=live, force_jupyter=False, no_color=console.no_color)

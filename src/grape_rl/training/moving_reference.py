@@ -1,4 +1,4 @@
-"""A reference policy that follows the trained one: TR-DPO's update."""
+"""A reference policy that follows the trained policy: TR-DPO's update."""
 
 from typing import Annotated
 
@@ -21,19 +21,18 @@ def moving_reference(
     reference_mix: Annotated[float, Field(gt=0, le=1)] = 0.6,
     reference_every: PositiveInt = 512,
 ) -> dict[str, float]:
-    """``pair_gradient``, and after every ``reference_every`` steps a reference that follows the policy.
+    """``pair_gradient``, and after every ``reference_every`` steps an update of the reference towards the policy.
 
-    ``π_ref ← reference_mix π_θ + (1 − reference_mix) π_ref``, weight by weight: TR-DPO (arXiv 2404.09656). The
-    reference that the experience comes with is moved in place: what its source asks of it next is asked of the moved
-    one.
+    ``π_ref ← reference_mix π_θ + (1 − reference_mix) π_ref`` for each weight: TR-DPO (arXiv 2404.09656), soft update.
+    The weights of ``experience.reference`` change in place, so its source uses the updated reference from then on.
 
     Raises:
-        RuntimeError: a gradient that is not finite, before it moves the weights.
+        RuntimeError: the gradient is not finite. The weights are unchanged.
     """
-    told = pair_gradient(model, optimizer, experience, objective, settings)
+    metrics = pair_gradient(model, optimizer, experience, objective, settings)
     if (step + 1) % reference_every == 0:
         assert experience.reference is not None
         with torch.no_grad():
-            for theirs, ours in zip(experience.reference.parameters(), model.parameters(), strict=True):
-                theirs.lerp_(ours, reference_mix)
-    return told
+            for reference, policy in zip(experience.reference.parameters(), model.parameters(), strict=True):
+                reference.lerp_(policy, reference_mix)
+    return metrics

@@ -1,7 +1,7 @@
-"""Updates: how an experience changes the policy's parameters."""
+"""Policy updates from token-level experience: epochs, minibatches, gradient accumulation and early stopping."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -11,20 +11,22 @@ from jaxtyping import Bool, Float, Int
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
+from grape_rl.data.order import derive_seed
 from grape_rl.maths.divergence import k3
 from grape_rl.maths.noise import embedding_noise
 from grape_rl.maths.reduction import token_weight
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.logprobs import NoiseFunction, compute_logprobs, microbatches, select_rows
-from grape_rl.rollout.source import Experience, step_seed
-from grape_rl.training.objective import Objective, loss
-from grape_rl.training.optimizer import clipped, parts
-from grape_rl.types import Batch, Outputs
+from grape_rl.rollout.experience import TokenExperience
+from grape_rl.training.clip_metrics import CLIP_METRICS, count_clipped_tokens
+from grape_rl.training.objective import Objective, loss_metrics, token_loss
+from grape_rl.training.optimizer import clipped_step
+from grape_rl.types import Outputs, TokenBatch
 
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """Settings of an update that are no part of the method.
+    """Settings of an update that are not options of the method.
 
     Attributes:
         forward: micro-batch size, precision and temperature of the forward passes.
@@ -42,7 +44,7 @@ class UpdateSettings:
 def gradient(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    experience: Experience,
+    experience: TokenExperience,
     objective: Objective,
     settings: UpdateSettings,
     step: int,
@@ -50,26 +52,41 @@ def gradient(
     minibatches: PositiveInt = 1,
     step_kl_limit: NonNegativeFloat = 0.0,
 ) -> dict[str, float]:
-    """``epochs`` passes over the experience, each in ``minibatches`` random parts, one optimizer step a part.
+    """``epochs`` passes over the experience, each in ``minibatches`` random parts, with one optimizer step per part.
 
-    The gradient of a part is the same however it is cut into micro-batches: each token's weight is taken over the whole
-    part. Rows that can't change the gradient (advantage 0, where the objective sees only that) are not run. A part
-    with no such row left changes nothing: even a zero gradient would let the optimizer's momentum move the weights.
+    Gradients are accumulated over micro-batches. The gradient of a minibatch does not depend on its micro-batches,
+    because each token's weight is computed over the whole minibatch. Rows without a gradient (advantage 0, if the
+    objective reads only that) are not run. A minibatch without any other row changes nothing: even with a zero
+    gradient, the optimizer's momentum would move the weights.
 
-    With a ``step_kl_limit`` (nats a token; 0 is none), the first part on which the policy's KL from the policy that
-    sampled is over it is not stepped by, nor any after it. Then ``updates`` tells how many steps were made, and
-    ``stopped_kl`` the KL that ended them.
+    Early stopping: with a ``step_kl_limit`` (nats per token; 0 is no limit), the remaining minibatches are skipped once
+    the approximate KL to the behavior policy exceeds it. Then the log has ``optimizer_steps``, the number of steps
+    made, and ``early_stop_kl``, the KL that exceeded the limit.
 
     Raises:
-        RuntimeError: a gradient that is not finite, before it moves the weights.
+        RuntimeError: a gradient is not finite. The weights are unchanged.
     """
-    return _passes(model, optimizer, experience, objective, settings, step, epochs, minibatches, step_kl_limit)
+    history: list[dict[str, float]] = []
+    tokens: list[int] = []
+    stop: dict[str, float] = {}
+    for _, rows in _minibatches(experience, settings, step, epochs, minibatches):
+        metrics = accumulate_gradient(model, experience, objective, settings, rows)
+        if not metrics:
+            continue
+        if step_kl_limit and metrics["approx_kl"] > step_kl_limit:
+            stop = {"early_stop_kl": metrics["approx_kl"]}
+            break
+        history.append(metrics | clipped_step(model, optimizer, settings.max_grad_norm))
+        tokens.append(int(experience.batch.mask[rows].sum()))
+    if step_kl_limit:
+        stop["optimizer_steps"] = float(len(history))
+    return _mean_metrics(history, tokens) | stop
 
 
 def noisy_gradient(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    experience: Experience,
+    experience: TokenExperience,
     objective: Objective,
     settings: UpdateSettings,
     step: int,
@@ -77,117 +94,123 @@ def noisy_gradient(
     minibatches: PositiveInt = 1,
     neftune: NonNegativeFloat = 0.0,
 ) -> dict[str, float]:
-    """The same with noise of size ``neftune`` on what the model reads, drawn anew for each row and pass: NEFTune.
+    """``gradient`` with NEFTune: noise of size ``neftune`` on the input embeddings, new for each row and epoch.
 
-    ``epochs`` passes over the experience, each in ``minibatches`` random parts, one optimizer step a part.
+    ``epochs`` passes over the experience, each in ``minibatches`` random parts, with one optimizer step per part.
 
-    What a row's noise is depends on the seed, the step, the pass and its place in the experience alone, so that
-    micro-batches change nothing, and a run that was resumed draws the same. At 0 nothing is drawn.
+    The noise of a row depends only on the seed, the step, the epoch and the row's index in the experience. So it does
+    not depend on the micro-batches, and a resumed run has the noise of an uninterrupted one. At 0 there is none.
 
     Raises:
-        RuntimeError: a gradient that is not finite, before it moves the weights.
+        RuntimeError: a gradient is not finite. The weights are unchanged.
     """
     embeddings: Any = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
 
-    def drawn(epoch: int, row: int, length: int) -> Float[Tensor, "l d"]:
-        seed = step_seed(settings.seed, step, f"noise {epoch} {row}")
+    def noise(epoch: int, row: int, length: int) -> Float[Tensor, "l d"]:
+        seed = derive_seed(settings.seed, step, f"noise {epoch} {row}")
         return embedding_noise(length, embeddings.weight.shape[1], neftune, seed)
 
-    noise = drawn if neftune else None
-    return _passes(model, optimizer, experience, objective, settings, step, epochs, minibatches, 0.0, noise)
+    history: list[dict[str, float]] = []
+    tokens: list[int] = []
+    for epoch, rows in _minibatches(experience, settings, step, epochs, minibatches):
+        epoch_noise = partial(noise, epoch) if neftune else None
+        if metrics := accumulate_gradient(model, experience, objective, settings, rows, epoch_noise):
+            history.append(metrics | clipped_step(model, optimizer, settings.max_grad_norm))
+            tokens.append(int(experience.batch.mask[rows].sum()))
+    return _mean_metrics(history, tokens)
 
 
-def _passes(
+def _minibatches(
+    experience: TokenExperience, settings: UpdateSettings, step: int, epochs: int, minibatches: int
+) -> Iterator[tuple[int, Int[Tensor, " n"]]]:
+    """Each minibatch as the number of its epoch and its rows: a random partition of all rows with a token to train on.
+
+    Rows that are masked out entirely are left out first, so that the minibatches have equal sizes.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(settings.seed, step, "minibatch"))
+    rows = experience.batch.mask.any(dim=1).nonzero().flatten()
+    for epoch in range(epochs):
+        order = rows[torch.randperm(len(rows), generator=generator)]
+        for minibatch in order.chunk(minibatches):
+            yield epoch, minibatch.sort().values
+
+
+def _mean_metrics(history: Sequence[dict[str, float]], tokens: Sequence[int]) -> dict[str, float]:
+    """Means over minibatches. ``CLIP_METRICS`` are weighted by the minibatches' ``tokens``."""
+    names = dict.fromkeys(name for metrics in history for name in metrics)
+    means = {name: sum(metrics[name] for metrics in history) / len(history) for name in names}
+    for name in (name for name in CLIP_METRICS if name in names):
+        means[name] = sum(m[name] * n for m, n in zip(history, tokens, strict=True)) / sum(tokens)
+    return means
+
+
+def accumulate_gradient(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    experience: Experience,
-    objective: Objective,
-    settings: UpdateSettings,
-    step: int,
-    epochs: int,
-    minibatches: int,
-    step_kl_limit: float,
-    noise: Callable[[int, int, int], Float[Tensor, "l d"]] | None = None,
-) -> dict[str, float]:
-    told: list[dict[str, float]] = []
-    ended: dict[str, float] = {}
-    generator = torch.Generator().manual_seed(step_seed(settings.seed, step, "minibatch"))
-    kept = experience.batch.mask.any(dim=1).nonzero().flatten()  # parts of equal size, whatever was left out
-    orders = (kept[torch.randperm(len(kept), generator=generator)] for _ in range(epochs))
-    for epoch, rows in ((n, part) for n, order in enumerate(orders) for part in order.chunk(minibatches)):
-        drawn = partial(noise, epoch) if noise else None
-        found = accumulated(model, experience, objective, settings, rows.sort().values, drawn)
-        if not found:
-            continue
-        if step_kl_limit and found["approx_kl"] > step_kl_limit:
-            ended = {"stopped_kl": found["approx_kl"]}
-            break
-        norms = {name: clipped(part, settings.max_grad_norm) for name, part in parts(model).items()}
-        optimizer.step()
-        told.append(found | norms)
-    if step_kl_limit:
-        ended["updates"] = float(len(told))
-    names = dict.fromkeys(name for part in told for name in part)
-    return {name: sum(part[name] for part in told) / len(told) for name in names} | ended
-
-
-def accumulated(
-    model: nn.Module,
-    experience: Experience,
+    experience: TokenExperience,
     objective: Objective,
     settings: UpdateSettings,
     rows: Int[Tensor, " n"],
     noise: NoiseFunction | None = None,
 ) -> dict[str, float]:
-    """The objective's gradient over ``rows``, left in the parameters' ``grad``; the loss and what else was seen.
+    """Gradient accumulation: the objective's gradient over a minibatch, one micro-batch after the other.
 
-    ``noise`` is what is added to the embeddings of a row of the experience, where anything is.
-    Nothing to tell ({}), and no gradient, where no row matters to it.
+    The gradient of ``rows`` is left in the parameters' ``grad``. Returns the loss and other metrics; {} if no row has
+    a gradient. ``noise`` (row of the experience, length) is added to the input embeddings.
     """
+    # Weights of tokens over the whole minibatch, and the rows that have a gradient.
     batch = experience.batch
-    assert objective.reduction is not None, "the objective is one of pairs"
+    assert objective.reduction is not None, "the objective has terms per pair"
+    minibatch_tokens = int(batch.mask[rows].sum())
     weight = torch.zeros(batch.mask.shape)
     weight[rows] = token_weight(batch.mask[rows], objective.reduction, settings.max_tokens)
-    matter = batch.mask[rows].any(dim=1)
+    with_gradient = batch.mask[rows].any(dim=1)
     if objective.sees_only_advantage:
-        matter &= (batch.advantage[rows] * batch.mask[rows] != 0).any(dim=1)
-    rows = rows[matter]
+        with_gradient &= (batch.advantage[rows] * batch.mask[rows] != 0).any(dim=1)
+    rows = rows[with_gradient]
     model.zero_grad(set_to_none=True)
     if not len(rows):
         return {}
+
+    # Forward and backward passes, with sums of metrics over tokens.
     sums: dict[str, Tensor] = {}
     sequences = select_rows(experience.sequences, rows)
-    for part in microbatches(sequences, settings.forward.tokens_per_microbatch):
-        of_part = (lambda i, length, at=rows[part]: noise(int(at[i]), length)) if noise else None
+    for microbatch in microbatches(sequences, settings.forward.tokens_per_microbatch):
+        part_rows = rows[microbatch]
+        part_noise = (lambda i, length, index=part_rows: noise(int(index[i]), length)) if noise else None
         with settings.forward.precision():
-            outputs = compute_logprobs(model, select_rows(sequences, part), settings.forward.temperature, of_part)
-        seen = batch_rows(batch, rows[part], outputs)
-        share, terms = loss(objective, outputs, seen, cut(weight, rows[part], outputs))
-        share.backward()
-        told = {"loss": share.detach(), **(terms if len(terms) > 1 else {}), **_sums(outputs, seen)}
-        sums = {name: sums.get(name, torch.zeros(())) + value.cpu() for name, value in told.items()}
-    tokens = float(sums.pop("count"))
-    means = {"entropy": float(sums.pop("entropy")) / tokens, "approx_kl": float(sums.pop("approx_kl")) / tokens}
-    nll = float(sums.pop("nll")) / tokens
-    if not bool(batch.behavior_logp.any()):  # nothing was sampled: how likely are the demonstrations?
+            part = select_rows(sequences, microbatch)
+            outputs = compute_logprobs(model, part, settings.forward.temperature, part_noise)
+        part_batch = batch_rows(batch, part_rows, outputs)
+        loss, terms = token_loss(objective, outputs, part_batch, field_rows(weight, part_rows, outputs))
+        loss.backward()
+        metrics = loss_metrics(loss, terms) | _token_sums(outputs, part_batch)
+        metrics |= count_clipped_tokens(objective, outputs, part_batch)
+        sums = {name: sums.get(name, torch.zeros(())) + value.cpu() for name, value in metrics.items()}
+
+    # Means over the tokens that were run; clip ratios over all tokens of the minibatch.
+    count = float(sums.pop("count"))
+    means = {"entropy": float(sums.pop("entropy")) / count, "approx_kl": float(sums.pop("approx_kl")) / count}
+    means |= {name: float(sums.pop(name)) / minibatch_tokens for name in CLIP_METRICS if name in sums}
+    nll = float(sums.pop("nll")) / count
+    if not bool(batch.behavior_logp.any()):  # demonstrations: nothing was sampled
         means["perplexity"] = math.exp(min(nll, 700.0))
     return {name: float(value) for name, value in sums.items()} | means
 
 
-def _sums(outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-    """Over the tokens run: how many, their entropy, the KL (k3) from the policy that sampled them, and −log π."""
+def _token_sums(outputs: Outputs, batch: TokenBatch) -> dict[str, Tensor]:
+    """Sums over tokens: their number, entropy, k3 estimate of the KL to the behavior policy, and −log π."""
     mask = batch.mask
     with torch.no_grad():
-        moved = k3(batch.behavior_logp, outputs.logp)[mask] if bool(batch.behavior_logp.any()) else outputs.logp[:0]
+        kl = k3(batch.behavior_logp, outputs.logp)[mask] if bool(batch.behavior_logp.any()) else outputs.logp[:0]
         nll = -outputs.logp[mask].sum()
-        return {"count": mask.sum(), "entropy": outputs.entropy[mask].sum(), "approx_kl": moved.sum(), "nll": nll}
+        return {"count": mask.sum(), "entropy": outputs.entropy[mask].sum(), "approx_kl": kl.sum(), "nll": nll}
 
 
-def batch_rows(batch: Batch, rows: Int[Tensor, " n"], outputs: Outputs) -> Batch:
-    """Some rows of the batch, as wide as the outputs and on their device."""
-    return replace(batch, **{each.name: cut(getattr(batch, each.name), rows, outputs) for each in fields(batch)})
+def batch_rows(batch: TokenBatch, rows: Int[Tensor, " n"], outputs: Outputs) -> TokenBatch:
+    """Some rows of all fields, with the width and device of the outputs."""
+    return replace(batch, **{f.name: field_rows(getattr(batch, f.name), rows, outputs) for f in fields(batch)})
 
 
-def cut(field: Tensor, rows: Int[Tensor, " n"], outputs: Outputs) -> Float[Tensor, "n t"] | Bool[Tensor, "n t"]:
-    """The rows of a field, as wide as the outputs and on their device."""
+def field_rows(field: Tensor, rows: Int[Tensor, " n"], outputs: Outputs) -> Float[Tensor, "n t"] | Bool[Tensor, "n t"]:
+    """Some rows of a field, with the width and device of the outputs."""
     return field[rows, : outputs.logp.shape[1]].to(outputs.logp.device)

@@ -1,4 +1,4 @@
-"""A value function's part in training: how it is set, what it says of a rollout, and how it learns alone at first."""
+"""Value functions in training: their options, value estimates for a rollout, and the warmup with a frozen policy."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,17 +17,18 @@ from grape_rl.types import Sequences
 
 
 @dataclass(frozen=True)
-class ValueFunction:
-    """The value function V(x, y_<t): where it lives, and how it learns.
+class ValueFunctionOptions:
+    """Options of a value function V(x, y_<t): its model, and its learning rate.
 
-    ``value_trunk``: "own" is a model of its own, which costs as much memory as the policy; "shared" a head on the
-    policy's trunk, which costs next to none, and whose loss pulls at the policy too. A model of its own is a copy of
-    the policy's trunk as the run starts, or the sequence-classification model with one label at ``value_model`` (a
-    folder, or a model of the Hub): a reward model, as InstructGPT (arXiv 2203.02155) begins with. The head is 0 at
-    first, but a loaded model's.
+    ``value_trunk`` "own" is a separate model, with the memory cost of a second policy. "shared" is a head on the
+    policy's trunk, with almost no memory cost, but its loss also changes the policy. A separate model starts as a copy
+    of the policy's trunk, or as the sequence-classification model with one label at ``value_model`` (a folder, or a
+    model on the Hub): a reward model, as in InstructGPT (arXiv 2203.02155). The head starts at 0, except for a loaded
+    model.
 
-    It learns at ``value_learning_rate`` (0: at the policy's), over the same schedule. In the first ``value_warmup``
-    steps it learns alone: the policy keeps every bit, and of a shared trunk only the head learns.
+    ``value_learning_rate`` has the policy's schedule; 0 means the policy's learning rate. During the first
+    ``value_warmup`` steps only the value function learns: the policy's weights are frozen, and of a shared trunk only
+    the head changes.
     """
 
     value_trunk: Literal["own", "shared"] = "own"
@@ -36,32 +37,29 @@ class ValueFunction:
     value_warmup: NonNegativeInt = 0
 
 
-def value_estimates(
-    model: PolicyWithValue,
-    forward: ForwardContext,
-) -> Callable[[Sequences], Float[Tensor, "b t"]]:
-    """A function from sequences to the value before each of their tokens, as the model is when it is called."""
+def value_estimates(model: PolicyWithValue, forward: ForwardContext) -> Callable[[Sequences], Float[Tensor, "b t"]]:
+    """A function from sequences to the value before each token, by the weights that ``model`` has when it is called."""
 
     @torch.no_grad()
     def estimates(sequences: Sequences) -> Float[Tensor, "b t"]:
-        out = torch.zeros(sequences.mask.shape)
+        value = torch.zeros(sequences.mask.shape)
         for rows in microbatches(sequences, forward.tokens_per_microbatch):
             with forward.precision():
                 part = compute_values(model, select_rows(sequences, rows))
-            out[rows, : part.shape[1]] = part.float().cpu()
-        return out
+            value[rows, : part.shape[1]] = part.float().cpu()
+        return value
 
     return estimates
 
 
 @contextmanager
 def frozen_parameters(model: nn.Module) -> Iterator[None]:
-    """The model's parameters take no gradient, and so keep every bit."""
-    moving = [p for p in model.parameters() if p.requires_grad]
-    for parameter in moving:
+    """A context in which the model's parameters require no gradient, so that no update changes them."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in moving:
+        for parameter in trainable:
             parameter.requires_grad_(True)

@@ -156,5 +156,8 @@ def test_grape_learns_from_a_critic(tmp_path):
     assert statuses == {"ok", "unparseable"}
     assert all(v["score"] is None and v["confidence"] is None for v in verdicts if v["status"] != "ok")
     assert {v["confidence"] for v in verdicts if v["status"] == "ok"} == {0.75}
-    assert all(step["missing"] > 0 for step in run.metrics) or sum(step["missing"] for step in run.metrics) > 0
+    assert (
+        all(step["missing_verdicts"] > 0 for step in run.metrics)
+        or sum(step["missing_verdicts"] for step in run.metrics) > 0
+    )
     assert (tmp_path / "cache.sqlite").exists()

@@ -1,65 +1,21 @@
-"""Where batches come from: which rows, what becomes of failures, what is told, and that only the step decides."""
+"""On-policy experience: sampling, grading, advantages, failures, metrics, and that it depends on the step alone."""
 
 import math
 import threading
-from collections import Counter
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
-from grape_rl.data.chat import Example
+from grape_rl.data.order import derive_seed, rows_of_step
 from grape_rl.maths.advantage import group_relative
-from grape_rl.model.forward import ForwardContext
-from grape_rl.model.logprobs import compute_logprobs
-from grape_rl.rollout.dynamic_sampling import dynamic_sampling, once, zero_variance_groups
+from grape_rl.rollout.collect import RolloutSettings, RolloutWorker
+from grape_rl.rollout.decoded_responses import Prompt, decode_responses
+from grape_rl.rollout.dynamic_sampling import dynamic_sampling, single_draw, zero_variance_groups
+from grape_rl.rollout.on_policy import on_policy_source
 from grape_rl.rollout.records import rollout_metrics, verdict_metrics
-from grape_rl.rollout.source import (
-    Prompt,
-    drawn_rows,
-    graded_responses,
-    reference_logprobs,
-    responses,
-    step_seed,
-)
-from grape_rl.sources.demonstrations import experience_from_demonstrations
 from grape_rl.types import Rollout, Scores, Verdict, failed
-
-
-@pytest.mark.parametrize(("count", "per_step"), [(7, 3), (4, 4), (3, 7), (1, 2)])
-def test_every_row_comes_once_before_any_comes_again(count, per_step):
-    drawn = [row for step in range(3 * count) for row in drawn_rows(count, per_step, step, seed=1)]
-    epochs = [drawn[i : i + count] for i in range(0, len(drawn), count)]
-    assert len(epochs) == 3 * per_step
-    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
-    if count > 3:
-        assert len({tuple(epoch) for epoch in epochs}) > 1, "each epoch has an order of its own"
-
-
-def test_a_step_draws_the_same_whenever_it_is_asked():
-    assert drawn_rows(50, 8, 9, seed=2) == drawn_rows(50, 8, 9, seed=2)
-    assert drawn_rows(50, 8, 9, seed=2) != drawn_rows(50, 8, 9, seed=3)
-
-
-def test_seeds_of_purposes_steps_and_runs_are_all_different_and_fit_torch():
-    found = {step_seed(seed, step, p) for seed in range(5) for step in range(20) for p in ("order", "sample", "x")}
-    assert len(found) == 300
-    assert all(0 <= seed < 2**63 for seed in found)
-    assert step_seed(1, 11, "x") != step_seed(11, 1, "x")
-
-
-def test_demonstrations_are_rows_with_advantage_one():
-    taught = [Example(torch.arange(4, 4 + i), torch.arange(10, 12 + i)) for i in range(1, 4)]
-    experience = experience_from_demonstrations(taught)
-    sequences, batch = experience.sequences, experience.batch
-    assert sorted(len(p) for p in sequences.prompts) == [1, 2, 3]
-    for row, prompt in enumerate(sequences.prompts):
-        assert torch.equal(sequences.tokens[row][sequences.mask[row]], taught[len(prompt) - 1].completion)
-    assert torch.equal(batch.advantage, batch.mask.float())
-    assert torch.equal(batch.mask, sequences.mask)
-    assert experience.metrics == {"length": 4.0, "tokens": 3 + 4 + 5 + 6}
-
 
 # Four responses to two prompts, written by hand.
 PROMPTS = [Prompt(torch.arange(4, 6 + i), f"prompt {i}", {"n": i}) for i in range(2)]
@@ -97,20 +53,18 @@ def experience_of(
     limit=1.0,
     finish=("stop", "length", "stop", "length"),
     step=0,
-    draws=once,
+    draws=single_draw,
     advantage=group_relative,
 ):
     asked = []
 
-    def sampler(prompts, n, seed, version, ended):
+    def sampler(prompts, n, seed, version, on_response):
         asked.append((prompts, n, seed, version))
         return rollout(tokenizer, finish)
 
-    source = responses(
-        PROMPTS, sampler, scorer, draws, advantage, tokenizer, reference,
-        prompts_per_step=2, group_size=2, max_tokens=3, seed=8, failure_limit=limit,
-    )  # fmt: skip
-    return source(step), asked
+    worker = RolloutWorker(PROMPTS, tokenizer, sampler, scorer, draws, reference)
+    settings = RolloutSettings(prompts_per_step=2, group_size=2, max_tokens=3, seed=8, failure_limit=limit)
+    return on_policy_source(worker, settings, advantage)(step), asked
 
 
 def test_what_is_compared_takes_the_place_of_the_reward_in_the_advantage_alone(tokenizer):
@@ -125,8 +79,8 @@ def test_what_is_compared_takes_the_place_of_the_reward_in_the_advantage_alone(t
 
 
 def test_grading_and_the_reference_do_not_wait_for_what_they_do_not_need(tokenizer):
-    """The reference's pass runs while the scorer is at work, and responses are heard of before the rollout is whole."""
-    began, heard, whole = threading.Event(), [], []
+    """The reference's forward pass overlaps with scoring, and responses are prefetched before the rollout ends."""
+    began, prefetched, whole = threading.Event(), [], []
 
     def reference(sequences):
         began.set()
@@ -137,25 +91,24 @@ def test_grading_and_the_reference_do_not_wait_for_what_they_do_not_need(tokeniz
         whole.extend(answers)
         return scored(1.0, 0.0, 0.25, 0.75)(answers, group)
 
-    def sampler(prompts, n, seed, version, ended):
+    def sampler(prompts, n, seed, version, on_response):
         found = rollout(tokenizer, ("stop", "length", "stop", "length"))
         for i in (2, 0, 3, 1):
-            ended(i, found.tokens[i][found.mask[i]], found.finish[i])
-        assert len(heard) == 4
+            on_response(i, found.tokens[i][found.mask[i]], found.finish[i])
+        assert len(prefetched) == 4
         return found
 
-    found = responses(
-        PROMPTS, sampler, scorer, once, group_relative, tokenizer, reference,
-        prompts_per_step=2, group_size=2, max_tokens=3, seed=8, failure_limit=1.0, ahead=heard.append,
-    )(5)  # fmt: skip
-    assert heard == [whole[i] for i in (2, 0, 3, 1)]
+    worker = RolloutWorker(PROMPTS, tokenizer, sampler, scorer, single_draw, reference, prefetch=prefetched.append)
+    settings = RolloutSettings(prompts_per_step=2, group_size=2, max_tokens=3, seed=8, failure_limit=1.0)
+    found = on_policy_source(worker, settings, group_relative)(5)
+    assert prefetched == [whole[i] for i in (2, 0, 3, 1)]
     assert torch.equal(found.batch.reference_logp, BEHAVIOR - 0.5)
 
 
 def test_responses_are_sampled_scored_and_compared(tokenizer):
     found, ((prompts, n, seed, version),) = experience_of(tokenizer, scored(1.0, 0.0, 0.25, 0.75), step=5)
-    assert (n, seed, version) == (2, step_seed(8, 5, "sample"), 5)
-    order = drawn_rows(2, 2, 5, 8)
+    assert (n, seed, version) == (2, derive_seed(8, 5, "sample"), 5)
+    order = rows_of_step(2, 2, 5, 8)
     assert [len(p) for p in prompts] == [len(PROMPTS[i].tokens) for i in order]
     # Two rewards at a distance d have the standard deviation d/√2, so both are 1/√2 of it from their mean.
     signs = torch.tensor([1.0, -1.0, -1.0, 1.0])
@@ -173,8 +126,8 @@ def test_responses_are_sampled_scored_and_compared(tokenizer):
             "truncated": 0.5,
             "tokens": 9.0,
             "item/sums/correct": 0.5,
-            "missing": 0.0,
-            "used": 4.0,
+            "missing_verdicts": 0.0,
+            "trained_responses": 4.0,
         }
     )
     assert found.warnings == ()
@@ -188,7 +141,7 @@ def test_an_advantage_reads_what_its_parameters_name(tokenizer):
         return reward**power
 
     found, _ = experience_of(tokenizer, scored(1.0, 0.0, 0.5, 3.0), step=5, advantage=advantage)
-    assert seen == [(step_seed(8, 5, "advantage"), [2, 3, 1, 3], 3, 2.0)]
+    assert seen == [(derive_seed(8, 5, "advantage"), [2, 3, 1, 3], 3, 2.0)]
     assert found.batch.advantage[:, 0].tolist() == [1.0, 0.0, 0.25, 9.0]
 
 
@@ -202,7 +155,7 @@ def test_a_step_that_draws_again_asks_for_other_prompts_with_another_seed_and_th
 
     experience, asked = found(4)
     assert [n for _, n, _, _ in asked] == [2, 2, 2] and [len(prompts) for prompts, *_ in asked] == [2, 2, 2]
-    assert [seed for *_, seed, _ in asked] == [step_seed(8, 4, p) for p in ("sample", "sample 1", "sample 2")]
+    assert [seed for *_, seed, _ in asked] == [derive_seed(8, 4, p) for p in ("sample", "sample 1", "sample 2")]
     assert all(version == 4 for *_, version in asked)
     again, asked_again = found(4)
     assert torch.equal(again.sequences.tokens, experience.sequences.tokens) and again.records == experience.records
@@ -212,7 +165,7 @@ def test_a_step_that_draws_again_asks_for_other_prompts_with_another_seed_and_th
         assert told == told_again and all(map(torch.equal, prompts, prompts_again))
     assert [r["reward"] for r in experience.records] == [1.0, 0.0, 0.0, 1.0]
     told = experience.metrics
-    assert (told["extra_draws"], told["missing"], told["tokens"]) == (2, 1, 27)
+    assert (told["extra_draws"], told["missing_verdicts"], told["tokens"]) == (2, 1, 27)
     assert (told["reward"], told["zero_variance_groups"]) == (0.75, 1.0), "of the first draw: what the policy is"
     assert "extra_draws" not in experience_of(tokenizer, scored(1.0, 0.0, 0.0, 1.0), draws=dynamic_sampling)[0].metrics
 
@@ -220,7 +173,7 @@ def test_a_step_that_draws_again_asks_for_other_prompts_with_another_seed_and_th
 def test_what_is_recorded_of_each_response(tokenizer):
     found, _ = experience_of(tokenizer, scored(1.0, None, 0.25, 0.75))
     first, second = found.records[:2]
-    order = drawn_rows(2, 2, 0, 8)
+    order = rows_of_step(2, 2, 0, 8)
     assert first["prompt"] == f"prompt {order[0]}"
     assert (first["response"], first["tokens"], first["finish"]) == ("7", 2, "stop")
     assert (first["category"], first["reward"], first["advantage"]) == ("sums", 1.0, 0.0)
@@ -233,7 +186,7 @@ def test_what_is_recorded_of_each_response(tokenizer):
 
 
 def test_graders_see_text_without_special_tokens_and_all_that_was_written_counts(tokenizer):
-    seen = graded_responses(rollout(tokenizer), PROMPTS, tokenizer)
+    seen = decode_responses(rollout(tokenizer), PROMPTS, tokenizer)
     assert [r.text for r in seen] == ["7", "1 2", "", "abc"]
     assert [r.tokens for r in seen] == [2, 3, 1, 3]
     assert [r.row["n"] for r in seen] == [0, 0, 1, 1]
@@ -244,11 +197,11 @@ def test_a_missing_reward_is_masked_out_and_told(tokenizer):
     assert torch.equal(found.batch.mask[1], torch.zeros(3, dtype=torch.bool))
     assert torch.equal(found.batch.mask[[0, 2, 3]], MASK[[0, 2, 3]])
     assert found.batch.advantage.isfinite().all()
-    assert found.metrics["missing"] == 1
+    assert found.metrics["missing_verdicts"] == 1
     assert found.metrics["reward"] == pytest.approx(2 / 3)
     kinds = "1 timeout; 1 responses masked out"
     assert found.warnings == (
-        ("missing", f"1 verdicts are missing ({kinds}), the first of item 'correct', timeout: too\nslow"),
+        ("missing_verdicts", f"1 verdicts are missing ({kinds}), the first: item 'correct', timeout: too\nslow"),
     )
 
 
@@ -272,8 +225,9 @@ def test_what_became_of_each_missing_verdict_is_counted():
     group = torch.tensor([0] * 4 + [1] * 4)
     told = verdict_metrics([v for row in verdicts for v in row], Scores(reward, verdicts, ("sums",) * 8), group)
     assert told == {
-        "missing": 7, "missing/timeout": 4, "missing/refused": 2, "missing/truncated": 1,
-        "imputed": 3, "items_left_out": 1, "masked_out": 1, "policy_fault": 1, "critic_tokens": 7, "critic_cost": 0.5,
+        "missing_verdicts": 7, "missing_verdicts/timeout": 4, "missing_verdicts/refused": 2,
+        "missing_verdicts/truncated": 1, "imputed_verdicts": 3, "dropped_items": 1, "masked_responses": 1,
+        "policy_faults": 1, "critic_tokens": 7, "critic_cost": 0.5,
     }  # fmt: skip
 
 
@@ -286,11 +240,11 @@ def test_too_many_missing_verdicts_stop_the_run(tokenizer):
 def test_warnings_of_a_step_that_cannot_teach(tokenizer):
     found, _ = experience_of(tokenizer, scored(0.5, 0.5, 0.5, 0.5), finish=("length",) * 4)
     assert dict(found.warnings) == {
-        "equal_rewards": "every reward of the step is 0.5: there is nothing to prefer",
-        "all_cut_off": "every response was cut off at 3 tokens: raise sampling.max_tokens",
+        "equal_rewards": "every reward of the step is 0.5: no response is preferred",
+        "all_truncated": "every response was truncated at 3 tokens: raise sampling.max_tokens",
     }
     found, _ = experience_of(tokenizer, scored(None, None, None, None))
-    assert dict(found.warnings).keys() == {"missing", "nothing_usable"}
+    assert dict(found.warnings).keys() == {"missing_verdicts", "no_advantages"}
     assert math.isnan(found.metrics["reward"])
     assert not found.batch.mask.any()
 
@@ -315,13 +269,3 @@ def test_metrics_of_a_batch_without_a_reward(tokenizer):
     told = rollout_metrics(rollout(tokenizer), scores)
     assert math.isnan(told["reward"]) and math.isnan(told["reward_std"]) and math.isnan(told["item/sums/correct"])
     assert told["zero_variance_groups"] == 1
-
-
-def test_a_reference_says_what_the_model_says_however_it_is_cut(model, tokenizer):
-    sequences = rollout(tokenizer)
-    expected = compute_logprobs(model, sequences, 0.7).logp.detach()
-    for tokens in (1, 10, 10_000):
-        found = reference_logprobs(model, ForwardContext(tokens, temperature=0.7))(sequences)
-        assert not found.requires_grad
-        assert torch.allclose(found, expected, atol=1e-5)  # float32
-        assert Counter((found == 0).ravel().tolist()) == Counter((~MASK).ravel().tolist())
