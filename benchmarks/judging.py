@@ -22,9 +22,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from grape_rl.reward.critic.item import Judge
-from grape_rl.reward.critic.judging import Job, Judging
-from grape_rl.reward.critic.settings import endpoints
+from grape_rl.reward.critic.judge import Judge
+from grape_rl.reward.critic.judging import CriticJob, Judging
+from grape_rl.reward.critic.settings import parse_critics
 from grape_rl.reward.grading import rubric_critics
 from grape_rl.reward.rubric import Rubric
 from grape_rl.types import Response
@@ -75,17 +75,17 @@ def judging(critic: dict[str, Any], cache: Path | None) -> Judging:
     """What asks the critic, made as a run makes it."""
     item = {"id": "item", "judge": JUDGE.model_dump()}
     rubric = Rubric.model_validate({"schema": "grape-rubric/1", "categories": {"all": {"items": [item]}}})
-    made = rubric_critics(rubric, endpoints({"default": critic}, "critics"), cache)
+    made = rubric_critics(rubric, parse_critics({"default": critic}, "critics"), cache)
     assert made
     return made
 
 
-def jobs(first: int, count: int) -> list[Job]:
+def jobs(first: int, count: int) -> list[CriticJob]:
     """Some of the verdicts to give, each of a response of its own of about 800 characters."""
     prompt = "A train leaves at noon, at 60 miles an hour. When has it gone 210 miles?"
     text = "It goes 60 miles in each hour, so that 210 miles take 210 / 60 = 3.5 hours. " * 10
     found = (Response(prompt, f"{text} ({n})", {}, 200, "stop") for n in range(first, first + count))
-    return [Job("item", JUDGE, response, 0.0) for response in found]
+    return [CriticJob("item", JUDGE, response, 0.0) for response in found]
 
 
 def speed(critic: dict[str, Any], verdicts: int) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from grape_rl.reward.check.checks import Check, Exact, Length, ReasoningGym, Regex, verdict
+from grape_rl.reward.check.checks import Check, Exact, Length, ReasoningGym, Regex, check_verdict
 from grape_rl.types import Response, Verdict
 
 CATEGORIES = {"chain_sum": "arithmetic", "spell_backward": "spelling", "number_sorting": "ordering"}
@@ -162,7 +162,7 @@ def judged(item: str, response: Response) -> Verdict:
     """A critic's verdict: the truth, or the other way round, with a confidence."""
     category = CATEGORIES[response.row["task"]]
     true = "correct" if item in CRITICS else item.removeprefix("judge_")
-    found = verdict(item, TRUTH[category][true], response)
+    found = check_verdict(item, TRUTH[category][true], response)
     if found.missing:
         return found
     asked = (category, item, response.prompt, response.text)

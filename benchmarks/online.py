@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from grape_rl import ALGORITHMS, train
-from grape_rl.cli.train import resolved
+from grape_rl.cli.train import resolve_config
 from grape_rl.config.config import Config
 from grape_rl.config.files import merge
 from grape_rl.maths.divergence import k3
@@ -95,7 +95,7 @@ def start(bench: Bench, seed: int) -> Path:
         given: dict[str, Any] = {"seed": seed, "output": str(home), "checkpoint_every": 0, "device": "cpu"}
         given |= {"evaluation": {"samples": 1}}
         with quiet():
-            train(resolved("sft", "demo", merge(given, SMALL["sft"] if bench.small else {})))
+            train(resolve_config("sft", "demo", merge(given, SMALL["sft"] if bench.small else {})))
     return model
 
 
@@ -135,7 +135,7 @@ def settings(method: str, seed: int, given: Mapping[str, Any], model: Path, home
     }
     if small:
         shared = merge(shared, {"data": SMALL["sft"]["data"]} | SMALL["online"])
-    return resolved(method, "demo", merge(shared, dict(given)))
+    return resolve_config(method, "demo", merge(shared, dict(given)))
 
 
 def measured(config: Config, model: Path) -> Record:
@@ -166,19 +166,10 @@ def end(run: Run, model: Path) -> dict[str, float]:
     cpu = torch.device("cpu")
     now = make_policy(*load(str(run.model), cpu))
     method = ALGORITHMS[config.method]
-    sampling = SamplingParams(**config.sampling.model_dump())
+    sampling = SamplingParams(**config.sampling.model_dump(), generation_batch_size=config.generation_batch_size)
     _, test_rows = load_rows(config, method, resolve_options(method, config.options))
     prompts = sampling_prompts(test_rows, now, sampling.max_tokens, "held-out data")
-    rollout = sample(
-        now.model,
-        [p.tokens for p in prompts],
-        2,
-        sampling,
-        now.end_tokens,
-        config.seed,
-        0,
-        config.generation_batch_size,
-    )
+    rollout = sample(now.model, [p.tokens for p in prompts], 2, sampling, now.end_tokens, config.seed)
     reference = reference_logprobs(
         load(str(model), cpu)[0], ForwardContext(config.tokens_per_microbatch, temperature=sampling.temperature)
     )

@@ -4,12 +4,17 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is first imported
 
+import hypothesis
 import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from grape_rl.model.load import prepare_model
 from grape_rl.model.scratch import character_tokenizer, random_llama
+
+hypothesis.settings.register_profile("seeded", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("fuzz", max_examples=1000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "seeded"))  # make fuzz draws at random
 
 torch.set_num_threads(1)  # tensors of a few hundred numbers: threads cost more than they give
 

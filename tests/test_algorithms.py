@@ -27,24 +27,26 @@ from grape_rl.sources.labels import Labels
 from grape_rl.sources.preferences import Preferences
 from grape_rl.sources.sampled_preferences import SampledPreferences
 from grape_rl.sources.steps import Steps
-from grape_rl.table.online import online
+from grape_rl.table.online import online_form
 from grape_rl.training.objective import FIELDS
 from grape_rl.validation import load_config
 from small_runs import lines, weights
 
-OF_SCORES = [name for name, row in ALGORITHMS.items() if row.source.trains_reward_model]
-"""Methods that train a model to score, and not to write."""
-OF_PAIRS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Preferences | SampledPreferences)]
-OF_LABELS = [name for name, row in ALGORITHMS.items() if isinstance(row.source, Labels)]
-OF_TOKENS = [name for name in ALGORITHMS if name not in (*OF_PAIRS, *OF_LABELS, *OF_SCORES)]
-DESCENDING = [name for name, row in ALGORITHMS.items() if "epochs" in method_options(row)]
-"""Methods whose update is passes over tokens by an optimizer, which have epochs and mini-batches."""
+METHODS = [name for name, row in ALGORITHMS.items() if row.online_of in ("", "dpo", "simpo", "odpo", "aot")]
+"""Every method but most online forms, which share everything but their source with the offline form: see
+``test_an_online_form_differs_from_its_method_in_where_its_pairs_come_from``. Those that stay have a loss with a
+reference, without one, with rewards in it, and one that compares pairs with each other."""
+
+OF_SCORES = [name for name in METHODS if isinstance(ALGORITHMS[name].source, Comparisons | Steps)]
+"""Methods that train a model to score responses instead of writing them."""
+OF_PAIRS = [name for name in METHODS if isinstance(ALGORITHMS[name].source, Preferences | SampledPreferences)]
+OF_LABELS = [name for name in METHODS if isinstance(ALGORITHMS[name].source, Labels)]
+OF_TOKENS = [name for name in METHODS if name not in (*OF_PAIRS, *OF_LABELS, *OF_SCORES)]
+DESCENDING = [name for name in METHODS if "epochs" in method_options(ALGORITHMS[name])]
+"""Methods whose update is passes over tokens by an optimizer, with epochs and mini-batches."""
 STEPPING = [*DESCENDING, *OF_PAIRS, *OF_LABELS, *OF_SCORES]
-"""Methods whose update is steps of an optimizer, which has a learning rate."""
+"""Methods whose update is steps of an optimizer, with a learning rate."""
 ONLINE = [name for name, row in ALGORITHMS.items() if row.online_of]
-TRAINED = [n for n, row in ALGORITHMS.items() if not row.online_of or row.online_of in ("dpo", "simpo", "odpo", "aot")]
-"""All but those online forms that differ from one of these in a loss that is trained by offline: with a reference,
-without one, with rewards in the loss, and with a loss that compares pairs."""
 
 
 def small_demo(name, folder, **more):
@@ -63,7 +65,7 @@ def small_demo(name, folder, **more):
     return load_config(merge(merge(from_file(demo_config(name), name), small), more))
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
     row, start = ALGORITHMS[name], {}
     begin = grape_rl.run.start_policy
@@ -165,7 +167,7 @@ def test_a_row_that_does_not_say_what_it_is_would_be_found(field, values):
         assert silent(replace(ALGORITHMS["grpo"], **{field: value})) == [field], value
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_row_says_what_it_is(name):
     row = ALGORITHMS[name]
     assert row.name == name and not silent(row)
@@ -173,13 +175,10 @@ def test_every_row_says_what_it_is(name):
     assert demo_config(name).is_file()
     assert isinstance(load_config(from_file(demo_config(name), name)), Config)
     for function in row.functions:
-        assert inspect.getdoc(inspect.unwrap(function.function)), function
-    for term in row.terms:
-        fields = set(inspect.signature(term.function).parameters) - method_options(row).keys()
-        assert fields <= row.source.loss_fields
+        assert inspect.getdoc(inspect.unwrap(function.function)), function.name
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_option_has_a_type_and_a_default_of_it(name):
     row = ALGORITHMS[name]
     found = method_options(row)
@@ -251,7 +250,7 @@ def numeric(row):
 
 UNBOUNDED = {"threshold": "a reward, of any scale", "alpha": "f_dpo's: every divergence but 1 has one"}
 
-PREFERENCE_NAMES = {name for name in ALGORITHMS if name in OF_PAIRS}
+PREFERENCE_NAMES = set(OF_PAIRS)
 
 OUT_OF_RANGE = {
     **dict.fromkeys(("clip_low", "ring_low", "tail_weight", "decay", "lam"), (-0.01, 1.01)),
@@ -281,7 +280,7 @@ IN_RANGE = {
 }
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_number_has_bounds_and_what_is_beyond_them_is_refused(name):
     row = ALGORITHMS[name]
     for option in numeric(row).keys() - UNBOUNDED.keys():
@@ -315,7 +314,7 @@ def test_bounds_that_differ_by_row(name, right, wrong):
         resolve_options(ALGORITHMS[name], wrong)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", METHODS)
 def test_what_is_set_reaches_the_functions(name):
     row = ALGORITHMS[name]
     numbers = {key: 0.125 for key, kind in numeric(row).items() if plain(kind) is float}
@@ -337,7 +336,7 @@ def test_what_is_set_reaches_the_functions(name):
     assert row.update_function.keywords(chosen) == {**defaults, **more}
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_penalty_without_a_coefficient_is_not_computed(name):
     row = ALGORITHMS[name]
     own = [term.function for term in row.terms if term.coefficient]
@@ -375,13 +374,7 @@ def test_a_row_s_own_default_takes_the_place_of_its_function_s():
     assert method_options(ALGORITHMS["grpo"])["clip_high"] == (NonNegative, 0.2), "another row of the same function"
 
 
-def test_a_default_for_no_option_is_refused():
-    row = replace(ALGORITHMS["grpo"], defaults={"clip_hi": 0.3})
-    with pytest.raises(ValueError, match=r"grpo: has a default for \['clip_hi'\], and its options are scale, "):
-        method_options(row)
-
-
-@pytest.mark.parametrize("name", [name for name, row in ALGORITHMS.items() if row.defaults])
+@pytest.mark.parametrize("name", [name for name in METHODS if ALGORITHMS[name].defaults])
 def test_a_default_that_changes_nothing_is_not_written(name):
     row = ALGORITHMS[name]
     own = method_options(replace(row, defaults={}))
@@ -408,7 +401,7 @@ def test_an_online_form_differs_from_its_method_in_where_its_pairs_come_from():
         assert row.equation in form.equation and row.paper in form.paper and f" {row.name} " in form.summary
         assert (row.page, form.page) == (row.name, "online")
     with pytest.raises(ValueError, match="sft does not learn from pairs of data"):
-        online(ALGORITHMS["sft"])
+        online_form(ALGORITHMS["sft"])
 
 
 def test_a_coefficient_without_an_option_stays():

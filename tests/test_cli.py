@@ -103,17 +103,17 @@ CALIBRATE = ["calibrate", "--rubric", "r", "--data", "d.jsonl", "--critics", "c"
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["zzz"], "unknown command 'zzz'; there are: demo, train, algorithms, explain, lint, convert"),
-        (["algorithms", "grpo"], "grape algorithms takes no words, and got 'grpo'; try grape explain grpo"),
+        (["zzz"], "unknown command 'zzz'; commands: demo, train, algorithms, explain, lint, convert"),
+        (["algorithms", "grpo"], "grape algorithms takes no METHOD, got 'grpo'; try grape explain grpo"),
         (["algorithms", "--all"], "unknown flag '--all'; known: markdown"),
         (["explain", "grpo", "--all"], "unknown flag '--all'; known: none"),
         (["explain", "grppo"], "unknown method 'grppo'; did you mean 'grpo'?"),
-        (["explain", "grpo", "sft"], "name one method to explain, not ['grpo', 'sft']"),
+        (["explain", "grpo", "sft"], "grape explain takes one METHOD, got grpo, sft"),
         (["lint", "--dta", "x", "r.yaml"], "unknown flag '--dta'; did you mean 'data'?"),
         (["lint", "a", "b"], "name one rubric file, not ['a', 'b']"),
         (["lint", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["score", "--rubric", "r.yaml"], "grape score needs --rubric FILE and --data FILE"),
-        (["score", "--rubric"], "--rubric needs a value behind it"),
+        (["score", "--rubric"], "--rubric needs a value"),
         (["score", "--rubric", "r", "--data", "d", "--table", "t.txt"], "--table t.txt: should end in .json or .csv"),
         (["score", "--rubric", "r", "--data", "d", "--plot", "p.png"], "say with --human which column has them"),
         (["score", "--rubric", "r", "--data", "d", "--output", "d"], "--output d: is the data itself"),
@@ -123,13 +123,16 @@ CALIBRATE = ["calibrate", "--rubric", "r", "--data", "d.jsonl", "--critics", "c"
         ([*CALIBRATE, "--output", "o.json", "--method", "x"], "--method x: there are isotonic and platt"),
         ([*CALIBRATE, "--output", "o.json", "--fewest", "1"], "--fewest 1: should be a whole number of at least 2"),
         (["train", "grop"], "unknown method 'grop'; did you mean 'grpo'?"),
-        (["train", "--steps", "2"], "name one method to train by, not none"),
+        (["train", "--steps", "2"], "grape train takes one METHOD, got none; see grape algorithms"),
         (["train", "sft", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["train", "sft", "--config", "demo", "--stepz", "2"], "unknown key 'stepz'; did you mean 'steps'?"),
-        (["train", "sft", "--config", "demo", "--dryrun", "--steps", "2"], "--dryrun needs a value behind it"),
-        (["train", "sft", "--data.source", "x", "--data.source.y", "z"], "source was given a value already"),
+        (["train", "sft", "--config", "demo", "--dryrun", "--steps", "2"], "--dryrun needs a value"),
+        (
+            ["train", "sft", "--data.source", "x", "--data.source.y", "z"],
+            "--data.source.y: source already has a value of its own",
+        ),
         (["train", "sft"], "data: set exactly one of source"),
-        (["demo", "3"], "grape demo takes no words, and got '3'"),
+        (["demo", "3"], "grape demo takes no words, got '3'"),
         (["demo", "--seed", "a,b"], "--seed a,b: should be whole numbers"),
         (["demo", "--sede", "1"], "unknown flag '--sede'; did you mean 'seed'?"),
     ],
@@ -248,23 +251,25 @@ def test_a_dry_run_prints_settings_that_are_a_config_and_leaves_nothing(grape, t
     given = ("--steps", "7", "--output", tmp_path / "run", "--options.epochs=2", "--options.minibatches", "3")
     code, said, _ = grape("train", "grpo", "--config", "demo", "--dry-run", *given)
     assert code == 0
-    text, derived, estimate = said.rstrip().rsplit("\n", 2)
+    text, summary, estimate = said.rstrip().rsplit("\n", 2)
     config = load_config(yaml.safe_load(text))
     assert estimate == f"estimate: none, since it needs the model's files, and {config.model.name} has none here"
     assert (config.method, config.steps, config.options["epochs"]) == ("grpo", 7, 2)
-    assert derived.startswith(f"grpo: 7 steps, {config.prompts_per_step} prompts x {config.group_size} responses = ")
-    assert "; 6 optimizer steps each, in micro-batches of up to" in derived
+    assert summary.startswith(f"grpo: 7 steps of {config.prompts_per_step} prompts x {config.group_size} responses = ")
+    assert "; 6 optimizer steps each, in micro-batches of up to" in summary
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [name for name, row in ALGORITHMS.items() if row.reduction is None])
+@pytest.mark.parametrize(
+    "name", [name for name, row in ALGORITHMS.items() if row.reduction is None and row.online_of in ("", "dpo")]
+)
 def test_a_dry_run_of_a_method_of_pairs_says_what_a_step_is(grape, name):
     code, said, _ = grape("train", name, "--config", "demo", "--dry-run", "--prompts_per_step", "5")
     kind = "solutions" if name == "process_reward_model" else "pairs"
     kind = "labeled responses" if isinstance(ALGORITHMS[name].source, Labels) else kind
-    drawn = "5 prompts x 8 responses = 40 responses a step, up to 1600 tokens"
-    step = drawn if ALGORITHMS[name].online_of else f"5 {kind} a step"
-    assert code == 0 and f" steps, {step}; 1 optimizer step each, in micro-batches of up to" in said
+    drawn = "5 prompts x 8 responses = 40 responses, up to 1600 tokens"
+    step = drawn if ALGORITHMS[name].online_of else f"5 {kind}"
+    assert code == 0 and f" steps of {step}; 1 optimizer step each, in micro-batches of up to" in said
 
 
 def small_yaml(folder, method, **more):
@@ -280,7 +285,7 @@ def test_training_from_the_command_line(grape, tmp_path):
     again = ("train", "sft", "--config", config, "--optimizer.learning_rate", "1e-3")
     code, said, told = grape(*again, "--steps", "1", "--seed=5")
     assert code == 0, told
-    assert said.startswith("sft: 1 steps, 3 demonstrations a step; 1 optimizer step each, in micro-batches of up to")
+    assert said.startswith("sft: 1 step of 3 demonstrations; 1 optimizer step each, in micro-batches of up to")
     assert f"run: {tmp_path / 'run'}\nmodel: {tmp_path / 'run' / 'checkpoints' / 'last'}\n" in said
     assert "held-out: mean scores of 3 responses" in said and "step 0" in said and "change" in said
     settled = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
@@ -301,7 +306,7 @@ def test_training_from_parquet(grape, tmp_path):
     config = small_yaml(tmp_path, "grape", data={"source": str(tmp_path / "rows.parquet")})
     code, said, told = grape("train", "grape", "--config", config)
     assert code == 0, told
-    assert "grape: 2 steps, 3 prompts x 4 responses = 12 responses a step, up to 120 tokens" in said
+    assert "grape: 2 steps of 3 prompts x 4 responses = 12 responses, up to 120 tokens" in said
     assert "grape  2/2  reward" in said
 
 
@@ -319,16 +324,21 @@ def test_the_demo(grape, tmp_path, monkeypatch):
     tiny = {"steps": 2, "data": {"rows": 9, "held_out_rows": 6}, "evaluation": {"samples": 1}}
     scratch = {"scratch": {"hidden": 32, "layers": 2, "heads": 2}}
     sft = {**tiny, "model": scratch, "prompts_per_step": 4}
-    monkeypatch.setattr(demo, "SMALL", {"sft": sft, "grape": {**tiny, "prompts_per_step": 2, "group_size": 2}})
+    monkeypatch.setattr(demo, "SMALL_SETTINGS", {"sft": sft, "grape": {**tiny, "prompts_per_step": 2, "group_size": 2}})
     code, said, told = grape("demo", "--small", "--seed", "1", "--output", tmp_path / "demo")
     assert code == 0, told
     assert "held-out accuracy" in said and "SFT" in said and "GRAPE" in said
-    assert said.endswith(f"run: {tmp_path / 'demo'}\n")
+    first, explain, compare = said.splitlines()[-3:]
+    assert f"run: {tmp_path / 'demo'}\n\n{first}\n" in said and first.startswith("next, ")
+    assert explain.split()[1:] == ["explain", "grape"]
+    code, settings, complaint = grape(*compare.split()[1:], "--dry-run")
+    assert (code, complaint) == (0, "") and f"name: {tmp_path / 'demo' / 'seed-1' / 'sft'}" in settings
+    assert "estimate: none" not in settings, "the model that the command names exists"
     results = json.loads((tmp_path / "demo" / "seed-1" / "results.json").read_text())
     assert results["accuracy"].keys() == {"sft", "grape"}
     assert results["held_out"]["sft"]["responses"] == 6
     code, _, told = grape("demo", "--output", tmp_path / "demo")
-    assert code == 2 and "is there already" in told
+    assert code == 2 and "already exists" in told
 
 
 def test_held_out_results_of_several_steps_show_the_change(capsys):
@@ -390,7 +400,7 @@ def test_a_value_is_what_it_looks_like(text, value):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--resume=false"], "--resume stands alone"),
+        (["--resume=false"], "--resume takes no value"),
         (["--seed", "1", "--seed", "2"], "--seed is given twice"),
         (["--resume", "--resume"], "--resume is given twice"),
         (["--c", "[1, "], r"\[1, "),

@@ -19,6 +19,7 @@ FLOORS = (
     {"config"},
     {"setup"},
     {"sources"},
+    {"method_checks"},
     {"methods"},
     {"table"},
     {"algorithms"},

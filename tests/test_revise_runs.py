@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from grape_rl import train
-from grape_rl.cli.settings import derived
+from grape_rl.cli.settings import run_summary
 from grape_rl.config.files import merge
 from grape_rl.data.chat import prompt_tokens
 from grape_rl.model.scratch import character_tokenizer, random_llama
@@ -150,5 +150,5 @@ def test_what_is_refused(tmp_path, more, message):
 
 
 def test_the_step_that_is_announced_has_the_revisions_in_it(tmp_path):
-    said = derived(load_config(revising(tmp_path, "grape")))
-    assert "3 prompts x 4 responses = 12 responses a step and 6 revisions, up to 180 tokens" in said
+    said = run_summary(load_config(revising(tmp_path, "grape")))
+    assert "3 prompts x 4 responses = 12 responses and 6 revisions, up to 180 tokens" in said

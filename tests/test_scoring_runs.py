@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from grape_rl import train
-from grape_rl.cli.train import resolved
+from grape_rl.cli.train import resolve_config
 from grape_rl.config.files import merge
 from small_runs import killed_and_resumed, lines, settings, weights, written
 from test_preference_runs import preferred, without
@@ -123,6 +123,6 @@ def test_runs_are_scored_by_a_reward_model_and_by_an_item(tmp_path):
 
 def test_the_demo_takes_a_reward_model_in_the_place_of_its_rubric():
     given = {"reward": {"model": "runs/demo/reward_model/checkpoints/last"}}
-    config = resolved("grpo", "demo", given)
+    config = resolve_config("grpo", "demo", given)
     assert config.reward.model == given["reward"]["model"] and config.reward.rubric is None
-    assert resolved("grpo", "demo", {"reward": {"function": "f.py:f"}}).reward.rubric is None
+    assert resolve_config("grpo", "demo", {"reward": {"function": "f.py:f"}}).reward.rubric is None

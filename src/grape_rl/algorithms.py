@@ -7,29 +7,29 @@ from types import MappingProxyType
 from grape_rl.methods import Method
 from grape_rl.reward.check.callables import module_from_file
 from grape_rl.schema import nearest
-from grape_rl.table.group_relative import GROUP_RELATIVE
-from grape_rl.table.imitation import IMITATION
-from grape_rl.table.labels import LABELED
-from grape_rl.table.mixture import MIXTURE
-from grape_rl.table.off_policy import OFF_POLICY
-from grape_rl.table.online import ONLINE
-from grape_rl.table.preference import PREFERENCE
-from grape_rl.table.reinforce import REINFORCE
-from grape_rl.table.reward_model import REWARD_MODEL
-from grape_rl.table.value import VALUE
+from grape_rl.table.group_relative import GROUP_RELATIVE_METHODS
+from grape_rl.table.imitation import IMITATION_METHODS
+from grape_rl.table.labels import LABEL_METHODS
+from grape_rl.table.mixture import MIXTURE_METHODS
+from grape_rl.table.off_policy import OFF_POLICY_METHODS
+from grape_rl.table.online import ONLINE_METHODS
+from grape_rl.table.preference import PREFERENCE_METHODS
+from grape_rl.table.reinforce import REINFORCE_METHODS
+from grape_rl.table.reward_model import REWARD_MODEL_METHODS
+from grape_rl.table.value import VALUE_METHODS
 
 FAMILIES = MappingProxyType(
     {
-        "Imitation": IMITATION,
-        "REINFORCE": REINFORCE,
-        "With a value function": VALUE,
-        "Relative to the group, with a bound on the ratio": GROUP_RELATIVE,
-        "REINFORCE on an older policy's responses": OFF_POLICY,
-        "Preferences between two responses": PREFERENCE,
-        "Preferences between two of the model's own responses": ONLINE,
-        "Mixtures of losses on preferences": MIXTURE,
-        "Responses labeled desirable or not": LABELED,
-        "Models that score": REWARD_MODEL,
+        "Imitation": IMITATION_METHODS,
+        "REINFORCE": REINFORCE_METHODS,
+        "Actor-critic with a value function": VALUE_METHODS,
+        "Group-relative advantages with a clipped ratio": GROUP_RELATIVE_METHODS,
+        "Off-policy REINFORCE": OFF_POLICY_METHODS,
+        "Preference pairs": PREFERENCE_METHODS,
+        "Online preference pairs": ONLINE_METHODS,
+        "Mixtures of preference losses": MIXTURE_METHODS,
+        "Labeled single responses": LABEL_METHODS,
+        "Reward models": REWARD_MODEL_METHODS,
     }
 )
 """The methods by what they have in common."""

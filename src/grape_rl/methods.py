@@ -12,6 +12,15 @@ from pydantic import create_model
 
 from grape_rl.maths.bounds import NonNegative
 from grape_rl.maths.reduction import Reduction
+from grape_rl.method_checks import (
+    check_defaults,
+    check_functions,
+    check_reduction,
+    check_shared_options,
+    check_text,
+    check_update,
+    intersection,
+)
 from grape_rl.schema import Strict, validated
 from grape_rl.sources.method_function import MethodFunction
 from grape_rl.sources.source import Source
@@ -53,6 +62,8 @@ class Method:
             GRPO with other defaults.
         update: changes the weights by an experience.
         online_of: the name of the method whose loss this one applies to sampled pairs; "" for all other methods.
+        derivation: how the loss follows from the objective, for ``grape explain``; "" for a method of the table, whose
+            derivation is a file of ``derivations/``.
     """
 
     name: str
@@ -65,6 +76,21 @@ class Method:
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     update: Callable[..., dict[str, float]] = gradient
     online_of: str = ""
+    derivation: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the method, so that an error in it is reported where it is written.
+
+        Raises:
+            ValueError: one line, which starts with the method's name.
+        """
+        check_text(self.name, self.equation, self.derivation)
+        check_functions(self.name, self.functions)
+        coefficients = [(term.option, term.function.__name__, term.coefficient) for term in self.terms if term.option]
+        check_shared_options(self.name, self.functions, coefficients, self.defaults)
+        check_defaults(self.name, method_options(self), self.defaults)
+        check_reduction(self.name, self.reduction, self.source.loss_fields)
+        check_update(self.name, self.update, self.source.loss_fields)
 
     @property
     def page(self) -> str:
@@ -86,20 +112,16 @@ class Method:
 def method_options(method: Method) -> dict[str, tuple[Any, Any]]:
     """The method's options: name → (type with its bounds, default).
 
-    Raises:
-        ValueError: the method has a default for an option that none of its functions has.
+    An option that several functions share has the bounds of them all.
     """
     options: dict[str, tuple[Any, Any]] = {}
     for function in method.functions:
-        options |= function.options
+        for name, (kind, default) in function.options.items():
+            options[name] = (intersection(options[name][0], kind) if name in options else kind, default)
     options |= {term.option: (NonNegative, term.coefficient) for term in method.terms if term.option}
     if method.reduction:
         options["reduction"] = (Reduction, method.reduction)
-    if unknown := method.defaults.keys() - options.keys():
-        raise ValueError(
-            f"{method.name}: has a default for {sorted(unknown)}, but its options are {', '.join(options)}"
-        )
-    return options | {name: (options[name][0], default) for name, default in method.defaults.items()}
+    return options | {name: (options[name][0], default) for name, default in method.defaults.items() if name in options}
 
 
 def resolve_options(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tokens of prompts and completions, against small tokenizers made here."""
+"""Tokens of prompts and completions, with small tokenizers that are built here."""
 
 import subprocess
 import sys
@@ -31,8 +31,8 @@ TEMPLATE = (
 OPEN_TEMPLATE = TEMPLATE.replace("<turn>", "")
 
 
-def made(template=None, adds="$A", eos="<eos>", merges=(), metaspace=False):
-    """A character tokenizer; ``adds`` says what its post-processor puts around the text."""
+def build_tokenizer(template=None, adds="$A", eos="<eos>", merges=(), metaspace=False):
+    """A character tokenizer. ``adds`` is the template of its post-processor: special tokens around the text $A."""
     vocabulary = {piece: i for i, piece in enumerate([*SPECIALS, *LETTERS, *(a + b for a, b in merges)])}
     inner = Tokenizer(models.BPE(vocabulary, list(merges)))
     inner.decoder = decoders.Fuse()
@@ -48,8 +48,8 @@ def made(template=None, adds="$A", eos="<eos>", merges=(), metaspace=False):
     return tokenizer
 
 
-def spelled(tokenizer, tokens):
-    """The tokens' own names, joined."""
+def token_names(tokenizer, tokens):
+    """The tokens' names, concatenated."""
     return "".join(tokenizer.convert_ids_to_tokens(tokens.tolist()))
 
 
@@ -65,34 +65,34 @@ def bot(content):
     ("adds", "expected"),
     [("$A", "ab"), ("<bos> $A", "<bos>ab"), ("<bos> $A <eos>", "<bos>ab"), ("$A <eos>", "ab")],
 )
-def test_a_plain_prompt_keeps_what_is_put_in_front_and_loses_an_added_end(adds, expected):
-    tokenizer = made(adds=adds)
+def test_a_plain_prompt_keeps_added_begin_tokens_and_loses_an_added_end_token(adds, expected):
+    tokenizer = build_tokenizer(adds=adds)
     tokens = prompt_tokens(tokenizer, "ab")
-    assert spelled(tokenizer, tokens) == expected
+    assert token_names(tokenizer, tokens) == expected
     assert tokens.dtype == torch.int64
 
 
 @pytest.mark.parametrize("adds", ["$A", "$A <eos>", "<bos> $A", "<bos> $A <eos>"])
 def test_an_end_token_that_the_prompt_spells_itself_stays(adds):
-    tokenizer = made(adds=adds)
-    assert spelled(tokenizer, prompt_tokens(tokenizer, "a<eos>")).removeprefix("<bos>") == "a<eos>"
+    tokenizer = build_tokenizer(adds=adds)
+    assert token_names(tokenizer, prompt_tokens(tokenizer, "a<eos>")).removeprefix("<bos>") == "a<eos>"
 
 
 def test_a_conversational_prompt_ends_with_the_assistants_header_and_has_one_begin_token():
-    tokenizer = made(TEMPLATE, adds="<bos> $A <eos>")
+    tokenizer = build_tokenizer(TEMPLATE, adds="<bos> $A <eos>")
     tokens = prompt_tokens(tokenizer, [user("hi"), bot("yo"), user("so")])
-    assert spelled(tokenizer, tokens) == "<bos><user>hi<turn>\n<bot>yo<turn>\n<user>so<turn>\n<bot>"
+    assert token_names(tokenizer, tokens) == "<bos><user>hi<turn>\n<bot>yo<turn>\n<user>so<turn>\n<bot>"
 
 
-def test_what_a_prompt_cannot_be():
+def test_invalid_prompts_are_refused():
     with pytest.raises(
-        ValueError, match="row 4: the prompt is made of messages, and the tokenizer has no chat template"
+        ValueError, match="row 4: the prompt is a list of messages, but the tokenizer has no chat template"
     ):
-        prompt_tokens(made(), [user("hi")], "row 4")
+        prompt_tokens(build_tokenizer(), [user("hi")], "row 4")
     with pytest.raises(ValueError, match="row 4: the prompt has no tokens"):
-        prompt_tokens(made(), "é", "row 4")
-    strict = made("{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(ValueError, match="row 4: the chat template refuses the messages: roles must alternate"):
+        prompt_tokens(build_tokenizer(), "é", "row 4")
+    strict = build_tokenizer("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(ValueError, match="row 4: the chat template rejects the messages: roles must alternate"):
         prompt_tokens(strict, [user("hi")], "row 4")
 
 
@@ -101,14 +101,14 @@ def test_what_a_prompt_cannot_be():
     [("cd", "cd<eos>"), ("cd\n", "cd\n<eos>"), ("cd<eos>", "cd<eos>"), ("cd<eos>\n", "cd<eos>"), (" <eos>", " <eos>")],
 )
 def test_a_plain_completion_ends_in_one_end_token(completion, expected):
-    tokenizer = made(adds="<bos> $A <eos>")
+    tokenizer = build_tokenizer(adds="<bos> $A <eos>")
     end = end_tokens(tokenizer)
-    assert spelled(tokenizer, completion_tokens(tokenizer, "ab", completion, end)) == expected
+    assert token_names(tokenizer, completion_tokens(tokenizer, "ab", completion, end)) == expected
 
 
 @pytest.mark.parametrize("adds", ["$A", "<bos> $A <eos>"])
-def test_a_plain_completion_continues_the_prompt_without_a_space_of_the_tokenizers(adds):
-    tokenizer = made(adds=adds, metaspace=True)
+def test_a_plain_completion_continues_the_prompt_without_an_added_space(adds):
+    tokenizer = build_tokenizer(adds=adds, metaspace=True)
     end = end_tokens(tokenizer)
     assert tokenizer.tokenize("4") == ["▁", "4"], "the trap is there"
     both = torch.cat([prompt_tokens(tokenizer, "2 + 2="), completion_tokens(tokenizer, "2 + 2=", "4", end)])
@@ -117,7 +117,7 @@ def test_a_plain_completion_continues_the_prompt_without_a_space_of_the_tokenize
 
 @pytest.mark.parametrize("adds", ["$A", "<bos> $A <eos>"])
 def test_a_token_across_the_seam_is_not_used(adds):
-    tokenizer = made(adds=adds, merges=[("b", "c")])
+    tokenizer = build_tokenizer(adds=adds, merges=[("b", "c")])
     assert tokenizer.tokenize("abcd") == ["a", "bc", "d"], "the trap is there"
     tokens = completion_tokens(tokenizer, "ab", "cd", end_tokens(tokenizer))
     assert tokenizer.convert_ids_to_tokens(tokens.tolist()) == ["c", "d", "<eos>"]
@@ -129,35 +129,35 @@ def test_a_token_across_the_seam_is_not_used(adds):
         (TEMPLATE, ["<turn>"], "Hi\n<turn>"),  # the template's end; its newline is cut
         (TEMPLATE, ["<eos>", "<turn>"], "Hi\n<turn>"),
         (TEMPLATE, ["<eos>"], "Hi\n<turn>\n<eos>"),  # <turn> ends nothing here
-        (OPEN_TEMPLATE, ["<turn>", "<eos>"], "Hi\n\n<turn>"),  # none in the template: the first is put there
+        (OPEN_TEMPLATE, ["<turn>", "<eos>"], "Hi\n\n<turn>"),  # none in the template: the first one is appended
         (TEMPLATE + "{{ '' if add_generation_prompt else eos_token }}", ["<eos>", "<turn>"], "Hi\n<turn>"),
     ],
 )
 def test_a_conversational_completion_ends_where_sampling_would(template, ends, expected):
-    tokenizer = made(template)
+    tokenizer = build_tokenizer(template)
     end = tuple(tokenizer.convert_tokens_to_ids(ends))
     tokens = completion_tokens(tokenizer, [user("a")], [bot("Hi\n")], end)
-    assert spelled(tokenizer, tokens) == expected
+    assert token_names(tokenizer, tokens) == expected
     whole = tokenizer.apply_chat_template([user("a"), bot("Hi\n")], tokenize=False)
-    shown = spelled(tokenizer, prompt_tokens(tokenizer, [user("a")])) + "Hi\n"
+    shown = token_names(tokenizer, prompt_tokens(tokenizer, [user("a")])) + "Hi\n"
     assert whole.startswith(shown)
 
 
 def test_a_template_that_rewrites_the_prompt_is_refused():
-    tokenizer = made("{% for m in messages %}{{ loop.length }}{{ m['content'] }}{% endfor %}")
+    tokenizer = build_tokenizer("{% for m in messages %}{{ loop.length }}{{ m['content'] }}{% endfor %}")
     with pytest.raises(
-        ValueError, match=r"row 3: the chat template writes the prompt otherwise .*'1ab' alone, '2ab2c'"
+        ValueError, match=r"row 3: the chat template writes the prompt differently .*'1ab' alone, '2ab2c'"
     ):
         completion_tokens(tokenizer, [user("ab")], [bot("c")], (1,), "row 3")
 
 
 def test_plain_and_conversational_do_not_mix():
     with pytest.raises(ValueError, match="must both be plain text or both be messages"):
-        completion_tokens(made(TEMPLATE), "ab", [bot("c")], (1,))
+        completion_tokens(build_tokenizer(TEMPLATE), "ab", [bot("c")], (1,))
 
 
 def test_every_declared_end_token_counts_once_in_order():
-    tokenizer, silent = made(), made(eos=None)
+    tokenizer, silent = build_tokenizer(), build_tokenizer(eos=None)
     assert end_tokens(tokenizer) == (1,)
     assert end_tokens(tokenizer, SimpleNamespace(eos_token_id=None)) == (1,)
     assert end_tokens(tokenizer, SimpleNamespace(eos_token_id=4)) == (1, 4)
@@ -167,22 +167,22 @@ def test_every_declared_end_token_counts_once_in_order():
         end_tokens(silent, SimpleNamespace())
 
 
-def test_examples_obey_the_limit_and_count_what_it_cost():
-    tokenizer = made(adds="<bos> $A")
-    found = [("a", "bcdef"), ("ab", "c"), ("abcde", "f"), ("abcd", "ef")]
+def test_examples_are_truncated_to_the_limit_and_counted():
+    tokenizer = build_tokenizer(adds="<bos> $A")
+    pairs = [("a", "bcdef"), ("ab", "c"), ("abcde", "f"), ("abcd", "ef")]
     # With <bos> and <eos>: 2 + 6, 3 + 2, 6 + 2, 5 + 3 tokens.
-    given = [{"prompt": prompt, "completion": completion} for prompt, completion in found]
-    kept, lengths = tokenize_demonstrations(given, tokenizer, end_tokens(tokenizer), max_length=6)
-    assert [spelled(tokenizer, example.prompt) for example in kept] == ["<bos>a", "<bos>ab", "<bos>abcd"]
-    assert [spelled(tokenizer, example.completion) for example in kept] == ["bcde", "c<eos>", "e"]
-    assert lengths == TruncationStats(rows=4, truncated=2, dropped=1, tokens=7)
-    whole, lengths = tokenize_demonstrations(given, tokenizer, end_tokens(tokenizer), max_length=8)
-    assert lengths == TruncationStats(rows=4, truncated=0, dropped=0, tokens=13)
+    given = [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
+    examples, stats = tokenize_demonstrations(given, tokenizer, end_tokens(tokenizer), max_length=6)
+    assert [token_names(tokenizer, example.prompt) for example in examples] == ["<bos>a", "<bos>ab", "<bos>abcd"]
+    assert [token_names(tokenizer, example.completion) for example in examples] == ["bcde", "c<eos>", "e"]
+    assert stats == TruncationStats(rows=4, truncated=2, dropped=1, tokens=7)
+    whole, stats = tokenize_demonstrations(given, tokenizer, end_tokens(tokenizer), max_length=8)
+    assert stats == TruncationStats(rows=4, truncated=0, dropped=0, tokens=13)
     assert [len(example.prompt) + len(example.completion) for example in whole] == [8, 5, 8, 8]
 
 
-def test_examples_with_nothing_to_learn_and_the_row_of_an_error():
-    tokenizer = made()
+def test_examples_without_a_token_to_learn_and_the_row_of_an_error():
+    tokenizer = build_tokenizer()
     with pytest.raises(ValueError, match=r"d.csv: none of the 1 rows has a token to learn.*2 tokens of max_length"):
         tokenize_demonstrations([{"prompt": "ab", "completion": "c"}], tokenizer, (1,), 2, "d.csv")
     with pytest.raises(ValueError, match=r"d.csv: row 1: .*no chat template"):
@@ -193,34 +193,34 @@ def test_examples_with_nothing_to_learn_and_the_row_of_an_error():
 
 
 def test_a_truncated_completion_does_not_hold_the_whole_in_memory():
-    tokenizer = made()
+    tokenizer = build_tokenizer()
     (example,), _ = tokenize_demonstrations([{"prompt": "a", "completion": "b" * 1000}], tokenizer, (1,), 4)
     assert example.completion.untyped_storage().nbytes() == 3 * 8
 
 
 def test_conversational_rows_from_data_to_tokens():
-    tokenizer = made(TEMPLATE)
-    made_rows = with_prompts([{"q": [user("a")], "r": [bot("b")]}], "q", "r", system="s")
+    tokenizer = build_tokenizer(TEMPLATE)
+    conversations = with_prompts([{"q": [user("a")], "r": [bot("b")]}], "q", "r", system="s")
     (example,), _ = tokenize_demonstrations(
-        made_rows, tokenizer, tuple(tokenizer.convert_tokens_to_ids(["<turn>"])), 99
+        conversations, tokenizer, tuple(tokenizer.convert_tokens_to_ids(["<turn>"])), 99
     )
-    assert spelled(tokenizer, example.prompt) == "<bos><bot>s<turn>\n<user>a<turn>\n<bot>"
-    assert spelled(tokenizer, example.completion) == "b<turn>"
+    assert token_names(tokenizer, example.prompt) == "<bos><bot>s<turn>\n<user>a<turn>\n<bot>"
+    assert token_names(tokenizer, example.completion) == "b<turn>"
 
 
-def test_stacked_examples_pad_on_the_right_and_mask_the_padding():
-    lengths = [(2, 3), (1, 1), (4, 2)]
-    given = [Example(torch.full((p,), 7), torch.full((t,), 9)) for p, t in lengths]
+def test_collated_examples_pad_on_the_right_and_mask_the_padding():
+    stats = [(2, 3), (1, 1), (4, 2)]
+    given = [Example(torch.full((p,), 7), torch.full((t,), 9)) for p, t in stats]
     batch = collate_examples(given)
     assert batch.tokens.tolist() == [[9, 9, 9], [9, 0, 0], [9, 9, 0]]
     assert batch.mask.tolist() == [[True, True, True], [True, False, False], [True, True, False]]
     assert [len(batch.prompts[g]) for g in batch.group.tolist()] == [2, 1, 4]
     assert (batch.tokens.dtype, batch.mask.dtype) == (torch.int64, torch.bool)
-    with pytest.raises(ValueError, match="no examples"):
+    with pytest.raises(ValueError, match="no examples to collate"):
         collate_examples([])
 
 
-def test_a_completion_of_token_0_is_not_taken_for_padding():
+def test_a_completion_of_token_0_is_not_mistaken_for_padding():
     batch = collate_examples(
         [Example(torch.tensor([5]), torch.tensor([0, 0])), Example(torch.tensor([5]), torch.tensor([3]))]
     )
@@ -229,17 +229,17 @@ def test_a_completion_of_token_0_is_not_taken_for_padding():
 
 def test_a_prompt_that_leaves_no_room_is_named_with_its_length():
     prompts = [torch.arange(3), torch.arange(5)]
-    kept = check_prompt_lengths(prompts, 5)
-    assert all(a is b for a, b in zip(kept, prompts, strict=True))
-    with pytest.raises(ValueError, match=r"d.csv: row 1: the prompt is 5 tokens long, and at most 4"):
+    examples = check_prompt_lengths(prompts, 5)
+    assert all(a is b for a, b in zip(examples, prompts, strict=True))
+    with pytest.raises(ValueError, match=r"d.csv: row 1: the prompt has 5 tokens, but at most 4"):
         check_prompt_lengths(prompts, 4, "d.csv")
 
 
 def test_text_has_no_special_tokens_and_keeps_its_spaces():
-    tokenizer = made()
-    said = "a  , b .\n n't "
-    tokens = torch.tensor(tokenizer(f"<bos><bot>{said}<turn><eos>")["input_ids"])
-    assert decode_text(tokenizer, tokens) == said
+    tokenizer = build_tokenizer()
+    original = "a  , b .\n n't "
+    tokens = torch.tensor(tokenizer(f"<bos><bot>{original}<turn><eos>")["input_ids"])
+    assert decode_text(tokenizer, tokens) == original
     assert decode_text(tokenizer, tokens[:0]) == ""
 
 

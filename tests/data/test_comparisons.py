@@ -1,4 +1,4 @@
-"""Pairs for a reward model: whole, with their end, and the margin that the data tells."""
+"""Pairs for a reward model: whole responses with their end token, and margins from the data."""
 
 import copy
 
@@ -19,15 +19,15 @@ def without(*keys):
     return [{key: value for key, value in row.items() if key not in keys} for row in ROWS]
 
 
-def found(tokenizer, rows, limit=64, **options):
+def tokenized(tokenizer, rows, limit=64, **options):
     return tokenize_comparisons(rows, tokenizer, (tokenizer.eos_token_id,), limit, COLUMNS, "data", **options)
 
 
 def test_responses_end_with_the_end_token(tokenizer):
-    made, lengths = found(tokenizer, ROWS)
-    assert [tokenizer.decode(each.pair.chosen) for each in made] == ["2<eos>", "3.<eos>"]
-    assert [tokenizer.decode(each.pair.rejected) for each in made] == ["13<eos>", "4<eos>"]
-    assert (lengths.rows, lengths.truncated, lengths.dropped, lengths.tokens) == (2, 0, 0, 10)
+    pairs, stats = tokenized(tokenizer, ROWS)
+    assert [tokenizer.decode(p.pair.chosen) for p in pairs] == ["2<eos>", "3.<eos>"]
+    assert [tokenizer.decode(p.pair.rejected) for p in pairs] == ["13<eos>", "4<eos>"]
+    assert (stats.rows, stats.truncated, stats.dropped, stats.tokens) == (2, 0, 0, 10)
 
 
 def test_messages_go_through_the_chat_template(tokenizer):
@@ -38,7 +38,7 @@ def test_messages_go_through_the_chat_template(tokenizer):
     )
     row = {"prompt": [{"role": "user", "content": "1+1="}]}
     row |= {key: [{"role": "assistant", "content": text}] for key, text in (("chosen", "2"), ("rejected", "13"))}
-    ((pair,), _) = found(own, [row])
+    ((pair,), _) = tokenized(own, [row])
     whole = [own.decode(torch.cat([pair.pair.prompt, each])) for each in (pair.pair.chosen, pair.pair.rejected)]
     assert whole == ["u:1+1=<eos>a:2<eos>", "u:1+1=<eos>a:13<eos>"]
     ((solution,), _) = tokenize_solutions(
@@ -56,30 +56,30 @@ def test_messages_go_through_the_chat_template(tokenizer):
         (ROWS, {"margin_from": "none"}, [0.0, 0.0]),
     ],
 )
-def test_the_margin_comes_from_where_it_should(tokenizer, rows, options, margins):
-    assert [each.margin for each in found(tokenizer, rows, **options)[0]] == margins
+def test_the_margin_comes_from_the_chosen_column(tokenizer, rows, options, margins):
+    assert [p.margin for p in tokenized(tokenizer, rows, **options)[0]] == margins
 
 
-def test_a_pair_that_is_too_long_or_the_same_twice_is_left_out(tokenizer):
+def test_a_pair_that_is_too_long_or_has_equal_responses_is_dropped(tokenizer):
     twice = {**ROWS[0], "chosen": "2", "rejected": "2<eos>"}
-    made, lengths = found(tokenizer, [{**ROWS[0], "rejected": "12345"}, twice, *ROWS], limit=7)
-    assert [tokenizer.decode(each.pair.rejected) for each in made] == ["13<eos>", "4<eos>"]
-    assert (lengths.rows, lengths.dropped) == (4, 2) and [each.margin for each in made] == [0.5, -1.0]
+    pairs, stats = tokenized(tokenizer, [{**ROWS[0], "rejected": "12345"}, twice, *ROWS], limit=7)
+    assert [tokenizer.decode(p.pair.rejected) for p in pairs] == ["13<eos>", "4<eos>"]
+    assert (stats.rows, stats.dropped) == (4, 2) and [p.margin for p in pairs] == [0.5, -1.0]
 
 
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([ROWS[0], without("margin")[1]], {}, "data: row 1 has no 'margin', and others have: give every row one"),
+        ([ROWS[0], without("margin")[1]], {}, "data: row 1 has no 'margin', but other rows do: give every row one"),
         ([{**ROWS[0], "margin": "big"}], {}, "data: row 0: 'margin' must be a finite number; got 'big'"),
         ([{**ROWS[0], "margin": True}], {}, "data: row 0: 'margin' must be a finite number; got True"),
-        (without("chosen_reward"), {"margin_from": "rewards"}, "row 0: options.margin_from is rewards, which needs the "
+        (without("chosen_reward"), {"margin_from": "rewards"}, "options.margin_from is rewards, which requires the "
          "columns 'chosen_reward' and 'rejected_reward'; it has 'prompt', 'chosen', 'rejected', 'margin', 'rejected_r"),
         (ROWS, {"limit": 3}, "data: none of the 2 pairs differs and fits into the 3 tokens of max_len"),
         ([{**ROWS[0], "chosen": "2", "rejected": "2<eos>"}], {}, "data: none of the 1 pairs differs"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_compared(tokenizer, rows, options, message):
-    with pytest.raises(ValueError) as told:
-        found(tokenizer, rows, **options)
-    assert message in str(told.value) and "\n" not in str(told.value)
+def test_invalid_pairs_are_refused(tokenizer, rows, options, message):
+    with pytest.raises(ValueError) as error:
+        tokenized(tokenizer, rows, **options)
+    assert message in str(error.value) and "\n" not in str(error.value)

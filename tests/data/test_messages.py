@@ -1,4 +1,4 @@
-"""What a cell with a prompt, a completion or a conversation may hold: the types of data that TRL documents."""
+"""Cells with a prompt, a completion or a conversation, in the data types that TRL documents."""
 
 import json
 
@@ -26,19 +26,19 @@ def test_parts_of_text_are_joined():
     arrow = [{"type": "text", "text": "a", "image": None}, {"type": None, "text": "b"}]
     assert text_or_messages([user(arrow)], "x") == [user("ab")]
     calls = [{"function": {"name": "f", "arguments": {"a": 1, "b": None}}}]
-    told = text_or_messages([{"role": "assistant", "content": None, "tool_calls": calls}], "x")
-    assert told == [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}]
+    normalized = text_or_messages([{"role": "assistant", "content": None, "tool_calls": calls}], "x")
+    assert normalized == [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}]
 
 
 @pytest.mark.parametrize(
     "content", [[{"type": "image", "image": "x.png"}], [*parts("a"), {"type": "image"}], ["a"], {"text": "a"}, 3]
 )
 def test_content_that_is_not_text_is_refused(content):
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as error:
         with_prompts([{"prompt": [user("a")]}, {"prompt": [user(content)]}], "prompt", source="d.jsonl")
-    said = str(told.value)
-    assert said.startswith("d.jsonl: row 1: the prompt ('prompt') has a message whose content is not text, or parts")
-    assert said.endswith("images and the like cannot be read") and "\n" not in said
+    message = str(error.value)
+    assert message.startswith("d.jsonl: row 1: the prompt ('prompt') has a message whose content is neither text nor")
+    assert message.endswith("images and other media are not supported") and "\n" not in message
 
 
 CHOSEN, REJECTED = [user("hi"), bot("yes")], [user("hi"), bot("no")]
@@ -57,38 +57,38 @@ APART = [user("hi")], [bot("yes")], [bot("no")]
     ],
 )  # fmt: skip
 def test_every_form_of_a_preference_is_read(row, expected):
-    (found,) = with_preferences([row])
-    assert (found["prompt"], found["chosen"], found["rejected"]) == expected
+    (preference,) = with_preferences([row])
+    assert (preference["prompt"], preference["chosen"], preference["rejected"]) == expected
 
 
 def test_whole_conversations_and_texts():
     talk = [user("a"), bot("b"), user("c"), bot(parts("d")), user("e")]
-    (found,) = with_language_modeling([{"talk": talk, "n": 1}], "talk", "messages", system="Be brief.")
-    assert found["messages"][0] == {"role": "system", "content": "Be brief."} and found["messages"][4] == bot("d")
-    assert found["prompt"] == found["messages"][:4] and found["n"] == 1
+    (row,) = with_language_modeling([{"talk": talk, "n": 1}], "talk", "messages", system="Be brief.")
+    assert row["messages"][0] == {"role": "system", "content": "Be brief."} and row["messages"][4] == bot("d")
+    assert row["prompt"] == row["messages"][:4] and row["n"] == 1
     assert with_language_modeling([{"t": "abc"}], "t", "text") == [{"t": "abc", "text": "abc"}]
     for row, kind, system, message in (
-        ({"x": "abc"}, "messages", None, "d: row 0: the messages ('x') should be messages, and is plain text"),
-        ({"x": talk}, "text", None, "d: row 0: the text ('x') should be text, and is messages"),
-        ({"x": "abc"}, "text", "s", "d: row 0: text has no prompt for `system` to stand before; leave it out"),
+        ({"x": "abc"}, "messages", None, "d: row 0: the messages ('x') must be messages, but it is plain text"),
+        ({"x": talk}, "text", None, "d: row 0: the text ('x') must be text, but it is messages"),
+        ({"x": "abc"}, "text", "s", "d: row 0: plain text has no prompt to prepend `system` to; do not set `system`"),
         ({"x": " "}, "text", None, "d: row 0: the text ('x') is empty"),
         ({"x": []}, "messages", None, "d: row 0: the messages ('x') has no messages"),
         ({"y": "abc"}, "text", None, "d: row 0 has no column 'x'; it has 'y'"),
     ):
-        with pytest.raises(ValueError) as told:
+        with pytest.raises(ValueError) as error:
             with_language_modeling([row], "x", kind, system, "d")
-        assert str(told.value) == message
+        assert str(error.value) == message
 
 
 @pytest.mark.parametrize(
     "value", ["a\ud83d", {"role": "user", "content": "\udc00"}, [{"content": [{"text": "b\ud800b"}]}]]
 )
-def test_half_a_character_is_refused_with_its_row_and_column(value, tmp_path):
+def test_a_lone_surrogate_is_refused_with_its_row_and_column(value, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"answer": "fine \U0001f600"}) + "\n" + json.dumps({"id": 3, "answer": value}))
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as error:
         read_rows(path)
-    said = str(told.value)
-    assert said.startswith(f"{path}: row 1: column 'answer' has half a character in it (\\ud") and "\n" not in said
-    assert said.encode() and "mend or remove it" in said
+    message = str(error.value)
+    assert message.startswith(f"{path}: row 1: column 'answer' contains a lone surrogate (\\ud") and "\n" not in message
+    assert message.encode() and "fix or remove the row" in message
     assert len(read_rows(path, limit=1)) == 1

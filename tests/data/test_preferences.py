@@ -1,4 +1,4 @@
-"""Preferences as text and as tokens: TRL's forms, made of tasks, and from real data where it lies at hand."""
+"""Preferences as text and as tokens: TRL's forms, synthesized from tasks, and real data where it is available."""
 
 import json
 import math
@@ -33,7 +33,7 @@ EXPLICIT = {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."}
             {"chosen": [USER, GOOD, USER, GOOD], "rejected": [USER, GOOD, USER, BAD]},
             {"prompt": [USER, GOOD, USER], "chosen": [GOOD], "rejected": [BAD]},
         ),
-        # a plain prompt beside whole conversations, which hold it themselves
+        # a plain prompt in addition to whole conversations, which contain it
         (
             {"prompt": "Sky?", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
             {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
@@ -60,23 +60,24 @@ def test_named_columns_and_a_system_message():
         ({"prompt": "a", "chosen": "b"}, "row 1 has no column 'rejected': a preference needs a chosen and a rejected"),
         ({"prompt": "a", "completion": "b"}, "has no column 'chosen': a preference needs"),
         ({"prompt": "a", "chosn": "b", "rejected": "c"}, "it has 'prompt', 'chosn', 'rejected'; did you mean 'chosn'?"),
-        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "'chosen' and 'rejected' are the same: nothing is preferred"),
+        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "'chosen' and 'rejected' are equal; remove the row"),
         (
             {"chosen": "b", "rejected": "c"},
-            "there is no column 'prompt', and 'chosen' and 'rejected' do not begin alike",
+            "there is no column 'prompt', and 'chosen' and 'rejected' have no common prefix",
         ),
         ({"chosen": "b", "rejected": [BAD]}, "must both be plain text or both be messages"),
         ({"prompt": "a", "chosen": "b", "rejected": ""}, "the completion ('rejected') is empty"),
         ({"prompt": "a", "chosen": 3, "rejected": "c"}, "the completion ('chosen') must be text or a list of messages"),
-        ({"prompt": [USER], "chosen": "b", "rejected": "c"}, "the prompt is messages and the completion plain text"),
+        ({"prompt": [USER], "chosen": "b", "rejected": "c"}, "the prompt is messages but the completion is plain text"),
         ({"chosen": [USER, GOOD, USER], "rejected": [USER, BAD]}, "the completion must be one assistant message"),
         ({"prompt": "", "chosen": "b", "rejected": "c"}, "the prompt ('prompt') is empty"),
     ],
 )
 def test_a_bad_row_is_named(bad, part):
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as error:
         with_preferences([EXPLICIT, bad], source="data.jsonl")
-    assert str(told.value).startswith("data.jsonl: row 1") and part in str(told.value) and "\n" not in str(told.value)
+    assert str(error.value).startswith("data.jsonl: row 1") and part in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 STYLES = ["Answer: {answer}", "{answer}", "It is {answer}."]
@@ -84,9 +85,9 @@ TASKS = [{"prompt": f"q{i}", "answer": f"{task}{i % 50}", "task": task} for i in
 
 
 def test_the_right_answer_in_the_first_style_is_chosen_over_another_answer_or_style():
-    made = synthesize_preferences(TASKS, 0.3, STYLES, seed=1)
+    preferences = synthesize_preferences(TASKS, 0.3, STYLES, seed=1)
     kinds: Counter[str] = Counter()
-    for row, source in zip(made, TASKS, strict=True):
+    for row, source in zip(preferences, TASKS, strict=True):
         assert {key: row[key] for key in source} == source
         assert row["chosen"] == f"Answer: {row['answer']}" and row["chosen_reward"] == 1
         if row["rejected"].startswith("Answer: "):
@@ -101,7 +102,9 @@ def test_the_right_answer_in_the_first_style_is_chosen_over_another_answer_or_st
     assert kinds["wrong"] / 2000 == pytest.approx(0.3, abs=0.043)
     assert kinds["{answer}"] / 2000 == pytest.approx(0.35, abs=0.043)
     assert (
-        made == synthesize_preferences(TASKS, 0.3, STYLES, seed=1) != synthesize_preferences(TASKS, 0.3, STYLES, seed=2)
+        preferences
+        == synthesize_preferences(TASKS, 0.3, STYLES, seed=1)
+        != synthesize_preferences(TASKS, 0.3, STYLES, seed=2)
     )
     assert all("chosen" not in row for row in TASKS)
 
@@ -109,19 +112,19 @@ def test_the_right_answer_in_the_first_style_is_chosen_over_another_answer_or_st
 @pytest.mark.parametrize(
     ("given", "wrong", "styles", "message"),
     [
-        (TASKS, 0.5, ["{answer}"], "a right answer is rejected for its style, and styles has only one"),
-        (TASKS, 0.5, ["{answer}", "no"], "data.teacher.styles: 'no' has no {answer} in it"),
+        (TASKS, 0.5, ["{answer}"], "right answers are rejected for their style, but styles has only one"),
+        (TASKS, 0.5, ["{answer}", "no"], "data.teacher.styles: 'no' does not contain {answer}"),
         ([{"task": "maze", "answer": None}], 0.5, STYLES, "row 0 (task 'maze') has no single answer to prefer"),
-        (TASKS[:2], 0.5, STYLES, "task 'a': all of its rows have the same answer: none is a wrong one"),
+        (TASKS[:2], 0.5, STYLES, "task 'a': all of its rows have the same answer, so there is no wrong answer"),
     ],
 )
-def test_what_cannot_be_contrasted(given, wrong, styles, message):
-    with pytest.raises(ValueError) as told:
+def test_tasks_and_styles_without_a_worse_response_are_refused(given, wrong, styles, message):
+    with pytest.raises(ValueError) as error:
         synthesize_preferences(given, wrong, styles, seed=0)
-    assert message in str(told.value)
+    assert message in str(error.value)
 
 
-def test_one_style_will_do_where_every_rejected_answer_is_wrong():
+def test_one_style_is_enough_if_every_rejected_answer_is_wrong():
     assert all(row["rejected"] != row["chosen"] for row in synthesize_preferences(TASKS, 1.0, ["{answer}"], seed=0))
 
 
@@ -133,33 +136,33 @@ def test_pairs_in_tokens(tokenizer):
         {"prompt": "1+3+4+5=", "chosen": "1", "rejected": "2"},  # no room
         {"prompt": "1+4=", "chosen": "5555x", "rejected": "5555y"},  # the same as far as they fit
     ]
-    found, lengths = tokenize_pairs(given, tokenizer, end, max_length=8)
-    assert (lengths.rows, lengths.truncated, lengths.dropped) == (4, 1, 2)
-    assert [tokenizer.decode(pair.prompt) for pair in found] == ["1+1=", "1+2="]
-    assert found[0].chosen.tolist() == [*tokenizer("2")["input_ids"], *end]
-    assert found[0].rejected.tolist() == [*tokenizer("11")["input_ids"], *end]
-    assert found[1].chosen.tolist() == tokenizer("1234")["input_ids"], "cut, so that it does not end"
-    assert (found[0].chosen_reward, found[0].rejected_reward) == (1.0, -0.5)
-    assert math.isnan(found[1].chosen_reward) and math.isnan(found[1].rejected_reward)
-    assert lengths.tokens == 2 + 3 + 4 + 2
+    pairs, stats = tokenize_pairs(given, tokenizer, end, max_length=8)
+    assert (stats.rows, stats.truncated, stats.dropped) == (4, 1, 2)
+    assert [tokenizer.decode(pair.prompt) for pair in pairs] == ["1+1=", "1+2="]
+    assert pairs[0].chosen.tolist() == [*tokenizer("2")["input_ids"], *end]
+    assert pairs[0].rejected.tolist() == [*tokenizer("11")["input_ids"], *end]
+    assert pairs[1].chosen.tolist() == tokenizer("1234")["input_ids"], "cut, so that it does not end"
+    assert (pairs[0].chosen_reward, pairs[0].rejected_reward) == (1.0, -0.5)
+    assert math.isnan(pairs[1].chosen_reward) and math.isnan(pairs[1].rejected_reward)
+    assert stats.tokens == 2 + 3 + 4 + 2
     with pytest.raises(ValueError, match="none of the 2 pairs differs within the 4 tokens of max_length; raise it"):
         tokenize_pairs(given[:2], tokenizer, end, max_length=4)
 
 
 @pytest.mark.parametrize("value", ["high", True, math.inf, math.nan])
-def test_a_reward_that_is_no_number(tokenizer, value):
+def test_a_reward_that_is_not_a_number(tokenizer, value):
     row = {"prompt": "1", "chosen": "2", "rejected": "3", "good": 1.0, "bad": value}
     with pytest.raises(ValueError, match="data: row 0: 'bad' must be a finite number; got"):
         tokenize_pairs([row], tokenizer, (tokenizer.eos_token_id,), 9, ("good", "bad"))
 
 
-def test_stacked_pairs_have_the_chosen_in_the_first_half():
+def test_collated_pairs_have_the_chosen_in_the_first_half():
     one, two = (torch.tensor(x) for x in ([1, 2], [3]))
-    stacked = collate_pairs([Pair(one, one, two), Pair(two, two, torch.tensor([4, 5, 6]))])
-    assert stacked.tokens.tolist() == [[1, 2, 0], [3, 0, 0], [3, 0, 0], [4, 5, 6]]
-    assert stacked.mask.sum(dim=1).tolist() == [2, 1, 1, 3]
-    assert stacked.group.tolist() == [0, 1, 0, 1] and len(stacked.prompts) == 2
-    with pytest.raises(ValueError, match="no pairs to stack"):
+    batch = collate_pairs([Pair(one, one, two), Pair(two, two, torch.tensor([4, 5, 6]))])
+    assert batch.tokens.tolist() == [[1, 2, 0], [3, 0, 0], [3, 0, 0], [4, 5, 6]]
+    assert batch.mask.sum(dim=1).tolist() == [2, 1, 1, 3]
+    assert batch.group.tolist() == [0, 1, 0, 1] and len(batch.prompts) == 2
+    with pytest.raises(ValueError, match="no pairs to collate"):
         collate_pairs([])
 
 
@@ -174,19 +177,19 @@ def test_pairs_of_real_solutions_load_and_tokenize():
 
     preferred = []
     for row in read_rows(SOLUTIONS):
-        told = [value for value in row.values() if isinstance(value, dict)]
-        right = [each["solution"] for each in told if each["is_correct"]]
-        wrong = [each["solution"] for each in told if not each["is_correct"]]
+        solutions = [value for value in row.values() if isinstance(value, dict)]
+        right = [solution["solution"] for solution in solutions if solution["is_correct"]]
+        wrong = [solution["solution"] for solution in solutions if not solution["is_correct"]]
         if right and wrong:
             preferred.append({"prompt": row["question"] + "\n", "chosen": right[0], "rejected": wrong[0]})
     assert len(preferred) > 300
     ready = with_preferences(preferred)
     tokenizer = bpe_tokenizer([row["prompt"] + row["chosen"] for row in ready], 1000)
-    found, lengths = tokenize_pairs(ready, tokenizer, (tokenizer.eos_token_id,), max_length=4096)
-    assert len(found) == len(preferred) and lengths.truncated == lengths.dropped == 0
-    for pair, row in list(zip(found, ready, strict=True))[:50]:
+    pairs, stats = tokenize_pairs(ready, tokenizer, (tokenizer.eos_token_id,), max_length=4096)
+    assert len(pairs) == len(preferred) and stats.truncated == stats.dropped == 0
+    for pair, row in list(zip(pairs, ready, strict=True))[:50]:
         for side in ("chosen", "rejected"):
             tokens = getattr(pair, side)
             assert tokens[-1] == tokenizer.eos_token_id
             assert decode_text(tokenizer, torch.cat([pair.prompt, tokens])) == row["prompt"] + row[side]
-    assert collate_pairs(found[:8]).tokens.shape[0] == 16
+    assert collate_pairs(pairs[:8]).tokens.shape[0] == 16

@@ -1,4 +1,4 @@
-"""Rows from files and from the Hub (a stand-in for it), and their one form."""
+"""Rows from files and from a fake of the Hub, and their normalized form."""
 
 import csv
 import json
@@ -20,24 +20,24 @@ ROWS = [
 ]
 
 
-def written(folder, kind, found=ROWS):
+def written(folder, kind, rows=ROWS):
     path = folder / f"data.{kind}"
     if kind == "jsonl":
-        path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in found) + "\n\n", encoding="utf-8")
+        path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8")
     elif kind == "json":
-        path.write_text(json.dumps(found), encoding="utf-8")
+        path.write_text(json.dumps(rows), encoding="utf-8")
     elif kind == "parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(found), path, row_group_size=2)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=2)
     else:
         with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(found[0]))
+            writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
-            writer.writerows(found)
+            writer.writerows(rows)
     return path
 
 
-def says(error, *parts):
-    """The message is one line and has the parts."""
+def assert_message(error, *parts):
+    """Assert that the message is one line and contains the parts."""
     message = str(error.value)
     assert "\n" not in message
     for part in parts:
@@ -53,7 +53,7 @@ def test_each_kind_of_file_gives_its_rows_in_order_and_at_most_limit(tmp_path, k
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
-def test_a_byte_order_mark_is_no_text(tmp_path, kind):
+def test_a_byte_order_mark_is_ignored(tmp_path, kind):
     path = written(tmp_path, kind)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert read_rows(path) == ROWS
@@ -65,8 +65,8 @@ def test_the_suffix_may_be_upper_case(tmp_path):
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
 def test_messages_survive_each_kind_that_nests(tmp_path, kind):
-    found = [{"prompt": [{"role": "user", "content": "hi"}], "n": 1}]
-    assert read_rows(written(tmp_path, kind, found)) == found
+    rows = [{"prompt": [{"role": "user", "content": "hi"}], "n": 1}]
+    assert read_rows(written(tmp_path, kind, rows)) == rows
 
 
 def test_jsonl_errors_name_file_and_line(tmp_path):
@@ -74,43 +74,43 @@ def test_jsonl_errors_name_file_and_line(tmp_path):
     path.write_text('{"a": 1}\n\n{"a": \n', encoding="utf-8")
     with pytest.raises(ValueError) as error:
         read_rows(path)
-    says(error, f"{path}:3: not JSON")
-    assert read_rows(path, limit=1) == [{"a": 1}], "what lies behind the limit is not read"
+    assert_message(error, f"{path}:3: not JSON")
+    assert read_rows(path, limit=1) == [{"a": 1}], "rows after the limit are not read"
     path.write_text('{"a": 1}\n[2]\n', encoding="utf-8")
     with pytest.raises(ValueError) as error:
         read_rows(path)
-    says(error, f"{path}:2:", "[2]")
+    assert_message(error, f"{path}:2:", "[2]")
     path.write_bytes(b'{"a": 1}\n{"a": "\xff"}\n')
     with pytest.raises(ValueError) as error:
         read_rows(path)
-    says(error, f"{path}:2:")
+    assert_message(error, f"{path}:2:")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "part"),
     [
-        ("a.json", '{"a": 1}\n{"a": 2}\n', "name it .jsonl"),
+        ("a.json", '{"a": 1}\n{"a": 2}\n', "rename it to .jsonl"),
         ("a.json", '{"a": 1}', "a list of objects; got dict"),
         ("a.json", "[1]", "row 0: expected an object"),
         ("a.json", "[", "not JSON"),
-        ("a.csv", "a,b\n1,2\n3\n", "a.csv:3: 1 cells under 2 columns"),
-        ("a.csv", "a,b\n1,2,3\n", "a.csv:2: 3 cells under 2 columns"),
-        ("a.csv", "a,a\n1,2\n", "named twice"),
+        ("a.csv", "a,b\n1,2\n3\n", "a.csv:3: 1 cells for 2 columns"),
+        ("a.csv", "a,b\n1,2,3\n", "a.csv:2: 3 cells for 2 columns"),
+        ("a.csv", "a,a\n1,2\n", "duplicate column names: a, a"),
         ("a.csv", 'a,b\n1,"2\n', "not CSV"),
         ("a.parquet", "no", "not Parquet"),
-        ("a.txt", "a", "unknown kind of file; .jsonl, .json, .parquet, .csv can be read"),
+        ("a.txt", "a", "unsupported file type; the supported types are .jsonl, .json, .parquet, .csv"),
         ("a.jsonl", "\n", "no rows"),
         ("a.json", "[]", "no rows"),
         ("a.csv", "a,b\n", "no rows"),
         ("a.csv", "", "no rows"),
     ],
 )
-def test_a_file_that_is_wrong_is_one_line(tmp_path, name, content, part):
+def test_a_malformed_file_gives_a_one_line_error(tmp_path, name, content, part):
     path = tmp_path / name
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError) as error:
         read_rows(path)
-    says(error, str(path), part)
+    assert_message(error, str(path), part)
 
 
 def test_empty_parquet_has_no_rows(tmp_path):
@@ -124,57 +124,57 @@ def test_a_missing_file_suggests_the_nearest(tmp_path):
     written(tmp_path, "jsonl")
     with pytest.raises(ValueError) as error:
         read_rows(tmp_path / "date.jsonl")
-    says(error, "no such file", "did you mean 'data.jsonl'?")
+    assert_message(error, "no such file", "did you mean 'data.jsonl'?")
     with pytest.raises(ValueError) as error:
         read_rows(tmp_path / "nowhere" / "data.jsonl")
-    says(error, "no such file", f"there is no folder {tmp_path / 'nowhere'}")
+    assert_message(error, "no such file", f"there is no folder {tmp_path / 'nowhere'}")
     with pytest.raises(ValueError, match="no such file"):
         read_rows(tmp_path / "no-suffix")
     with pytest.raises(ValueError, match="a folder"):
         read_rows(tmp_path)
 
 
-def test_what_cannot_be_asked_of_a_file(tmp_path):
+def test_a_split_of_a_file_and_an_empty_limit_are_refused(tmp_path):
     path = written(tmp_path, "jsonl")
-    with pytest.raises(ValueError, match="a file has no splits, and split 'test' was asked for"):
+    with pytest.raises(ValueError, match="a file has no splits, but split 'test' was requested"):
         read_rows(path, split="test")
     with pytest.raises(ValueError, match="limit is 0"):
         read_rows(path, limit=0)
 
 
-def test_the_hub_is_asked_for_name_configuration_and_split(monkeypatch):
-    asked = []
+def test_the_hub_gets_name_configuration_and_split(monkeypatch):
+    requests = []
 
     def load_dataset(name, configuration, *, split):
-        asked.append((name, configuration, split))
+        requests.append((name, configuration, split))
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert read_rows("openai/gsm8k:main", split="test") == ROWS
     assert read_rows("openai/gsm8k", limit=1) == ROWS[:1]
     assert read_rows("squad") == ROWS
-    assert asked == [("openai/gsm8k", "main", "test"), ("openai/gsm8k", None, "train"), ("squad", None, "train")]
+    assert requests == [("openai/gsm8k", "main", "test"), ("openai/gsm8k", None, "train"), ("squad", None, "train")]
 
 
 @pytest.mark.parametrize(
     "failure", [ConnectionError("no\n  network"), FileNotFoundError("no such dataset"), ValueError("Unknown split")]
 )
-def test_a_failure_of_the_hub_is_one_line(monkeypatch, failure):
+def test_a_failure_of_the_hub_gives_a_one_line_error(monkeypatch, failure):
     def load_dataset(*_, **__):
         raise failure
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(ValueError) as error:
         read_rows("openai/gsm9k", split="dev")
-    says(error, "openai/gsm9k", "'dev'", type(failure).__name__, " ".join(str(failure).split()))
+    assert_message(error, "openai/gsm9k", "'dev'", type(failure).__name__, " ".join(str(failure).split()))
 
 
-def test_an_empty_split_and_a_name_that_the_hub_cannot_have(monkeypatch):
+def test_an_empty_split_and_an_invalid_dataset_name(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list([]))
     with pytest.raises(ValueError, match="openai/gsm8k: no rows"):
         read_rows("openai/gsm8k")
     for name in ("a/b/c", "s3://a/b", "a b", ":main", "a/b:"):
-        with pytest.raises(ValueError, match="neither a file nor the name of a dataset"):
+        with pytest.raises(ValueError, match="neither a file nor a dataset name"):
             read_rows(name)
 
 
@@ -184,11 +184,13 @@ def test_importing_rows_loads_no_heavy_library():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_require_names_the_missing_column_those_present_and_the_nearest():
+def test_require_columns_names_the_missing_column_those_present_and_the_nearest():
     require_columns(ROWS, ["question", "answer"])
     with pytest.raises(ValueError) as error:
         require_columns([*ROWS, {"qestion": 1, "z": 2}], ["question"], "data.jsonl")
-    says(error, "data.jsonl: row 3 has no column 'question'", "it has 'qestion', 'z'", "did you mean 'qestion'?")
+    assert_message(
+        error, "data.jsonl: row 3 has no column 'question'", "it has 'qestion', 'z'; did you mean 'qestion'?"
+    )
     with pytest.raises(ValueError, match=r"it has none$"):
         require_columns([{}], ["question"])
 
@@ -217,26 +219,26 @@ def test_trl_types_load_unchanged(tmp_path, row, completion):
         assert with_prompts(read_rows(written(tmp_path, kind, [row])), "prompt", completion) == [row]
 
 
-def test_named_columns_become_prompt_and_completion_and_the_row_given_is_left_alone():
+def test_named_columns_become_prompt_and_completion_and_the_input_row_is_unchanged():
     row = {"question": "a", "answer": "b", "id": 1}
     (new,) = with_prompts([row], "question", "answer")
     assert new == {"question": "a", "answer": "b", "id": 1, "prompt": "a", "completion": "b"}
     assert row == {"question": "a", "answer": "b", "id": 1}
 
 
-def test_system_goes_in_front():
+def test_the_system_prompt_is_prepended():
     plain, messages = with_prompts([{"q": "a"}, {"q": [USER]}], "q", system="Be kind.")
     assert plain["prompt"] == "Be kind.\n\na"
     assert messages["prompt"] == [{"role": "system", "content": "Be kind."}, USER]
     assert messages["q"] == [USER], "the row's own list is not the one extended"
-    with pytest.raises(ValueError, match="row 0: the prompt has a system message of its own"):
+    with pytest.raises(ValueError, match="row 0: the prompt already has a system message"):
         with_prompts([{"q": [{"role": "system", "content": "x"}, USER]}], "q", system="Be kind.")
 
 
 def test_keys_that_parquet_fills_in_are_dropped(tmp_path):
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
-    found = [{"prompt": [USER, call, {"role": "tool", "content": "3"}]}]
-    (new,) = with_prompts(read_rows(written(tmp_path, "parquet", found)), "prompt")
+    rows = [{"prompt": [USER, call, {"role": "tool", "content": "3"}]}]
+    (new,) = with_prompts(read_rows(written(tmp_path, "parquet", rows)), "prompt")
     assert new["prompt"] == [
         USER,
         {"role": "assistant", "tool_calls": [{"name": "f"}]},
@@ -256,11 +258,11 @@ def test_keys_that_parquet_fills_in_are_dropped(tmp_path):
         ({"prompt": [{"role": "user", "content": None}]}, "each have a 'role' and a 'content'"),
         ({"prompt": [{"content": "hi"}]}, "each have a 'role' and a 'content'"),
         ({"prompt": ["hi"]}, "each have a 'role' and a 'content'"),
-        ({"prompt": [USER, ASSISTANT], "completion": [ASSISTANT]}, "ends with the assistant's message"),
+        ({"prompt": [USER, ASSISTANT], "completion": [ASSISTANT]}, "ends with an assistant message"),
         ({"completion": None}, "the completion ('completion') must be text"),
         ({"completion": ""}, "the completion ('completion') is empty"),
-        ({"completion": [ASSISTANT]}, "the prompt is plain text and the completion messages"),
-        ({"prompt": [USER]}, "the prompt is messages and the completion plain text"),
+        ({"completion": [ASSISTANT]}, "the prompt is plain text but the completion is messages"),
+        ({"prompt": [USER]}, "the prompt is messages but the completion is plain text"),
         ({"prompt": [USER], "completion": [ASSISTANT, USER]}, "must be one assistant message"),
     ],
 )
@@ -268,9 +270,9 @@ def test_a_bad_row_is_named(bad, part):
     good = {"prompt": "a", "completion": "b"}
     with pytest.raises(ValueError) as error:
         with_prompts([good, good, {**good, **bad}], "prompt", "completion", source="data.jsonl")
-    says(error, "data.jsonl: row 2", part)
+    assert_message(error, "data.jsonl: row 2", part)
 
 
-def test_with_prompts_asks_for_its_columns():
+def test_with_prompts_requires_its_columns():
     with pytest.raises(ValueError, match=r"row 0 has no column 'promt'.*did you mean 'prompt'"):
         with_prompts([{"prompt": "a"}], "promt")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from grape_rl.data.tasks import _json_clean, reasoning_gym_rows, task_split
+from grape_rl.data.tasks import _json_clean, task_split
 
 reasoning_gym = pytest.importorskip("reasoning_gym")
 
@@ -16,12 +16,17 @@ SPELL = {"min_word_len": 3, "max_word_len": 5}
 TASKS = {"chain_sum": SUM, "spell_backward": SPELL, "number_sorting": SORT}
 
 
+def task_rows(tasks, size, seed):
+    """Training rows alone."""
+    return task_split(tasks, size, 0, seed)[0]
+
+
 def questions(rows):
     return {row["prompt"] for row in rows}
 
 
 def test_rows_take_the_tasks_in_turn_and_no_question_twice():
-    rows = reasoning_gym_rows(TASKS, 301, seed=5)
+    rows = task_rows(TASKS, 301, seed=5)
     assert [row["task"] for row in rows] == [list(TASKS)[i % 3] for i in range(301)]
     assert len(questions(rows)) == 301
     for row in rows:
@@ -30,8 +35,8 @@ def test_rows_take_the_tasks_in_turn_and_no_question_twice():
         assert row["answer"] == row["entry"]["answer"]
 
 
-def test_the_options_are_heeded():
-    for row in reasoning_gym_rows(TASKS, 60, seed=1):
+def test_the_options_are_applied():
+    for row in task_rows(TASKS, 60, seed=1):
         facts = row["entry"]["metadata"]
         if row["task"] == "chain_sum":
             left, _, right = facts["expression"].split()
@@ -44,7 +49,7 @@ def test_the_options_are_heeded():
 
 
 def test_rows_are_json_and_reasoning_gym_scores_them_as_its_own():
-    rows = reasoning_gym_rows(TASKS, 90, seed=2)
+    rows = task_rows(TASKS, 90, seed=2)
     stored = json.loads(json.dumps(rows, allow_nan=False))
     assert stored == rows
     for row in stored:
@@ -66,42 +71,40 @@ def test_numpy_tuples_sets_and_odd_keys_become_json():
     }
     kinds = [type(part) for part in (*clean["1"], *clean["n"], clean["t"])]
     assert kinds == [float, int, type(None), bool, str, bool]
-    with pytest.raises(ValueError, match="task 't': its entry holds a complex"):
+    with pytest.raises(ValueError, match="task 't': its entry contains a complex"):
         _json_clean([1j], "t")
 
 
 def test_the_seed_decides_and_fewer_rows_are_the_first_of_more():
-    assert reasoning_gym_rows(TASKS, 40, seed=3) == reasoning_gym_rows(TASKS, 90, seed=3)[:40]
-    assert reasoning_gym_rows(TASKS, 40, seed=3) != reasoning_gym_rows(TASKS, 40, seed=4)
+    assert task_rows(TASKS, 40, seed=3) == task_rows(TASKS, 90, seed=3)[:40]
+    assert task_rows(TASKS, 40, seed=3) != task_rows(TASKS, 40, seed=4)
 
 
 def test_the_seed_decides_in_another_process_too():
     code = (
-        "import json; from grape_rl.data.tasks import reasoning_gym_rows; "
-        f"print(json.dumps(reasoning_gym_rows({TASKS!r}, 30, 3)))"
+        "import json; from grape_rl.data.tasks import task_split; "
+        f"print(json.dumps(task_split({TASKS!r}, 30, 0, 3)[0]))"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(ran.stdout) == reasoning_gym_rows(TASKS, 30, seed=3)
+    assert json.loads(ran.stdout) == task_rows(TASKS, 30, seed=3)
 
 
 def test_neighboring_seeds_share_no_more_than_chance():
     many = {"number_sorting": SORT}  # 2 · (100³ + 100⁴) questions: 1 in 10⁶ at most
-    assert not questions(reasoning_gym_rows(many, 300, seed=0)) & questions(reasoning_gym_rows(many, 300, seed=1))
+    assert not questions(task_rows(many, 300, seed=0)) & questions(task_rows(many, 300, seed=1))
 
 
 def test_all_questions_of_a_small_task_are_found_and_not_one_more():
     few = {"chain_sum": SUM}  # 10 · 10 pairs of digits, plus and minus
-    rows = reasoning_gym_rows(few, 200, seed=0)
+    rows = task_rows(few, 200, seed=0)
     expected = {f"{a} {sign} {b}" for a in range(10) for b in range(10) for sign in "+-"}
     assert {row["entry"]["metadata"]["expression"] for row in rows} == expected
-    with pytest.raises(
-        ValueError, match="201 distinct questions are needed, and with these options there are only 200"
-    ):
-        reasoning_gym_rows(few, 201, seed=0)
+    with pytest.raises(ValueError, match="201 distinct questions are required, but these options give only 200"):
+        task_rows(few, 201, seed=0)
     two = {"spell_backward": SPELL, "chain_sum": SUM}
-    assert len(reasoning_gym_rows(two, 401, seed=0)) == 401, "201 of the one and 200 of the other"
-    with pytest.raises(ValueError, match="'chain_sum': 201 distinct questions are needed"):
-        reasoning_gym_rows(two, 403, seed=0)
+    assert len(task_rows(two, 401, seed=0)) == 401, "201 of the one and 200 of the other"
+    with pytest.raises(ValueError, match="'chain_sum': 201 distinct questions are required"):
+        task_rows(two, 403, seed=0)
 
 
 def test_the_split_has_no_question_on_both_sides_and_its_test_stays():
@@ -127,29 +130,29 @@ def test_the_split_has_no_question_on_both_sides_and_its_test_stays():
         ({"chain_sum": {"min_terms": 9}}, "max_terms must be >= min_terms"),
         ({"chain_sum": {"min_terms": "two"}}, "task 'chain_sum' with {'min_terms': 'two'}:"),
         ({"spell_backward": {"min_word_len": 90, "max_word_len": 91}}, "task 'spell_backward' with"),
-        ({"rearc": {}}, "task 'rearc': reasoning-gym cannot score its entries once they are JSON"),
+        ({"rearc": {}}, "task 'rearc': reasoning-gym cannot score its entries as JSON"),
         ({}, "no tasks are named"),
     ],
 )
-def test_a_task_that_cannot_be_is_one_line(tasks, message):
+def test_an_invalid_task_gives_a_one_line_error(tasks, message):
     with pytest.raises(ValueError) as error:
-        reasoning_gym_rows(tasks, 3, seed=0)
+        task_rows(tasks, 3, seed=0)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_sizes_that_cannot_be():
-    with pytest.raises(ValueError, match="size is 0"):
-        reasoning_gym_rows(TASKS, 0, seed=0)
+def test_invalid_sizes_are_refused():
+    with pytest.raises(ValueError, match="train_size is 0"):
+        task_rows(TASKS, 0, seed=0)
     for train_size, test_size in ((0, 5), (5, -1)):
         with pytest.raises(ValueError, match="train_size"):
             task_split(TASKS, train_size, test_size, seed=0)
 
 
-def test_without_reasoning_gym_the_error_says_what_to_install(monkeypatch):
+def test_without_reasoning_gym_the_error_names_the_package_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym.factory", None)
     with pytest.raises(ValueError, match=r"pip install 'grape-rl\[tasks\]'"):
-        reasoning_gym_rows(TASKS, 3, seed=0)
+        task_rows(TASKS, 3, seed=0)
 
 
 def test_importing_tasks_loads_no_heavy_library():
@@ -167,6 +170,6 @@ def test_a_task_of_a_given_size_repeats_its_questions_in_turn_and_none_of_them_i
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "many"])
-def test_a_size_that_is_no_count_is_refused(size: object) -> None:
+def test_a_size_that_is_not_a_count_is_refused(size: object) -> None:
     with pytest.raises(ValueError, match=r"'chain_sum': size is .*; it must be a whole number of questions"):
         task_split({"chain_sum": {**SUM, "size": size}}, 10, 2, seed=0)

@@ -1,4 +1,4 @@
-"""The teacher: how often it is wrong, how it writes, and that it does so again."""
+"""Synthetic demonstrations: the fraction of wrong answers, the styles, and the seed."""
 
 from collections import Counter
 
@@ -10,44 +10,44 @@ STYLES = {"Answer: {answer}": 2.0, "{answer}": 1.0, "Let me see. Answer: {answer
 ROWS = [{"prompt": f"q{i}", "answer": f"{task}{i}", "task": task, "n": i} for i in range(2000) for task in "ab"]
 
 
-def spoken(row):
+def answer_of(row):
     """The answer in the completion, whatever its style."""
     return row["completion"].rsplit(" ", 1)[-1]
 
 
-def test_a_faultless_teacher():
-    taught = synthesize_demonstrations(ROWS, 0.0, {"= {answer}": 1.0}, seed=0)
-    assert [row["completion"] for row in taught] == [f"= {row['answer']}" for row in ROWS]
-    assert [{k: v for k, v in row.items() if k != "completion"} for row in taught] == ROWS
+def test_a_teacher_without_mistakes():
+    demonstrations = synthesize_demonstrations(ROWS, 0.0, {"= {answer}": 1.0}, seed=0)
+    assert [row["completion"] for row in demonstrations] == [f"= {row['answer']}" for row in ROWS]
+    assert [{k: v for k, v in row.items() if k != "completion"} for row in demonstrations] == ROWS
     assert "completion" not in ROWS[0]
 
 
-def test_a_share_is_wrong_with_an_answer_of_the_same_task():
-    taught = synthesize_demonstrations(ROWS, 0.3, STYLES, seed=1)
-    wrong = [row for row in taught if spoken(row) != row["answer"]]
+def test_a_fraction_is_wrong_with_an_answer_of_the_same_task():
+    demonstrations = synthesize_demonstrations(ROWS, 0.3, STYLES, seed=1)
+    wrong = [row for row in demonstrations if answer_of(row) != row["answer"]]
     # 4000 draws: 0.3 ± 4 standard deviations of 0.0072. All answers differ, so a mistaken one is (nearly) never right.
-    assert len(wrong) / len(taught) == pytest.approx(0.3, abs=0.03)
+    assert len(wrong) / len(demonstrations) == pytest.approx(0.3, abs=0.03)
     answers = {task: {row["answer"] for row in ROWS if row["task"] == task} for task in "ab"}
-    assert all(spoken(row) in answers[row["task"]] for row in wrong)
-    assert len({spoken(row) for row in wrong}) > 500
+    assert all(answer_of(row) in answers[row["task"]] for row in wrong)
+    assert len({answer_of(row) for row in wrong}) > 500
 
 
-def test_styles_come_as_often_as_they_weigh():
-    found = Counter(
-        row["completion"].replace(spoken(row), "{answer}")
+def test_styles_are_sampled_by_their_weights():
+    counts = Counter(
+        row["completion"].replace(answer_of(row), "{answer}")
         for row in synthesize_demonstrations(ROWS, 0.5, STYLES, seed=2)
     )
-    assert found.keys() == STYLES.keys()
+    assert counts.keys() == STYLES.keys()
     for style, weight in STYLES.items():
-        assert found[style] / len(ROWS) == pytest.approx(weight / 4, abs=0.032)  # 4 deviations of at most 0.0079
+        assert counts[style] / len(ROWS) == pytest.approx(weight / 4, abs=0.032)  # 4 deviations of at most 0.0079
 
 
-def test_a_style_says_the_answer_wherever_it_is_asked_to():
-    (taught,) = synthesize_demonstrations([{"answer": "{answer}!"}], 0.0, {"{answer} {x} {answer}": 1.0}, seed=0)
-    assert taught["completion"] == "{answer}! {x} {answer}!"
+def test_every_placeholder_of_a_style_is_replaced():
+    (row,) = synthesize_demonstrations([{"answer": "{answer}!"}], 0.0, {"{answer} {x} {answer}": 1.0}, seed=0)
+    assert row["completion"] == "{answer}! {x} {answer}!"
 
 
-def test_the_same_seed_teaches_the_same_and_another_something_else():
+def test_the_seed_determines_the_demonstrations():
     first = synthesize_demonstrations(ROWS, 0.3, STYLES, seed=3)
     assert first == synthesize_demonstrations(ROWS, 0.3, STYLES, seed=3)
     assert first != synthesize_demonstrations(ROWS, 0.3, STYLES, seed=4)
@@ -56,12 +56,12 @@ def test_the_same_seed_teaches_the_same_and_another_something_else():
 @pytest.mark.parametrize(
     ("rows", "styles", "message"),
     [
-        (ROWS[:1], {}, "data.teacher.styles is empty: at least one style"),
-        (ROWS[:1], {"{answer}": 1.0, "Answer:": 1.0}, "data.teacher.styles: 'Answer:' has no {answer} in it"),
+        (ROWS[:1], {}, "data.teacher.styles is empty: give at least one style"),
+        (ROWS[:1], {"{answer}": 1.0, "Answer:": 1.0}, "data.teacher.styles: 'Answer:' does not contain {answer}"),
         ([ROWS[0], {"task": "maze", "answer": None}], {"{answer}": 1.0}, "row 1 (task 'maze') has no single answer"),
     ],
 )
-def test_what_cannot_be_taught(rows, styles, message):
-    with pytest.raises(ValueError) as told:
+def test_invalid_rows_and_styles_are_refused(rows, styles, message):
+    with pytest.raises(ValueError) as error:
         synthesize_demonstrations(rows, 0.0, styles, seed=0)
-    assert message in str(told.value)
+    assert message in str(error.value)

@@ -1,4 +1,4 @@
-"""The types of data, told by their columns."""
+"""Data types, recognized by their columns."""
 
 import pytest
 

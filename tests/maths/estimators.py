@@ -2,7 +2,7 @@
 
 import torch
 
-from grape_rl.maths.advantage import baselined, group_relative, leave_one_out
+from grape_rl.maths.advantage import baseline_advantage, group_relative, leave_one_out
 from grape_rl.maths.exact import enumerated, expectation, logprobs
 from grape_rl.maths.surrogate import cispo, clipped, policy_gradient, ratio
 
@@ -13,9 +13,9 @@ FIXED = enumerated(3, 2)
 VARIED = enumerated(3, 2, end=2)
 TINY = enumerated(2, 2, end=1)
 ADVANTAGES = {
-    "nothing": lambda reward, group: baselined(reward, group, "none"),
-    "batch mean": lambda reward, group: baselined(reward, group, "batch"),
-    "others' mean": lambda reward, group: baselined(reward, group, "leave_one_out"),
+    "nothing": lambda reward, group: baseline_advantage(reward, group, "none"),
+    "batch mean": lambda reward, group: baseline_advantage(reward, group, "batch"),
+    "others' mean": lambda reward, group: baseline_advantage(reward, group, "leave_one_out"),
     "leave one out": leave_one_out,
     "group mean": lambda reward, group: group_relative(reward, group, "none"),
     "group std": lambda reward, group: group_relative(reward, group, "group"),

@@ -1,4 +1,4 @@
-"""Advantages against plain loops over their definitions, and the invariances that they must have."""
+"""Advantages against plain loops over their definitions, and their invariances."""
 
 import math
 import statistics
@@ -8,23 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grape_rl.maths.advantage import (
-    EPSILON,
-    baselined,
-    best_of_group,
-    gae,
-    group_count,
-    group_mean,
-    group_rank,
-    group_relative,
-    leave_one_out,
-    normalized,
-)
+from grape_rl.maths.advantage import baseline_advantage, batch_normalized, gae, group_relative, leave_one_out
+from grape_rl.maths.groups import EPSILON, group_count, group_mean
+from grape_rl.maths.rejection import best_of_group
 
 NAN = math.nan
+FUNCTIONS = (group_relative, leave_one_out, baseline_advantage, batch_normalized, best_of_group)
 unhurried = settings(deadline=None)  # the first call loads things
 
-# Thousandths: two different rewards differ by enough for a deviation to keep its digits.
+# Thousandths: different rewards differ by enough for a deviation to keep its digits.
 numbers = st.one_of(st.integers(-5000, 5000).map(lambda i: i / 1000), st.sampled_from([0.1, 0.7]))
 ids = st.sampled_from([-3, 0, 8, 100])
 batches = st.lists(st.tuples(st.one_of(st.just(NAN), numbers), ids), min_size=1, max_size=12)
@@ -34,13 +26,13 @@ def tensors(batch):
     return torch.tensor([r for r, _ in batch], dtype=torch.float64), torch.tensor([g for _, g in batch])
 
 
-def close(found, expected):
-    """Equal up to float64 rounding of numbers up to some 1e4 (a deviation of 1e-3 divides 10), NaN for NaN."""
-    torch.testing.assert_close(found.tolist(), expected, rtol=1e-9, atol=1e-9, equal_nan=True)
+def close(actual, expected):
+    """Equal up to float64 rounding of numbers up to about 1e4 (10 divided by a deviation of 1e-3), NaN for NaN."""
+    torch.testing.assert_close(actual.tolist(), expected, rtol=1e-9, atol=1e-9, equal_nan=True)
 
 
-def others(batch, i):
-    """The valid rewards of i's group, i's own included."""
+def group_rewards(batch, i):
+    """Valid rewards of i's group, its own included."""
     return [r for r, g in batch if g == batch[i][1] and not math.isnan(r)]
 
 
@@ -54,7 +46,7 @@ def test_group_relative_against_a_loop(batch, scale):
     everyone = [r for r, _ in batch if not math.isnan(r)]
     expected = []
     for i, (r, _) in enumerate(batch):
-        mine = others(batch, i)
+        mine = group_rewards(batch, i)
         if math.isnan(r):
             expected.append(NAN)
         elif len(set(mine)) == 1:
@@ -70,7 +62,7 @@ def test_group_relative_against_a_loop(batch, scale):
 def test_leave_one_out_against_a_loop(batch):
     expected = []
     for i, (r, _) in enumerate(batch):
-        mine = others(batch, i)
+        mine = group_rewards(batch, i)
         alone = math.isnan(r) or len(mine) < 2
         expected.append(NAN if alone else r - (math.fsum(mine) - r) / (len(mine) - 1))
     close(leave_one_out(*tensors(batch)), expected)
@@ -78,89 +70,60 @@ def test_leave_one_out_against_a_loop(batch):
 
 @unhurried
 @given(batches)
-def test_baselined_against_loops(batch):
+def test_baseline_advantage_against_loops(batch):
     everyone = [r for r, _ in batch if not math.isnan(r)]
     mean = statistics.fmean(everyone) if everyone else NAN
-    close(baselined(*tensors(batch), "none"), [r for r, _ in batch])
-    close(baselined(*tensors(batch), "batch"), [r - mean for r, _ in batch])
-    close(baselined(*tensors(batch), "leave_one_out"), leave_one_out(*tensors(batch)).tolist())
-    close(baselined(*tensors(batch)), [r - mean for r, _ in batch])
+    close(baseline_advantage(*tensors(batch), "none"), [r for r, _ in batch])
+    close(baseline_advantage(*tensors(batch), "batch"), [r - mean for r, _ in batch])
+    close(baseline_advantage(*tensors(batch), "leave_one_out"), leave_one_out(*tensors(batch)).tolist())
+    close(baseline_advantage(*tensors(batch)), [r - mean for r, _ in batch])
 
 
 @unhurried
 @given(batches)
-def test_normalized_against_loops(batch):
+def test_batch_normalized_against_loops(batch):
     known = [r for r, _ in batch if not math.isnan(r)]
-    apart = [math.nan if math.isnan(r) else r - statistics.fmean(others(batch, i)) for i, (r, _) in enumerate(batch)]
+    apart = [NAN if math.isnan(r) else r - statistics.fmean(group_rewards(batch, i)) for i, (r, _) in enumerate(batch)]
     flat = [NAN if math.isnan(r) else r - statistics.fmean(known) for r, _ in batch]
     for center, centered in (("batch", flat), ("group", apart)):
         divisor = stdev([d for d in centered if not math.isnan(d)]) + EPSILON
-        # Equal rewards: their mean as Python sums it may differ from them in the last place, which over 1e-6 shows.
+        # Equal rewards: Python's mean may differ from them in the last place, which a division by 1e-6 amplifies.
         expected = [d / divisor for d in centered]
-        found = normalized(*tensors(batch), center)
+        found = batch_normalized(*tensors(batch), center)
         torch.testing.assert_close(found.tolist(), expected, rtol=1e-8, atol=1e-8, equal_nan=True)
-    close(normalized(*tensors(batch)), normalized(*tensors(batch), "batch").tolist())
+    close(batch_normalized(*tensors(batch)), batch_normalized(*tensors(batch), "batch").tolist())
 
 
-def test_normalized_has_deviation_one_and_the_baseline_form_mean_zero_in_each_group():
+def test_batch_normalized_has_std_one_and_group_centering_has_mean_zero_in_each_group():
     reward, group = torch.randn(40, generator=torch.Generator().manual_seed(0)).double(), torch.arange(40) % 5
     for center in ("batch", "group"):
-        found = normalized(reward + 3.0 * group, group, center)
+        found = batch_normalized(reward + 3.0 * group, group, center)
         assert math.isclose(statistics.stdev(found.tolist()), 1, rel_tol=1e-5)  # the 1e-6 in the divisor
         assert math.isclose(found.mean().item(), 0, abs_tol=1e-12)
     assert group_mean(found, group).abs().max() < 1e-12
-    assert group_mean(normalized(reward + 3.0 * group, group), group).abs().max() > 0.5, "the batch's mean is not"
+    batch_centered = batch_normalized(reward + 3.0 * group, group)
+    assert group_mean(batch_centered, group).abs().max() > 0.5, "batch centering leaves group means"
 
 
-def test_lite_ppos_and_reinforce_plus_plus_baselines_divide_by_different_deviations():
-    """Of groups far apart the raw rewards' deviation is large; what is centered in its group knows nothing of that."""
+def test_lite_ppo_and_reinforce_plus_plus_baseline_divide_by_different_standard_deviations():
+    """The standard deviation of raw rewards includes the distance between groups; that of centered rewards does not."""
     reward, group = torch.tensor([0.0, 1.0, 100.0, 101.0], dtype=torch.float64), torch.tensor([0, 0, 1, 1])
-    raw, centered = group_relative(reward, group, "batch"), normalized(reward, group, "group")
+    raw, centered = group_relative(reward, group, "batch"), batch_normalized(reward, group, "group")
     close(raw, [d / (statistics.stdev([0, 1, 100, 101]) + EPSILON) for d in (-0.5, 0.5, -0.5, 0.5)])
     close(centered, [d / (statistics.stdev([-0.5, 0.5, -0.5, 0.5]) + EPSILON) for d in (-0.5, 0.5, -0.5, 0.5)])
 
 
 @unhurried
-@given(batches)
-def test_group_rank_against_a_loop(batch):
-    expected = []
-    keys = [(-math.inf if math.isnan(r) else r, -j) for j, (r, _) in enumerate(batch)]
-    for i, (_, g) in enumerate(batch):
-        expected.append(sum(keys[j] > keys[i] for j in range(len(batch)) if batch[j][1] == g))
-    assert group_rank(*tensors(batch)).tolist() == expected
-
-
-@unhurried
-@given(batches, st.integers(1, 3), st.one_of(st.just(-math.inf), numbers))
-def test_best_of_group_against_a_loop(batch, keep, threshold):
-    expected = [NAN] * len(batch)
-    for g in {g for _, g in batch}:
-        mine = [i for i, (r, other) in enumerate(batch) if other == g and not math.isnan(r)]
-        mine.sort(key=lambda i: (-batch[i][0], i))
-        for i in mine[:keep]:
-            if batch[i][0] >= threshold:
-                expected[i] = 1.0
-    close(best_of_group(*tensors(batch), keep, threshold), expected)
-
-
-def test_best_of_group_keeps_the_first_where_all_are_equal():
-    """Enough of them that a sort which is not stable would show."""
-    group = torch.arange(1000) % 3
-    found = best_of_group(torch.full((1000,), 0.1), group, keep=2)
-    assert (~found.isnan()).nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
-
-
-@unhurried
 @given(st.floats(-1e6, 1e6), st.integers(1, 40), st.sampled_from([torch.float32, torch.float64]))
 def test_equal_rewards_give_exactly_zero(reward, size, dtype):
-    """To the bit, and with a missing one among them: a residue over a deviation of 1e-17 would not be small."""
+    """To the bit, also with a missing reward: a rounding residue divided by a deviation of 1e-17 is not small."""
     rewards = torch.full((size + 1,), reward, dtype=dtype)
     rewards[size] = NAN
     group = torch.zeros(size + 1, dtype=torch.int64)
     for found in (
         *(group_relative(rewards, group, scale) for scale in ("group", "batch", "none")),
-        baselined(rewards, group, "batch"),
-        *(normalized(rewards, group, center) for center in ("batch", "group")),
+        baseline_advantage(rewards, group, "batch"),
+        *(batch_normalized(rewards, group, center) for center in ("batch", "group")),
         *([leave_one_out(rewards, group)] if size > 1 else []),
     ):
         assert not found[:size].any()
@@ -168,7 +131,7 @@ def test_equal_rewards_give_exactly_zero(reward, size, dtype):
         assert found.dtype == dtype
 
 
-def test_equal_rewards_give_exactly_zero_beside_a_group_that_varies():
+def test_equal_rewards_give_exactly_zero_alongside_a_varied_group():
     reward = torch.tensor([0.1, 5.0, 0.1, -2.0, 0.1], dtype=torch.float64)
     found = group_relative(reward, torch.tensor([0, 1, 0, 1, 0]), "batch")
     assert found[[0, 2, 4]].tolist() == [0.0, 0.0, 0.0]
@@ -184,17 +147,17 @@ def test_a_constant_added_to_all_rewards_changes_nothing(batch, constant):
         lambda r: group_relative(r, group, "batch"),
         lambda r: group_relative(r, group, "none"),
         lambda r: leave_one_out(r, group),
-        lambda r: baselined(r, group, "batch"),
+        lambda r: baseline_advantage(r, group, "batch"),
     ):
-        # 1000 is held to 1e-13, and the smallest deviation to divide by is near 1e-3.
+        # float64 represents 1000 to 1e-13, and the smallest standard deviation is near 1e-3.
         torch.testing.assert_close(function(reward + constant), function(reward), rtol=0, atol=1e-8, equal_nan=True)
-    close(baselined(reward + constant, group, "none"), [r + constant for r, _ in batch])
+    close(baseline_advantage(reward + constant, group, "none"), [r + constant for r, _ in batch])
 
 
 @unhurried
 @given(batches, st.floats(-1000, 1000))
-def test_a_constant_added_changes_no_more_than_float32_holds_of_it(batch, constant):
-    """1000 is held to 6e-5; a few such roundings, and leave-one-out doubles them."""
+def test_a_constant_added_changes_nothing_beyond_float32_rounding(batch, constant):
+    """float32 represents 1000 to 6e-5; there are a few such roundings, and leave-one-out doubles them."""
     reward, group = tensors(batch)
     reward = reward.float()
     for function in (lambda r: group_relative(r, group, "none"), lambda r: leave_one_out(r, group)):
@@ -212,14 +175,14 @@ def test_advantages_of_a_group_sum_to_zero(batch):
 
 @unhurried
 @given(batches, st.randoms(use_true_random=False))
-def test_responses_may_come_in_any_order(batch, random):
+def test_the_order_of_responses_does_not_matter(batch, random):
     order = list(range(len(batch)))
     random.shuffle(order)
     reward, group = tensors(batch)
     for function in (
         group_relative,
         leave_one_out,
-        baselined,
+        baseline_advantage,
         lambda r, g: group_relative(r, g, "batch"),
         group_mean,
         group_count,
@@ -227,7 +190,7 @@ def test_responses_may_come_in_any_order(batch, random):
         close(function(reward[order], group[order]), function(reward, group)[order].tolist())
 
 
-def test_the_default_is_grpos():
+def test_the_default_scale_is_that_of_grpo():
     reward, group = torch.tensor([0.0, 1.0, 1.0, 7.0]), torch.tensor([0, 0, 0, 1])
     close(group_relative(reward.double(), group), group_relative(reward.double(), group, "group").tolist())
 
@@ -237,34 +200,17 @@ def test_leave_one_out_is_the_group_mean_times_a_factor():
     close(leave_one_out(reward, group), (group_relative(reward, group, "none") * 4 / 3).tolist())
 
 
-def test_group_mean_and_count_go_column_by_column():
-    value = torch.tensor([[0.1, NAN], [0.1, 2.0], [0.1, NAN], [7.0, NAN]], dtype=torch.float64)
-    group = torch.tensor([4, 4, 4, 2])
-    found = group_mean(value, group).tolist()
-    assert found[:3] == [[0.1, 2.0]] * 3  # exactly: the mean of equal numbers is that number
-    assert found[3][0] == 7.0 and math.isnan(found[3][1])
-    assert group_count(value, group).tolist() == [[3, 1], [3, 1], [3, 1], [1, 0]]
-
-
 def test_an_empty_batch_has_no_advantages():
     reward, group = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
-    for function in (group_relative, leave_one_out, baselined, normalized, best_of_group):
+    for function in FUNCTIONS:
         assert function(reward, group).shape == (0,)
 
 
-@pytest.mark.parametrize("function", [group_relative, leave_one_out, baselined, normalized, best_of_group])
+@pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("bad", [math.inf, -math.inf])
-def test_an_infinite_reward_is_refused(function, bad):
+def test_an_infinite_reward_raises(function, bad):
     with pytest.raises(ValueError, match=r"reward\[1\] is -?inf"):
         function(torch.tensor([0.0, bad]), torch.tensor([0, 0]))
-
-
-def test_best_of_group_refuses_what_would_keep_nothing():
-    reward, group = torch.zeros(2), torch.zeros(2, dtype=torch.int64)
-    with pytest.raises(ValueError, match="keep is 0"):
-        best_of_group(reward, group, keep=0)
-    with pytest.raises(ValueError, match="threshold is NaN"):
-        best_of_group(reward, group, threshold=NAN)
 
 
 # Generalized advantage estimation
@@ -285,7 +231,7 @@ def deltas(reward, value, gamma):
 @pytest.mark.parametrize("gamma", [1.0, 0.9, 0.0])
 @pytest.mark.parametrize("lam", [1.0, 0.95, 0.3, 0.0])
 @pytest.mark.parametrize("seed", range(5))
-def test_gae_is_the_discounted_sum_of_errors_over_the_policys_tokens(seed, lam, gamma):
+def test_gae_is_the_discounted_sum_of_td_errors_over_masked_in_tokens(seed, lam, gamma):
     reward, value, mask = ragged(seed)
     expected = torch.zeros_like(value)
     for i in range(len(mask)):
@@ -297,16 +243,16 @@ def test_gae_is_the_discounted_sum_of_errors_over_the_policys_tokens(seed, lam, 
 
 
 def test_gae_at_its_limits():
-    """lam = 1 is the reward still to come less the value, lam = 0 the error of one step."""
+    """lam = 1 is the return minus the value; lam = 0 is the one-step TD error."""
     reward, value, mask = ragged(0)
     mask[:] = True
-    to_come = reward.flip(1).cumsum(1).flip(1)
-    torch.testing.assert_close(gae(reward, value, mask, lam=1.0), to_come - value, rtol=1e-12, atol=1e-12)
+    returns = reward.flip(1).cumsum(1).flip(1)
+    torch.testing.assert_close(gae(reward, value, mask, lam=1.0), returns - value, rtol=1e-12, atol=1e-12)
     one_step = [deltas(r, v, 0.9) for r, v in zip(reward.tolist(), value.tolist(), strict=True)]
     torch.testing.assert_close(gae(reward, value, mask, 0.9, 0.0).tolist(), one_step, rtol=1e-12, atol=1e-12)
 
 
-def test_gae_does_not_read_what_is_not_the_policys():
+def test_gae_does_not_read_masked_out_tokens():
     reward, value, mask = ragged(3)
     expected = gae(reward, value, mask)
     found = gae(reward.masked_fill(~mask, NAN), value.masked_fill(~mask, NAN), mask)

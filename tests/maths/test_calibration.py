@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from grape_rl.maths.calibration import (
@@ -106,15 +106,87 @@ def platt_loss(a, b, found):
 
 @given(examples.filter(lambda found: len({c for c, _ in found}) > 1))
 @settings(max_examples=60, deadline=None)
-def test_platt_is_where_the_gradient_is_0(found):
+def test_platt_is_a_stationary_point(found):
     a, b = platt(*tensors(found))
     a_, b_ = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (a, b))
     confidence, correct = tensors(found)
     right = correct.sum()
-    target = torch.where(correct > 0, (right + 1) / (right + 2), 1 / (len(found) - right + 2))
+    high, low = (right + 1) / (right + 2), 1 / (len(found) - right + 2)
+    target = correct * high + (1 - correct) * low
     loss = torch.nn.functional.binary_cross_entropy_with_logits(a_ * confidence + b_, target, reduction="sum")
     loss.backward()
-    assert abs(float(a_.grad)) < 1e-6 * len(found) and abs(float(b_.grad)) < 1e-6 * len(found)
+    assert abs(float(a_.grad)) < 1e-12 * len(found) and abs(float(b_.grad)) < 1e-12 * len(found)
+
+
+def sigmoid(z):
+    return 1 / (1 + math.exp(-z)) if z > -700 else 0.0
+
+
+def root(increasing):
+    """Where an increasing function is 0, by bisection."""
+    low, high = -1.0, 1.0
+    while increasing(low) > 0:
+        low *= 2
+    while increasing(high) < 0:
+        high *= 2
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (low, middle) if increasing(middle) > 0 else (middle, high)
+    return (low + high) / 2
+
+
+def platt_logits(found):
+    """The fitted logits by another road: the offset by bisection for each slope, and the slope by bisection on those.
+
+    For a fixed slope the derivative by the offset increases; at the best offset, the derivative by the slope does. The
+    confidences are scaled to [−1, 1], which changes slope and offset but no logit.
+    """
+    right = sum(r for _, r in found)
+    target = [(right + 1) / (right + 2) if r else 1 / (len(found) - right + 2) for _, r in found]
+    middle = math.fsum(c for c, _ in found) / len(found)
+    scale = max(abs(c - middle) for c, _ in found)
+    points = [((c - middle) / scale, t) for (c, _), t in zip(found, target, strict=True)]
+
+    def offset(a):
+        return root(lambda b: math.fsum(sigmoid(a * z + b) - t for z, t in points))
+
+    def slope_of_loss(a):
+        b = offset(a)
+        return math.fsum((sigmoid(a * z + b) - t) * z for z, t in points)
+
+    a = root(slope_of_loss)
+    return [a * z + offset(a) for z, _ in points]
+
+
+critics = st.one_of(sure, st.floats(0, 1), st.floats(0, 8).map(lambda n: 1 - 10**-n), st.sampled_from([0.5, 0.5000001]))
+labels = st.lists(st.tuples(critics, st.booleans()), min_size=2, max_size=12)
+
+
+@given(labels.filter(lambda found: max(found)[0] - min(found)[0] > 1e-8))
+@example([(0.6, False), (0.4, True), (0.2, True), (0.15, True), (0.2, True), (1.0, True)])  # once stalled on rounding
+@example([(0.0, False)] * 11 + [(1e-8 * 1.1, True)])
+@settings(max_examples=40, deadline=None)
+def test_platt_against_bisection_on_the_gradient(found):
+    a, b = platt(*tensors(found))
+    # The slope of confidences that nearly agree is large, and cancels against the offset: up to 1e9 of 1e-16 each.
+    tolerance = 1e-10 + 1e-15 * (abs(a) + abs(b))
+    assert [a * c + b for c, _ in found] == pytest.approx(platt_logits(found), abs=tolerance, rel=0)
+
+
+def test_platt_fits_many_labels_in_few_steps():
+    confidence = torch.linspace(0, 1, 20_000, dtype=torch.float64)
+    for power in (1, 50):  # spread evenly, and nearly all of them next to 0
+        for correct in (confidence > 0.5, confidence > 0.999, confidence < 0.001):
+            assert all(map(math.isfinite, platt(confidence**power, correct, steps=25)))
+
+
+def test_platt_computes_in_float64():
+    """Targets in float32 would be off by 1e-8: 2/3 has no exact value there."""
+    confidence, correct = torch.tensor([0.25, 0.25, 0.75]), torch.tensor([True, False, False])
+    assert platt(confidence, correct) == platt(confidence.double(), correct.double())
+    a, b = platt(confidence, correct)
+    # Two confidences and two parameters: each fitted probability is the mean target there.
+    assert sigmoid(0.25 * a + b) == pytest.approx((2 / 3 + 1 / 4) / 2, abs=1e-13)
+    assert sigmoid(0.75 * a + b) == pytest.approx(1 / 4, abs=1e-13)
 
 
 def test_platt_is_lower_than_any_of_a_grid_around_it():
@@ -135,9 +207,11 @@ def test_platt_at_its_edges():
     split = torch.tensor([0.1, 0.2, 0.3, 0.999, 1.0]), torch.tensor([0.0, 0, 0, 1, 1])  # separable: still finite
     a, _ = platt(*split)
     assert 0 < a < 100
-    assert platt(1 - split[0], split[1])[0] == pytest.approx(-a)  # surer where it errs: it falls
+    assert platt(1 - split[0], split[1])[0] == pytest.approx(-a)  # more confident where it errs: the curve decreases
     nearly = torch.tensor([0.5, 0.5 + 1e-6] * 20), torch.tensor([0.0, 1.0] * 20)
     assert math.isfinite(platt(*nearly)[0])
+    for other in (0.5, math.nextafter(0.5, 1), 0.5 + 1e-10):  # no slope from rounding noise
+        assert platt(torch.tensor([0.5, other]).double(), torch.tensor([False, True])) == (0.0, 0.0)
     with pytest.raises(ValueError, match="platt: no convergence in 1 steps; use isotonic"):
         platt(*split, steps=1)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from estimators import EXACT
 
-from grape_rl.maths.advantage import best_of_group, group_relative, leave_one_out
+from grape_rl.maths.advantage import group_relative, leave_one_out
 from grape_rl.maths.exact import (
     enumerated,
     expectation,
@@ -41,6 +41,7 @@ from grape_rl.maths.preference import (
     simpo,
     sppo,
 )
+from grape_rl.maths.rejection import best_of_group
 from grape_rl.maths.reweighting import red_weight
 from grape_rl.maths.surrogate import policy_gradient
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from estimators import ADVANTAGES, EXACT, FIXED, ONE, TINY, TOKEN_LOSSES, VARIED, expected_gradient, rewards, token_sum
 
-from grape_rl.maths.advantage import EPSILON, group_relative, leave_one_out
+from grape_rl.maths.advantage import group_relative, leave_one_out
 from grape_rl.maths.exact import (
     expectation,
     expected_reward,
@@ -22,6 +22,7 @@ from grape_rl.maths.exact import (
     probabilities,
     random_table,
 )
+from grape_rl.maths.groups import EPSILON
 from grape_rl.maths.surrogate import policy_gradient, sequence_clipped
 
 CASES = [

@@ -1,4 +1,4 @@
-"""GDPO's sum of normalized items against a loop, and what normalizing before summing is for."""
+"""GDPO's sum of batch_normalized items against a loop, and what normalizing before summing is for."""
 
 import math
 import statistics
@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grape_rl.maths.advantage import EPSILON, group_mean, group_relative, normalized
-from grape_rl.maths.gdpo import items_normalized
+from grape_rl.maths.advantage import batch_normalized, group_relative
+from grape_rl.maths.gdpo import normalize_then_sum
 from grape_rl.maths.grape import unweighted
+from grape_rl.maths.groups import EPSILON, group_mean
 
 NAN = math.nan
 unhurried = settings(deadline=None, max_examples=60)  # the first call loads things
@@ -56,16 +57,16 @@ def test_against_the_rules_in_plain_python(batch):
             if i in have and len(set(values)) > 1:
                 total += w * (have[i] - statistics.fmean(values)) / (statistics.stdev(values) + EPSILON)
         expected.append(total if usable and 2 * lost <= sum(map(abs, weight)) else NAN)
-    close(items_normalized(*batch).tolist(), expected)
+    close(normalize_then_sum(*batch).tolist(), expected)
 
 
 @unhurried
 @given(graded(st.tuples(scores, st.just(1.0)), st.just(1.0), max_items=1))
 def test_one_item_is_grpos_advantage_to_the_last_bit_and_over_the_batch_that_times_one_factor(batch):
     score, _, _, group = batch
-    found, grpo = items_normalized(*batch), group_relative(score[:, 0], group)
+    found, grpo = normalize_then_sum(*batch), group_relative(score[:, 0], group)
     assert torch.equal(found, grpo)
-    scaled, largest = normalized(found, group), grpo.abs().argmax()
+    scaled, largest = batch_normalized(found, group), grpo.abs().argmax()
     if grpo.any():
         assert scaled[largest] / grpo[largest] > 0
         close(scaled, grpo * (scaled[largest] / grpo[largest]))  # the groups' means are 0 but for their rounding
@@ -80,8 +81,8 @@ def test_items_of_different_scale_count_alike(batch, factor, offset):
     score, confidence, weight, group = batch
     other = score.clone()
     other[:, 0] = score[:, 0] * factor + offset
-    exact = items_normalized(score * 2.0**20, confidence, weight, group)
-    close(items_normalized(other * 2.0**20, confidence, weight, group), exact, tolerance=1e-7)
+    exact = normalize_then_sum(score * 2.0**20, confidence, weight, group)
+    close(normalize_then_sum(other * 2.0**20, confidence, weight, group), exact, tolerance=1e-7)
 
 
 def test_the_range_of_an_item_decides_in_the_rewards_mean_and_not_here():
@@ -89,7 +90,7 @@ def test_the_range_of_an_item_decides_in_the_rewards_mean_and_not_here():
     score = torch.tensor([[1.0, 0.0], [0.0, 30.0], [1.0, 0.0], [0.0, 30.0]], dtype=torch.float64)
     ones, weight, group = torch.ones_like(score), torch.tensor([2.0, 1.0]).double(), torch.zeros(4, dtype=torch.int64)
     assert (group_relative(unweighted(score, ones, weight, group), group) > 0).tolist() == [False, True, False, True]
-    assert (items_normalized(score, ones, weight, group) > 0).tolist() == [True, False, True, False]
+    assert (normalize_then_sum(score, ones, weight, group) > 0).tolist() == [True, False, True, False]
 
 
 def test_combinations_that_sum_to_one_reward_keep_advantages_of_their_own():
@@ -98,7 +99,7 @@ def test_combinations_that_sum_to_one_reward_keep_advantages_of_their_own():
     ones, weight, group = torch.ones_like(score), torch.ones(2).double(), torch.zeros(4, dtype=torch.int64)
     reward = unweighted(score, ones, weight, group)
     assert reward[0] == reward[1]
-    found = items_normalized(score, ones, weight, group)
+    found = normalize_then_sum(score, ones, weight, group)
     first, second = statistics.stdev([1, 2, 0, 0]) + EPSILON, statistics.stdev([1, 0, 1, 1]) + EPSILON
     others = [-0.75 / first + 0.25 / second] * 2
     close(found.tolist(), [0.25 / first + 0.25 / second, 1.25 / first - 0.75 / second, *others])
@@ -112,7 +113,7 @@ def test_an_item_that_is_the_same_for_all_adds_nothing(batch, same, importance):
     longer = torch.cat([score, torch.full_like(score[:, :1], same)], 1)
     surer = torch.cat([confidence, torch.ones_like(confidence[:, :1])], 1)
     heavier = torch.cat([weight, torch.tensor([importance], dtype=torch.float64)])
-    close(items_normalized(longer, surer, heavier, group), items_normalized(*batch), tolerance=0)
+    close(normalize_then_sum(longer, surer, heavier, group), normalize_then_sum(*batch), tolerance=0)
 
 
 @unhurried
@@ -122,27 +123,27 @@ def test_responses_and_items_may_come_in_any_order(batch, random):
     rows, items = list(range(len(score))), list(range(len(weight)))
     random.shuffle(rows)
     random.shuffle(items)
-    found = items_normalized(score[rows][:, items], confidence[rows][:, items], weight[items], group[rows])
-    close(found, items_normalized(*batch)[rows])
+    found = normalize_then_sum(score[rows][:, items], confidence[rows][:, items], weight[items], group[rows])
+    close(found, normalize_then_sum(*batch)[rows])
 
 
 @unhurried
 @given(whole)
 def test_the_mean_of_every_group_is_zero_and_the_sign_of_a_weight_turns_its_item(batch):
     score, confidence, weight, group = batch
-    found = items_normalized(*batch)
+    found = normalize_then_sum(*batch)
     close(group_mean(found, group), torch.zeros_like(found))
-    close(items_normalized(score, confidence, -weight, group), -found, tolerance=0)
+    close(normalize_then_sum(score, confidence, -weight, group), -found, tolerance=0)
 
 
 def test_confidence_counts_for_nothing_until_it_is_missing():
     score = torch.tensor([[1.0, 0.5], [0.0, 0.25], [0.5, 1.0]])
     weight, group = torch.ones(2), torch.zeros(3, dtype=torch.int64)
-    sure = items_normalized(score, torch.ones(3, 2), weight, group)
+    sure = normalize_then_sum(score, torch.ones(3, 2), weight, group)
     unsure = torch.tensor([[0.1, 0.9], [0.0, 0.3], [1.0, 0.2]])
-    assert torch.equal(items_normalized(score, unsure, weight, group), sure)
+    assert torch.equal(normalize_then_sum(score, unsure, weight, group), sure)
     unsure[0, 1] = NAN
-    assert items_normalized(score, unsure, weight, group)[0] == group_relative(score[:, 0], group)[0]
+    assert normalize_then_sum(score, unsure, weight, group)[0] == group_relative(score[:, 0], group)[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -150,14 +151,14 @@ def test_exactly_half_is_not_over_half_however_the_weights_round(dtype):
     weight, group = torch.tensor([0.1, 0.2, 0.3], dtype=dtype), torch.tensor([0, 0])
     for first in ([NAN, NAN, 1.0], [1.0, 1.0, NAN]):
         score = torch.tensor([first, [0.5, 0.5, 0.5]], dtype=dtype)
-        found = items_normalized(score, torch.ones_like(score), weight, group)
+        found = normalize_then_sum(score, torch.ones_like(score), weight, group)
         assert found.isfinite().all() and found.dtype == dtype
 
 
 def test_what_cannot_be_a_score_or_a_weight_is_refused():
     ones, group = torch.ones(2, 1), torch.tensor([0, 0])
     with pytest.raises(ValueError, match="score has an infinite entry"):
-        items_normalized(torch.tensor([[1.0], [math.inf]]), ones, torch.ones(1), group)
+        normalize_then_sum(torch.tensor([[1.0], [math.inf]]), ones, torch.ones(1), group)
     for bad in (NAN, math.inf):
         with pytest.raises(ValueError, match="every item's weight must be finite"):
-            items_normalized(ones, ones, torch.tensor([bad]), group)
+            normalize_then_sum(ones, ones, torch.tensor([bad]), group)

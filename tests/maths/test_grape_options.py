@@ -9,8 +9,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from grape_rl.maths.advantage import EPSILON, group_relative, leave_one_out
+from grape_rl.maths.advantage import group_relative, leave_one_out
 from grape_rl.maths.grape import confidence_weighted, mean_score, running_confidence, unweighted
+from grape_rl.maths.groups import EPSILON
 
 NAN = math.nan
 unhurried = settings(deadline=None)  # the first call loads things

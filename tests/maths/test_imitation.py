@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 
-from grape_rl.maths.advantage import best_of_group
 from grape_rl.maths.exact import (
     enumerated,
     expectation,
@@ -18,6 +17,7 @@ from grape_rl.maths.exact import (
     response_kl,
     table_of,
 )
+from grape_rl.maths.rejection import best_of_group
 from grape_rl.maths.surrogate import dft, policy_gradient
 
 WORLD = enumerated(3, 2, end=2)

@@ -8,7 +8,15 @@ from estimators import EXACT, FIXED, ONE, VARIED, rewards
 
 from grape_rl.maths.advantage import group_relative
 from grape_rl.maths.exact import expectation, expected_reward_gradient, logprobs, random_table
-from grape_rl.maths.off_policy import behavior_pull, imitation, rec_one_side, rec_ring, rec_two_side, topr, truncated
+from grape_rl.maths.off_policy import (
+    nll_regularizer,
+    rec_one_side,
+    rec_ring,
+    rec_two_side,
+    squared_log_ratio,
+    topr,
+    truncated_importance,
+)
 from grape_rl.maths.surrogate import cispo, clipped, policy_gradient, ratio
 
 
@@ -141,7 +149,7 @@ def test_with_bounds_that_nothing_passes_rec_is_reinforce():
 @pytest.mark.parametrize("cap", [0.5, 2.0, math.inf])
 def test_truncated_and_topr_against_a_loop(level, cap):
     logp, old, advantage, mask = fields()
-    capped = truncated(logp, old, advantage, mask, cap, level)
+    capped = truncated_importance(logp, old, advantage, mask, cap, level)
     tapered = topr(logp, old, advantage, mask, level)
     slopes = [torch.autograd.grad(loss.sum(), logp)[0] for loss in (capped, tapered)]
     seen = set()
@@ -161,7 +169,7 @@ def test_truncated_and_topr_against_a_loop(level, cap):
 
 def test_the_whole_response_s_ratio_reads_only_the_mask():
     logp, old, advantage, mask = fields()
-    for loss in (topr, truncated):
+    for loss in (topr, truncated_importance):
         expected = loss(logp, old, advantage, mask, level="sequence")[mask]
         spoiled = old.masked_fill(~mask, torch.nan)
         assert torch.equal(loss(logp, spoiled, advantage, mask, level="sequence")[mask], expected)
@@ -170,22 +178,24 @@ def test_the_whole_response_s_ratio_reads_only_the_mask():
 def test_truncated_by_tokens_is_cispo_with_its_bound():
     logp, old, advantage, mask = fields()
     expected = cispo(logp, old, advantage, clip_low=1.0, clip_high=0.7)
-    torch.testing.assert_close(truncated(logp, old, advantage, mask, cap=1.7), expected, **EXACT)
-    both = [torch.autograd.grad(f.sum(), logp)[0] for f in (expected, truncated(logp, old, advantage, mask, cap=1.7))]
+    torch.testing.assert_close(truncated_importance(logp, old, advantage, mask, cap=1.7), expected, **EXACT)
+    losses = (expected, truncated_importance(logp, old, advantage, mask, cap=1.7))
+    both = [torch.autograd.grad(loss.sum(), logp)[0] for loss in losses]
     torch.testing.assert_close(*both, **EXACT)
 
 
 def test_the_defaults_are_the_documented_ones():
     logp, old, advantage, mask = fields()
     assert torch.equal(topr(logp, old, advantage, mask), topr(logp, old, advantage, mask, "sequence"))
-    assert torch.equal(truncated(logp, old, advantage, mask), truncated(logp, old, advantage, mask, 2.0, "token"))
+    default = truncated_importance(logp, old, advantage, mask)
+    assert torch.equal(default, truncated_importance(logp, old, advantage, mask, 2.0, "token"))
 
 
 def test_gradients_against_differences():
     """Of the regularizers; the others' are held against their weights above, which are constants by decree."""
     logp, old, _, _ = fields(rows=4)
-    assert torch.autograd.gradcheck(behavior_pull, (logp, old.requires_grad_()))
-    assert torch.autograd.gradcheck(imitation, (logp,))
+    assert torch.autograd.gradcheck(squared_log_ratio, (logp, old.requires_grad_()))
+    assert torch.autograd.gradcheck(nll_regularizer, (logp,))
 
 
 # What the theory says. On log-probs summed over the response, one column each.
@@ -201,7 +211,7 @@ def test_asymre_is_reinforce_with_a_lower_baseline(beta):
     logp, _, _, _ = fields()
     reward, group = torch.randn(36, generator=torch.Generator().manual_seed(1)).double(), torch.arange(36) % 4
     centered = group_relative(reward, group, "none")[:, None]
-    found = policy_gradient(logp, centered.expand_as(logp)) + beta * imitation(logp)
+    found = policy_gradient(logp, centered.expand_as(logp)) + beta * nll_regularizer(logp)
     lowered = []
     for i, r in enumerate(reward.tolist()):
         mine = [s for s, g in zip(reward.tolist(), group.tolist(), strict=True) if g == group[i]]
@@ -221,7 +231,7 @@ def test_opmds_squared_residual_is_reinforce_with_a_pull_of_half_tau(world, tau)
     residual = reward - reward.mean() - tau * (logp - behavior_logp)[:, 0]
     squared = residual.square().sum() / (2 * tau * len(reward))
     centered = group_relative(reward, torch.zeros(len(reward), dtype=torch.int64), "none")[:, None]
-    opmd = (policy_gradient(logp, centered) + tau / 2 * behavior_pull(logp, behavior_logp)).mean()
+    opmd = (policy_gradient(logp, centered) + tau / 2 * squared_log_ratio(logp, behavior_logp)).mean()
     found, expected = (torch.autograd.grad(f, table, retain_graph=True)[0] for f in (opmd, squared))
     torch.testing.assert_close(found, expected, **EXACT)
 
@@ -256,9 +266,9 @@ LOSSES = {
     "two side": lambda logp, old, a, mask: rec_two_side(logp, old, a),
     "ring": lambda logp, old, a, mask: rec_ring(logp, old, a),
     "topr": topr,
-    "truncated": truncated,
-    "truncated whole": lambda logp, old, a, mask: truncated(logp, old, a, mask, level="sequence"),
-    "reinforce and the pull": lambda logp, old, a, mask: policy_gradient(logp, a) + 0.3 * behavior_pull(logp, old),
+    "truncated": truncated_importance,
+    "truncated whole": lambda logp, old, a, mask: truncated_importance(logp, old, a, mask, level="sequence"),
+    "reinforce and the pull": lambda logp, old, a, mask: policy_gradient(logp, a) + 0.3 * squared_log_ratio(logp, old),
 }
 
 
@@ -285,9 +295,9 @@ def test_at_the_behavior_policy_each_has_the_exact_gradient(name, world):
 def test_off_policy_the_whole_response_s_weight_is_exact_until_it_is_cut(world):
     table, old = random_table(world, 0), random_table(world, 9).detach()
     truth = -expected_reward_gradient(world, table, rewards(world))
-    free = expected_slope(world, table, old, lambda *f: truncated(*f, cap=math.inf, level="sequence"))
+    free = expected_slope(world, table, old, lambda *f: truncated_importance(*f, cap=math.inf, level="sequence"))
     torch.testing.assert_close(free, truth, **EXACT)
-    cut = expected_slope(world, table, old, lambda *f: truncated(*f, cap=1.0, level="sequence"))
+    cut = expected_slope(world, table, old, lambda *f: truncated_importance(*f, cap=1.0, level="sequence"))
     assert (cut - truth).norm() > 0.1 * truth.norm()
 
 
@@ -314,19 +324,19 @@ def test_off_policy_topr_on_bad_responses_that_grew_unlikely_is_exact(world):
 def test_opmds_pull_vanishes_at_the_behavior_policy_and_points_back_to_it():
     table = random_table(VARIED, 0)
     logp = logprobs(VARIED, table)
-    assert not torch.autograd.grad(behavior_pull(logp, logp.detach()).sum(), table)[0].any()
+    assert not torch.autograd.grad(squared_log_ratio(logp, logp.detach()).sum(), table)[0].any()
     logp, old, _, _ = fields()
-    (slope,) = torch.autograd.grad(behavior_pull(logp, old).sum(), logp)
+    (slope,) = torch.autograd.grad(squared_log_ratio(logp, old).sum(), logp)
     assert torch.equal((-slope).sign(), (old - logp).sign())
 
 
 def test_asymres_beta_changes_nothing_on_policy():
-    """On policy the pull of imitation has mean zero, so any β has the exact gradient; off policy it has not."""
+    """On policy the pull of nll_regularizer has mean zero, so any β has the exact gradient; off policy it has not."""
     table = random_table(VARIED, 0)
     base = expected_slope(VARIED, table, table.detach(), lambda logp, old, a, mask: policy_gradient(logp, a))
 
     def both(logp, old, a, mask):
-        return policy_gradient(logp, a) + 0.7 * imitation(logp)
+        return policy_gradient(logp, a) + 0.7 * nll_regularizer(logp)
 
     torch.testing.assert_close(expected_slope(VARIED, table, table.detach(), both), base, **EXACT)
     old = random_table(VARIED, 9).detach()

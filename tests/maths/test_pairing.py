@@ -118,7 +118,7 @@ def test_nothing_has_no_pairs():
     ("reward", "more", "message"),
     [
         ([0.0, math.inf], {}, "reward has an infinite entry"),
-        ([0.0, 1.0], {"min_gap": -0.5}, "min_gap is -0.5; the least difference of two rewards must be at least 0"),
+        ([0.0, 1.0], {"min_gap": -0.5}, "min_gap is -0.5; it must be at least 0"),
         ([0.0, 1.0], {"min_gap": NAN}, "min_gap is nan"),
     ],
 )

@@ -363,21 +363,23 @@ def test_the_odds_of_a_certain_and_of_a_hopeless_response_are_finite():
     [
         (robust_dpo, {"label_smoothing": 0.5}, r"label_smoothing is 0.5; robust_dpo needs"),
         (robust_dpo, {"label_smoothing": -0.1}, r"in \[0, 0.5\)"),
-        (exo, {"label_smoothing": 0.0}, r"label_smoothing is 0.0; exo needs a softened label"),
-        (f_dpo, {"divergence": "alpha", "alpha": 1.0}, "alpha is 1: its limit there is the divergence reverse_kl"),
+        (exo, {"label_smoothing": 0.0}, r"label_smoothing is 0.0; exo needs a smoothed label"),
+        (f_dpo, {"divergence": "alpha", "alpha": 1.0}, "alpha is 1: the limit is the divergence reverse_kl"),
     ],
 )
-def test_options_that_have_no_meaning(function, options, message):
+def test_invalid_options_raise(function, options, message):
     with pytest.raises(ValueError, match=message):
         function(*four(fields()), **options)
 
 
-def test_rewards_that_a_loss_cannot_use():
+def test_invalid_rewards_raise():
     base, nan = four(fields(size=2)), math.nan
     reward = lambda *values: torch.tensor(values, dtype=torch.float64)  # noqa: E731
     with pytest.raises(ValueError, match="pair 1: chosen_reward 1 must be above rejected_reward 1"):
         odpo(*base, reward(2, 1), reward(1, 1))
     for function in (odpo, rpo):
-        with pytest.raises(ValueError, match="pair 1 has no chosen_reward or no rejected_reward"):
+        with pytest.raises(ValueError, match="pair 1 lacks chosen_reward or rejected_reward"):
             function(*base, reward(2, 2), reward(1, nan))
-    assert rpo(*base, reward(1, 1), reward(1, 2)).isfinite().all(), "rpo may be told that the rejected one is better"
+    assert rpo(*base, reward(1, 1), reward(1, 2)).isfinite().all(), (
+        "rpo accepts a rejected response with the higher reward"
+    )

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from grape_rl.maths.advantage import baselined
+from grape_rl.maths.advantage import baseline_advantage
 from grape_rl.maths.penalty import kl_scale
 from grape_rl.maths.reward import kl_penalized, moving_average
 
@@ -53,9 +53,9 @@ def test_the_average_of_past_rewards_is_a_loop_over_steps():
 
 def test_a_moving_average_is_a_baseline_and_the_first_step_has_the_batch_s_mean():
     reward, group = torch.tensor([1.0, 3.0, NAN]), torch.tensor([0, 0, 1])
-    found = baselined(reward, group, "moving_average", 0.5)
+    found = baseline_advantage(reward, group, "moving_average", 0.5)
     assert found[:2].tolist() == [0.5, 2.5] and found[2].isnan()
-    first = baselined(reward, group, "moving_average")
+    first = baseline_advantage(reward, group, "moving_average")
     assert first[:2].tolist() == [-1.0, 1.0] and first[2].isnan()
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.autograd import gradcheck
 
 from grape_rl.maths.exact import enumerated
-from grape_rl.maths.reward_model import bradley_terry, centered, step_cross_entropy, step_reward
+from grape_rl.maths.reward_model import bradley_terry, score_centering, step_cross_entropy, step_reward
 
 
 def normal(*shape, seed=0, scale=2.0):
@@ -27,7 +27,7 @@ def test_bradley_terry_is_the_log_of_the_odds_by_hand():
 def test_the_gradients_are_those_of_the_values():
     chosen, rejected, margin = (normal(4, seed=s).requires_grad_() for s in (1, 2, 3))
     assert gradcheck(bradley_terry, (chosen, rejected, margin))
-    assert gradcheck(centered, (chosen, rejected))
+    assert gradcheck(score_centering, (chosen, rejected))
     label = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
     assert gradcheck(lambda logit: step_cross_entropy(logit, label), (chosen,))
 
@@ -44,7 +44,7 @@ def preferred(reward, extra=None, centering=0.0):
 
     def closure():
         optimizer.zero_grad()
-        each = bradley_terry(score[win], score[lose], margin) + centering * centered(score[win], score[lose])
+        each = bradley_terry(score[win], score[lose], margin) + centering * score_centering(score[win], score[lose])
         loss = (often * each).sum()
         loss.backward()
         return loss
@@ -73,7 +73,7 @@ def test_centering_settles_the_level_that_the_likelihood_leaves_open():
     found = preferred(reward, centering=1e-5)
     assert abs(float(found.mean())) < 0.05, "the mean of the scores, weighted by who wins, is about 0"
     torch.testing.assert_close(found - found[0], reward - reward[0], atol=1e-2, rtol=0)
-    assert centered(torch.tensor([3.0]), torch.tensor([-1.0])).item() == 4
+    assert score_centering(torch.tensor([3.0]), torch.tensor([-1.0])).item() == 4
 
 
 def test_step_cross_entropy_is_the_log_of_a_probability_by_hand():

@@ -1,4 +1,4 @@
-"""Advantages that drop, weigh or measure responses: against loops, and what they leave alone."""
+"""Advantages that rescale, penalize length, drop or weight responses: against loops, and their invariances."""
 
 import math
 import statistics
@@ -9,9 +9,10 @@ from estimators import EXACT, ONE, VARIED, expected_gradient, rewards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grape_rl.maths.advantage import EPSILON, group_relative
+from grape_rl.maths.advantage import group_relative
 from grape_rl.maths.exact import expectation, expected_reward, expected_reward_gradient, logprobs, random_table
-from grape_rl.maths.reweighting import accepted, length_penalized, posterior, red_drop, red_weight, undiluted
+from grape_rl.maths.groups import EPSILON
+from grape_rl.maths.reweighting import em_weight, gpg_advantage, length_penalized, red_drop, red_weight
 from grape_rl.maths.surrogate import policy_gradient
 
 NAN = math.nan
@@ -28,30 +29,31 @@ def close(found, expected):
     torch.testing.assert_close(found.tolist(), expected, rtol=1e-10, atol=1e-10, equal_nan=True)
 
 
-def mine(batch, i):
-    """The valid rewards of i's group."""
+def group_rewards(batch, i):
+    """Valid rewards of i's group."""
     return [r for r, g in batch if g == batch[i][1] and not math.isnan(r)]
 
 
 @unhurried
 @given(batches)
-def test_undiluted_against_a_loop(batch):
+def test_gpg_advantage_against_a_loop(batch):
     valid = [i for i, (r, _) in enumerate(batch) if not math.isnan(r)]
-    telling = [i for i in valid if len(set(mine(batch, i))) > 1]
-    factor = len(valid) / len(telling) if telling else 1.0
+    varied = [i for i in valid if len(set(group_rewards(batch, i))) > 1]
+    factor = len(valid) / len(varied) if varied else 1.0
     expected = [
-        NAN if math.isnan(r) else (r - statistics.fmean(mine(batch, i))) * factor for i, (r, _) in enumerate(batch)
+        NAN if math.isnan(r) else (r - statistics.fmean(group_rewards(batch, i))) * factor
+        for i, (r, _) in enumerate(batch)
     ]
-    close(undiluted(*tensors(batch)), expected)
+    close(gpg_advantage(*tensors(batch)), expected)
 
 
-def test_undiluted_makes_the_mean_over_all_one_over_those_that_tell():
+def test_gpg_advantage_turns_the_mean_over_all_into_a_mean_over_varied_groups():
     reward = torch.tensor([0.0, 1.0, 5.0, 5.0, 5.0, 5.0], dtype=torch.float64)
     group = torch.tensor([0, 0, 1, 1, 2, 2])
     alone = group_relative(reward[:2], group[:2], "none")
-    assert undiluted(reward, group).square().mean() * 6 == 9 * alone.square().mean() * 2
-    close(undiluted(reward, group).abs().mean(), alone.abs().mean().item())
-    close(undiluted(reward[:2], group[:2]), alone.tolist())
+    assert gpg_advantage(reward, group).square().mean() * 6 == 9 * alone.square().mean() * 2
+    close(gpg_advantage(reward, group).abs().mean(), alone.abs().mean().item())
+    close(gpg_advantage(reward[:2], group[:2]), alone.tolist())
 
 
 @unhurried
@@ -70,20 +72,20 @@ def test_length_penalized_against_a_loop(batch, buffer, seed, scale):
     close(found, group_relative(*tensors(lowered), scale).tolist())
 
 
-def test_without_a_buffer_length_is_not_looked_at():
+def test_without_a_buffer_the_length_is_ignored():
     reward, group = torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0, 0, 0])
     found = length_penalized(reward, group, torch.tensor([1, 8, 8]), max_tokens=8)
     assert torch.equal(found, group_relative(reward, group))
 
 
-def test_the_punishment_is_whole_at_the_limit_and_half_in_the_middle():
+def test_the_punishment_is_1_at_the_limit_and_half_in_the_middle_of_the_buffer():
     length = torch.tensor([1, 6, 8, 10])
     found = length_penalized(torch.zeros(4), torch.zeros(4, dtype=torch.int64), length, 10, "none", 4)
     assert (found - found[0]).tolist() == [0.0, 0.0, -0.5, -1.0]
 
 
 @pytest.mark.parametrize("buffer", [-1, 11])
-def test_a_buffer_that_is_none_is_refused(buffer):
+def test_an_invalid_buffer_raises(buffer):
     with pytest.raises(ValueError, match=f"overlong_buffer is {buffer}; it must be from 0 to max_tokens, 10"):
         length_penalized(torch.zeros(1), torch.tensor([0]), torch.tensor([1]), 10, overlong_buffer=buffer)
 
@@ -93,8 +95,8 @@ def test_a_buffer_may_be_as_long_as_the_limit():
     assert found.tolist() == [0.5, -0.5]
 
 
-def test_a_response_at_the_mean_is_not_a_bad_one():
-    """Mean 1: two are at or above it, so of the three below one goes, and the first is never dropped."""
+def test_a_response_at_the_mean_is_not_dropped():
+    """The mean is 1: two rewards are at or above it, so one of the three below is dropped, and never the first."""
     reward, group = torch.tensor([1.0, 0.0, 0.0, 0.0, 4.0]), torch.zeros(5, dtype=torch.int64)
     for seed in range(20):
         found = red_drop(reward, group, seed)
@@ -103,7 +105,7 @@ def test_a_response_at_the_mean_is_not_a_bad_one():
 
 @unhurried
 @given(batches, st.integers(0, 2**62))
-def test_red_drop_keeps_the_good_and_as_many_bad_and_compares_those(batch, seed):
+def test_red_drop_keeps_the_good_and_equally_many_bad_responses(batch, seed):
     reward, group = tensors(batch)
     found = red_drop(reward, group, seed).tolist()
     assert [math.isnan(a) for a in found] == [math.isnan(r) for r, _ in batch]
@@ -118,13 +120,13 @@ def test_red_drop_keeps_the_good_and_as_many_bad_and_compares_those(batch, seed)
             close(torch.tensor([found[i] for i in rows], dtype=torch.float64), [batch[i][0] - mean for i in rows])
             continue
         dropped = [i for i in bad if found[i] == 0]
-        kept = [i for i in rows if i not in dropped]
-        assert len(bad) - len(dropped) == len(good), "a bad one that is kept is below the mean of what is kept"
-        about = statistics.fmean(batch[i][0] for i in kept)
-        close(torch.tensor([found[i] for i in kept], dtype=torch.float64), [batch[i][0] - about for i in kept])
+        remaining = [i for i in rows if i not in dropped]
+        assert len(bad) - len(dropped) == len(good), "a remaining bad response is below the mean of the remaining ones"
+        mean = statistics.fmean(batch[i][0] for i in remaining)
+        close(torch.tensor([found[i] for i in remaining], dtype=torch.float64), [batch[i][0] - mean for i in remaining])
 
 
-def test_red_drop_drops_by_its_seed_and_every_bad_one_as_often():
+def test_red_drop_depends_on_its_seed_and_drops_bad_responses_equally_often():
     reward, group = torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.zeros(4, dtype=torch.int64)
     assert torch.equal(red_drop(reward, group, 7), red_drop(reward, group, 7))
     kept = sum((red_drop(reward, group, seed) != 0).double() for seed in range(600)) / 600
@@ -132,7 +134,7 @@ def test_red_drop_drops_by_its_seed_and_every_bad_one_as_often():
     assert (kept[1:] - 1 / 3).abs().max() < 0.08  # four standard deviations
 
 
-def test_red_drop_may_be_scaled():
+def test_red_drop_with_scaling():
     reward, group = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64), torch.zeros(4, dtype=torch.int64)
     found = red_drop(reward, group, 0, "group")
     assert math.isclose(found[0].item(), 0.5 / (statistics.stdev([1, 0]) + EPSILON), rel_tol=1e-12)
@@ -143,14 +145,14 @@ def test_red_drop_may_be_scaled():
 def test_red_weight_against_a_loop(batch, temperature):
     expected = []
     for i, (r, _) in enumerate(batch):
-        d = NAN if math.isnan(r) else r - statistics.fmean(mine(batch, i))
+        d = NAN if math.isnan(r) else r - statistics.fmean(group_rewards(batch, i))
         expected.append(d * math.exp(d / temperature))
     torch.testing.assert_close(
         red_weight(*tensors(batch), temperature).tolist(), expected, rtol=1e-10, atol=1e-10, equal_nan=True
     )
 
 
-def test_red_weight_is_reinforce_where_it_is_hot_and_refuses_to_be_cold():
+def test_red_weight_is_reinforce_at_a_high_temperature_and_needs_a_positive_one():
     reward, group = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64), torch.zeros(3, dtype=torch.int64)
     torch.testing.assert_close(red_weight(reward, group, 1e12), group_relative(reward, group, "none"))
     assert torch.equal(red_weight(reward, group), red_weight(reward, group, 1.0))
@@ -161,28 +163,28 @@ def test_red_weight_is_reinforce_where_it_is_hot_and_refuses_to_be_cold():
 
 @unhurried
 @given(batches)
-def test_posterior_against_a_loop(batch):
+def test_em_weight_against_a_loop(batch):
     expected, centered = [], []
     for i, (r, _) in enumerate(batch):
-        all_of = mine(batch, i)
+        valid = group_rewards(batch, i)
         known = not math.isnan(r)
-        expected.append(r / sum(all_of) * len(all_of) if known and sum(all_of) else NAN)
-        centered.append(r - statistics.fmean(all_of) if known else NAN)
-    close(posterior(*tensors(batch)), expected)
-    close(posterior(*tensors(batch), "centered"), centered)
+        expected.append(r / sum(valid) * len(valid) if known and sum(valid) else NAN)
+        centered.append(r - statistics.fmean(valid) if known else NAN)
+    close(em_weight(*tensors(batch)), expected)
+    close(em_weight(*tensors(batch), "centered"), centered)
 
 
 @pytest.mark.parametrize("bad", [-0.1, math.inf])
-def test_posterior_refuses_what_is_no_probability(bad):
+def test_em_weight_raises_on_negative_and_infinite_rewards(bad):
     with pytest.raises(ValueError, match="reward has an entry below 0 or infinite"):
-        posterior(torch.tensor([1.0, bad]), torch.tensor([0, 0]))
+        em_weight(torch.tensor([1.0, bad]), torch.tensor([0, 0]))
     with pytest.raises(ValueError, match="weights is 'soft'"):
-        posterior.__wrapped__(torch.ones(2), torch.tensor([0, 0]), "soft")
+        em_weight.__wrapped__(torch.ones(2), torch.tensor([0, 0]), "soft")
 
 
 @pytest.mark.parametrize("world", [ONE, VARIED])
-def test_the_m_step_climbs_the_log_of_the_expected_reward(world):
-    """With E[R] in the divisor, the expected gradient at the sampling policy is that of log J: EM never steps down."""
+def test_the_m_step_ascends_the_log_of_the_expected_reward(world):
+    """With the denominator E[R], the expected gradient at the sampling policy is that of log J."""
     table, reward = random_table(world, 0), rewards(world) + 1.0
     assert (reward >= 0).all()
     goal = expected_reward(world, table, reward)
@@ -194,42 +196,16 @@ def test_the_m_step_climbs_the_log_of_the_expected_reward(world):
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_the_posterior_of_a_group_points_up_the_chance_of_a_reward(size):
-    """Rewards of 0 and 1: w_i is G/n for the n that have a 1, and the step is c ∇p with c the mean of 1/n over p."""
+def test_the_em_weights_of_a_group_follow_the_gradient_of_the_success_probability(size):
+    """Rewards 0 and 1: w_i is G/n for the n responses with reward 1; the step is c ∇p with c the mean of 1/n over p."""
     table, reward = random_table(ONE, 1), torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
     p = logprobs(ONE, table)[0].exp().item()
     group = torch.zeros(size, dtype=torch.int64)
 
     def estimator(index):
-        w = posterior(reward[index], group).nan_to_num()
+        w = em_weight(reward[index], group).nan_to_num()
         return policy_gradient(logprobs(ONE, table)[index], w[:, None]).mean()
 
     (found,) = torch.autograd.grad(expectation(ONE, table, size, estimator), table)
-    chance = 1 - (1 - p) ** size  # that a group has a 1 at all: Σ_n binomial(n) · n · (1/n) = P(n > 0)
+    chance = 1 - (1 - p) ** size  # probability that a group has a 1: Σ_n binomial(n) · n · (1/n) = P(n > 0)
     torch.testing.assert_close(found, -chance / p * expected_reward_gradient(ONE, table, reward), **EXACT)
-
-
-# Rejection sampling that counts a response once
-
-texts = st.lists(st.tuples(st.one_of(st.just(NAN), numbers), st.sampled_from([-3, 0]), st.integers(0, 3)), max_size=12)
-
-
-@unhurried
-@given(texts, st.integers(1, 3), st.one_of(st.just(-math.inf), numbers), st.booleans())
-def test_what_rejection_sampling_accepts_against_a_loop(batch, keep, threshold, deduplicate):
-    """One text may carry several rewards, as from a grader that wavers: the first that is known holds."""
-    expected = [NAN] * len(batch)
-    for g in (-3, 0):
-        mine, said = [], set()
-        for i, (r, other, text) in enumerate(batch):
-            if other == g and not math.isnan(r) and not (deduplicate and text in said):
-                mine.append(i)
-                said.add(text)
-        mine.sort(key=lambda i: (-batch[i][0], i))
-        for i in mine[:keep]:
-            if batch[i][0] >= threshold:
-                expected[i] = 1.0
-    reward = torch.tensor([r for r, *_ in batch], dtype=torch.float64)
-    group = torch.tensor([g for _, g, _ in batch], dtype=torch.long)
-    response = torch.tensor([10 * (g + 3) + t for _, g, t in batch], dtype=torch.long)
-    close(accepted(reward, group, response, keep, threshold, deduplicate), expected)

@@ -1,4 +1,4 @@
-"""Captured steps, replayed on a CPU by a stand-in for CUDA's graphs: each operation again, on the memory it had."""
+"""Captured steps, replayed on a CPU by a fake of CUDA graphs: each operation again, on the same memory."""
 
 import warnings
 from contextlib import contextmanager, nullcontext
@@ -17,7 +17,7 @@ from grape_rl.model.sampler import SamplingParams, sample_inverse_cdf, sampling_
 
 
 class Graph:
-    """What CUDA's own does: writes down operations without doing them, then does them on the same memory."""
+    """A fake of CUDA's graph: records operations, then runs them again on the same memory."""
 
     made: ClassVar[list["Graph"]] = []
 
@@ -34,7 +34,7 @@ class Graph:
 
 
 class Capture(TorchDispatchMode):
-    """Operations are done, to have something to return, and what they changed is put back at the end."""
+    """Runs operations, so that they return something; their changes are undone at the end."""
 
     def __init__(self, graph):
         super().__init__()
@@ -44,9 +44,9 @@ class Capture(TorchDispatchMode):
         if function is torch.ops.aten._local_scalar_dense.default:
             raise RuntimeError("operation not permitted when stream is capturing")
         kwargs = kwargs or {}
-        for at, argument in enumerate(function._schema.arguments):
+        for position, argument in enumerate(function._schema.arguments):
             if argument.alias_info and argument.alias_info.is_write:
-                changed = kwargs[argument.name] if argument.kwarg_only else args[at]
+                changed = kwargs[argument.name] if argument.kwarg_only else args[position]
                 self.before.append((changed, changed.clone()))
         out = function(*args, **kwargs)
         self.graph.operations.append((function, args, kwargs, tree_leaves(out)))
@@ -66,7 +66,7 @@ def capturing(graph, capture_error_mode):
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
+def fake_cuda(monkeypatch):
     class Stream:
         def wait_stream(self, other):
             assert isinstance(other, Stream)
@@ -79,7 +79,7 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph", capturing)
 
 
-def test_some_steps_run_one_is_captured_and_all_later_ones_are_replays(stand_in):
+def test_after_the_warm_up_one_step_is_captured_and_later_ones_are_replays(fake_cuda):
     number, calls = torch.zeros(1), []
 
     def step():
@@ -93,7 +93,7 @@ def test_some_steps_run_one_is_captured_and_all_later_ones_are_replays(stand_in)
     assert [graph.replays for graph in Graph.made] == [5]
 
 
-def test_a_step_that_asks_for_a_value_goes_on_uncaptured_and_says_so_once(stand_in):
+def test_a_step_that_reads_a_value_continues_uncaptured_with_one_warning(fake_cuda):
     number = torch.zeros(1)
 
     def step():
@@ -101,18 +101,18 @@ def test_a_step_that_asks_for_a_value_goes_on_uncaptured_and_says_so_once(stand_
         number.fill_(number.item())
 
     run = make_graphed(step)
-    with pytest.warns(UserWarning, match="decoding runs without CUDA graphs: operation not permitted") as told:
+    with pytest.warns(UserWarning, match="decoding runs without CUDA graphs: operation not permitted") as warned:
         for _ in range(6):
             run()
-    assert number.item() == 6 and len(told) == 1
+    assert number.item() == 6 and len(warned) == 1
 
 
 PROMPTS = [torch.tensor(ids) for ids in ([5, 9, 3, 17], [4], [8, 8, 21, 3, 6, 12, 7])]
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_replayed_steps_write_what_plain_ones_do(name, stand_in):
-    """Through wider rooms and smaller batches, each of which needs a graph of its own."""
+def test_replayed_steps_equal_plain_ones(name, fake_cuda):
+    """With growing room and shrinking batches, each of which needs its own graph."""
     model = sharp(MODELS[name], exactness(name)[0])
     generator = torch.Generator().manual_seed(4)
     uniform = torch.rand(24, 40, dtype=torch.float64, generator=generator)
@@ -124,7 +124,8 @@ def test_replayed_steps_write_what_plain_ones_do(name, stand_in):
     expected = generate_tokens(model, PROMPTS, uniform, draw, end)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = generate_tokens(model, PROMPTS, uniform, draw, end, pace=replace(CUDA_SCHEDULE, look=6, room=12))
+        schedule = replace(CUDA_SCHEDULE, check_every=6, room_multiple=12)
+        found = generate_tokens(model, PROMPTS, uniform, draw, end, schedule=schedule)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[2], expected[2])
     torch.testing.assert_close(found[1], expected[1], rtol=0, atol=exactness(name)[1] + 1e-6)
     assert len(Graph.made) > 2 and all(graph.replays for graph in Graph.made)

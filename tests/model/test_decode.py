@@ -28,54 +28,54 @@ def draw(logits, quantile):
 
 
 def plain(model, quantiles, end):
-    """Tokens and log-probabilities of each row, by the inverse of its distribution's running sum."""
+    """Tokens and log-probabilities of each row, by inverting the cumulative distribution."""
     for row, numbers in enumerate(quantiles.tolist()):
         ids, logp = PROMPTS[row * len(PROMPTS) // len(quantiles)].tolist(), []
         start = len(ids)
         for number in numbers:
             with torch.no_grad():
-                chances = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].double().log_softmax(-1)
-            below = list(itertools.accumulate(chances.exp().tolist()))
+                logprobs = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].double().log_softmax(-1)
+            below = list(itertools.accumulate(logprobs.exp().tolist()))
             ids.append(bisect_right(below, number * below[-1]))
-            logp.append(chances[ids[-1]].item())
+            logp.append(logprobs[ids[-1]].item())
             if ids[-1] in end:
                 break
         yield ids[start:], logp
 
 
 @pytest.mark.parametrize(
-    "pace",
+    "schedule",
     [DecodeSchedule(1, 1), DecodeSchedule(1, 4), DecodeSchedule(3, 4), DecodeSchedule(4, 100)],
-    ids=lambda pace: f"look {pace.look}, room {pace.room}",
+    ids=lambda schedule: f"check {schedule.check_every}, room {schedule.room_multiple}",
 )
 @pytest.mark.parametrize("name", MODELS)
-def test_tokens_are_those_of_a_loop_over_whole_sequences(name, pace):
-    """In each pace: the host that looks at every token and one that looks at few, rooms as wide as needed and wider."""
+def test_tokens_are_those_of_a_loop_over_whole_sequences(name, schedule):
+    """With a check after every token and after several, and with room for exactly the tokens and for more."""
     model = sharp(MODELS[name], exactness(name)[0])
-    quantiles, heard = uniform(), []
+    quantiles, finished = uniform(), []
     tokens, logp, lengths = generate_tokens(
-        model, PROMPTS, quantiles, draw, torch.tensor(END), lambda *each: heard.append(each), pace
+        model, PROMPTS, quantiles, draw, torch.tensor(END), lambda *row: finished.append(row), schedule
     )
     rows = list(plain(model, quantiles, END))
-    for row, (ids, chances) in enumerate(rows):
+    for row, (ids, logprobs) in enumerate(rows):
         n = len(ids)
         assert lengths[row] == n
         assert tokens[row].tolist() == ids + [0] * (LIMIT - n)
         # Logits of some tens are read in float32: 2e-6 each, and gemma2's are exact to 2e-5 only.
-        assert logp[row].tolist() == pytest.approx(chances + [0.0] * (LIMIT - n), abs=2e-5)
-    assert {row: (told.tolist(), finish) for row, told, finish in heard} == {
+        assert logp[row].tolist() == pytest.approx(logprobs + [0.0] * (LIMIT - n), abs=2e-5)
+    assert {row: (ids.tolist(), finish) for row, ids, finish in finished} == {
         row: (ids, "stop" if ids[-1] in END else "length") for row, (ids, _) in enumerate(rows)
     }
-    assert len(heard) == len(rows) and [len(told) for _, told, _ in heard] == sorted(len(ids) for ids, _ in rows)
+    assert len(finished) == len(rows) and [len(ids) for _, ids, _ in finished] == sorted(len(ids) for ids, _ in rows)
 
 
-def test_rows_that_end_leave_the_batch_and_prompts_whose_rows_have_ended_too(monkeypatch):
-    kept = []
-    monkeypatch.setattr(KVCache, "keep", lambda self, rows, own=KVCache.keep: kept.append(len(rows)) or own(self, rows))
+def test_finished_rows_leave_the_batch_and_so_do_their_prompts(monkeypatch):
+    kept, keep_rows = [], KVCache.keep_rows
+    monkeypatch.setattr(KVCache, "keep_rows", lambda self, rows: kept.append(len(rows)) or keep_rows(self, rows))
     model = sharp(MODELS["qwen2"])
     ran = []
     model.base_model.register_forward_pre_hook(
-        lambda module, args, told: ran.append(len(told["input_ids"])), with_kwargs=True
+        lambda module, args, kwargs: ran.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     _, _, lengths = generate_tokens(model, PROMPTS, uniform(1, 8), draw, torch.tensor(END))
     alive = [int((lengths > t).sum()) for t in range(1, LIMIT)]
@@ -88,7 +88,7 @@ def test_rows_that_end_leave_the_batch_and_prompts_whose_rows_have_ended_too(mon
 
 
 class Steps(TorchDispatchMode):
-    """Writes down what each step does, and raises where a tensor's value would decide what to do."""
+    """Records the operations of each step, and raises if one depends on a tensor's value."""
 
     def __init__(self):
         super().__init__()
@@ -96,39 +96,39 @@ class Steps(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        told = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(function.tags)
-        if function is torch.ops.aten.index.Tensor:  # dynamic by a mask, and not by numbers
-            told = any(each is not None and each.dtype == torch.bool for each in args[1])
-        assert not told, f"{function} reads what a tensor holds"
+        reads_data = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(function.tags)
+        if function is torch.ops.aten.index.Tensor:  # dynamic for a mask, but not for integer indices
+            reads_data = any(index is not None and index.dtype == torch.bool for index in args[1])
+        assert not reads_data, f"{function} reads a tensor's value"
         self.done[-1].append((str(function), getattr(out, "shape", None)))
         return out
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_between_two_looks_each_step_does_the_same_and_the_host_reads_nothing(name, monkeypatch):
-    """What a CUDA graph asks of a step: the same operations on the same shapes, whatever the token."""
+def test_between_two_checks_all_steps_are_equal_and_the_host_reads_nothing(name, monkeypatch):
+    """A CUDA graph requires this of a step: the same operations on the same shapes for every token."""
     model, quantiles = sharp(MODELS[name], exactness(name)[0]), uniform(2)
     none = torch.tensor([], dtype=torch.long)
-    expected = generate_tokens(model, PROMPTS, quantiles, draw, none, pace=DecodeSchedule(1, 1))
-    steps, states, stopped = Steps(), decode.trunk_states, decode._Running.stopped
+    expected = generate_tokens(model, PROMPTS, quantiles, draw, none, schedule=DecodeSchedule(1, 1))
+    steps, states, stopped = Steps(), decode.trunk_states, decode._RunningRows.stopped
 
-    def begun(*given, **read):
+    def begun(*args, **kwargs):
         if not steps.done:
             steps.__enter__()
         steps.done.append([])
-        return states(*given, **read)
+        return states(*args, **kwargs)
 
-    def looked(self, *told):
+    def checked(self, *args):
         steps.__exit__(None, None, None)
-        return stopped(self, *told)
+        return stopped(self, *args)
 
     monkeypatch.setattr(decode, "trunk_states", begun)
-    monkeypatch.setattr(decode._Running, "stopped", looked)
-    found = generate_tokens(model, PROMPTS, quantiles, draw, none, pace=DecodeSchedule(100, 100))
+    monkeypatch.setattr(decode._RunningRows, "stopped", checked)
+    found = generate_tokens(model, PROMPTS, quantiles, draw, none, schedule=DecodeSchedule(100, 100))
     assert len(steps.done) == LIMIT - 1
-    # The first finds no room for its own keys yet, and the last is not followed by what makes the next one's input.
+    # The first also allocates the rows' own cache, and the last is not followed by the next step's input.
     first, *middle, _ = steps.done
-    assert len(first) > len(middle[0]) > 50 and all(each == middle[0] for each in middle)
+    assert len(first) > len(middle[0]) > 50 and all(step == middle[0] for step in middle)
     assert torch.equal(found[0], expected[0])
     torch.testing.assert_close(found[1], expected[1], rtol=0, atol=exactness(name)[1] + 1e-6)
 

@@ -1,4 +1,4 @@
-"""Whole choices against plain forward passes of each sequence alone, however they are cut into tiles."""
+"""Statistics of full distributions against plain forward passes of each sequence, for every tile size."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from grape_rl.model.distribution import logprobs_with_stats
 from grape_rl.model.logprobs import compute_logprobs
 
 NAMES = ("qwen2", "gemma3", "cohere, scaled")
-"""Tied and untied heads, scaled logits; what they share with ``logprobs`` is tested there on all."""
+"""Tied and untied heads, scaled logits; test_logprobs.py covers the shared code on all models."""
 
 
 def given():
@@ -16,7 +16,7 @@ def given():
 
 
 def reference_of(name):
-    """A model of the same kind with other weights."""
+    """A model of the same architecture with other weights."""
     model = sharp(MODELS[name])
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def fields(outputs, whole):
 
 
 def weighted(found):
-    """A number that every field of every token has a part in."""
+    """A scalar that depends on every field of every token."""
     return sum(
         (i + 1) * (torch.arange(f.numel()).double().reshape(f.shape).cos() * f).sum()
         for i, f in enumerate(found.values())
@@ -70,7 +70,7 @@ def test_values_and_gradients_are_those_of_plain_forward_passes(name, tile):
     torch.testing.assert_close(gradient(model, weighted(found)), slope, rtol=1e-5, atol=1e-6 * float(slope.abs().max()))
 
 
-def test_log_probabilities_are_those_of_the_plain_forward_pass_and_a_model_is_not_apart_from_itself():
+def test_log_probabilities_equal_compute_logprobs_and_the_kl_of_a_model_to_itself_is_0():
     model, what = sharp(MODELS["qwen2"]), given()
     outputs, whole = logprobs_with_stats(model, what, model)
     expected = compute_logprobs(model, what)
@@ -90,7 +90,7 @@ def test_no_more_logits_exist_at_once_than_the_tile(monkeypatch):
     assert max(seen) == 4 * VOCABULARY and len(seen) > 4
 
 
-def test_a_token_that_both_models_rule_out_adds_nothing():
+def test_a_token_that_both_models_rule_out_contributes_nothing():
     model, what = sharp(MODELS["qwen2"]), given()
     what.tokens[what.tokens == 7] = 8
 

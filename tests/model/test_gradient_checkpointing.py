@@ -1,4 +1,4 @@
-"""Layers computed again in backward: the same gradient to the bit, and twice the forward passes of layers."""
+"""Recomputation in backward: the bit-identical gradient, and two forward passes per layer."""
 
 import copy
 
@@ -14,7 +14,7 @@ MIXED = sequences([3, 9], [[7, 2], [5, 9, 1]])
 
 
 def passes(model):
-    """How often each layer runs, counted as the model runs."""
+    """A list that grows by one at each run of a layer."""
     seen = []
     for layer in model.base_model.layers:
         layer.mlp.register_forward_pre_hook(lambda *_: seen.append(1))
@@ -41,8 +41,8 @@ def test_layers_run_twice_with_a_gradient_and_once_without():
     assert len(seen) == 2 + 4
 
 
-def test_less_is_kept_for_backward():
-    def kept(model):
+def test_less_is_saved_for_backward():
+    def saved_numbers(model):
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
             compute_logprobs(model, MIXED)
@@ -51,10 +51,10 @@ def test_less_is_kept_for_backward():
     plain = sharp(MODELS["qwen2"])
     again = copy.deepcopy(plain)
     enable_gradient_checkpointing(again)
-    assert kept(again) < 0.5 * kept(plain)
+    assert saved_numbers(again) < 0.5 * saved_numbers(plain)
 
 
-def test_a_copy_computes_its_own_layers_again():
+def test_a_copy_recomputes_its_own_layers():
     model = sharp(MODELS["qwen2"])
     enable_gradient_checkpointing(model)
     other = copy.deepcopy(model)
@@ -64,6 +64,6 @@ def test_a_copy_computes_its_own_layers_again():
     assert torch.equal(gradient(other, compute_logprobs(other, MIXED).logp.sum()), expected)
 
 
-def test_what_has_no_layers_is_refused():
-    with pytest.raises(ValueError, match="the layers of Linear can't be computed again"):
+def test_a_model_without_such_layers_is_refused():
+    with pytest.raises(ValueError, match="the layers of Linear do not support it"):
         enable_gradient_checkpointing(nn.Linear(2, 2))

@@ -1,4 +1,4 @@
-"""Models come back from disk as they were, what is no usable model is refused in one line, and a copy stays frozen."""
+"""Loading models unchanged, one-line errors for unusable ones, and frozen copies."""
 
 import json
 
@@ -44,7 +44,7 @@ TEXT = "What is 12 + 345?\n Éh, spell  backward: moon"
     ids=["characters", "bpe"],
 )
 def test_a_saved_tokenizer_reads_and_writes_as_before(tmp_path, saved):
-    """Beside some kinds of model transformers takes that kind's own tokenizer, whatever was saved."""
+    """For some architectures, transformers replaces the saved tokenizer by the architecture's own."""
     random_llama(saved, 8, 1, 2, 16, seed=0).save_pretrained(tmp_path)
     saved.save_pretrained(tmp_path)
     _, found = load(str(tmp_path), CPU)
@@ -59,12 +59,12 @@ def test_weights_in_half_precision_are_loaded_in_single(folder, model):
 
 
 @pytest.mark.parametrize("name", ["nobody/has-this-model", "nothing-here", "not a name!", "/no/such/folder"])
-def test_a_name_of_nothing_is_refused(name):
-    assert "no loadable folder here, nor a model that the Hub gave" in refusal(name)
+def test_a_name_without_a_model_is_refused(name):
+    assert "cannot be loaded from the Hub, and there is no such folder" in refusal(name)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    assert "no loadable folder (" in refusal(tmp_path)
+    assert "cannot be loaded from this folder (" in refusal(tmp_path)
 
 
 def rewritten(path, **changes):
@@ -72,31 +72,31 @@ def rewritten(path, **changes):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    ("damage", "reason"),
     [
-        (lambda at: (at / "config.json").unlink(), "Unrecognized model"),
-        (lambda at: (at / "config.json").write_text("{"), "not a valid JSON file"),
-        (lambda at: rewritten(at / "config.json", model_type="nonesuch"), "nonesuch"),
-        (lambda at: rewritten(at / "config.json", hidden_size=32), "mismatched_sizes"),
-        (lambda at: (at / "model.safetensors").unlink(), "no file named model.safetensors"),
-        (lambda at: (at / "model.safetensors").write_bytes(b"cut off"), "header"),
-        (lambda at: [file.unlink() for file in at.glob("tokenizer*")], "tokenizer"),
+        (lambda folder: (folder / "config.json").unlink(), "Unrecognized model"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON file"),
+        (lambda folder: rewritten(folder / "config.json", model_type="nonesuch"), "nonesuch"),
+        (lambda folder: rewritten(folder / "config.json", hidden_size=32), "mismatched_sizes"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"cut off"), "header"),
+        (lambda folder: [file.unlink() for file in folder.glob("tokenizer*")], "tokenizer"),
     ],
     ids=["no config", "broken config", "unknown kind", "contradiction", "no weights", "broken weights", "no tokenizer"],
 )
-def test_a_spoiled_folder_is_refused_with_its_reason(folder, spoil, reason):
-    spoil(folder)
+def test_a_damaged_folder_is_refused_with_its_reason(folder, damage, reason):
+    damage(folder)
     assert reason in refusal(folder)
 
 
-def test_a_tokenizer_that_is_not_there_is_never_made_up(tmp_path):
-    MODELS["qwen2"]().save_pretrained(tmp_path)  # transformers would go on with a tokenizer without a vocabulary
+def test_a_missing_tokenizer_is_refused(tmp_path):
+    MODELS["qwen2"]().save_pretrained(tmp_path)  # transformers would create a tokenizer without a vocabulary
     assert "its tokenizer has only special tokens" in refusal(tmp_path)
 
 
-def test_weights_that_are_not_there_are_never_made_up(folder, model):
+def test_missing_weights_are_refused(folder, model):
     rewritten(folder / "config.json", num_hidden_layers=3)
-    assert "its files lack 9 of its parameters, model.layers.2." in refusal(folder)
+    assert "its files lack 9 of its parameters, such as model.layers.2." in refusal(folder)
 
 
 # The probe ------------------------------------------------------------------------------------------------------------
@@ -108,13 +108,13 @@ def test_real_architectures_pass_the_probe(name):
 
 
 @pytest.mark.parametrize("name", RECURRENT)
-def test_models_whose_cache_is_no_list_of_tokens_are_refused(name):
-    with pytest.raises(ValueError, match="ForCausalLM: not a model whose prompts can be shared"):
+def test_models_with_a_recurrent_state_are_refused(name):
+    with pytest.raises(ValueError, match="ForCausalLM: does not support shared prompts"):
         prepare_model(sharp(RECURRENT[name], torch.float32), CPU)
 
 
 class Shifted(nn.Module):
-    """A final step that logits_of does not know of."""
+    """A scaling of the logits that logits_of does not support."""
 
     def __init__(self, inner):
         super().__init__()
@@ -126,33 +126,33 @@ class Shifted(nn.Module):
         return out
 
 
-def test_logits_that_are_more_than_the_head_are_refused(model, monkeypatch):
+def test_logits_with_an_unsupported_scaling_are_refused(model, monkeypatch):
     monkeypatch.setattr(model, "forward", Shifted(model.forward).forward)
-    with pytest.raises(ValueError, match=r"LlamaForCausalLM: log-probabilities from its hidden states .* nats off"):
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM: log-probabilities over a shared prompt differ by .* nats"):
         prepare_model(model, CPU)
 
 
 def test_a_model_that_ignores_where_a_shared_prompt_ends_is_refused(model, monkeypatch):
     inner = model.base_model.forward
 
-    def deaf(**kwargs):
+    def without_positions(**kwargs):
         return inner(**{k: v for k, v in kwargs.items() if k != "position_ids"})
 
-    monkeypatch.setattr(model.base_model, "forward", deaf)
+    monkeypatch.setattr(model.base_model, "forward", without_positions)
     with pytest.raises(ValueError, match="over a shared prompt"):
         prepare_model(model, CPU)
 
 
-def test_a_model_that_attends_by_chunks_is_refused(model):
+def test_a_model_with_chunked_attention_is_refused(model):
     model.config.attention_chunk_size = 8
-    with pytest.raises(ValueError, match="attends by chunks of 8 tokens"):
+    with pytest.raises(ValueError, match="attention in chunks of 8 tokens"):
         prepare_model(model, CPU)
 
 
-def test_a_model_that_says_nothing_is_refused(model):
+def test_a_model_with_nan_outputs_is_refused(model):
     with torch.no_grad():
         model.model.norm.weight.fill_(torch.nan)
-    with pytest.raises(ValueError, match="nan nats off"):
+    with pytest.raises(ValueError, match="differ by nan nats"):
         prepare_model(model, CPU)
 
 
@@ -168,7 +168,7 @@ def test_a_frozen_copy_keeps_its_weights_when_the_original_is_trained(model):
 
 
 def test_loaded_weights_are_aligned_as_a_new_model_s_are(model, tokenizer, tmp_path):
-    """Kernels round by alignment: weights left in a mapped file would resume a run to other bits."""
+    """Rounding depends on alignment: a run resumed from weights in a mapped file would not be bit-identical."""
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded, _ = load(str(tmp_path), CPU)

@@ -1,4 +1,4 @@
-"""The one forward pass against one plain pass for each row, on real architectures, and what may never change it."""
+"""The forward pass against one plain pass per row, on real architectures, and its invariances."""
 
 import pytest
 import torch
@@ -14,9 +14,9 @@ MIXED = sequences([3, 9, 6], [[7, 2], [5, 9, 1], [4]])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("layout", [lambda given: given, apart], ids=["shared", "joined"])
+@pytest.mark.parametrize("layout", [lambda given: given, apart], ids=["shared", "unshared"])
 @pytest.mark.parametrize("name", MODELS)
-def test_both_layouts_say_what_the_model_says_of_each_row_alone(name, layout, temperature):
+def test_both_layouts_equal_the_model_on_each_row_alone(name, layout, temperature):
     dtype, tolerance = exactness(name)
     model = sharp(MODELS[name], dtype)
     with torch.no_grad():
@@ -24,7 +24,7 @@ def test_both_layouts_say_what_the_model_says_of_each_row_alone(name, layout, te
         logp, entropy = alone(model, MIXED, temperature)
     torch.testing.assert_close(found.logp, logp, rtol=0, atol=tolerance)
     torch.testing.assert_close(found.entropy, entropy, rtol=0, atol=tolerance)
-    assert logp[MIXED.mask].std() > 0.2, "choices so even that a mistake would not show"
+    assert logp[MIXED.mask].std() > 0.2, "distributions so uniform that a mistake would not show"
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -35,18 +35,20 @@ def test_both_layouts_give_all_parameters_the_plain_gradient(name):
     model = sharp(MODELS[name], dtype)
     weight = torch.linspace(-1, 2, MIXED.mask.numel(), dtype=dtype).reshape(MIXED.mask.shape)
 
-    def found(logp, entropy):
+    def gradient_of(logp, entropy):
         return gradient(model, (weight * logp + weight.flip(0) * entropy).sum())
 
-    expected = found(*alone(model, MIXED, 0.7))
+    expected = gradient_of(*alone(model, MIXED, 0.7))
     largest = expected.abs().max().item()
     assert largest > 1
     for layout in (MIXED, apart(MIXED)):
         outputs = compute_logprobs(model, layout, 0.7)
-        torch.testing.assert_close(found(outputs.logp, outputs.entropy), expected, rtol=0, atol=tolerance * largest)
+        torch.testing.assert_close(
+            gradient_of(outputs.logp, outputs.entropy), expected, rtol=0, atol=tolerance * largest
+        )
 
 
-def test_in_single_precision_the_difference_is_rounding():
+def test_in_float32_the_difference_is_rounding():
     model = sharp(MODELS["qwen2"], torch.float32)
     with torch.no_grad():
         expected, _ = alone(model, MIXED, 1.0)
@@ -80,11 +82,11 @@ def _rows(n):
     return torch.full((n, 2), 5), torch.ones(n, 2, dtype=torch.bool), torch.arange(n)
 
 
-# What may never change a loss or its gradient -------------------------------------------------------------------------
+# Invariances of a loss and its gradient -------------------------------------------------------------------------
 
-POLICY = sharp(MODELS["gpt2, absolute"])  # float64 throughout, and it sees where each token stands
-unhurried = settings(deadline=None)
-few = settings(max_examples=12, deadline=None, derandomize=True)  # each example runs the model forward and backward
+POLICY = sharp(MODELS["gpt2, absolute"])  # float64 throughout, and its position embeddings are absolute
+no_deadline = settings(deadline=None)
+few = settings(max_examples=12, deadline=None)  # each example runs the model forward and backward
 
 
 plans = st.tuples(
@@ -92,7 +94,7 @@ plans = st.tuples(
     st.sampled_from([0.0, 0.4]),
     st.integers(0, 2**16),
 )
-"""Up to 4 prompts with up to 3 rows each; how much of the text the policy did not write; a seed."""
+"""Up to 4 prompts with up to 3 rows each; the fraction of tokens that the policy did not write; a seed."""
 
 
 def planned(plan):
@@ -103,7 +105,7 @@ def planned(plan):
 
 
 def coefficients(given):
-    """A different weight for each token, as advantages are."""
+    """A different weight for each token, like advantages."""
     return torch.linspace(-1, 2, given.tokens.numel(), dtype=torch.float64).reshape(given.tokens.shape)
 
 
@@ -112,11 +114,11 @@ def loss(given, weight):
     return (weight * outputs.logp + 0.3 * weight.square() * outputs.entropy).sum()
 
 
-def same(found, expected):
-    """Loss and gradient to 1e-10 of their size: sums of float64 in another order."""
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    found, expected = gradient(POLICY, found), gradient(POLICY, expected)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10 * max(1.0, expected.abs().max().item()))
+def assert_same(actual, expected):
+    """Loss and gradient are equal to 1e-10 of their size: float64 sums in another order."""
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    actual, expected = gradient(POLICY, actual), gradient(POLICY, expected)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10 * max(1.0, expected.abs().max().item()))
 
 
 @few
@@ -129,7 +131,7 @@ def test_padding_on_the_right_changes_nothing(plan, columns, junk):
 
     padded = Sequences(given.prompts, wider(given.tokens, junk), wider(given.mask, False), given.group)
     weight = coefficients(given)
-    same(loss(padded, wider(weight, 7.0)), loss(given, weight))
+    assert_same(loss(padded, wider(weight, 7.0)), loss(given, weight))
 
 
 @few
@@ -144,7 +146,7 @@ def test_the_order_of_rows_and_prompts_changes_nothing(plan, random):
         tuple(given.prompts[p] for p in prompts), given.tokens[rows], given.mask[rows], place[given.group[rows]]
     )
     weight = coefficients(given)
-    same(loss(moved, weight[rows]), loss(given, weight))
+    assert_same(loss(moved, weight[rows]), loss(given, weight))
 
 
 @few
@@ -154,8 +156,8 @@ def test_sharing_a_prompt_or_repeating_it_changes_nothing(plan, random):
     twice = given.group + torch.tensor([random.choice([0, len(given.prompts)]) for _ in given.tokens])
     repeated = Sequences(given.prompts * 2, given.tokens, given.mask, twice)
     weight = coefficients(given)
-    same(loss(repeated, weight), loss(given, weight))
-    same(loss(apart(given), weight), loss(given, weight))
+    assert_same(loss(repeated, weight), loss(given, weight))
+    assert_same(loss(apart(given), weight), loss(given, weight))
 
 
 @few
@@ -167,7 +169,7 @@ def test_microbatches_of_any_budget_add_up_to_the_whole(plan, budget):
     for rows in microbatches(given, budget):
         part = select_rows(given, rows)
         total = total + loss(part, weight[rows][:, : part.tokens.shape[1]])
-    same(total, loss(given, weight))
+    assert_same(total, loss(given, weight))
 
 
 # Micro-batches without a model ----------------------------------------------------------------------------------------
@@ -205,7 +207,7 @@ def test_everything_within_the_budget_runs_at_once():
     assert len(list(microbatches(MIXED, cost(MIXED, range(6)) - 1))) == 2
 
 
-@unhurried
+@no_deadline
 @given(plans, st.data())
 def test_selected_rows_are_the_same_rows_trimmed(plan, data):
     given = planned(plan)

@@ -1,6 +1,6 @@
-"""Adapters: that they change nothing at first, alone are trained, and are the same policy merged, saved and copied.
+"""LoRA adapters: no change when new, only adapters are trained, and equal policies when merged, saved and copied.
 
-In float64 where two roads are compared, so that they differ by the order of sums alone.
+Comparisons are in float64, so that they differ only by the order of sums.
 """
 
 import sys
@@ -35,7 +35,7 @@ EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 
 def built(name="llama", seed=0):
-    """The model in float64, with random weights large enough for its choices to be far from uniform."""
+    """The model in float64, with random weights large enough for distributions far from uniform."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = doubled(MODELS[name]())
@@ -46,8 +46,8 @@ def built(name="llama", seed=0):
     return model.eval()
 
 
-def moved(model, size=0.3):
-    """The adapted model with adapters that say something."""
+def with_nonzero_adapters(model, size=0.3):
+    """The model with adapters that change its output."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for p in model.parameters():
@@ -66,7 +66,7 @@ def experience():
     return Experience(sequences, Batch(mask, behavior, behavior + 0.1, advantage), {})
 
 
-def said(model):
+def logp_of(model):
     with torch.no_grad():
         return compute_logprobs(model, experience().sequences).logp
 
@@ -76,18 +76,18 @@ def trainable(model):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_fresh_adapters_change_no_bit_of_what_the_model_says_and_alone_are_trained(name):
+def test_new_adapters_change_no_bit_and_only_they_are_trained(name):
     model = built(name)
-    before, whole = said(model), model(input_ids=torch.arange(3, 12)[None]).logits
+    before, whole = logp_of(model), model(input_ids=torch.arange(3, 12)[None]).logits
     prompts, drawn = [torch.arange(3, 8), torch.arange(3, 5)], SamplingParams(max_tokens=5)
-    rollout = sample(model, prompts, 2, drawn, end=(2,), seed=4, version=0)
+    rollout = sample(model, prompts, 2, drawn, end=(2,), seed=4)
     assert not has_adapters(model)
     kind, own, fixed = type(model), {id(p) for p in model.parameters()}, sum(p.numel() for p in model.parameters())
     model = add_adapters(model, 2, 4.0, (), seed=1)
     assert type(model) is kind and has_adapters(model) and not model.training
-    assert torch.equal(said(model), before) and before.abs().max() > 1
+    assert torch.equal(logp_of(model), before) and before.abs().max() > 1
     assert torch.equal(model(input_ids=torch.arange(3, 12)[None]).logits, whole)
-    again = sample(model, prompts, 2, drawn, end=(2,), seed=4, version=0)
+    again = sample(model, prompts, 2, drawn, end=(2,), seed=4)
     assert torch.equal(again.tokens, rollout.tokens) and torch.equal(again.behavior_logp, rollout.behavior_logp)
     assert trainable(model) and all("lora_" in key for key in trainable(model))
     assert {id(p) for p in model.parameters() if not p.requires_grad} == own
@@ -97,7 +97,7 @@ def test_fresh_adapters_change_no_bit_of_what_the_model_says_and_alone_are_train
     assert layers == ({"c_attn", "c_proj", "c_fc"} if name == "gpt2" else wanted), "all but the head"
 
 
-def test_the_seed_makes_the_adapters_and_nothing_else_is_drawn_from():
+def test_the_seed_determines_the_adapters_and_the_global_generator_is_unused():
     state = torch.get_rng_state()
     one, two, other = (trainable(add_adapters(built(), 2, 4.0, (), seed)) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
@@ -105,11 +105,11 @@ def test_the_seed_makes_the_adapters_and_nothing_else_is_drawn_from():
     assert any(not torch.equal(one[key], other[key]) for key in one)
 
 
-def test_rank_alpha_and_targets_are_what_was_asked_for():
+def test_rank_alpha_and_targets_are_applied():
     """One layer by hand: W x + (alpha / rank) B A x."""
     model = built()
     weight = model.model.layers[1].self_attn.q_proj.weight.detach().clone()
-    moved(add_adapters(model, 3, 5.0, ("layers.1.self_attn.q_proj",), seed=1))
+    with_nonzero_adapters(add_adapters(model, 3, 5.0, ("layers.1.self_attn.q_proj",), seed=1))
     a, b = trainable(model).values()
     assert (a.shape, b.shape) == ((3, 8), (8, 3))
     assert {key.rpartition(".lora_")[0] for key in trainable(model)} == {"model.layers.1.self_attn.q_proj"}
@@ -119,29 +119,29 @@ def test_rank_alpha_and_targets_are_what_was_asked_for():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_merged_it_is_the_same_policy_as_a_plain_model(name):
-    model = moved(add_adapters(built(name), 2, 4.0, (), seed=1))
+def test_the_merged_model_is_the_same_policy(name):
+    model = with_nonzero_adapters(add_adapters(built(name), 2, 4.0, (), seed=1))
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     plain = merge_adapters(model)
     assert not has_adapters(plain) and has_adapters(model)
     assert plain.state_dict().keys() == built(name).state_dict().keys()
-    torch.testing.assert_close(said(plain), said(model), **EXACT)
-    assert (said(plain) - said(built(name))).abs().max() > 0.1
+    torch.testing.assert_close(logp_of(plain), logp_of(model), **EXACT)
+    assert (logp_of(plain) - logp_of(built(name))).abs().max() > 0.1
     assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())
     assert plain.get_output_embeddings().weight is model.get_output_embeddings().weight
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks for it
 @pytest.mark.parametrize("name", MODELS)
-def test_what_is_saved_is_read_by_peft_and_gives_back_every_bit(name, tmp_path):
-    model = moved(add_adapters(built(name), 2, 4.0, (), seed=1))
+def test_saved_adapters_load_in_peft_and_are_bit_identical(name, tmp_path):
+    model = with_nonzero_adapters(add_adapters(built(name), 2, 4.0, (), seed=1))
     save_adapter(model, tmp_path / "adapter")
     start = add_adapters(built(name), 2, 4.0, (), seed=9)
     again = load_adapter(start, tmp_path / "adapter")
-    assert torch.equal(said(start), said(built(name))), "what it is read into is another model"
+    assert torch.equal(logp_of(start), logp_of(built(name))), "the adapters are loaded into a copy"
     ours, theirs = trainable(model), trainable(again)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert torch.equal(said(again), said(model))
+    assert torch.equal(logp_of(again), logp_of(model))
     other = peft.PeftModel.from_pretrained(built(name), tmp_path / "adapter")
     found = other(input_ids=torch.arange(3, 12)[None]).logits
     torch.testing.assert_close(found, model(input_ids=torch.arange(3, 12)[None]).logits, **EXACT)
@@ -149,20 +149,20 @@ def test_what_is_saved_is_read_by_peft_and_gives_back_every_bit(name, tmp_path):
 
 def test_adapters_of_other_layers_are_refused(tmp_path):
     save_adapter(add_adapters(built(), 2, 4.0, ("q_proj",), seed=1), tmp_path / "adapter")
-    with pytest.raises(ValueError, match="adapter: its adapters are not on the same layers as the model's"):
+    with pytest.raises(ValueError, match="adapter: its adapters belong to other layers than the model's"):
         load_adapter(add_adapters(built(), 2, 4.0, (), seed=1), tmp_path / "adapter")
 
 
 def test_a_copy_shares_the_weights_and_no_adapter():
-    model = moved(add_adapters(built(), 2, 4.0, (), seed=1))
-    reference, other, before = frozen_copy(model), copy_sharing_frozen(model), said(model)
+    model = with_nonzero_adapters(add_adapters(built(), 2, 4.0, (), seed=1))
+    reference, other, before = frozen_copy(model), copy_sharing_frozen(model), logp_of(model)
     assert not trainable(reference) and trainable(model).keys() == trainable(other).keys()
     for copied in (reference, other):
         for (key, p), q in zip(model.named_parameters(), copied.parameters(), strict=True):
             assert (p is q) == ("lora_" not in key)
-    moved(model)
-    assert torch.equal(said(reference), before) and torch.equal(said(other), before)
-    assert (said(model) - before).abs().max() > 0.1
+    with_nonzero_adapters(model)
+    assert torch.equal(logp_of(reference), before) and torch.equal(logp_of(other), before)
+    assert (logp_of(model) - before).abs().max() > 0.1
 
 
 def test_a_copy_of_a_model_that_is_trained_whole_shares_nothing():
@@ -173,22 +173,22 @@ def test_a_copy_of_a_model_that_is_trained_whole_shares_nothing():
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens", "query", "proj", "norm"])
 def test_a_target_that_is_no_linear_layer_is_refused(target):
-    message = f"model.lora.targets: no linear layer is called '{target}'; there are q_proj, k_proj, v_proj, o_proj, "
+    message = f"model.lora.targets: no linear layer is named '{target}'; choose from q_proj, k_proj, v_proj, o_proj, "
     with pytest.raises(ValueError, match=message):
         add_adapters(built(), 2, 4.0, ("q_proj", target), seed=1)
 
 
-def test_without_peft_it_is_said_how_to_get_it(monkeypatch):
+def test_without_peft_the_error_names_the_package_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as error:
         add_adapters(built(), 2, 4.0, (), seed=1)
-    assert str(told.value) == "model.lora needs peft: pip install 'grape-rl[lora]'"
+    assert str(error.value) == "model.lora needs peft: pip install 'grape-rl[lora]'"
 
 
 SETTINGS = UpdateSettings(ForwardContext(10_000, temperature=0.7), max_tokens=9, max_grad_norm=1e9, seed=3)
 
 
-def lost(model, method, tokens=10_000):
+def gradients_of(model, method, tokens=10_000):
     """The gradient of a method's loss: what plain descent with rate 1 took off each parameter."""
     row = ALGORITHMS[method]
     goal = objective(row, resolve_options(row, {"kl": 0.1, "entropy": 0.01} if method == "grpo" else {}))
@@ -205,30 +205,33 @@ def lost(model, method, tokens=10_000):
 @pytest.mark.parametrize("method", ["sft", "grpo"])
 def test_the_gradient_of_an_adapter_is_the_merged_weight_s_by_the_chain_rule(method):
     """∂L/∂B = s G Aᵀ and ∂L/∂A = s Bᵀ G, G the gradient of the weight that s B A is added to."""
-    model = moved(add_adapters(built(), 2, 4.0, (), seed=1))
-    found, of_weights = lost(model, method), lost(merge_adapters(model).requires_grad_(True), method)
-    layers = {key.rpartition(".lora_")[0] for key in found}
+    model = with_nonzero_adapters(add_adapters(built(), 2, 4.0, (), seed=1))
+    adapter_gradients, weight_gradients = (
+        gradients_of(model, method),
+        gradients_of(merge_adapters(model).requires_grad_(True), method),
+    )
+    layers = {key.rpartition(".lora_")[0] for key in adapter_gradients}
     assert len(layers) == 14
     for layer in layers:
         a, b = (trainable(model)[f"{layer}.lora_{which}.default.weight"].detach() for which in "AB")
-        g = of_weights[f"{layer}.weight"]
+        g = weight_gradients[f"{layer}.weight"]
         assert g.abs().max() > 1e-4
-        torch.testing.assert_close(found[f"{layer}.lora_B.default.weight"], 2 * g @ a.T, **EXACT)
-        torch.testing.assert_close(found[f"{layer}.lora_A.default.weight"], 2 * b.T @ g, **EXACT)
+        torch.testing.assert_close(adapter_gradients[f"{layer}.lora_B.default.weight"], 2 * g @ a.T, **EXACT)
+        torch.testing.assert_close(adapter_gradients[f"{layer}.lora_A.default.weight"], 2 * b.T @ g, **EXACT)
 
 
 @pytest.mark.parametrize("method", ["sft", "grpo"])
 def test_micro_batches_change_no_gradient_of_an_adapter(method):
-    model = moved(add_adapters(built(), 2, 4.0, (), seed=1))
-    whole = lost(model, method)
+    model = with_nonzero_adapters(add_adapters(built(), 2, 4.0, (), seed=1))
+    whole = gradients_of(model, method)
     for tokens in (1, 20):
-        found = lost(model, method, tokens)
+        found = gradients_of(model, method, tokens)
         for key in whole:
             torch.testing.assert_close(found[key], whole[key], **EXACT)
 
 
-def test_the_optimizer_moves_adapters_alone():
-    model = moved(add_adapters(built(), 2, 4.0, (), seed=1))
+def test_the_optimizer_updates_only_adapters():
+    model = with_nonzero_adapters(add_adapters(built(), 2, 4.0, (), seed=1))
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     row = ALGORITHMS["grpo"]
     optimizer = adamw(model, 0.1, (0.9, 0.95))

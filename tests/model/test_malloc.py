@@ -1,4 +1,4 @@
-"""The heap is kept within a run and given back after it, and elsewhere nothing happens."""
+"""Freed memory is retained within the context and returned after it; elsewhere nothing happens."""
 
 import ctypes
 import sys
@@ -11,26 +11,26 @@ from grape_rl.model.malloc import keep_freed_memory
 
 class Libc:
     def __init__(self):
-        self.told = []
+        self.calls = []
 
     def mallopt(self, name, value):
-        self.told.append((name, value))
+        self.calls.append((name, value))
         return 1
 
     def malloc_trim(self, pad):
-        self.told.append(("trim", pad))
+        self.calls.append(("trim", pad))
         return 1
 
 
-def test_what_is_set_is_set_back_whatever_happens(monkeypatch):
+def test_the_settings_are_restored_even_after_an_error(monkeypatch):
     libc = Libc()
     monkeypatch.setattr(malloc.ctypes, "CDLL", lambda name: libc)
     monkeypatch.setattr(sys, "platform", "linux")
     with pytest.raises(RuntimeError, match="stop"), keep_freed_memory():
-        kept = dict(libc.told)
+        settings = dict(libc.calls)
         raise RuntimeError("stop")
-    assert kept == {malloc.MMAP: 2**25, malloc.TRIM: 2**31 - 1}
-    assert libc.told[2:] == [(malloc.TRIM, 2**17), ("trim", 0)]
+    assert settings == {malloc.M_MMAP_THRESHOLD: 2**25, malloc.M_TRIM_THRESHOLD: 2**31 - 1}
+    assert libc.calls[2:] == [(malloc.M_TRIM_THRESHOLD, 2**17), ("trim", 0)]
 
 
 @pytest.mark.parametrize(("platform", "libc"), [("darwin", Libc()), ("linux", object())])
@@ -38,11 +38,11 @@ def test_elsewhere_nothing_happens(monkeypatch, platform, libc):
     monkeypatch.setattr(malloc.ctypes, "CDLL", lambda name: libc)
     monkeypatch.setattr(sys, "platform", platform)
     with keep_freed_memory():
-        assert not getattr(libc, "told", None)
+        assert not getattr(libc, "calls", None)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
-def test_glibc_takes_it():
+def test_glibc_accepts_the_settings():
     libc = ctypes.CDLL(None)
-    assert libc.mallopt(malloc.MMAP, 2**25) == 1 and libc.mallopt(malloc.TRIM, 2**31 - 1) == 1
-    libc.mallopt(malloc.TRIM, 2**17)
+    assert libc.mallopt(malloc.M_MMAP_THRESHOLD, 2**25) == 1 and libc.mallopt(malloc.M_TRIM_THRESHOLD, 2**31 - 1) == 1
+    libc.mallopt(malloc.M_TRIM_THRESHOLD, 2**17)

@@ -1,4 +1,4 @@
-"""Wide linear layers against torch's own: values, gradients, second derivatives; and when they are not used."""
+"""oneDNN linear layers against torch's own: values, gradients, second derivatives; and when they are not used."""
 
 import copy
 
@@ -10,7 +10,7 @@ from torch import nn
 from grape_rl.model import onednn_linear
 from grape_rl.model.onednn_linear import ONEDNN_IS_FASTER, OneDNNLinear, matmul_nt, padding_multiple, use_onednn_linear
 
-wide = pytest.mark.skipif(not ONEDNN_IS_FASTER, reason="the processor has no AVX-512, or torch no oneDNN")
+needs_onednn = pytest.mark.skipif(not ONEDNN_IS_FASTER, reason="the processor has no AVX-512, or torch no oneDNN")
 
 
 @pytest.fixture(autouse=True)
@@ -31,14 +31,14 @@ def layers(bias):
     return plain.double(), module[0]
 
 
-@wide
+@needs_onednn
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5)])
 def test_values_and_gradients_are_those_of_float64(shape, bias):
     plain, ours = layers(bias)
     x = field(*shape)
-    for of in ((x, *ours.parameters()), (x.double(), *plain.parameters())):
-        of[0].requires_grad_()
+    for inputs in ((x, *ours.parameters()), (x.double(), *plain.parameters())):
+        inputs[0].requires_grad_()
     y = x.double().detach().requires_grad_()
     out, expected = ours(x), plain(y)
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-6)
@@ -49,7 +49,7 @@ def test_values_and_gradients_are_those_of_float64(shape, bias):
         torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-5)
 
 
-@wide
+@needs_onednn
 def test_it_can_be_differentiated_twice():
     plain, ours = layers(True)
 
@@ -64,8 +64,8 @@ def test_it_can_be_differentiated_twice():
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-3)
 
 
-@wide
-def test_products_of_transposed_fields_are_the_same():
+@needs_onednn
+def test_products_of_transposed_tensors_are_equal():
     a, b = field(4, 6), field(5, 6, seed=1)
     expected = a.double() @ b.double().t()
     for one in (a, a.t().contiguous().t()):
@@ -95,8 +95,8 @@ def test_a_small_product_is_left_to_torch(monkeypatch):
     assert module(field(3, 5)).shape == (3, 7)
 
 
-@wide
-def test_a_model_keeps_its_names_and_weights_and_every_linear_layer_is_wide():
+@needs_onednn
+def test_a_model_keeps_its_names_and_weights_and_every_linear_layer_uses_onednn():
     model = sharp(MODELS["qwen2"], torch.float32)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     ids = torch.tensor([[5, 9, 3, 17, 4]])
@@ -105,7 +105,7 @@ def test_a_model_keeps_its_names_and_weights_and_every_linear_layer_is_wide():
     assert not any(type(module) is nn.Linear for module in model.modules())
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=0, atol=2e-4)  # logits of some tens
+    torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=0, atol=2e-4)  # logits of a few tens
 
 
 @pytest.mark.parametrize("n", [1, 7, 31, 32, 63, 64, 100, 1000, 4097])

@@ -1,4 +1,4 @@
-"""Forests: where sequences stand in one row; and both ways to attend over them against each row read alone."""
+"""Packing: the layout of the row, and both implementations of attention against a forward pass per sequence."""
 
 import pytest
 import torch
@@ -26,44 +26,44 @@ MODELS_AND_SINKS = MODELS | {
 }  # fmt: skip
 
 
-def test_the_row_spelled_out():
+def test_the_layout_of_the_row():
     given = Sequences(
         (torch.tensor([1, 2]), torch.tensor([3, 4, 5])),
         torch.tensor([[6, 7, 8], [9, 10, 0], [11, 12, 13]]),
         torch.tensor([[True, True, False], [True, True, False], [True, False, True]]),
         torch.tensor([1, 0, 1]),
     )
-    forest = pack(given)
+    packed = pack(given)
     # Prompt 0 with its only response, prompt 1, then its two responses; of each response all but the last masked token.
-    assert forest.tokens.tolist() == [1, 2, 9, 3, 4, 5, 6, 11, 12]
-    assert forest.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 3, 4]
-    assert (forest.stems, forest.branches, forest.parent) == ((3, 3), (1, 2), (1, 1))
-    assert forest.before[:, :2].tolist() == [[5, 6], [1, 2], [5, 7]] and forest.before[2, 2] == 8
-    assert forest.longest == 5
-    alone = pack(given, apart=True)
-    assert alone.tokens.tolist() == [3, 4, 5, 6, 1, 2, 9, 3, 4, 5, 11, 12]
-    assert (alone.stems, alone.branches) == ((4, 3, 5), ())
+    assert packed.tokens.tolist() == [1, 2, 9, 3, 4, 5, 6, 11, 12]
+    assert packed.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 3, 4]
+    assert (packed.prefix_lengths, packed.suffix_lengths, packed.parent) == ((3, 3), (1, 2), (1, 1))
+    assert packed.predictor[:, :2].tolist() == [[5, 6], [1, 2], [5, 7]] and packed.predictor[2, 2] == 8
+    assert packed.max_length == 5
+    unshared = pack(given, share_prompts=False)
+    assert unshared.tokens.tolist() == [3, 4, 5, 6, 1, 2, 9, 3, 4, 5, 11, 12]
+    assert (unshared.prefix_lengths, unshared.suffix_lengths) == ((4, 3, 5), ())
 
 
 def test_a_response_of_one_token_is_not_read_at_all():
-    forest = pack(sequences([2], [[1, 1, 3]]))
-    assert (forest.stems, forest.branches) == ((2,), (2,))
-    assert forest.before[:, 0].tolist() == [1, 1, 1]
+    packed = pack(sequences([2], [[1, 1, 3]]))
+    assert (packed.prefix_lengths, packed.suffix_lengths) == ((2,), (2,))
+    assert packed.predictor[:, 0].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("name", MODELS_AND_SINKS)
-def test_padded_attention_says_the_same_as_by_parts_and_has_the_same_gradient(name, monkeypatch):
-    """The others of this file and test_logprobs.py run by parts, since this is a CPU; a GPU runs padded."""
+def test_padded_attention_equals_cpu_attention_and_has_the_same_gradient(name, monkeypatch):
+    """Other tests here and in test_logprobs.py use cpu_attention, since this is a CPU; a GPU uses padded_attention."""
     dtype, tolerance = exactness(name)
     model = sharp(MODELS_AND_SINKS[name], torch.float32 if "sinks" in name else dtype)
     weight = torch.linspace(-1, 2, MIXED.mask.numel()).reshape(MIXED.mask.shape)
     tolerance = tolerance if name.startswith(("gpt2", "gemma2")) else 1e-5
     expected_logp, expected_entropy = alone(model, MIXED, 1.0)
     expected = gradient(model, (weight * expected_logp).sum())
-    for what in (MIXED, apart(MIXED)):
-        for way in (cpu_attention, padded_attention):
-            monkeypatch.setattr(passes, "packed_attention", way)
-            outputs = compute_logprobs(model, what)
+    for batch in (MIXED, apart(MIXED)):
+        for attention in (cpu_attention, padded_attention):
+            monkeypatch.setattr(passes, "packed_attention", attention)
+            outputs = compute_logprobs(model, batch)
             torch.testing.assert_close(outputs.logp, expected_logp, rtol=0, atol=max(tolerance, 1e-10))
             torch.testing.assert_close(outputs.entropy, expected_entropy, rtol=0, atol=max(tolerance, 1e-10))
             found = gradient(model, (weight * outputs.logp).sum())
@@ -78,7 +78,7 @@ POLICY = sharp(MODELS["qwen2"])
     st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(1, 9), min_size=1, max_size=4)), min_size=1, max_size=4),
     st.integers(0, 2**16),
 )
-def test_any_forest_is_read_as_its_rows_alone_and_has_next_to_no_padding(plan, seed):
+def test_any_packed_batch_equals_its_rows_alone_and_has_almost_no_padding(plan, seed):
     given = sequences([p for p, _ in plan], [lengths for _, lengths in plan], seed)
     seen = []
     hook = POLICY.base_model.register_forward_pre_hook(
@@ -88,13 +88,13 @@ def test_any_forest_is_read_as_its_rows_alone_and_has_next_to_no_padding(plan, s
         found = compute_logprobs(POLICY, given)
     hook.remove()
     real = sum(p for p, _ in plan) + sum(n - 1 for _, lengths in plan for n in lengths)
-    assert len(seen) == 1 and real <= seen[0][1] <= real * 17 / 16, "but for a stem of junk"
+    assert len(seen) == 1 and real <= seen[0][1] <= real * 17 / 16, "except for one prefix of padding"
     logp, _ = alone(POLICY, given, 1.0)
     torch.testing.assert_close(found.logp, logp, rtol=0, atol=1e-10)
 
 
-def test_in_float32_the_gradient_is_the_plain_one_but_for_rounding():
-    """The issue's bound, 1e-5 of the largest, for full, grouped-query and sliding-window attention."""
+def test_in_float32_the_gradient_is_the_plain_one_up_to_rounding():
+    """Within 1e-5 of the largest component, for full, grouped-query and sliding-window attention."""
     for name in ("gpt2, absolute", "qwen2", "llama", "mistral, window 4"):
         model = sharp(MODELS[name], torch.float32)
         with (
@@ -110,7 +110,7 @@ def test_in_float32_the_gradient_is_the_plain_one_but_for_rounding():
         assert (found - expected).norm() <= 1e-5 * expected.norm(), name
 
 
-def test_a_second_derivative_is_refused_by_parts_and_taken_padded():
+def test_a_second_derivative_is_refused_by_cpu_attention_and_computed_by_padded_attention():
     weights = [p for p in POLICY.parameters() if p.dim() >= 2]
     logits = masked_logits(POLICY, MIXED)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -123,7 +123,7 @@ def test_a_second_derivative_is_refused_by_parts_and_taken_padded():
     assert logits.shape == (int(MIXED.mask.sum()), VOCABULARY)
 
 
-def test_autocast_attends_in_its_type():
+def test_under_autocast_attention_uses_its_type():
     model = sharp(MODELS["qwen2"], torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():

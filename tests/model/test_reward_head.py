@@ -1,4 +1,4 @@
-"""Models that score: the same number alone, padded, sharing a prompt, saved and loaded by transformers."""
+"""Reward models: equal scores alone, padded and with shared prompts, and loading by transformers."""
 
 import pytest
 import torch
@@ -30,16 +30,16 @@ def a_tokenizer():
 
 
 def scalar(name, tokenizer=None):
-    """A reward model on a tiny trunk of an architecture, exact, its head large enough to matter."""
-    made = build_reward_model(sharp(MODELS[name], torch.float32), tokenizer or a_tokenizer(), seed=0)
+    """A reward model on a tiny trunk of an architecture, in exact precision, with a large head."""
+    model = build_reward_model(sharp(MODELS[name], torch.float32), tokenizer or a_tokenizer(), seed=0)
     dtype, tolerance = exactness(name)
     with torch.no_grad():
-        made.score.weight.mul_(50)
-    return made.to(dtype), tolerance
+        model.score.weight.mul_(50)
+    return model.to(dtype), tolerance
 
 
 @pytest.mark.parametrize("name", SCORING)
-def test_a_score_is_that_of_the_models_own_pass_over_the_row_alone(name):
+def test_a_score_equals_the_models_own_pass_over_the_row_alone(name):
     model, tolerance = scalar(name)
     given = sequences([3, 7], [[1, 4, 6], [2, 5]])
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_gradients_reach_the_trunk_through_a_shared_prompt():
     other = torch.autograd.grad((sequence_scores(model, apart(given)) ** 2).sum(), parameters)
     for a, b in zip(one, other, strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
-    assert all(bool(each.any()) for each in one)
+    assert all(bool(gradient.any()) for gradient in one)
 
 
 def test_a_response_of_no_tokens_has_the_score_of_its_prompt():
@@ -75,7 +75,7 @@ def test_a_response_of_no_tokens_has_the_score_of_its_prompt():
     assert sequence_scores(model, empty).item() == pytest.approx(model(input_ids=prompt[None]).logits.item(), abs=1e-10)
 
 
-def test_the_end_token_is_scored_though_the_language_model_pads_with_it():
+def test_the_end_token_is_scored_even_if_the_language_model_pads_with_it():
     tokenizer = a_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     trunk = sharp(MODELS["llama"], torch.float32)
@@ -94,8 +94,8 @@ def test_the_end_token_is_scored_though_the_language_model_pads_with_it():
     assert found == pytest.approx(sequence_scores(model, ended).item(), abs=1e-6)
 
 
-def test_a_model_of_others_that_pads_with_its_end_token_is_scored_as_it_was_trained():
-    """transformers takes the last token that is no padding, and so did whoever trained it."""
+def test_a_foreign_model_that_pads_with_its_end_token_is_scored_as_in_its_training():
+    """transformers takes the last token that is not padding, in training too."""
     model, _ = scalar("qwen2")
     model.config.pad_token_id = 2
     ids = torch.tensor([[5, 6, 7, 2]])
@@ -103,14 +103,14 @@ def test_a_model_of_others_that_pads_with_its_end_token_is_scored_as_it_was_trai
     assert sequence_scores(model, ended).item() == pytest.approx(model(input_ids=ids).logits.item(), abs=1e-10)
 
 
-def test_the_trunk_is_that_of_the_language_model_and_the_head_is_drawn_by_the_seed():
+def test_the_trunk_is_the_language_model_s_and_the_seed_determines_the_head():
     trunk = sharp(MODELS["llama"], torch.float32)
     one, same, other = (build_reward_model(trunk, a_tokenizer(), seed) for seed in (0, 0, 1))
     for key, value in trunk.base_model.state_dict().items():
         assert torch.equal(one.base_model.state_dict()[key], value), key
     assert torch.equal(one.score.weight, same.score.weight) and not torch.equal(one.score.weight, other.score.weight)
     one.score.weight.data.zero_()
-    assert trunk.lm_head.weight.abs().min() > 0, "the language model stays as it was"
+    assert trunk.lm_head.weight.abs().min() > 0, "the language model is unchanged"
 
 
 def saved(folder, separator=None):
@@ -122,7 +122,7 @@ def saved(folder, separator=None):
     return model
 
 
-def test_saved_and_loaded_by_both_sides(tmp_path):
+def test_saved_models_load_here_and_in_transformers(tmp_path):
     model = saved(tmp_path, "\n\n")
     assert is_reward_model(str(tmp_path)) and not is_reward_model(str(tmp_path / "none"))
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path)
@@ -134,7 +134,7 @@ def test_saved_and_loaded_by_both_sides(tmp_path):
     assert step_separator(ours) == "\n\n" and not ours.training
 
 
-def test_what_is_no_reward_model_is_refused_in_a_line(tmp_path):
+def test_an_invalid_reward_model_gives_a_one_line_error(tmp_path):
     tokenizer = a_tokenizer()
     causal = random_llama(tokenizer, 16, 1, 2, 32, seed=3)
     for name, model in (("causal", causal), ("two", None), ("scalar", None)):
@@ -147,23 +147,25 @@ def test_what_is_no_reward_model_is_refused_in_a_line(tmp_path):
             model.save_pretrained(tmp_path / name)
             tokenizer.save_pretrained(tmp_path / name)
     for name, message in (
-        ("causal", "its files lack score.weight, so it is no reward model: grape train reward_model makes one"),
-        ("two", "it has 2 labels, and a reward is one number"),
-        ("none", "no loadable folder here, nor a model that the Hub gave"),
+        ("causal", "its files lack score.weight, so it is not a reward model; train one with grape train reward_model"),
+        ("two", "it has 2 labels, but a reward model has one"),
+        ("none", "cannot be loaded from the Hub, and there is no such folder"),
     ):
-        with pytest.raises(ValueError) as told:
+        with pytest.raises(ValueError) as error:
             load_reward_model(str(tmp_path / name), CPU)
-        assert message in str(told.value) and "\n" not in str(told.value)
-    with pytest.raises(ValueError, match=r"has the head score\.weight of a reward model, and a language model is need"):
+        assert message in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"has the head score\.weight of a reward model; use a language model"):
         load(str(tmp_path / "scalar"), CPU)
 
 
-def test_an_architecture_that_transformers_has_no_scores_for():
-    with pytest.raises(ValueError, match="GraniteForCausalLM: transformers has no model of this architecture that sco"):
+def test_an_architecture_without_sequence_classification_is_refused():
+    with pytest.raises(
+        ValueError, match="GraniteForCausalLM: transformers has no sequence classification for this arch"
+    ):
         build_reward_model(sharp(MODELS["granite, scaled"], torch.float32), a_tokenizer(), seed=0)
 
 
-def test_a_model_whose_score_is_another_alone_fails_the_probe(monkeypatch):
+def test_a_model_whose_own_forward_pass_differs_fails_the_probe(monkeypatch):
     model, _ = scalar("llama")
     forward = type(model).forward
 
@@ -173,5 +175,5 @@ def test_a_model_whose_score_is_another_alone_fails_the_probe(monkeypatch):
         return out
 
     monkeypatch.setattr(type(model), "forward", other)
-    with pytest.raises(ValueError, match=r"scores of a padded batch are .* off its own forward pass"):
+    with pytest.raises(ValueError, match=r"scores of a padded batch differ by .* from its own forward pass"):
         prepare_reward_model(model, CPU)

@@ -1,4 +1,4 @@
-"""The sampler against plain loops: it says what it draws, draws what it says, and batching is no matter."""
+"""The sampler against plain loops: exact log-probabilities, exact distributions, and independence of batching."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from grape_rl.model.decode import generate_tokens
 from grape_rl.model.logprobs import compute_logprobs
-from grape_rl.model.sampler import SamplingParams, _at, sample, sample_inverse_cdf, sampling_probabilities
+from grape_rl.model.sampler import SamplingParams, _locate, sample, sample_inverse_cdf, sampling_probabilities
 
 PROMPTS = [torch.tensor(ids) for ids in ([5, 9, 3, 17], [4], [8, 8, 21, 3, 6, 12, 7], [11, 2])]
 END = (3, 7, 11)
@@ -28,28 +28,28 @@ CUTS = [
 ]
 
 
-def chances(logits, sampling):
-    """The probability of each token by sorting in Python: {token: probability} of the tokens that are kept."""
+def probabilities(logits, sampling):
+    """Each token's probability by sorting in Python: {token: probability} of the tokens that are not cut."""
     z = [value / sampling.temperature for value in logits]
-    kept = sorted(range(len(z)), key=lambda v: -z[v])[: sampling.top_k or None]
+    allowed = sorted(range(len(z)), key=lambda v: -z[v])[: sampling.top_k or None]
 
     def normal(tokens):
         weights = {v: math.exp(z[v] - max(z)) for v in tokens}
         return {v: w / math.fsum(weights.values()) for v, w in weights.items()}
 
     if sampling.top_p < 1:
-        share, held, nucleus = normal(kept), 0.0, []
-        for v in kept:
+        share, held, nucleus = normal(allowed), 0.0, []
+        for v in allowed:
             nucleus.append(v)
             held += share[v]
             if held >= sampling.top_p:
                 break
-        kept = nucleus
-    return normal(kept)
+        allowed = nucleus
+    return normal(allowed)
 
 
-def said(model, prompt, tokens):
-    """The model's own logits before each token, from one unpadded pass over the whole row."""
+def logits_before(model, prompt, tokens):
+    """The model's own logits before each token, from one unpadded forward pass over the row."""
     with torch.no_grad():
         return model(input_ids=torch.cat([prompt, tokens])[None]).logits[0, len(prompt) - 1 : -1].tolist()
 
@@ -63,20 +63,20 @@ def rows(rollout):
 
 @pytest.mark.parametrize("sampling", CUTS, ids=str)
 @pytest.mark.parametrize("name", ["qwen2", "mistral, window 4", "gemma3", "gemma2, soft caps", "gpt2, absolute"])
-def test_behavior_logp_is_what_a_plain_loop_says_and_every_token_was_kept(name, sampling):
+def test_behavior_logp_equals_a_plain_loop_and_no_cut_token_is_sampled(name, sampling):
     model = sharp(MODELS[name], exactness(name)[0])
     cut = 0
     for prompt, tokens, found in rows(sample(model, PROMPTS, 6, sampling, END, seed=1)):
-        for token, logits, logp in zip(tokens.tolist(), said(model, prompt, tokens), found, strict=True):
-            kept = chances(logits, sampling)
-            assert token in kept
-            assert logp == pytest.approx(math.log(kept[token]), abs=2e-5)  # the sampler's choices are in float32
-            cut += VOCABULARY - len(kept)
+        for token, logits, logp in zip(tokens.tolist(), logits_before(model, prompt, tokens), found, strict=True):
+            allowed = probabilities(logits, sampling)
+            assert token in allowed
+            assert logp == pytest.approx(math.log(allowed[token]), abs=2e-5)  # the sampler's choices are in float32
+            cut += VOCABULARY - len(allowed)
     assert (cut > 0) == (sampling.top_k > 0 or sampling.top_p < 1)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_training_pass_finds_the_behavior_logp(temperature):
+def test_the_training_pass_equals_the_behavior_logp(temperature):
     model = sharp(MODELS["qwen2"], torch.float32)
     rollout = sample(model, PROMPTS, 6, SamplingParams(6, temperature), END, seed=1)
     with torch.no_grad():
@@ -84,27 +84,29 @@ def test_the_training_pass_finds_the_behavior_logp(temperature):
     torch.testing.assert_close(found, rollout.behavior_logp, rtol=0, atol=2e-5)  # float32, two orders of summation
 
 
-def test_temperature_0_takes_the_likeliest_token_and_is_sure_of_it():
+def test_temperature_0_takes_the_likeliest_token_with_probability_1():
     model = sharp(MODELS["qwen2"])
     rollout = sample(model, PROMPTS, 2, SamplingParams(6, temperature=0.0), END, seed=1)
     assert torch.equal(rollout.behavior_logp, torch.zeros_like(rollout.behavior_logp))
     for prompt, tokens, _ in rows(rollout):
-        assert tokens.tolist() == [max(range(VOCABULARY), key=z.__getitem__) for z in said(model, prompt, tokens)]
+        assert tokens.tolist() == [
+            max(range(VOCABULARY), key=z.__getitem__) for z in logits_before(model, prompt, tokens)
+        ]
 
 
-# Exactly the distribution that it claims ------------------------------------------------------------------------------
+# The exact distribution ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampling", [s for s in CUTS if s.top_k or s.top_p < 1], ids=str)
 def test_the_cut_distribution_by_sorting_in_python(sampling):
     logits = 2.0 * torch.randn(40, 17, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for row, found in zip(logits.tolist(), sampling_probabilities(logits, sampling).tolist(), strict=True):
-        kept = chances(row, sampling)
-        assert found == pytest.approx([kept.get(v, 0.0) for v in range(17)], abs=1e-12)
-        assert [p > 0 for p in found] == [v in kept for v in range(17)]
+        allowed = probabilities(row, sampling)
+        assert found == pytest.approx([allowed.get(v, 0.0) for v in range(17)], abs=1e-12)
+        assert [p > 0 for p in found] == [v in allowed for v in range(17)]
 
 
-def test_the_nucleus_always_holds_a_token_and_a_wide_top_k_all_of_them():
+def test_the_nucleus_always_has_a_token_and_a_large_top_k_all_of_them():
     logits = torch.tensor([[0.0, 3.0, 1.0]])
     assert sampling_probabilities(logits, SamplingParams(1, top_p=1e-9)).tolist() == [[0.0, 1.0, 0.0]]
     assert torch.equal(sampling_probabilities(logits, SamplingParams(1, top_k=9)), logits.softmax(-1))
@@ -126,7 +128,7 @@ def test_the_ends_of_the_unit_interval_draw_no_impossible_token():
 
 
 def exact(shares, quantile):
-    """The token at the quantile by a running sum that rounds nothing away, and how near the quantile is to another."""
+    """The token at the quantile by a running sum in Python floats, and the quantile's distance from another token."""
     below = list(itertools.accumulate(shares, initial=0.0))
     token = min(bisect_right(below, quantile * below[-1]) - 1, max(v for v, share in enumerate(shares) if share > 0))
     return token, min(quantile * below[-1] - below[token], below[token + 1] - quantile * below[-1])
@@ -134,24 +136,24 @@ def exact(shares, quantile):
 
 @pytest.mark.parametrize("size", [1, 2, 127, 128, 129, 256, 1000, 5003])
 @pytest.mark.parametrize("scale", [0.1, 3.0, 12.0])
-def test_blocks_draw_what_a_running_sum_does(size, scale):
-    """Only where the quantile is within float32's rounding of a boundary may a neighbor be drawn: 1e-6 of the sum."""
+def test_blocks_sample_the_same_tokens_as_a_running_sum(size, scale):
+    """A neighbor may be sampled only if the quantile is within float32 rounding (1e-6 of the sum) of a boundary."""
     generator = torch.Generator().manual_seed(size)
     logits = scale * torch.randn(40, size, generator=generator)
     logits = logits.masked_fill(torch.rand(40, size, generator=generator) < 0.3, -torch.inf)
-    logits[:, size // 2] = 0.0  # so that no row is ruled out
+    logits[:, size // 2] = 0.0  # so that no row is all −inf
     logits[:8] = logits[0]
     uniform = torch.rand(40, dtype=torch.float64, generator=generator)
     uniform[:8] = torch.tensor([0.0, 5e-324, 1e-12, 0.5, 1 - 1e-7, 1 - 1e-12, 1 - 2**-53, 2**-30], dtype=torch.float64)
     tokens, logp = sample_inverse_cdf(logits.softmax(-1), uniform)
     near = 0
-    for z, token, quantile, said in zip(logits, tokens.tolist(), uniform.tolist(), logp.tolist(), strict=True):
+    for z, token, quantile, logits_before in zip(logits, tokens.tolist(), uniform.tolist(), logp.tolist(), strict=True):
         shares = z.double().softmax(-1).tolist()
-        assert shares[token] > 0 and said == pytest.approx(math.log(shares[token]), abs=1e-5)
+        assert shares[token] > 0 and logits_before == pytest.approx(math.log(shares[token]), abs=1e-5)
         expected, margin = exact(shares, quantile)
         assert token == expected or margin < 1e-6
         near += token != expected
-    assert near <= 2, "draws that rounding excuses ought to be rare"
+    assert near <= 2, "differences by rounding should be rare"
 
 
 @given(
@@ -159,7 +161,7 @@ def test_blocks_draw_what_a_running_sum_does(size, scale):
     quantile=st.floats(0.0, 1.0, exclude_max=True),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_no_quantile_draws_a_token_of_share_0_and_none_is_far_from_its_place(shares, quantile, dtype):
+def test_no_quantile_samples_a_token_of_weight_0_or_one_far_from_its_place(shares, quantile, dtype):
     assume(any(shares))
     field = torch.tensor([shares], dtype=dtype)
     token, logp = sample_inverse_cdf(field, torch.tensor([quantile], dtype=torch.float64))
@@ -170,8 +172,8 @@ def test_no_quantile_draws_a_token_of_share_0_and_none_is_far_from_its_place(sha
     assert before / total - 1e-6 <= quantile <= (before + shares[token]) / total + 1e-6
 
 
-def test_shares_too_small_to_move_their_block_are_no_way_out_of_it():
-    """A block's sum rounds in float32: here up, so that the last quantiles lie beyond what its tokens really hold."""
+def test_weights_too_small_to_change_their_block_sum_are_handled():
+    """A block's sum rounds up in float32, so that the last quantiles lie beyond the exact sum of its tokens."""
     field = torch.full((1, 300), 2.0**-30)
     field[0, 0], field[0, 127:] = 1.0, 0.0
     field[0, 200] = 1.0
@@ -184,7 +186,7 @@ def test_shares_too_small_to_move_their_block_are_no_way_out_of_it():
     "sampling", [SamplingParams(3), SamplingParams(3, temperature=0.7, top_k=4, top_p=0.9)], ids=str
 )
 def test_all_sequences_come_in_their_exact_proportion(sampling):
-    """A vocabulary of 5 and 3 tokens at most: 85 sequences, and a grid of 32³ uniform numbers that stands for chance.
+    """A vocabulary of 5 and 3 tokens at most: 85 sequences, and a grid of 32³ uniform numbers in place of random ones.
 
     Grid points that draw a sequence fill a box whose sides, one for each token, are its probabilities. An interval of
     length p covers 32 p points, give or take one, so the share found is between Π(p − 1/32) and Π(p + 1/32).
@@ -209,16 +211,16 @@ def test_all_sequences_come_in_their_exact_proportion(sampling):
     for row in itertools.chain.from_iterable(itertools.product(range(size), repeat=n) for n in (1, 2, 3)):
         if end in row[:-1] or (len(row) < 3 and row[-1] != end):
             continue
-        steps = said(model, prompt, torch.tensor(row))
-        each = [chances(logits, sampling).get(token, 0.0) for token, logits in zip(row, steps, strict=True)]
+        steps = logits_before(model, prompt, torch.tensor(row))
+        each = [probabilities(logits, sampling).get(token, 0.0) for token, logits in zip(row, steps, strict=True)]
         share = counts.pop(row, 0) / points**3
         assert math.prod(max(0.0, p - 1 / points) for p in each) <= share + 1e-12
         assert share <= (math.prod(p + 1 / points for p in each) + 1e-12 if min(each) > 0 else 0)
         total, seen = total + math.prod(each), seen + 1
     assert seen == 85 and total == pytest.approx(1.0, abs=1e-5)
-    assert not counts, "something was drawn that is no sequence"
+    assert not counts, "something was sampled that is not a sequence"
     expected = torch.tensor([sum(row) for row in logp.tolist()]).exp().unique()
-    assert len(expected) > 20, "sequences so alike that a mistake would not show"
+    assert len(expected) > 20, "sequences so similar that a mistake would not show"
 
 
 # Ends, masks and batches ----------------------------------------------------------------------------------------------
@@ -228,39 +230,38 @@ def rollout_of(model, prompts=PROMPTS, n=16, seed=1, **changes):
     return sample(model, prompts, n, replace(SamplingParams(4), **changes), END, seed)
 
 
-def test_a_row_ends_at_any_end_token_and_says_how():
+def test_a_row_ends_at_any_end_token_with_the_right_reason():
     rollout = rollout_of(sharp(MODELS["qwen2"]))
     met = set()
     for i, finish in enumerate(rollout.finish):
         tokens, mask = rollout.tokens[i].tolist(), rollout.mask[i].tolist()
-        at = next((t + 1 for t, token in enumerate(tokens) if token in END and mask[t]), 4)
-        assert mask == [t < at for t in range(4)]
-        assert finish == ("stop" if tokens[at - 1] in END else "length")
-        assert tokens[at:] == [0] * (4 - at)
-        assert rollout.behavior_logp[i, at:].tolist() == [0.0] * (4 - at)
-        met |= {(at, finish), tokens[at - 1]}
+        length = next((t + 1 for t, token in enumerate(tokens) if token in END and mask[t]), 4)
+        assert mask == [t < length for t in range(4)]
+        assert finish == ("stop" if tokens[length - 1] in END else "length")
+        assert tokens[length:] == [0] * (4 - length)
+        assert rollout.behavior_logp[i, length:].tolist() == [0.0] * (4 - length)
+        met |= {(length, finish), tokens[length - 1]}
     assert met > {*END, (1, "stop"), (2, "stop"), (4, "stop"), (4, "length")}, "the seed leaves a case untried"
 
 
-def test_each_response_is_told_as_it_ends_and_once():
-    model, heard = sharp(MODELS["qwen2"]), []
-    rollout = sample(
-        model, PROMPTS, 8, SamplingParams(6), END, seed=1, generation_batch_size=16, ended=lambda *e: heard.append(e)
-    )
-    assert sorted(row for row, _, _ in heard) == list(range(32))
-    for row, tokens, finish in heard:
+def test_on_response_is_called_once_for_each_response_as_it_ends():
+    model, reported = sharp(MODELS["qwen2"]), []
+    params = SamplingParams(6, generation_batch_size=16)
+    rollout = sample(model, PROMPTS, 8, params, END, seed=1, on_response=lambda *row: reported.append(row))
+    assert sorted(row for row, _, _ in reported) == list(range(32))
+    for row, tokens, finish in reported:
         assert torch.equal(tokens, rollout.tokens[row][rollout.mask[row]]) and finish == rollout.finish[row]
-    of_chunk = [[len(tokens) for row, tokens, _ in heard if row // 16 == half] for half in (0, 1)]
-    assert [row // 16 for row, _, _ in heard] == [0] * 16 + [1] * 16
-    assert all(told == sorted(told) and len(set(told)) > 2 for told in of_chunk), "not as they end, but afterwards"
+    of_batch = [[len(tokens) for row, tokens, _ in reported if row // 16 == half] for half in (0, 1)]
+    assert [row // 16 for row, _, _ in reported] == [0] * 16 + [1] * 16
+    assert all(lengths == sorted(lengths) and len(set(lengths)) > 2 for lengths in of_batch), "not reported as they end"
 
 
-def test_the_rollout_is_as_wide_as_its_longest_row_and_speaks_of_its_prompts():
+def test_the_rollout_is_as_wide_as_its_longest_row_and_contains_its_prompts():
     model = sharp(MODELS["qwen2"])
-    rollout = sample(model, PROMPTS, 3, SamplingParams(5), tuple(range(VOCABULARY)), seed=0, version=7)
+    rollout = sample(model, PROMPTS, 3, SamplingParams(5), tuple(range(VOCABULARY)), seed=0)
     assert rollout.tokens.shape == (12, 1) and set(rollout.finish) == {"stop"}
     assert rollout.group.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
-    assert rollout.version == 7
+    assert rollout.version == 0
     assert all(torch.equal(a, b) for a, b in zip(rollout.prompts, PROMPTS, strict=True))
 
 
@@ -270,13 +271,13 @@ def test_without_end_tokens_every_row_runs_to_the_limit():
 
 
 @pytest.mark.parametrize("generation_batch_size", [1, 16, 35, 512])
-def test_the_seed_decides_whatever_runs_beside(generation_batch_size):
+def test_the_seed_determines_the_rollout_for_every_batch_size(generation_batch_size):
     """In float64, where batching moves a logit by 1e-15: the few hundred uniform numbers of this seed would have to lie
     that near to a boundary between tokens for one to change. The recorded float32 may round the other way."""
     model = sharp(MODELS["qwen2"])
-    whole, limit = rollout_of(model, max_tokens=8), SamplingParams(8)
-    other = sample(model, PROMPTS, 16, limit, END, seed=1, generation_batch_size=generation_batch_size)
-    fewer = sample(model, PROMPTS[:2], 16, limit, END, seed=1, generation_batch_size=generation_batch_size)
+    whole, params = rollout_of(model, max_tokens=8), SamplingParams(8, generation_batch_size=generation_batch_size)
+    other = sample(model, PROMPTS, 16, params, END, seed=1)
+    fewer = sample(model, PROMPTS[:2], 16, params, END, seed=1)
     for found in (other, fewer):
         n, width = found.tokens.shape
         assert torch.equal(found.tokens, whole.tokens[:n, :width])
@@ -297,7 +298,7 @@ def test_another_seed_gives_another_rollout_and_the_global_generator_is_left_alo
 @pytest.mark.parametrize(
     "changes", [{"max_tokens": 0}, {"temperature": -0.1}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}]
 )
-def test_sampling_that_means_nothing_is_refused(changes):
+def test_invalid_sampling_params_are_refused(changes):
     with pytest.raises(ValueError, match="needs max_tokens ≥ 1, temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1"):
         replace(SamplingParams(4), **changes)
 
@@ -325,8 +326,8 @@ def test_autocast_casts_each_weight_once_whether_it_is_trained_or_not(trained):
     assert all(p.requires_grad == trained for p in model.parameters())
 
 
-def test_in_bfloat16_the_sampler_says_nearly_what_the_whole_model_does():
-    """Rounded to 8 bits everywhere, in other orders: a few hundredths of a nat on logits of some units."""
+def test_in_bfloat16_the_sampler_nearly_equals_the_whole_model():
+    """Everything is rounded to 8 bits, in another order: a few hundredths of a nat on logits of a few units."""
     model = sharp(MODELS["qwen2"], torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -334,11 +335,11 @@ def test_in_bfloat16_the_sampler_says_nearly_what_the_whole_model_does():
     with torch.autocast("cpu", torch.bfloat16):
         rollout = sample(model, PROMPTS, 8, SamplingParams(6), END, seed=1)
         for prompt, tokens, found in rows(rollout):
-            z = torch.tensor(said(model, prompt, tokens)).log_softmax(-1)
+            z = torch.tensor(logits_before(model, prompt, tokens)).log_softmax(-1)
             assert found == pytest.approx(z[range(len(tokens)), tokens].tolist(), abs=0.1)
 
 
-def test_a_quantile_that_rounding_put_at_the_total_is_in_the_last_part_that_adds_anything():
+def test_a_quantile_that_rounds_to_the_total_is_in_the_last_part_with_a_positive_sum():
     below = torch.tensor([[0.0, 0.5, 2.0, 2.0, 2.0]], dtype=torch.float64)
-    part, within = _at(below, torch.tensor([1.0], dtype=torch.float64))
+    part, within = _locate(below, torch.tensor([1.0], dtype=torch.float64))
     assert part.tolist() == [2] and within.tolist() == [1.0]

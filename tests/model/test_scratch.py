@@ -1,4 +1,4 @@
-"""Tokenizers and models from scratch: text survives, and passages, digits and unknown characters are what they say."""
+"""Tokenizers and models from scratch: lossless text, passages, digits, unknown characters, seeds."""
 
 import pytest
 import torch
@@ -30,19 +30,19 @@ def test_text_comes_back_from_its_characters(text, passages):
     assert tokenizer.decode([*ids(tokenizer, text), tokenizer.eos_token_id], skip_special_tokens=True) == text
 
 
-def test_of_two_passages_the_longer_wins():
+def test_the_longer_of_two_passages_wins():
     tokenizer = character_tokenizer(["a word, a word more"], ["a word", "a word more"])
     assert [tokenizer.decode([i]) for i in ids(tokenizer, "a word more")] == ["a word more"]
 
 
-def test_characters_never_seen_are_unknown_and_stand_for_one_token_each():
+def test_unseen_characters_are_one_unknown_token_each():
     tokenizer = character_tokenizer(["abc"])
     assert ids(tokenizer, "aéb") == [*ids(tokenizer, "a"), tokenizer.unk_token_id, *ids(tokenizer, "b")]
     assert len(tokenizer) == len(SPECIAL_TOKENS) + 3
 
 
 @pytest.mark.parametrize("built", [character_tokenizer(["abc 0"]), bpe_tokenizer(["abc abc abc 0"], 300)])
-def test_special_tokens_have_the_ids_that_the_model_is_told(built):
+def test_special_tokens_have_the_ids_of_the_model_s_configuration(built):
     assert [built.pad_token_id, built.eos_token_id, built.bos_token_id, built.unk_token_id] == [0, 1, 2, 3]
     assert built.convert_ids_to_tokens([0, 1, 2, 3]) == SPECIAL_TOKENS
 
@@ -65,7 +65,7 @@ def test_byte_pairs_merge_words_but_never_digits():
         (["abcd1", "abcd2"], ["abcd"]),
         (["1abcd", "2abcd"], ["abcd"]),
         (["abc1", "abc2"], []),  # shorter than four characters
-        (["same text", "same text"], ["same text"]),  # once: nothing is left for what they end with
+        (["same text", "same text"], ["same text"]),  # once: nothing is left for the suffix
         (["abcdef", "abcd"], ["abcd"]),
         (["abcdabcd", "abcd"], ["abcd"]),  # the two may not overlap
         (["no", "yes"], []),

@@ -1,4 +1,4 @@
-"""Value functions: the same as a plain forward pass of each row alone, shared or of a model of its own; kept apart."""
+"""Value functions, on a shared trunk or in a separate model, against a plain forward pass per row."""
 
 import copy
 
@@ -36,13 +36,13 @@ def valued(policy, trunk):
     value = separate_value_model(policy)
     with torch.no_grad():
         for parameter in value.base_model.parameters():
-            parameter.mul_(0.9)  # it is no more the policy's trunk
+            parameter.mul_(0.9)  # it is no longer the policy's trunk
     random_head(value.score)
     return PolicyWithValue(policy, value)
 
 
 def value_alone(model, given, trunk):
-    """The value before each masked token by one unpadded forward pass a row: of the trunk, or of the whole model."""
+    """The value before each masked token, by one unpadded forward pass per token: of the trunk, or of all."""
     rows = []
     for tokens, mask, group in zip(given.tokens, given.mask, given.group.tolist(), strict=True):
         prompt, found = given.prompts[group], []
@@ -59,7 +59,7 @@ def value_alone(model, given, trunk):
 
 @pytest.mark.parametrize("trunk", ["shared", "own"])
 @pytest.mark.parametrize("name", SOME)
-def test_the_value_is_that_of_each_row_alone(name, trunk):
+def test_the_value_equals_that_of_each_row_alone(name, trunk):
     dtype, apart_by = exactness(name)
     model = valued(sharp(MODELS[name], dtype), trunk)
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_the_value_is_that_of_each_row_alone(name, trunk):
 
 
 @pytest.mark.parametrize("trunk", ["shared", "own"])
-def test_a_shared_trunk_is_run_once_and_takes_the_value_s_gradient_and_an_own_one_leaves_the_policy_alone(trunk):
+def test_a_shared_trunk_runs_once_and_gets_the_value_s_gradient_and_a_separate_one_does_not(trunk):
     model = valued(sharp(MODELS["llama"]), trunk)
     runs = []
     model.policy.base_model.register_forward_hook(lambda *_: runs.append("policy"))
@@ -91,7 +91,7 @@ def test_a_shared_trunk_is_run_once_and_takes_the_value_s_gradient_and_an_own_on
 
 
 @pytest.mark.parametrize("trunk", ["shared", "own"])
-def test_a_new_value_is_zero_everywhere_and_the_policy_is_not_touched(trunk):
+def test_a_new_value_function_is_zero_everywhere_and_the_policy_is_unchanged(trunk):
     policy = sharp(MODELS["qwen2"])
     before, state = copy.deepcopy(policy.state_dict()), torch.random.get_rng_state()
     value = shared_value_head(policy) if trunk == "shared" else separate_value_model(policy)
@@ -104,13 +104,13 @@ def test_a_new_value_is_zero_everywhere_and_the_policy_is_not_touched(trunk):
         assert not {p.data_ptr() for p in value.parameters()} & {p.data_ptr() for p in policy.parameters()}
 
 
-def test_in_bf16_the_head_keeps_its_digits():
+def test_under_bf16_autocast_the_head_runs_in_float32():
     model = valued(sharp(MODELS["llama"], torch.float32), "shared")
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert compute_values(model, GIVEN).dtype == torch.float32
 
 
-def test_saved_and_loaded_to_the_same_bits(tmp_path):
+def test_saved_and_loaded_value_functions_are_bit_identical(tmp_path):
     policy = sharp(MODELS["llama"], torch.float32)
     head, own = valued(policy, "shared").value, valued(policy, "own").value
     save_value(head, tmp_path / "head")
@@ -125,23 +125,23 @@ def test_saved_and_loaded_to_the_same_bits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("what", "told"),
+    ("folder", "message"),
     [
-        ("nowhere", "nothing loadable there"),
-        ("a policy", "its files lack 1 of its parameters, score.weight among them"),
-        ("two labels", "is a LlamaForSequenceClassification with labels: 2; needed is .* of one label"),
+        ("nowhere", "cannot be loaded"),
+        ("a policy", "its files lack 1 of its parameters, such as score.weight"),
+        ("two labels", "is a LlamaForSequenceClassification with labels: 2; use .* that has one label"),
     ],
 )
-def test_what_is_no_value_model_is_refused(what, told, tmp_path):
+def test_an_invalid_value_model_is_refused(folder, message, tmp_path):
     policy = sharp(MODELS["llama"], torch.float32)
-    if what == "a policy":
+    if folder == "a policy":
         policy.config.num_labels = 1
-        policy.save_pretrained(tmp_path / what)
-    if what == "two labels":
+        policy.save_pretrained(tmp_path / folder)
+    if folder == "two labels":
         own = separate_value_model(policy)
         own.config.num_labels = 2
         own.score = torch.nn.Linear(16, 2, bias=False)
-        own.save_pretrained(tmp_path / what)
-    with pytest.raises(ValueError, match=told) as error:
-        load_value_model(str(tmp_path / what), CPU)
+        own.save_pretrained(tmp_path / folder)
+    with pytest.raises(ValueError, match=message) as error:
+        load_value_model(str(tmp_path / folder), CPU)
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Tiny models of real architectures with random weights, and what each says of a sequence when it reads that alone."""
+"""Tiny models of real architectures with random weights, and reference results from one forward pass per row."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ SHAPE = dict(
     bos_token_id=1,
     eos_token_id=2,
 )
-WINDOW = dict(sliding_window=4)  # shorter than prompts and responses of the tests
+WINDOW = dict(sliding_window=4)  # shorter than the tests' prompts and responses
 GEMMA = dict(**SHAPE, **WINDOW, head_dim=4, query_pre_attn_scalar=4)
 OWN = dict(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
 HALVES = ["sliding_attention", "full_attention"]
@@ -46,11 +46,11 @@ RECURRENT: dict[str, Callable[[], hf.PreTrainedModel]] = {
     ),
     "lfm2": lambda: hf.Lfm2ForCausalLM(hf.Lfm2Config(**SHAPE, layer_types=["conv", "full_attention"])),
 }
-"""Their cache is a state that can't be selected by row."""
+"""Their cache is a state, not keys and values per position."""
 
 
 def sharp(build: Callable[[], hf.PreTrainedModel], dtype: torch.dtype = torch.float64) -> hf.PreTrainedModel:
-    """The model with the same random weights each time, large enough for its choices to be far from uniform."""
+    """The model with fixed random weights, large enough for distributions far from uniform."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build()
@@ -62,30 +62,30 @@ def sharp(build: Callable[[], hf.PreTrainedModel], dtype: torch.dtype = torch.fl
 
 
 def exactness(name: str) -> tuple[torch.dtype, float]:
-    """The precision to run a model in, and how far (nats) two ways to the same number may lie apart in it.
+    """The precision to run a model in, and the tolerance (nats) between two computations of one number in it.
 
-    In float64 a few roundings of 1e-16 on logits of some tens, far below 1e-10. Gemma 2 takes its softmax in float32
-    whatever its weights are: float32, where a rounding is 1e-7 and as many of them stay below 2e-5.
+    In float64: a few roundings of 1e-16 on logits of a few tens, far below 1e-10. Gemma 2 computes its softmax in
+    float32 for weights of any type: roundings of 1e-7, which stay below 2e-5.
     """
     return (torch.float32, 2e-5) if name.startswith("gemma2") else (torch.float64, 1e-10)
 
 
 def alone(model: hf.PreTrainedModel, sequences: Sequences, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy of each masked token: one unpadded forward pass of the whole model for each row."""
+    """Log-probability and entropy of each masked token, by one unpadded forward pass of the whole model per row."""
     logp, entropy = [], []
     for tokens, mask, group in zip(sequences.tokens, sequences.mask, sequences.group.tolist(), strict=True):
         prompt = sequences.prompts[group]
         ids = torch.cat([prompt, tokens])
         before = model(input_ids=ids[None], use_cache=False).logits[0, len(prompt) - 1 : -1]
-        chances = (before / temperature).log_softmax(dim=-1)
+        logprobs = (before / temperature).log_softmax(dim=-1)
         rows = torch.arange(len(tokens))
-        logp.append(torch.where(mask, chances[rows, tokens], 0.0))
-        entropy.append(torch.where(mask, torch.distributions.Categorical(logits=chances).entropy(), 0.0))
+        logp.append(torch.where(mask, logprobs[rows, tokens], 0.0))
+        entropy.append(torch.where(mask, torch.distributions.Categorical(logits=logprobs).entropy(), 0.0))
     return torch.stack(logp), torch.stack(entropy)
 
 
 def sequences(prompt_lengths: list[int], response_lengths: list[list[int]], seed: int = 1) -> Sequences:
-    """Random tokens: a prompt of each length, with a response of each length of its own list, padded with junk."""
+    """Random tokens: a prompt of each length, with responses of the lengths in its list, padded with random tokens."""
     generator = torch.Generator().manual_seed(seed)
     rows = [(g, n) for g, lengths in enumerate(response_lengths) for n in lengths]
     width = max(n for _, n in rows)
@@ -98,7 +98,7 @@ def sequences(prompt_lengths: list[int], response_lengths: list[list[int]], seed
 
 
 def apart(given: Sequences) -> Sequences:
-    """The same rows, each with a prompt of its own."""
+    """The same rows, each with its own copy of the prompt."""
     prompts = tuple(given.prompts[g] for g in given.group.tolist())
     return Sequences(prompts, given.tokens, given.mask, torch.arange(len(prompts)))
 

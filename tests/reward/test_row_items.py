@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grape_rl.maths.gdpo import items_normalized
+from grape_rl.maths.gdpo import normalize_then_sum
 from grape_rl.maths.grape import confidence_weighted
 from grape_rl.reward.grading import grade
 from grape_rl.reward.rubric import check_rows, items_of, load_rubric
@@ -243,7 +243,7 @@ def item(name, weight, gate=False):
     return {"id": name, "weight": weight, "check": check, **({"gate": True} if gate and weight > 0 else {})}
 
 
-@pytest.mark.parametrize("aggregate", [confidence_weighted, items_normalized])
+@pytest.mark.parametrize("aggregate", [confidence_weighted, normalize_then_sum])
 def test_a_group_has_the_reward_that_it_would_have_alone_to_the_last_bit(aggregate, tmp_path, monkeypatch):
     def read(job):  # in this process, so that hundreds of batches take no time
         score, confidence = job.response.row["says"][job.response.text][job.item.removeprefix("row/")]

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from grape_rl.maths.advantage import baselined, gae, leave_one_out
+from grape_rl.maths.advantage import baseline_advantage, gae, leave_one_out
 from grape_rl.maths.reward import kl_penalized, moving_average
 from grape_rl.maths.value import whitened
 from grape_rl.rollout.advantages import AdvantageInputs, estimate_advantages
@@ -91,7 +91,7 @@ def test_what_a_step_leaves_is_made_of_what_it_found():
     credit = AdvantageInputs(
         remembers={"moving_average": partial(moving_average, decay=0.75), "seen": counted}, memory=(held := {})
     )
-    advantage = partial(baselined, baseline="moving_average")
+    advantage = partial(baseline_advantage, baseline="moving_average")
     held |= {"moving_average": NAN, "seen": 0.0}
     first = made(advantage, credit, 1.0, 3.0, NAN, 2.0)
     assert first.advantage[:2].tolist() == [-1.0, 1.0], "the batch's mean, for there is no past"

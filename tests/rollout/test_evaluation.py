@@ -32,7 +32,7 @@ def test_each_prompt_is_answered_and_averaged(model, tokenizer):
     seen = []
 
     def sampler(tokens, on_response):
-        return sample(model, tokens, 3, SamplingParams(6), (1,), 4, 9)
+        return sample(model, tokens, 3, SamplingParams(6), (1,), 4)
 
     def scorer(answers, group):
         seen.append(answers)

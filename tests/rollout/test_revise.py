@@ -11,7 +11,7 @@ import torch
 from grape_rl import ALGORITHMS
 from grape_rl.maths.advantage import group_relative, leave_one_out
 from grape_rl.maths.pairing import ranked_pairs
-from grape_rl.maths.reweighting import accepted
+from grape_rl.maths.rejection import accepted
 from grape_rl.methods import resolve_options
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.logprobs import compute_logprobs

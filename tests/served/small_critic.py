@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from grape_rl.model.scratch import bpe_tokenizer, random_llama
-from grape_rl.reward.critic.item import Judge
+from grape_rl.reward.critic.judge import Judge
 from grape_rl.reward.critic.prompt import messages
 from grape_rl.types import Response
 

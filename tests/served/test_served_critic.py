@@ -13,7 +13,7 @@ from vllm_server import BLOCK, NAME
 
 from grape_rl.data.chat import prompt_tokens
 from grape_rl.reward.critic.endpoint import Client
-from grape_rl.reward.critic.item import Confidence, Judge
+from grape_rl.reward.critic.judge import Confidence, Judge
 from grape_rl.reward.critic.judging import Job, Judging
 from grape_rl.reward.critic.prompt import mark_of, messages, schema
 from grape_rl.reward.critic.settings import Endpoint

@@ -85,7 +85,7 @@ def test_the_loss_of_pairs_and_its_gradient_by_hand(scorer, tokenizer):
     loss.backward()
     assert told["loss"] == pytest.approx(loss.item(), rel=1e-9)
     assert told["accuracy"] == pytest.approx(sum(won) / 3) and told["reward"] == pytest.approx(sum(rewards) / 6)
-    assert told["bradley_terry"] + told["centered"] == pytest.approx(told["loss"])
+    assert told["bradley_terry"] + told["score_centering"] == pytest.approx(told["loss"])
     for a, b in zip(found, gradients(scorer), strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
 

@@ -133,9 +133,9 @@ ONE_TOKEN = {
         -s["a"] * s["logp"] * (0.8 <= s["rho"] <= 1.2 or (s["rho"] <= 0.4 if s["a"] > 0 else s["rho"] >= 3))
     ),
     "topr": lambda s: -s["a"] * s["logp"] * (1 if s["a"] > 0 else min(s["whole_rho"].item(), 1)),
-    "truncated": lambda s: -s["a"] * s["logp"] * min(s["rho"].item(), 2),
-    "behavior_pull": lambda s: s["rho"].log() ** 2,
-    "imitation": lambda s: -s["logp"],
+    "truncated_importance": lambda s: -s["a"] * s["logp"] * min(s["rho"].item(), 2),
+    "squared_log_ratio": lambda s: s["rho"].log() ** 2,
+    "nll_regularizer": lambda s: -s["logp"],
     "advantage_weighted_entropy": lambda s: -s["a"] * s["entropy"],
     "reference_kl": lambda s: s["rho"] * ((s["ref"] - s["logp"]).exp() - 1 - (s["ref"] - s["logp"])),
     "entropy_bonus": lambda s: -s["entropy"],

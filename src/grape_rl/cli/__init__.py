@@ -1,4 +1,4 @@
-"""The ``grape`` command. Each subcommand is a module beside this one, imported only when it is called."""
+"""The ``grape`` command. Each subcommand is a module of this package, imported only when it is called."""
 
 import os
 import sys
@@ -6,22 +6,23 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
-    "demo": ("demo", "train a small model by SFT and GRAPE on built-in tasks: no download, a few minutes"),
-    "train": ("train", "train a model by any method: grape train METHOD [--config FILE] [--KEY VALUE ...]"),
-    "algorithms": ("algorithms", "the table of methods"),
-    "explain": ("explain", "one method: the functions that it runs, its options, a command"),
-    "lint": ("lint", "check a rubric file, and the data that it is to grade"),
-    "convert": ("convert", "rubric datasets to a rubric file and rows, and back"),
-    "score": ("score", "grade existing responses by a rubric, without training"),
-    "calibrate": ("calibrate", "fit what critics' confidence is worth to people's labels"),
+    "demo": "train a small model with SFT, then GRAPE, on built-in tasks: no download, a few minutes",
+    "train": "train a model with any method",
+    "algorithms": "list the methods",
+    "explain": "show one method: equation, derivation, functions, options, a command to try",
+    "lint": "check a rubric file, alone or against the data that it will grade",
+    "convert": "convert rubric datasets to a rubric file and data rows, and back",
+    "score": "grade existing responses with a rubric, without training",
+    "calibrate": "fit the confidence of critics to human labels",
 }
+"""Summaries of the subcommands by name. Each name is also the name of the subcommand's module."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 0, 2 for bad input, 1 for a run that had to stop."""
+    """Run a command line and return its exit code: 0, 2 for bad input, 1 for any other failure, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
+        print(overview())
         return 0 if arguments else 2
     name, *rest = arguments
     if name == "--version":
@@ -33,11 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from difflib import get_close_matches
 
         near = get_close_matches(name, COMMANDS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(COMMANDS)}"
+        hint = f"; did you mean {near[0]!r}?" if near else f"; commands: {', '.join(COMMANDS)}"
         print(f"error: unknown command {name!r}{hint}", file=sys.stderr)
         return 2
     try:
-        import_module(f"grape_rl.cli.{COMMANDS[name][0]}").main(rest)
+        import_module(f"grape_rl.cli.{name}").main(rest)
     except BrokenPipeError:
         return 1
     except (ValueError, RuntimeError, OSError) as error:
@@ -51,18 +52,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def usage() -> str:
-    """What ``grape --help`` prints."""
+def overview() -> str:
+    """The text of ``grape --help``."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: grape COMMAND ...",
+            "usage: grape COMMAND [OPTIONS]",
             "",
-            "Post-training for language models: rewards from rubrics, every method a row of one table.",
+            "Post-training for language models. Rewards come from rubrics; every method is a row of one table.",
             "",
-            *lines,
+            "commands:",
+            *(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()),
             "",
-            "grape COMMAND --help tells more. GRAPE_TRACEBACK=1 shows where in the code an error arose.",
+            "Run 'grape COMMAND --help' for the options of a command.",
+            "Set GRAPE_TRACEBACK=1 to get the traceback of an error.",
         ]
     )

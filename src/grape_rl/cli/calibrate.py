@@ -9,8 +9,8 @@ from grape_rl.cli.arguments import listed, parsed_arguments
 
 if TYPE_CHECKING:
     from grape_rl.cli.response_data import Existing
-    from grape_rl.reward.critic.calibration import Curve
-    from grape_rl.reward.critic.human_labels import Compared
+    from grape_rl.reward.critic.calibration import CalibrationCurve
+    from grape_rl.reward.critic.human_labels import ItemComparison
     from grape_rl.reward.critic.judging import Judging
     from grape_rl.reward.rubric import Rubric
 
@@ -56,19 +56,19 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"--method {told}: there are isotonic and platt")
     from grape_rl.cli.human_agreement import people_of
     from grape_rl.cli.response_data import counter, endpoints_of, existing
-    from grape_rl.reward.critic.calibration import FEWEST, Calibration, raw, written
-    from grape_rl.reward.critic.human_labels import curves
+    from grape_rl.reward.critic.calibration import MIN_LABELS, Calibration, calibration_text, without_calibration
+    from grape_rl.reward.critic.human_labels import fit_curves
     from grape_rl.reward.grading import categories_of, rubric_critics
     from grape_rl.reward.rubric import rubric_of
     from grape_rl.schema import parsed
     from grape_rl.setup.policy import device
 
-    fewest = str(own.get("fewest", FEWEST))
+    fewest = str(own.get("fewest", MIN_LABELS))
     if not fewest.isdigit() or int(fewest) < 2:
         raise ValueError(f"--fewest {fewest}: should be a whole number of at least 2")
     path = Path(str(own["rubric"]))
     # Without its transforms: the calibration that the rubric names may not be there yet.
-    rubric = rubric_of(raw(parsed(path)), path, listed(own.get("allow", "")))
+    rubric = rubric_of(without_calibration(parsed(path)), path, listed(own.get("allow", "")))
     columns = str(own.get("response", "response")), str(own.get("prompt", "prompt"))
     found = existing(rubric, str(own["data"]), *columns, counter(None))
     kept = Path(str(own["cache"])) if "cache" in own else None
@@ -77,14 +77,14 @@ def main(arguments: Sequence[str]) -> None:
     people = people_of(rubric, found, homes, str(own.get("human", "human")), str(own["data"]))
     assert critics  # people's labels are of judged items
     items = _judged(rubric, found, homes, people, critics)
-    made = curves(items, told, int(fewest))
+    made = fit_curves(items, told, int(fewest))
     _print(items, made, str(own["data"]), int(fewest))
     of = critics.usage
     tokens = of.prompt_tokens + of.completion_tokens
     print(f"{of.calls} calls, {of.cached} of them answered by the cache; {tokens} tokens, cost {of.cost:.4g}")
     if not made:
         raise ValueError(f"no critic has {fewest} labels to be calibrated by, and nothing is written")
-    out.write_text(written(Calibration(curves=made)), encoding="utf-8")
+    out.write_text(calibration_text(Calibration(curves=made)), encoding="utf-8")
     print(f"written: {out}")
 
 
@@ -94,9 +94,9 @@ def _judged(
     homes: Sequence[str],
     people: Sequence[dict[str, float]],
     critics: "Judging",
-) -> "list[Compared]":
+) -> "list[ItemComparison]":
     """The critics' verdicts on what people have labeled, item by item."""
-    from grape_rl.reward.critic.human_labels import Labeled, compared
+    from grape_rl.reward.critic.human_labels import LabeledVerdict, compare_with_people
     from grape_rl.reward.grading import judge_job
     from grape_rl.reward.rubric import items_of
 
@@ -107,33 +107,33 @@ def _judged(
         if item.judge and item.id in labels
     ]
     verdicts = critics.verdicts([job for _, _, job, _, _ in asked])
-    return compared(
-        Labeled(name, judge, verdict, human, group)
+    return compare_with_people(
+        LabeledVerdict(name, judge, verdict, human, group)
         for (name, judge, _, human, group), verdict in zip(asked, verdicts, strict=True)
     )
 
 
-def _print(items: "Sequence[Compared]", made: "Sequence[Curve]", source: str, fewest: int) -> None:
+def _print(items: "Sequence[ItemComparison]", made: "Sequence[CalibrationCurve]", source: str, fewest: int) -> None:
     """How far the critics agree with people, and what calibration does to their confidence."""
     from grape_rl.cli.human_agreement import AGREEMENT, agreement_cells
     from grape_rl.maths.calibration import brier, expected_calibration_error
     from grape_rl.training.display import table
 
-    def curve_of(judged: object) -> "Curve | None":
-        return next((each for each in made if each.of == judged), None)
+    def curve_of(judged: object) -> "CalibrationCurve | None":
+        return next((each for each in made if each.source == judged), None)
 
     lines: list[list[str | float | int]] = []
     for of in items:
-        curve = curve_of(of.judged)
+        curve = curve_of(of.source)
         scores = [expected_calibration_error(of.confidence, of.correct), brier(of.confidence, of.correct)]
-        which = "its own" if curve else "its critic's" if curve_of(of.judged.whole) else "none"
+        which = "its own" if curve else "its critic's" if curve_of(of.source.whole_critic) else "none"
         lines.append([*agreement_cells(of), scores[0], _after(curve), scores[1], which])
     for curve in made:
-        if curve.of == curve.of.whole:
-            name = f"critic {curve.of.critic} ({curve.of.mode})"
+        if curve.source == curve.source.whole_critic:
+            name = f"critic {curve.source.critic} ({curve.source.mode})"
             lines.append([name, curve.n, *[math.nan] * 3, "", curve.ece_before, _after(curve), math.nan, ""])
     table(f"critics beside people's labels of {source}", [*AGREEMENT, "ECE", "after", "Brier", "curve"], lines)
-    if any(len(of.judged.labels or ()) > 2 for of in items):
+    if any(len(of.source.labels or ()) > 2 for of in items):
         print("κ beyond two labels: a miss counts by the square of its distance")
     if failed := sum(of.missing for of in items):
         print(f"left out: {failed} labels where the critic's verdict failed")
@@ -141,5 +141,5 @@ def _print(items: "Sequence[Compared]", made: "Sequence[Curve]", source: str, fe
         print(f"fewer than {fewest} labels, so no curve of its own: {'; '.join(few)}")
 
 
-def _after(curve: "Curve | None") -> float:
+def _after(curve: "CalibrationCurve | None") -> float:
     return math.nan if curve is None or curve.ece_after is None else curve.ece_after

@@ -1,6 +1,8 @@
-"""``grape demo``: the main job on built-in tasks, from random weights to a model trained by GRAPE."""
+"""``grape demo``: SFT and GRAPE on built-in tasks, from random weights."""
 
 import json
+import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,15 +12,16 @@ from grape_rl.cli.arguments import parsed_arguments
 
 HELP = """usage: grape demo [--seed N] [--output FOLDER] [--small]
 
-Builds a small language model and its tokenizer, teaches it three kinds of task of reasoning-gym from an imperfect
-teacher's demonstrations (SFT), then trains it by GRAPE on a rubric. Prints held-out results before and after.
+Build a small language model and its tokenizer, teach it three kinds of reasoning-gym tasks from an imperfect teacher's
+demonstrations (SFT), then train it with GRAPE on a rubric. Prints held-out results before and after.
 
---seed    data, weights and sampling (0); several, "0,1,2", run one after the other
---output  the folder (runs/demo-DATE-TIME)
---small   few steps, to see that it works: the results mean nothing then
+options:
+  --seed N         seed of the data, the weights and the sampling (0); several, as in 0,1,2, run one after the other
+  --output FOLDER  folder of the results (runs/demo-DATE-TIME)
+  --small          run only a few steps, to check that everything works; the results are meaningless
 """
 
-SMALL = {
+SMALL_SETTINGS = {
     "sft": {"steps": 20, "data": {"rows": 60, "held_out_rows": 12}, "evaluation": {"samples": 1}},
     "grape": {
         "steps": 4,
@@ -27,40 +30,42 @@ SMALL = {
         "evaluation": {"samples": 1},
     },
 }
+"""Settings of ``--small`` for each of the two runs."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the demo for each seed, and print what came of it."""
+    """Run the demo for each seed, print the results and the next commands to try."""
     if "--help" in arguments or "-h" in arguments:
-        print(HELP)
+        print(HELP, end="")
         return
-    words, own, _ = parsed_arguments(arguments, ["small"], known=["seed", "output"])
+    words, flags, _ = parsed_arguments(arguments, ["small"], known=["seed", "output"])
     if words:
-        raise ValueError(f"grape demo takes no words, and got {words[0]!r}")
+        raise ValueError(f"grape demo takes no words, got {words[0]!r}")
     try:
-        seeds = [int(seed) for seed in str(own.get("seed", "0")).split(",")]
+        seeds = [int(seed) for seed in str(flags.get("seed", "0")).split(",")]
     except ValueError:
-        raise ValueError(f"--seed {own['seed']}: should be whole numbers, as in --seed 0,1,2") from None
+        raise ValueError(f"--seed {flags['seed']}: should be whole numbers, as in --seed 0,1,2") from None
     if min(seeds) < 0:
-        raise ValueError(f"--seed {own['seed']}: a seed must be at least 0")
-    folder = Path(str(own.get("output", time.strftime("runs/demo-%Y%m%d-%H%M%S"))))
+        raise ValueError(f"--seed {flags['seed']}: a seed must be at least 0")
+    folder = Path(str(flags.get("output", time.strftime("runs/demo-%Y%m%d-%H%M%S"))))
     if folder.exists():
-        raise ValueError(f"{folder}: is there already; name a new folder with --output")
-    results = [demonstration(seed, folder / f"seed-{seed}", bool(own.get("small"))) for seed in seeds]
+        raise ValueError(f"{folder}: already exists; name a new folder with --output")
+    results = [demonstration(seed, folder / f"seed-{seed}", bool(flags.get("small"))) for seed in seeds]
     print_results(seeds, results, folder)
+    print(next_commands(folder / f"seed-{seeds[0]}"))
 
 
 def demonstration(seed: int, folder: Path, small: bool) -> Mapping[str, Any]:
-    """SFT and GRAPE of one seed, into ``folder``: the held-out accuracy of each and the seconds it took."""
+    """Train one seed by SFT and GRAPE into ``folder``: held-out results of both, and the seconds they took."""
     from grape_rl.cli.results import print_held_out
-    from grape_rl.cli.train import resolved
+    from grape_rl.cli.train import resolve_config
     from grape_rl.run import train
 
     began = time.perf_counter()
-    shared: dict[str, Any] = {"seed": seed}
-    sft = train(resolved("sft", "demo", _over(shared, {"output": str(folder / "sft")}, SMALL["sft"] if small else {})))
-    start = {"output": str(folder / "grape"), "model": {"name": str(sft.model)}}
-    grape = train(resolved("grape", "demo", _over(shared, start, SMALL["grape"] if small else {})))
+    sft_settings = {"seed": seed, "output": str(folder / "sft")}
+    sft = train(resolve_config("sft", "demo", _merged(sft_settings, SMALL_SETTINGS["sft"] if small else {})))
+    grape_settings = {"seed": seed, "output": str(folder / "grape"), "model": {"name": str(sft.model)}}
+    grape = train(resolve_config("grape", "demo", _merged(grape_settings, SMALL_SETTINGS["grape"] if small else {})))
     first, last = grape.evaluations[min(grape.evaluations)], grape.evaluations[max(grape.evaluations)]
     print()
     print_held_out(grape.evaluations, {min(grape.evaluations): "SFT", max(grape.evaluations): "GRAPE"})
@@ -76,7 +81,7 @@ def demonstration(seed: int, folder: Path, small: bool) -> Mapping[str, Any]:
 
 
 def print_results(seeds: Sequence[int], results: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """The held-out accuracy of every seed, and where the runs lie."""
+    """Print the held-out accuracy of every seed, and the folder of the runs."""
     from grape_rl.training.display import table
 
     rows: list[list[str | float | int]] = []
@@ -89,7 +94,17 @@ def print_results(seeds: Sequence[int], results: Sequence[Mapping[str, Any]], fo
     print(f"\nrun: {folder}")
 
 
-def _over(*layers: dict[str, Any]) -> dict[str, Any]:
+def next_commands(run: Path) -> str:
+    """Two commands to try after the demo: read about GRAPE, and train the demo's SFT model with another method."""
+    grape = "grape" if shutil.which("grape") else sys.argv[0]
+    return (
+        "\nnext, read how GRAPE works, or train the SFT model with another method:\n"
+        f"  {grape} explain grape\n"
+        f"  {grape} train grpo --config demo --model.name {run / 'sft' / 'checkpoints' / 'last'}"
+    )
+
+
+def _merged(*layers: dict[str, Any]) -> dict[str, Any]:
     from grape_rl.config.files import merge
 
     data: dict[str, Any] = {}

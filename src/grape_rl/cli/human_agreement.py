@@ -10,7 +10,7 @@ import torch
 from grape_rl.cli.response_data import Existing
 from grape_rl.maths.agreement import confusion
 from grape_rl.maths.calibration import brier, expected_calibration_error, reliability
-from grape_rl.reward.critic.human_labels import Compared, human_scores
+from grape_rl.reward.critic.human_labels import ItemComparison, human_scores
 from grape_rl.reward.rubric import Rubric, items_of
 from grape_rl.training.display import table
 
@@ -37,7 +37,7 @@ def people_of(
     return told
 
 
-def measures(of: Compared) -> dict[str, float | int]:
+def measures(of: ItemComparison) -> dict[str, float | int]:
     """What ``--table`` says of an item beside people's labels, by name."""
     kappa = of.kappa
     return {
@@ -52,7 +52,7 @@ def measures(of: Compared) -> dict[str, float | int]:
     }
 
 
-def print_people(items: Sequence[Compared]) -> None:
+def print_people(items: Sequence[ItemComparison]) -> None:
     """How far critics agree with people, label by label, and how often they are right by how sure they are."""
     lines = [[*agreement_cells(of), m["ece"], m["brier"]] for of in items for m in [measures(of)]]
     confidence, correct = _all(items)
@@ -86,7 +86,7 @@ AGREEMENT = ["item", "n", "base rate", "accuracy", "κ", "95 %"]
 """The heads of ``agreement_cells``."""
 
 
-def agreement_cells(of: Compared) -> list[str | float | int]:
+def agreement_cells(of: ItemComparison) -> list[str | float | int]:
     """An item's line in a table of agreement."""
     kappa = of.kappa
     interval = "" if math.isnan(kappa.kappa) else f"{kappa.low:.2f} to {kappa.high:.2f}"
@@ -105,7 +105,7 @@ def require_matplotlib() -> None:
         raise ValueError("--plot draws with matplotlib, which is not installed: pip install 'grape-rl[bench]'")
 
 
-def plot(path: Path, items: Sequence[Compared]) -> None:
+def plot(path: Path, items: Sequence[ItemComparison]) -> None:
     """Draw each item's reliability curve, with its intervals, and that of all."""
     import matplotlib
 
@@ -137,11 +137,11 @@ def _draw(axis: "Axes", name: str, confidence: torch.Tensor, correct: torch.Tens
     axis.set(xlim=(0, 1.02), ylim=(0, 1.02))
 
 
-def _all(items: Sequence[Compared]) -> tuple[torch.Tensor, torch.Tensor]:
+def _all(items: Sequence[ItemComparison]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([of.confidence for of in items]), torch.cat([of.correct for of in items])
 
 
-def _name(of: Compared) -> str:
+def _name(of: ItemComparison) -> str:
     return ", ".join(of.items)
 
 

@@ -1,4 +1,4 @@
-"""A row of the table in words: what it needs, how it is derived, what it is composed of and what may be set of it."""
+"""A method in words: its data and models, equation, derivation, functions and options."""
 
 import inspect
 import re
@@ -9,13 +9,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
+from grape_rl.algorithms import ALGORITHMS
 from grape_rl.maths.reduction import token_weight
+from grape_rl.method_checks import PAGE_WIDTH, SEPARATOR
 from grape_rl.methods import Method, method_options
 
-WIDTH = 100
-"""Columns of what is printed."""
-
-SYMBOLS = {
+NOTATION = {
     r"D\(": "D(z) = −log σ(z)",
     r"π_old": "π_old: the policy that sampled",
     r"π_ref": "π_ref: the frozen reference",
@@ -25,158 +24,184 @@ SYMBOLS = {
     r"p̄|p_[wl]": "p = log π_θ(y|x)",
     r"[hp]̄": "a bar: the mean over tokens",
     r"(?<!Σ)_[wl]\b": "_w, _l: the chosen and the rejected response",
-    r"sg\(": "sg(·): held fixed",
+    r"sg\(": "sg(·): stop-gradient",
 }
-"""What is written in equations and derivations → what it stands for."""
+"""Meaning of each symbol in equations and derivations, by the pattern that finds the symbol."""
 
 
-def symbols(text: str) -> str:
-    """What the symbols in a text stand for."""
-    return "; ".join(meaning for symbol, meaning in SYMBOLS.items() if re.search(symbol, text))
+def legend(text: str) -> str:
+    """The meaning of every symbol that occurs in a text.
+
+    >>> legend("Δ = h_w − h_l")
+    'h = log π_θ(y|x) − log π_ref(y|x); Δ = h_w − h_l; _w, _l: the chosen and the rejected response'
+    """
+    return "; ".join(meaning for symbol, meaning in NOTATION.items() if re.search(symbol, text))
 
 
 def wrapped(text: str, indent: int = 0, hanging: int = 0) -> str:
-    """The text in lines of up to ``WIDTH`` columns, those after the first indented by ``hanging`` more."""
+    """The text in lines of up to ``PAGE_WIDTH`` columns; lines after the first are indented by ``hanging`` more."""
     first, rest = " " * indent, " " * (indent + hanging)
     return textwrap.fill(
-        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+        text, PAGE_WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     )
 
 
-def equation(row: Method, indent: int) -> str:
-    """The row's equation: on one line if it fits there, or else each of its parts on its own."""
-    whole = " " * indent + row.equation
-    parts = [row.equation] if len(whole) <= WIDTH else row.equation.split(";  ")
-    return "\n".join(wrapped(part, indent, hanging=4) for part in parts)
+def equation_text(method: Method, indent: int) -> str:
+    """The method's equation on one line, or one line for each of its parts if one line is too short."""
+    whole = " " * indent + method.equation
+    equations = [method.equation] if len(whole) <= PAGE_WIDTH else method.equation.split(SEPARATOR)
+    return "\n".join(wrapped(equation, indent, hanging=4) for equation in equations)
 
 
-def needs(row: Method) -> str:
-    """What the method needs of the user: data, and which models beside the one that is trained.
+def needs(method: Method) -> str:
+    """The data and the additional models that a method needs, derived from the parameters of its functions.
 
-    It is what the row's functions read: rewards of pairs, a value, a reference always or once a term is switched on.
+    >>> from grape_rl.algorithms import ALGORITHMS
+    >>> needs(ALGORITHMS["dpo"])
+    'pairs (prompt, chosen, rejected); a reference'
     """
-    read = {name for function in row.functions for name in function.parameters}
-    data = row.source.needs
-    if "chosen_reward" in read:
+    inputs = {name for function in method.functions for name in function.parameters}
+    data = method.source.needs
+    if "chosen_reward" in inputs:
         data += ", each with a reward"
-    models = ["a value model"] if "value" in read else []
-    comparing = [f.function for f in row.functions if any(p.startswith("reference_") for p in f.parameters)]
-    switches = [_switch(row, function) for function in comparing]
-    if comparing:
+    models = ["a value model"] if "value" in inputs else []
+    referring = [
+        function.function
+        for function in method.functions
+        if any(name.startswith("reference_") for name in function.parameters)
+    ]
+    switches = [_switch(method, function) for function in referring]
+    if referring:
         models.append("a reference" if None in switches else f"a reference if {' or '.join(map(str, switches))} is set")
     return "; ".join([data, *models])
 
 
-def _switch(row: Method, function: Callable[..., Any]) -> str | None:
-    """The option that a function waits for, being 0 by default; None for one that always runs."""
-    found = method_options(row)
-    for term in row.terms:
+def _switch(method: Method, function: Callable[..., Any]) -> str | None:
+    """The option, 0 by default, that switches a function on; None for a function that always runs."""
+    defaults = {name: default for name, (_, default) in method_options(method).items()}
+    for term in method.terms:
         if term.function is function:
-            return term.option if term.option and found[term.option][1] == 0 else None
-    own = (p for p in inspect.signature(function).parameters if p in found)
-    return next((name for name in own if isinstance(found[name][1], float) and not found[name][1]), None)
+            return term.option if term.option and defaults[term.option] == 0 else None
+    own = (name for name in inspect.signature(function).parameters if name in defaults)
+    return next((name for name in own if isinstance(defaults[name], float) and not defaults[name]), None)
 
 
-def derivation(page: str) -> str:
-    """How the method follows from what is maximized, in a few lines."""
-    return (files("grape_rl") / "derivations" / f"{page}.md").read_text(encoding="utf-8").rstrip()
+def is_built_in(method: Method) -> bool:
+    """True if the method is a row of the table, and not the user's own."""
+    return ALGORITHMS.get(method.name) is method
 
 
-def parts(row: Method) -> tuple[Callable[..., Any], ...]:
-    """The functions that the row is composed of, in running order, with that which weighs the tokens."""
-    found = tuple(inspect.unwrap(function.function) for function in row.functions)
-    return (*found[:-1], inspect.unwrap(token_weight), found[-1]) if row.reduction else found
+def derivation(method: Method) -> str:
+    """The text that derives a method's loss from its objective; "" for a user's own method without one."""
+    if not is_built_in(method):
+        return method.derivation.strip()
+    return (files("grape_rl") / "derivations" / f"{method.page}.md").read_text(encoding="utf-8").rstrip()
 
 
-def place(function: Callable[..., Any]) -> str:
-    """Where a function (or a class) is: its file in the package, and the line of its ``def``.
+def functions_in_order(method: Method) -> tuple[Callable[..., Any], ...]:
+    """The method's functions in the order they run, with the weighting of tokens before the update."""
+    functions = tuple(inspect.unwrap(function.function) for function in method.functions)
+    return (*functions[:-1], inspect.unwrap(token_weight), functions[-1]) if method.reduction else functions
 
-    >>> place(place).startswith("grape_rl/cli/method_text.py:")
+
+def source_line(function: Callable[..., Any]) -> str:
+    """The file and line of a function's (or a class's) definition, as ``file:line``.
+
+    The path is relative to the folder of the package ``grape_rl``, or to the working directory if the file is in it.
+
+    >>> source_line(source_line).startswith("grape_rl/cli/method_text.py:")
     True
     """
     function = inspect.unwrap(function)
-    path = Path(inspect.getsourcefile(function) or "").relative_to(Path(str(files("grape_rl"))).parent)
+    path = Path(inspect.getsourcefile(function) or "").absolute()
+    for folder in (Path(str(files("grape_rl"))).parent, Path.cwd()):
+        if path.is_relative_to(folder):
+            path = path.relative_to(folder)
     lines, start = inspect.getsourcelines(function)
-    inside = next(i for i, line in enumerate(lines) if line.lstrip().startswith(("def ", "class ")))
-    return f"{path.as_posix()}:{max(start, 1) + inside}"
+    decorators = next(i for i, line in enumerate(lines) if line.lstrip().startswith(("def ", "class ")))
+    return f"{path.as_posix()}:{max(start, 1) + decorators}"
 
 
-def summary(function: Callable[..., Any]) -> str:
+def first_paragraph(function: Callable[..., Any]) -> str:
     """The first paragraph of a function's docstring, on one line."""
     return _paragraphs(function)[0]
 
 
-def option_lines(row: Method, function: Callable[..., Any]) -> list[tuple[list[str], str]]:
-    """The options that belong to a function: those that mean one thing together, each as a line, and their meaning.
+def option_lines(method: Method, function: Callable[..., Any]) -> list[tuple[list[str], str]]:
+    """The options of a function, grouped by meaning: lines of ``name = default  (type)``, and the meaning.
 
-    The meaning is what the docstring says beyond its summary; "" where the summary says all.
+    Options that one passage of the docstring explains are in one group. The meaning is the docstring's text on the
+    options beyond its first paragraph; "" where the first paragraph suffices.
     """
-    found, own = method_options(row), method_options(replace(row, defaults={}))
-    told: dict[str, list[str]] = {}
-    coefficients = [t.option for t in row.terms if t.option and inspect.unwrap(t.function) is function]
+    available, original = method_options(method), method_options(replace(method, defaults={}))
+    groups: dict[str, list[str]] = {}
+    coefficients = [t.option for t in method.terms if t.option and inspect.unwrap(t.function) is function]
     parameters = inspect.signature(function).parameters.values()
-    for name in (*coefficients, *(p.name for p in parameters if p.name in found and p.default is not p.empty)):
-        kind, default = found[name]
-        words = kind_words(kind)
-        words += "; how much it counts in the loss" if name in coefficients else ""
-        words += f"; the function's own default is {own[name][1]}" if name in row.defaults else ""
-        said = "" if name in coefficients else meaning(function, name)
-        told.setdefault(said, []).append(f"{name} = {plain(default)}  ({words})")
-    return [(lines, said) for said, lines in told.items()]
+    for name in (*coefficients, *(p.name for p in parameters if p.name in available and p.default is not p.empty)):
+        kind, default = available[name]
+        words = type_text(kind)
+        words += "; coefficient of this term" if name in coefficients else ""
+        words += f"; the function's own default is {original[name][1]}" if name in method.defaults else ""
+        explanation = "" if name in coefficients else option_meaning(function, name)
+        groups.setdefault(explanation, []).append(f"{name} = {default_text(default)}  ({words})")
+    return [(lines, explanation) for explanation, lines in groups.items()]
 
 
-def plain(default: Any) -> str:
-    """A default as it is shown.
+def default_text(default: Any) -> str:
+    """A default as shown to the user.
 
-    >>> plain("token"), plain("\\n"), plain(""), plain(0.1)
+    >>> default_text("token"), default_text("\\n"), default_text(""), default_text(0.1)
     ('token', "'\\\\n'", "''", '0.1')
     """
     return str(default) if str(default).isprintable() and str(default) else repr(default)
 
 
-def meaning(function: Callable[..., Any], option: str) -> str:
-    """What a function's docstring says of an option beyond its summary.
+def option_meaning(function: Callable[..., Any], option: str) -> str:
+    """The sentences of a function's docstring on an option, beyond the first paragraph.
+
+    Sentences with the option between double backquotes come first; without any, and where the first paragraph does not
+    name the option, every sentence that names it.
 
     >>> from grape_rl.maths.preference import ld_dpo
-    >>> meaning(ld_dpo, "tail_weight")
-    'tail_weight 1 is DPO; 0 does not see what is beyond.'
+    >>> option_meaning(ld_dpo, "tail_weight")
+    'tail_weight is the weight of the tail: 1 is DPO, and 0 ignores the tail.'
     """
     head, *rest = _paragraphs(function, quotes=True)
     sentences = [s for part in rest for s in re.split(r"(?<!Dr\.)(?<=\.)\s+(?=[A-Z`\"])", part)]
-    said = [s for s in sentences if f"``{option}``" in s]
-    if not said and not _names(head, option):
-        said = [s for s in sentences if _names(s, option)]
-    return " ".join(said).replace("``", "")
+    matches = [s for s in sentences if f"``{option}``" in s]
+    if not matches and not _contains_word(head, option):
+        matches = [s for s in sentences if _contains_word(s, option)]
+    return " ".join(matches).replace("``", "")
 
 
-def names(function: Callable[..., Any], option: str) -> bool:
-    """Whether the docstring speaks of the option at all."""
-    return any(_names(part, option) for part in _paragraphs(function))
+def documents_option(function: Callable[..., Any], option: str) -> bool:
+    """True if the function's docstring names the option."""
+    return any(_contains_word(paragraph, option) for paragraph in _paragraphs(function))
 
 
-def _names(text: str, option: str) -> bool:
-    return bool(re.search(rf"\b{option}\b", text))
+def _contains_word(text: str, word: str) -> bool:
+    return bool(re.search(rf"\b{word}\b", text))
 
 
 def _paragraphs(function: Callable[..., Any], quotes: bool = False) -> list[str]:
-    """The docstring's paragraphs and list items, each on one line, up to what it raises or shows."""
-    told = re.split(r"\n\s*\n(?=Raises|>>> )", inspect.getdoc(function) or "")[0]
-    flat = [" ".join(part.removeprefix("- ").split()) for part in re.split(r"\n\s*\n|\n(?=- )", told)]
-    return flat if quotes else [part.replace("``", "") for part in flat]
+    """The docstring's paragraphs and list items, each on one line, without its ``Raises`` and examples."""
+    text = re.split(r"\n\s*\n(?=Raises|>>> )", inspect.getdoc(function) or "")[0]
+    lines = [" ".join(part.removeprefix("- ").split()) for part in re.split(r"\n\s*\n|\n(?=- )", text)]
+    return lines if quotes else [line.replace("``", "") for line in lines]
 
 
-def kind_words(kind: Any) -> str:
+def type_text(kind: Any) -> str:
     """An option's type in words, with its bounds.
 
     >>> from typing import Annotated, Literal
     >>> from pydantic import Field, PositiveInt
-    >>> kind_words(Literal["a", "b"]), kind_words(PositiveInt), kind_words(Annotated[float, Field(ge=0, lt=1)])
+    >>> type_text(Literal["a", "b"]), type_text(PositiveInt), type_text(Annotated[float, Field(ge=0, lt=1)])
     ('a | b', 'int > 0', '0 ≤ float < 1')
     """
     bounds: dict[str, Any] = {}
-    for note in getattr(kind, "__metadata__", ()):
-        for each in (note, *getattr(note, "metadata", ())):
-            bounds |= {b: v for b in ("gt", "ge", "lt", "le") if (v := getattr(each, b, None)) is not None}
+    for annotation in getattr(kind, "__metadata__", ()):
+        for bound in (annotation, *getattr(annotation, "metadata", ())):
+            bounds |= {b: v for b in ("gt", "ge", "lt", "le") if (v := getattr(bound, b, None)) is not None}
     kind = getattr(kind, "__origin__", kind) if hasattr(kind, "__metadata__") else kind
     words = " | ".join(map(str, get_args(kind))) or getattr(kind, "__name__", str(kind))
     low = next((f" {sign} {bounds[b]:g}" for b, sign in (("gt", ">"), ("ge", "≥")) if b in bounds), "")
@@ -188,7 +213,19 @@ def kind_words(kind: Any) -> str:
     return words + low + high
 
 
-def command(method: str) -> str:
+def options_help(method: Method) -> str:
+    """Every option of the method with its default, type and meaning, for ``grape train METHOD --help``."""
+    lines, shown = [f"options of {method.name}:"], set[str]()
+    for function in functions_in_order(method):
+        for settings, meaning in option_lines(method, function):
+            new = [setting for setting in settings if setting not in shown]
+            shown.update(new)
+            lines += [f"  --options.{setting}" for setting in new]
+            lines += [wrapped(meaning, indent=6)] if new and meaning else []
+    return "\n".join(lines)
+
+
+def demo_command(method: str) -> str:
     """A command that runs the method on the built-in tasks."""
     start = "" if method == "sft" else "grape train sft --config demo && "
     return f"{start}grape train {method} --config demo"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int
     from torch import Tensor
 
-    from grape_rl.reward.critic.settings import Where
+    from grape_rl.reward.critic.settings import CriticSettings
     from grape_rl.reward.rubric import Rubric
     from grape_rl.types import Response
 
@@ -54,13 +54,13 @@ def existing(rubric: "Rubric", source: str, response: str, prompt: str, counted:
     return Existing(found, answers, torch.tensor(group))
 
 
-def endpoints_of(own: Mapping[str, str | bool]) -> "Mapping[str, Where]":
+def endpoints_of(own: Mapping[str, str | bool]) -> "Mapping[str, CriticSettings]":
     """The critics of the YAML file ``--critics``, by name; none without a file.
 
     Raises:
         ValueError: the file says something else.
     """
-    from grape_rl.reward.critic.settings import endpoints
+    from grape_rl.reward.critic.settings import parse_critics
     from grape_rl.schema import parsed
 
     file = own.get("critics")
@@ -69,7 +69,7 @@ def endpoints_of(own: Mapping[str, str | bool]) -> "Mapping[str, Where]":
     told = parsed(Path(file))
     if not isinstance(told, dict):
         raise ValueError(f"{file}: should be critics by name, each with base_url and model")
-    return endpoints(told, file, Path(str(own["rubric"])).parent, listed(own.get("allow", "")))
+    return parse_critics(told, file, Path(str(own["rubric"])).parent, listed(own.get("allow", "")))
 
 
 def counter(tokenizer: str | bool | None) -> Callable[[str], int]:

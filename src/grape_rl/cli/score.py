@@ -9,8 +9,8 @@ from grape_rl.cli.arguments import listed, parsed_arguments
 
 if TYPE_CHECKING:
     from grape_rl.cli.response_data import Existing
-    from grape_rl.reward.critic.human_labels import Compared
-    from grape_rl.reward.critic.item import Judge
+    from grape_rl.reward.critic.human_labels import ItemComparison
+    from grape_rl.reward.critic.judge import Judge
     from grape_rl.reward.rubric import Rubric
     from grape_rl.types import Scores, Verdict
 
@@ -134,21 +134,21 @@ def main(arguments: Sequence[str]) -> None:
 
 def _beside(
     rubric: "Rubric", found: "Existing", scores: "Scores", people: Sequence[dict[str, float]]
-) -> "list[Compared]":
+) -> "list[ItemComparison]":
     """The verdicts beside people's labels, item by item; those that rows bring along are one together."""
     from dataclasses import replace
 
-    from grape_rl.reward.critic.human_labels import Labeled, compared
+    from grape_rl.reward.critic.human_labels import LabeledVerdict, compare_with_people
     from grape_rl.reward.row_items import PREFIX
     from grape_rl.reward.rubric import items_of
 
-    def labeled(category: str, judge: "Judge", each: "Verdict", human: float, group: int) -> Labeled:
+    def labeled(category: str, judge: "Judge", each: "Verdict", human: float, group: int) -> LabeledVerdict:
         if each.item.startswith(PREFIX):
             judge, each = judge.model_copy(update={"criterion": ROW}), replace(each, item=ROW)
-        return Labeled(category, judge, each, human, group)
+        return LabeledVerdict(category, judge, each, human, group)
 
     graded_on = (items_of(rubric, name, row) for name, row in zip(scores.category, found.rows, strict=True))
-    return compared(
+    return compare_with_people(
         labeled(category, item.judge, each, labels[each.item], group)
         for category, items, verdicts, labels, group in zip(
             scores.category, graded_on, scores.verdicts, people, found.group.tolist(), strict=True

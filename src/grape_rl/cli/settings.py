@@ -1,92 +1,115 @@
-"""Settings as text: every one with its default and meaning, and what follows from those chosen."""
+"""Settings as text: the help of each setting, and a run's settings in one line."""
 
+import inspect
+import textwrap
 from types import NoneType
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from grape_rl.algorithms import method_named
+from grape_rl.cli.method_text import wrapped
 from grape_rl.config.config import Config
 from grape_rl.methods import resolve_options
 
 
 def settings_help() -> str:
-    """Every setting by its dotted name, with its default and what it is for: what ``cli/settings.txt`` holds.
+    """Every setting by its dotted name, with its choices, default and meaning: the text of ``cli/settings.txt``.
 
-    It lies there so that help need not wait for all that a run imports.
+    The text is kept in that file because ``--help`` should not wait for the imports that this function needs.
     """
-    return "settings:\n" + "\n".join(_lines(Config, ""))
+    return "\n".join(["settings, with defaults in parentheses:", *_section_help(Config, "")])
 
 
-def _lines(model: type[BaseModel], prefix: str) -> list[str]:
-    out: list[str] = []
+def _section_help(model: type[BaseModel], prefix: str) -> list[str]:
+    """Lines for a section and the sections inside it. Those of ``Config`` come before its own settings, the run's."""
+    heading = prefix.removesuffix(".") or "run"
+    own = ["", wrapped(f"{heading}: {' '.join((inspect.getdoc(model) or '').split(chr(10) * 2)[0].split())}")]
+    nested: list[str] = []
     for name, field in model.model_fields.items():
-        if name == "method":  # it is the word before the settings
-            continue
-        part = _section(field.annotation)
-        if part:
-            out += _lines(part, f"{prefix}{name}.")
-        else:
-            default = "" if field.is_required() else f" ({_default(field)})"
+        if section := _section(field.annotation):
+            nested += _section_help(section, f"{prefix}{name}.")
+        elif name != "method":  # METHOD is a word of its own on the command line
+            choices = "|".join(_choices(field.annotation))
+            own.append(f"  --{prefix}{name}{' ' * bool(choices)}{choices} ({_default(field)})")
             meaning = " ".join((field.description or "").replace("``", "").split())
-            out.append(f"  --{prefix}{name}{default}" + (f"  {meaning}" if meaning else ""))
-    return out
+            own += [wrapped(meaning, indent=6)] if meaning else []
+    return own + nested if prefix else nested + own
 
 
 def text_settings(model: type[BaseModel] = Config, prefix: str = "") -> frozenset[str]:
-    """The dotted names of the settings whose value is text, so that it is taken as it stands."""
-    found: set[str] = set()
+    """The dotted names of the settings whose value is text, which the command line must not parse as a number."""
+    names: set[str] = set()
     for name, field in model.model_fields.items():
-        part = _section(field.annotation)
-        if part:
-            found |= text_settings(part, f"{prefix}{name}.")
-        elif field.annotation is str or set(getattr(field.annotation, "__args__", ())) == {str, NoneType}:
-            found.add(prefix + name)
-    return frozenset(found)
+        section = _section(field.annotation)
+        if section:
+            names |= text_settings(section, f"{prefix}{name}.")
+        elif field.annotation is str or set(get_args(field.annotation)) == {str, NoneType}:
+            names.add(prefix + name)
+    return frozenset(names)
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    for kind in (annotation, *getattr(annotation, "__args__", ())):
+    for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
     return None
 
 
+def _choices(annotation: Any) -> tuple[str, ...]:
+    """The values of a ``Literal``, also of an optional one; else none."""
+    for kind in (annotation, *get_args(annotation)):
+        if get_origin(kind) is Literal:
+            return get_args(kind)
+    return ()
+
+
 def _default(field: FieldInfo) -> str:
     if not field.default_factory_takes_validated_data:
-        return _short(field.get_default(call_default_factory=True))
+        return _shown(field.get_default(call_default_factory=True))
     on = (field.get_default(call_default_factory=True, validated_data={"device": kind}) for kind in ("cpu", "cuda"))
-    return "{} on a CPU, {} elsewhere".format(*on)
+    return "{} on a CPU, {} on a GPU".format(*on)
 
 
-def _short(value: Any) -> str:
-    return "none" if value is None else str(value)
+def _shown(value: Any) -> str:
+    """A default as YAML would have it, on one short line."""
+    if value is None or value in ((), {}):
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return str(list(value))
+    return textwrap.shorten(str(value), 60, placeholder=" …")
 
 
-def derived(config: Config) -> str:
-    """What follows from the settings: responses and tokens a step, optimizer steps, the device."""
+def run_summary(config: Config) -> str:
+    """One line on a run: examples, tokens and optimizer steps per step, micro-batches, device."""
     from grape_rl.setup.policy import device
 
     method = method_named(config.method)
     options = resolve_options(method, config.options)
-    changes = "1 update each, without the optimizer"
+    updates = "1 update without an optimizer"
     if "optimizer" in method.update_function.reads:
-        updates = options.get("epochs", 1) * options.get("minibatches", 1)
-        changes = f"{updates} optimizer step{'s' * (updates > 1)} each"
+        updates = _counted(options.get("epochs", 1) * options.get("minibatches", 1), "optimizer step")
     if method.source.samples:
-        count = config.prompts_per_step * config.group_size
-        anew = config.prompts_per_step * config.revise.per_group
+        responses = config.prompts_per_step * config.group_size
+        revisions = config.prompts_per_step * config.revise.per_group
         batch = (
-            f"{config.prompts_per_step} prompts x {config.group_size} responses = {count} responses a step"
-            f"{f' and {anew} revisions' if anew else ''}, up to {(count + anew) * config.sampling.max_tokens} tokens"
+            f"{config.prompts_per_step} prompts x {config.group_size} responses = {responses} responses"
+            f"{f' and {revisions} revisions' if revisions else ''}, "
+            f"up to {(responses + revisions) * config.sampling.max_tokens} tokens"
         )
     else:
-        batch = f"{config.prompts_per_step} {method.source.unit} a step"
+        batch = f"{config.prompts_per_step} {method.source.unit}"
     return (
-        f"{config.method}: {config.steps} steps, {batch}; {changes}, in "
-        f"micro-batches of up to {config.tokens_per_microbatch} positions; {device(config.device)}, {config.precision}"
+        f"{method.name}: {_counted(config.steps, 'step')} of {batch}; {updates} each, in micro-batches of up to "
+        f"{config.tokens_per_microbatch} token positions; {device(config.device)}, {config.precision}"
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 if __name__ == "__main__":  # python -m grape_rl.cli.settings > src/grape_rl/cli/settings.txt

@@ -16,8 +16,8 @@ from grape_rl.config.revise import ReviseConfig
 from grape_rl.config.reward import RewardConfig
 from grape_rl.config.sampling import EvaluationConfig, SamplingConfig
 from grape_rl.config.section import Section
-from grape_rl.maths.bounds import Count
-from grape_rl.reward.critic.settings import endpoints
+from grape_rl.maths.bounds import NonNegativeInt
+from grape_rl.reward.critic.settings import parse_critics
 
 
 def on_cpu(device: str) -> bool:
@@ -55,7 +55,7 @@ class Config(Section):
     """Maximum token positions in one forward pass. Trades memory for time and never changes a result."""
     gradient_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of storing its activations. Trades time for memory."""
-    seed: Count = 0
+    seed: NonNegativeInt = 0
     """Random seed of the data order, the weights and sampling."""
     output: str = "runs/{method}"
     """The run's folder. May contain {method} and {seed}."""
@@ -67,7 +67,7 @@ class Config(Section):
     """A folder that caches the reference model's log-probs of data rows. Runs may share it. Default: in the run's."""
     generation_batch_size: PositiveInt = 512
     """Maximum number of responses generated at once. Trades memory for time and never changes a result."""
-    checkpoint_every: Count = 50
+    checkpoint_every: NonNegativeInt = 50
     """Steps between checkpoints; 0 for only the last."""
     keep_checkpoints: PositiveInt = 2
     """Number of newest checkpoints to keep."""
@@ -76,7 +76,7 @@ class Config(Section):
     def _is_complete(self) -> "Config":
         if bool(self.data.source) == bool(self.data.tasks):
             raise ValueError("data: set exactly one of source (a file or a dataset) and tasks")
-        endpoints(self.reward.critics, "reward.critics")
+        parse_critics(self.reward.critics, "reward.critics")
         try:
             _ = self.folder
         except (LookupError, ValueError, AttributeError):

@@ -6,7 +6,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from grape_rl.config.section import Section
 from grape_rl.data.chat import Learn
-from grape_rl.maths.bounds import Count, Share
+from grape_rl.maths.bounds import NonNegativeInt, UnitInterval
 
 
 class TeacherConfig(Section):
@@ -16,8 +16,8 @@ class TeacherConfig(Section):
     right answer in the first style; the rejected one is a wrong answer or another style.
     """
 
-    wrong: Share = 0.0
-    """Share of demonstrations (or rejected responses) that give the answer to another question of the task."""
+    wrong: UnitInterval = 0.0
+    """UnitInterval of demonstrations (or rejected responses) that give the answer to another question of the task."""
     styles: dict[str, PositiveFloat] = Field({"{answer}": 1.0})
     """Templates of a completion, with their relative frequencies. ``{answer}`` is replaced by the answer."""
 
@@ -67,7 +67,7 @@ class DataConfig(Section):
     """Maximum sequence length in tokens, prompt included. Longer sequences are truncated on the right."""
     held_out: str | None = None
     """A file or dataset of held-out rows. Without it, the first rows of ``source`` are held out."""
-    held_out_rows: Count = 0
+    held_out_rows: NonNegativeInt = 0
     """Number of held-out rows to evaluate on; 0 for no evaluation."""
 
     @model_validator(mode="after")

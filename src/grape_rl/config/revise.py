@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, PositiveInt
 
 from grape_rl.config.section import Section
-from grape_rl.maths.bounds import Count
+from grape_rl.maths.bounds import NonNegativeInt
 
 
 def _with_critique(request: str) -> str:
@@ -21,7 +21,7 @@ class ReviseConfig(Section):
     A critique lists the rubric's verdicts against a response. A revision is one more response to the same prompt.
     """
 
-    per_group: Count = 0
+    per_group: NonNegativeInt = 0
     """Number of responses per prompt to revise, lowest reward first; 0 for none."""
     items: PositiveInt = 3
     """Maximum number of items in a critique, those that cost most first."""

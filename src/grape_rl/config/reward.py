@@ -5,8 +5,8 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from grape_rl.config.section import Section
-from grape_rl.maths.bounds import Count, Share
-from grape_rl.maths.reward_model import StepReward
+from grape_rl.maths.bounds import NonNegativeInt, UnitInterval
+from grape_rl.maths.reward_model import StepAggregation
 
 
 class RewardConfig(Section):
@@ -18,7 +18,7 @@ class RewardConfig(Section):
     """A Python reward function, "file.py:name" or "package.module:name": f(prompts, completions, **columns)."""
     model: str | None = None
     """A reward model, a folder or a model on the Hub: the reward is its score of prompt and response."""
-    aggregate: StepReward | None = None
+    aggregate: StepAggregation | None = None
     """How a process reward model's step probabilities become one reward. Default: ``min``."""
     allow: tuple[str, ...] = ()
     """Python files and modules that a rubric file may call."""
@@ -27,9 +27,9 @@ class RewardConfig(Section):
     OpenAI-compatible chat API, or {default: {local: MODEL}} for a language model in this process."""
     critic_cache: str | None = None
     """A SQLite file that caches the critics' answers, so that no question is sent twice."""
-    canary_every: Count = 0
+    canary_every: NonNegativeInt = 0
     """Steps between checks of the critics on empty or meaningless responses, which must score 0; 0 for none."""
-    failure_limit: Share = 0.1
+    failure_limit: UnitInterval = 0.1
     """The run stops at a step with a larger share of missing verdicts than this."""
 
     @property

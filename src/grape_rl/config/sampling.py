@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 
 from grape_rl.config.section import Section
-from grape_rl.maths.bounds import Count
+from grape_rl.maths.bounds import NonNegativeInt
 
 
 class SamplingConfig(Section):
@@ -15,7 +15,7 @@ class SamplingConfig(Section):
     """Maximum length of a response in tokens."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
     """Sampling temperature; 0 takes the most likely token."""
-    top_k: Count = 0
+    top_k: NonNegativeInt = 0
     """Sample from the k most likely tokens only; 0 for all."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Nucleus sampling: the smallest set of tokens with at least this probability; 1 for all."""
@@ -24,7 +24,7 @@ class SamplingConfig(Section):
 class EvaluationConfig(Section):
     """How the policy is evaluated on the held-out rows."""
 
-    every: Count = 0
+    every: NonNegativeInt = 0
     """Steps between evaluations; 0 for only before and after training."""
     samples: PositiveInt = 1
     """Responses per held-out prompt."""

@@ -1,4 +1,4 @@
-"""Messages: what a cell of data with a prompt, a completion or a conversation may hold, brought to one form."""
+"""Conversations: the accepted forms of a cell with text or messages, normalized to one form."""
 
 from collections.abc import Mapping
 from typing import Any, TypeGuard
@@ -8,10 +8,11 @@ Messages = list[dict[str, Any]]
 
 
 def text_or_messages(value: Any, what: str) -> str | Messages:
-    """A cell as text, or as messages whose content is text each, where it came as a list of parts of text.
+    """The cell as text, or as messages whose content is text. A list of text parts is joined into one text.
 
     Raises:
-        ValueError: it is neither, or empty, or has content that is not text (an image, say); ``what`` begins the line.
+        ValueError: the cell is empty, is neither text nor messages, or has content other than text (an image, say).
+            The message begins with ``what``.
 
     >>> text_or_messages([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], "row 0")
     [{'role': 'user', 'content': 'Hi'}]
@@ -33,19 +34,19 @@ def text_or_messages(value: Any, what: str) -> str | Messages:
 
 
 def _message(message: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The message with its content as one text, where it is a list of parts."""
-    # Parquet gives each message every key that any message has: one that is None was not there.
-    told = {key: _without_none(part) for key, part in message.items() if part is not None}
-    parts = told.get("content", "")
+    """The message with its content as one text."""
+    # Parquet fills in every key that occurs in any message: a None value means that the key was absent.
+    present = {key: _without_none(part) for key, part in message.items() if part is not None}
+    parts = present.get("content", "")
     if isinstance(parts, str):
-        return told
+        return present
     wrong = [part for part in parts if not _is_text(part)] if isinstance(parts, list) else [parts]
     if wrong:
         raise ValueError(
-            f"{what} has a message whose content is not text, or parts {{'type': 'text', 'text': …}} alone: "
-            f"{wrong[0]!r:.80}; images and the like cannot be read"
+            f"{what} has a message whose content is neither text nor a list of parts {{'type': 'text', 'text': …}}: "
+            f"{wrong[0]!r:.80}; images and other media are not supported"
         )
-    return told | {"content": "".join(part["text"] for part in parts)}
+    return present | {"content": "".join(part["text"] for part in parts)}
 
 
 def _is_text(part: Any) -> bool:
@@ -61,18 +62,18 @@ def _without_none(value: Any) -> Any:
 def _is_message(value: Any) -> TypeGuard[dict[str, Any]]:
     if not isinstance(value, dict):
         return False
-    # An assistant that calls a tool may say nothing.
+    # A message with tool calls may have no content.
     return isinstance(value.get("role"), str) and (value.get("content") is not None or bool(value.get("tool_calls")))
 
 
 def with_system_prompt(prompt: str | Messages, system: str, where: str) -> str | Messages:
-    """The prompt with ``system`` in front: as a system message, or as text and a blank line.
+    """The prompt with ``system`` prepended: as a system message, or as text followed by a blank line.
 
     Raises:
-        ValueError: the prompt has a system message of its own.
+        ValueError: the prompt already has a system message.
     """
     if isinstance(prompt, str):
         return f"{system}\n\n{prompt}"
     if prompt[0]["role"] == "system":
-        raise ValueError(f"{where}: the prompt has a system message of its own, and `system` would be a second")
+        raise ValueError(f"{where}: the prompt already has a system message; remove it, or do not set `system`")
     return [{"role": "system", "content": system}, *prompt]

@@ -1,4 +1,4 @@
-"""Preferences: a prompt with a chosen and a rejected response, from data or made of tasks, as text and as tokens."""
+"""Preference pairs: a prompt with a chosen and a rejected response, from data or synthesized from tasks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from grape_rl.data.chat import Tokenizer, TruncationStats, completion_tokens, prompt_tokens
 from grape_rl.data.conversation import template_arguments
-from grape_rl.data.rows import with_prompts
+from grape_rl.data.rows import Row, finite_number, with_prompts
 from grape_rl.schema import did_you_mean
 from grape_rl.types import Sequences
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A preference in tokens, and the responses' rewards (NaN where the data does not tell)."""
+    """A preference pair in tokens, and the rewards of its responses; NaN if the data has no rewards."""
 
     prompt: Int[Tensor, " p"]
     chosen: Int[Tensor, " t"]
@@ -40,20 +38,20 @@ def with_preferences(
     system: str | None = None,
     source: str = "data",
 ) -> list[Row]:
-    """The rows with a ``prompt``, a ``chosen`` and a ``rejected`` made of the columns so named; the other columns stay.
+    """The rows with ``prompt``, ``chosen`` and ``rejected`` from the columns with these names; other columns are kept.
 
-    TRL's preference datasets load unchanged, plain or conversational. Without a column for the prompt (or with one of
-    plain text beside whole conversations) the prompt is what the two responses have in common at their start: whole
-    messages, or text, less a space at its end, which goes with what follows.
+    TRL's preference datasets load unchanged, plain or conversational. The prompt is implicit if there is no prompt
+    column, or if that is plain text while the responses are whole conversations. An implicit prompt is the longest
+    common prefix of the two responses: whole messages, or text without a trailing space, which begins the responses.
 
     Raises:
-        ValueError: a row without a chosen or a rejected response, with two that are the same, or with no prompt; and
+        ValueError: a row without a chosen or a rejected response, with two equal responses, or without a prompt; and
             as ``with_prompts``, for either response.
 
     >>> with_preferences([{"chosen": "1+1= 2", "rejected": "1+1= 3"}])
     [{'chosen': ' 2', 'rejected': ' 3', 'prompt': '1+1='}]
     """
-    whole: list[Row] = []
+    explicit: list[Row] = []
     for index, row in enumerate(rows):
         for column in (chosen, rejected):
             if column not in row:
@@ -62,34 +60,35 @@ def with_preferences(
                     f"response; it has {', '.join(map(repr, row)) or 'none'}{did_you_mean(column, row)}"
                 )
         if row[chosen] == row[rejected]:
-            raise ValueError(f"{source}: row {index}: {chosen!r} and {rejected!r} are the same: nothing is preferred")
-        told = prompt in row and not (isinstance(row[prompt], str) and isinstance(row[chosen], list))
-        whole.append({**row} if told else _parted(row, prompt, chosen, rejected, f"{source}: row {index}"))
-    better = with_prompts(whole, prompt, chosen, system, source)
-    worse = with_prompts(whole, prompt, rejected, system, source)
+            raise ValueError(f"{source}: row {index}: {chosen!r} and {rejected!r} are equal; remove the row")
+        has_prompt = prompt in row and not (isinstance(row[prompt], str) and isinstance(row[chosen], list))
+        where = f"{source}: row {index}"
+        explicit.append({**row} if has_prompt else _extract_prompt(row, prompt, chosen, rejected, where))
+    better = with_prompts(explicit, prompt, chosen, system, source)
+    worse = with_prompts(explicit, prompt, rejected, system, source)
     return [
         {**row, "prompt": b["prompt"], "chosen": b["completion"], "rejected": w["completion"]}
-        for row, b, w in zip(whole, better, worse, strict=True)
+        for row, b, w in zip(explicit, better, worse, strict=True)
     ]
 
 
 def synthesize_preferences(rows: Sequence[Row], wrong: float, styles: Sequence[str], seed: int) -> list[Row]:
-    """The rows with a ``chosen`` and a ``rejected`` response: the row's ``answer`` in the first style, and a worse one.
+    """The rows with a ``chosen`` and a ``rejected`` response, synthesized from the row's ``answer``.
 
-    A share ``wrong`` of the rejected responses, drawn at random, gives another answer of the same task in the first
-    style; the others give the right answer in another style. The chosen response has a ``chosen_reward`` of 1; the
-    ``rejected_reward`` is 0 for a wrong answer and ½ for another style.
+    The chosen response is the answer in the first style. A random fraction ``wrong`` of the rejected responses gives
+    another answer of the same task in the first style. The remaining ones give the right answer in another style.
+    ``chosen_reward`` is 1; ``rejected_reward`` is 0 for a wrong answer and ½ for another style.
 
     Raises:
-        ValueError: one style and a rejected response that should have another, a style without ``{answer}``, a row
-            without an answer, or a task whose rows all have the same one.
+        ValueError: only one style if a rejected response needs another one; a style without ``{answer}``; a row
+            without an answer; or a task whose rows all have the same answer.
     """
-    if bad := [style for style in styles if "{answer}" not in style]:
-        raise ValueError(f"data.teacher.styles: {bad[0]!r} has no {{answer}} in it")
+    if invalid := [style for style in styles if "{answer}" not in style]:
+        raise ValueError(f"data.teacher.styles: {invalid[0]!r} does not contain {{answer}}")
     if len(styles) < 2 and wrong < 1:
         raise ValueError(
-            "data.teacher: a right answer is rejected for its style, and styles has only one: name two or more, the "
-            "preferred one first, or set wrong to 1, so that every rejected answer is a wrong one"
+            "data.teacher: right answers are rejected for their style, but styles has only one; name two or more, the "
+            "preferred one first, or set wrong to 1, so that every rejected answer is wrong"
         )
     random = Random(f"pairs {seed}")
     answers: dict[Any, list[str]] = {}
@@ -97,9 +96,9 @@ def synthesize_preferences(rows: Sequence[Row], wrong: float, styles: Sequence[s
         if row.get("answer") is None:
             raise ValueError(f"row {index} (task {row.get('task')!r}) has no single answer to prefer")
         answers.setdefault(row.get("task"), []).append(row["answer"])
-    if alike := [task for task, found in answers.items() if len(set(found)) < 2 and wrong > 0]:
-        raise ValueError(f"task {alike[0]!r}: all of its rows have the same answer: none is a wrong one")
-    made: list[Row] = []
+    if constant := [task for task, texts in answers.items() if len(set(texts)) < 2 and wrong > 0]:
+        raise ValueError(f"task {constant[0]!r}: all of its rows have the same answer, so there is no wrong answer")
+    preferences: list[Row] = []
     for row in rows:
         mistaken, answer, style = random.random() < wrong, row["answer"], styles[0]
         if mistaken:
@@ -109,8 +108,8 @@ def synthesize_preferences(rows: Sequence[Row], wrong: float, styles: Sequence[s
             style = random.choice(styles[1:])
         best, worse = styles[0].replace("{answer}", row["answer"]), style.replace("{answer}", answer)
         rewards = {"chosen_reward": 1.0, "rejected_reward": 0.0 if mistaken else 0.5}
-        made.append({**row, "chosen": best, "rejected": worse, **rewards})
-    return made
+        preferences.append({**row, "chosen": best, "rejected": worse, **rewards})
+    return preferences
 
 
 def tokenize_pairs(
@@ -121,48 +120,49 @@ def tokenize_pairs(
     reward_columns: tuple[str, str] = ("chosen_reward", "rejected_reward"),
     source: str = "data",
 ) -> tuple[list[Pair], TruncationStats]:
-    """The rows' ``prompt``, ``chosen`` and ``rejected`` as tokens, the prompt with either at most ``max_length``.
+    """The rows' ``prompt``, ``chosen`` and ``rejected`` in tokens; the prompt with either is at most ``max_length``.
 
-    A response that does not fit loses its end; a row whose prompt leaves no room for one, or whose responses are the
-    same as far as they fit, is left out. The counts are of pairs.
+    A longer response is truncated on the right. A row is dropped if its prompt leaves no room for a response, or if
+    the truncated responses are equal. The statistics count pairs.
 
     Raises:
-        ValueError: no pair is left, a reward that is no finite number, and as ``prompt_tokens`` and
+        ValueError: no pair is left; a reward that is not a finite number; and as ``prompt_tokens`` and
             ``completion_tokens``, naming the row.
     """
-    kept: list[Pair] = []
+    pairs: list[Pair] = []
     truncated = 0
     for index, row in enumerate(rows):
         where = f"{source}: row {index}"
-        given = template_arguments(row, where)
-        prompt = prompt_tokens(tokenizer, row["prompt"], where, given)
+        template_kwargs = template_arguments(row, where)
+        prompt = prompt_tokens(tokenizer, row["prompt"], where, template_kwargs)
         room = max_length - len(prompt)
-        whole = [
-            completion_tokens(tokenizer, row["prompt"], row[key], end, where, given) for key in ("chosen", "rejected")
+        responses = [
+            completion_tokens(tokenizer, row["prompt"], row[key], end, where, template_kwargs)
+            for key in ("chosen", "rejected")
         ]
-        chosen, rejected = (tokens[: max(0, room)].clone() for tokens in whole)
+        chosen, rejected = (tokens[: max(0, room)].clone() for tokens in responses)
         if room > 0 and not torch.equal(chosen, rejected):
-            truncated += any(len(tokens) > room for tokens in whole)
-            rewards = [_reward(row.get(column), f"{where}: {column!r}") for column in reward_columns]
-            kept.append(Pair(prompt, chosen, rejected, *rewards))
-    if not kept:
+            truncated += any(len(tokens) > room for tokens in responses)
+            rewards = [finite_number(row.get(column), f"{where}: {column!r}") for column in reward_columns]
+            pairs.append(Pair(prompt, chosen, rejected, *rewards))
+    if not pairs:
         raise ValueError(
             f"{source}: none of the {len(rows)} pairs differs within the {max_length} tokens of max_length; raise it"
         )
-    tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in kept)
-    return kept, TruncationStats(len(rows), truncated, len(rows) - len(kept), tokens)
+    tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
+    return pairs, TruncationStats(len(rows), truncated, len(rows) - len(pairs), tokens)
 
 
 def collate_pairs(pairs: Sequence[Pair]) -> Sequences:
     """The pairs as one batch: each prompt once, the chosen responses in the first half of the rows, in order.
 
-    Padding on the right is 0 and masked.
+    Responses are padded on the right with 0; the mask is False there.
 
     Raises:
         ValueError: there are no pairs.
     """
     if not pairs:
-        raise ValueError("no pairs to stack")
+        raise ValueError("no pairs to collate")
     responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     return Sequences(
         prompts=tuple(pair.prompt for pair in pairs),
@@ -172,28 +172,20 @@ def collate_pairs(pairs: Sequence[Pair]) -> Sequences:
     )
 
 
-def _parted(row: Mapping[str, Any], prompt: str, chosen: str, rejected: str, where: str) -> Row:
-    """The row with the beginning that both responses share as its prompt."""
+def _extract_prompt(row: Mapping[str, Any], prompt: str, chosen: str, rejected: str, where: str) -> Row:
+    """The row with the longest common prefix of its two responses as its prompt."""
     a, b = row[chosen], row[rejected]
-    alike = takewhile(lambda both: both[0] == both[1], zip(a, b, strict=False))
+    common = takewhile(lambda both: both[0] == both[1], zip(a, b, strict=False))
     if isinstance(a, str) and isinstance(b, str):
-        shared: Any = "".join(letter for letter, _ in alike)
-        shared = shared[:-1] if shared.endswith(" ") else shared
+        prefix: Any = "".join(letter for letter, _ in common)
+        prefix = prefix[:-1] if prefix.endswith(" ") else prefix
     elif isinstance(a, list) and isinstance(b, list):
-        shared = [message for message, _ in alike]
+        prefix = [message for message, _ in common]
     else:
         raise ValueError(f"{where}: {chosen!r} and {rejected!r} must both be plain text or both be messages")
-    if not shared:
+    if not prefix:
         raise ValueError(
-            f"{where}: there is no column {prompt!r}, and {chosen!r} and {rejected!r} do not begin alike, so that "
-            f"there is no prompt{did_you_mean(prompt, row)}"
+            f"{where}: there is no column {prompt!r}, and {chosen!r} and {rejected!r} have no common prefix that could "
+            f"be the prompt{did_you_mean(prompt, row)}"
         )
-    return {**row, chosen: a[len(shared) :], rejected: b[len(shared) :], prompt: shared}
-
-
-def _reward(value: Any, what: str) -> float:
-    if value is None:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{what} must be a finite number; got {value!r:.80}")
-    return float(value)
+    return {**row, chosen: a[len(prefix) :], rejected: b[len(prefix) :], prompt: prefix}

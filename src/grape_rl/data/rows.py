@@ -1,63 +1,68 @@
-"""Data rows: read from a file or the Hugging Face Hub, and brought to one form, ``prompt`` and ``completion``."""
+"""Data rows: read from a file or the Hugging Face Hub, and normalized to ``prompt`` and ``completion`` columns."""
 
 import csv
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from grape_rl.data.messages import text_or_messages, with_system_prompt
+from grape_rl.data.messages import Messages, text_or_messages, with_system_prompt
 from grape_rl.schema import did_you_mean
 
+Row = dict[str, Any]
+"""A data row: column name → value."""
+
 LanguageModelingColumn = Literal["messages", "text"]
-"""What a row can be that has no prompt and completion apart."""
+"""The forms of a demonstration without separate prompt and completion: a whole conversation, or plain text."""
 
 
-def read_rows(source: str | Path, split: str = "train", limit: int | None = None) -> list[dict[str, Any]]:
-    """The rows of a dataset, at most the first ``limit`` of them.
+def read_rows(source: str | Path, split: str = "train", limit: int | None = None) -> list[Row]:
+    """The rows of a dataset, or its first ``limit`` rows.
 
-    ``source`` is a ``.jsonl``, ``.json`` (a list of objects), ``.parquet`` or ``.csv`` file; or else a dataset of the
-    Hugging Face Hub, ``openai/gsm8k``, with its configuration after a colon where it has several:
-    ``openai/gsm8k:main``. ``split`` is a split of a Hub dataset; a file has none.
+    ``source`` is a ``.jsonl``, ``.json`` (a list of objects), ``.parquet`` or ``.csv`` file, or else a dataset of the
+    Hugging Face Hub such as ``openai/gsm8k``. A configuration follows a colon: ``openai/gsm8k:main``. ``split`` is a
+    split of a Hub dataset; a file has no splits.
 
     Raises:
-        ValueError: no such file or dataset, a file that does not parse (with its line), or no rows.
+        ValueError: there is no such file or dataset; a file does not parse (the message names the line); no rows; or
+            text that is not valid Unicode.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"{source}: limit is {limit}; at least one row must be read")
+        raise ValueError(f"{source}: limit is {limit}; it must be at least 1")
     path = Path(source).expanduser()
     if path.is_file():
         if split != "train":
-            raise ValueError(f"{source}: a file has no splits, and split {split!r} was asked for; leave it out")
-        read = READERS.get(path.suffix.lower())
-        if read is None:
-            raise ValueError(f"{source}: unknown kind of file; {', '.join(READERS)} can be read")
-        found = _file_rows(path, read, limit)
+            raise ValueError(f"{source}: a file has no splits, but split {split!r} was requested; remove the split")
+        reader = READERS.get(path.suffix.lower())
+        if reader is None:
+            raise ValueError(f"{source}: unsupported file type; the supported types are {', '.join(READERS)}")
+        rows = _file_rows(path, reader, limit)
     elif path.is_dir():
-        raise ValueError(f"{source}: a folder; name one file in it")
+        raise ValueError(f"{source}: is a folder; name a file in it")
     elif path.suffix.lower() in READERS or str(source).startswith(("/", ".", "~")):
         raise ValueError(f"{source}: no such file{_nearest_file(path)}")
     else:
-        found = _hub_rows(str(source), split, limit)
-    if not found:
+        rows = _hub_rows(str(source), split, limit)
+    if not rows:
         raise ValueError(f"{source}: no rows")
-    for index, row in enumerate(found):
+    for index, row in enumerate(rows):
         for column, value in row.items():
-            if broken := _half_character(value):
+            if surrogate := _lone_surrogate(value):
                 raise ValueError(
-                    f"{source}: row {index}: column {column!r} has half a character in it ({broken}, a surrogate): "
-                    "it is no text; mend or remove it"
+                    f"{source}: row {index}: column {column!r} contains a lone surrogate ({surrogate}), which is not "
+                    "valid Unicode text; fix or remove the row"
                 )
-    return found
+    return rows
 
 
 def require_columns(rows: Sequence[Mapping[str, Any]], columns: Iterable[str], source: str | Path = "data") -> None:
     """Check that every row has the columns.
 
     Raises:
-        ValueError: a row lacks one; the message names it, those present, and the nearest of them.
+        ValueError: a row lacks a column; the message lists the row's columns and the nearest name.
     """
     columns = tuple(columns)
     for index, row in enumerate(rows):
@@ -69,47 +74,66 @@ def require_columns(rows: Sequence[Mapping[str, Any]], columns: Iterable[str], s
                 )
 
 
+def finite_number(value: Any, what: str) -> float:
+    """The value of a numeric cell; NaN if it is None.
+
+    Raises:
+        ValueError: the value is not a finite number; the message begins with ``what``.
+    """
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{what} must be a finite number; got {value!r:.80}")
+    return float(value)
+
+
 def with_prompts(
     rows: Sequence[Mapping[str, Any]],
     prompt: str,
     completion: str | None = None,
     system: str | None = None,
     source: str | Path = "data",
-) -> list[dict[str, Any]]:
-    """The rows with a ``prompt`` (and a ``completion``) made of the columns so named; the other columns stay.
+) -> list[Row]:
+    """The rows with a ``prompt`` (and a ``completion``) from the columns with these names; other columns are kept.
 
-    Both are either plain text or messages, lists of ``{"role": …, "content": …}`` (text, or parts of text): TRL's
+    Both are either plain text or messages, lists of ``{"role": …, "content": …}`` with text or text parts. TRL's
     prompt-only and prompt-completion datasets load unchanged. A conversational completion is one assistant message.
-    ``system`` goes in front of every prompt: as a system message, or as text and a blank line.
+    ``system`` is prepended to every prompt: as a system message, or as text followed by a blank line.
 
     Raises:
-        ValueError: a column is missing; a prompt or completion is empty, of another type, or plain where the other is
-            conversational; a prompt that ends with the assistant; ``system`` beside a system message of the row's own.
+        ValueError: a column is missing; a prompt or completion is empty or of another type; one of them is plain text
+            and the other messages; a prompt ends with an assistant message; ``system`` with a row that already has a
+            system message.
 
     >>> with_prompts([{"question": "1 + 1?", "answer": "2"}], "question", system="Be brief.")
     [{'question': '1 + 1?', 'answer': '2', 'prompt': 'Be brief.\\n\\n1 + 1?'}]
     """
     require_columns(rows, [prompt] if completion is None else [prompt, completion], source)
-    made: list[dict[str, Any]] = []
+    normalized: list[Row] = []
     for index, row in enumerate(rows):
         where = f"{source}: row {index}"
-        asked = text_or_messages(row[prompt], f"{where}: the prompt ({prompt!r})")
+        question = text_or_messages(row[prompt], f"{where}: the prompt ({prompt!r})")
         new = dict(row)
         if completion is not None:
-            answer = text_or_messages(row[completion], f"{where}: the completion ({completion!r})")
-            if isinstance(asked, str) != isinstance(answer, str):
-                kinds = ("plain text", "messages") if isinstance(asked, str) else ("messages", "plain text")
-                raise ValueError(f"{where}: the prompt is {kinds[0]} and the completion {kinds[1]}; make both one kind")
-            if not isinstance(answer, str) and [message["role"] for message in answer] != ["assistant"]:
-                raise ValueError(
-                    f"{where}: the completion must be one assistant message; move the others to the prompt"
-                )
-            new["completion"] = answer
-        if not isinstance(asked, str) and asked[-1]["role"] == "assistant":
-            raise ValueError(f"{where}: the prompt ends with the assistant's message; it must end with what it answers")
-        new["prompt"] = asked if system is None else with_system_prompt(asked, system, where)
-        made.append(new)
-    return made
+            new["completion"] = _completion(
+                row[completion], question, f"{where}: the completion ({completion!r})", where
+            )
+        if not isinstance(question, str) and question[-1]["role"] == "assistant":
+            raise ValueError(f"{where}: the prompt ends with an assistant message; move that to the completion")
+        new["prompt"] = question if system is None else with_system_prompt(question, system, where)
+        normalized.append(new)
+    return normalized
+
+
+def _completion(value: Any, prompt: str | Messages, what: str, where: str) -> str | Messages:
+    """The completion in the form of its prompt: plain text, or one assistant message."""
+    answer = text_or_messages(value, what)
+    if isinstance(prompt, str) != isinstance(answer, str):
+        forms = ("plain text", "messages") if isinstance(prompt, str) else ("messages", "plain text")
+        raise ValueError(f"{where}: the prompt is {forms[0]} but the completion is {forms[1]}; use one form for both")
+    if not isinstance(answer, str) and [message["role"] for message in answer] != ["assistant"]:
+        raise ValueError(f"{where}: the completion must be one assistant message; move other messages to the prompt")
+    return answer
 
 
 def with_language_modeling(
@@ -118,72 +142,72 @@ def with_language_modeling(
     kind: LanguageModelingColumn,
     system: str | None = None,
     source: str | Path = "data",
-) -> list[dict[str, Any]]:
-    """The rows with the column so named as ``messages``, a whole conversation, or as ``text``; the others stay.
+) -> list[Row]:
+    """The rows with the named column as ``messages`` (a whole conversation) or as ``text``; other columns are kept.
 
-    TRL's language-modeling datasets load unchanged. ``system`` goes in front of a conversation. Its ``prompt`` is
-    what comes before the last message of the assistant's.
+    TRL's language-modeling datasets load unchanged. ``system`` is prepended to a conversation. The ``prompt`` of a
+    conversation is everything before its last assistant message.
 
     Raises:
-        ValueError: a row without the column, or with something else in it; ``system`` before text that has no prompt.
+        ValueError: a row without the column, or with a value of another type; ``system`` with plain text.
     """
     require_columns(rows, [column], source)
-    made: list[dict[str, Any]] = []
+    normalized: list[Row] = []
     for index, row in enumerate(rows):
         where = f"{source}: row {index}"
-        found = text_or_messages(row[column], f"{where}: the {kind} ({column!r})")
-        if isinstance(found, str) != (kind == "text"):
+        value = text_or_messages(row[column], f"{where}: the {kind} ({column!r})")
+        if isinstance(value, str) != (kind == "text"):
             other = "messages" if kind == "text" else "plain text"
-            raise ValueError(f"{where}: the {kind} ({column!r}) should be {kind}, and is {other}")
+            raise ValueError(f"{where}: the {kind} ({column!r}) must be {kind}, but it is {other}")
         if system is not None:
             if kind == "text":
-                raise ValueError(f"{where}: text has no prompt for `system` to stand before; leave it out")
-            found = with_system_prompt(found, system, where)
-        new = {**row, kind: found}
-        if not isinstance(found, str):
-            last = max((i for i, message in enumerate(found) if message["role"] == "assistant"), default=len(found))
-            new["prompt"] = found[:last]
-        made.append(new)
-    return made
+                raise ValueError(f"{where}: plain text has no prompt to prepend `system` to; do not set `system`")
+            value = with_system_prompt(value, system, where)
+        new = {**row, kind: value}
+        if not isinstance(value, str):
+            last = max((i for i, message in enumerate(value) if message["role"] == "assistant"), default=len(value))
+            new["prompt"] = value[:last]
+        normalized.append(new)
+    return normalized
 
 
-def _hub_rows(source: str, split: str, limit: int | None) -> list[dict[str, Any]]:
+def _hub_rows(source: str, split: str, limit: int | None) -> list[Row]:
     name, _, configuration = source.partition(":")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[^/:]+)?", source):
-        raise ValueError(f"{source}: neither a file nor the name of a dataset of the Hugging Face Hub (owner/name)")
+        raise ValueError(f"{source}: neither a file nor a dataset name on the Hugging Face Hub (owner/name)")
     import datasets
 
     try:
-        found = datasets.load_dataset(name, configuration or None, split=split)
-        return [dict(row) for row in islice(found, limit)]
-    except Exception as error:  # of many kinds: network, access, no such dataset, configuration or split
+        dataset = datasets.load_dataset(name, configuration or None, split=split)
+        return [dict(row) for row in islice(dataset, limit)]
+    except Exception as error:  # many causes: network, access rights, no such dataset, configuration or split
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"{source}: no such file, and its split {split!r} cannot be read from the Hugging Face Hub: "
+            f"{source}: no such file, and split {split!r} cannot be loaded from the Hugging Face Hub: "
             f"{type(error).__name__}: {reason}"
         ) from error
 
 
-def _half_character(value: Any) -> str:
-    """The first code unit in a value's text that is none by itself: JSON can spell one, and no tokenizer reads it."""
+def _lone_surrogate(value: Any) -> str:
+    """The first unpaired surrogate in the text of a value: JSON can spell one, but no tokenizer accepts it."""
     if isinstance(value, str):
-        half = None if value.isascii() else re.search("[\ud800-\udfff]", value)
-        return f"\\u{ord(half[0]):04x}" if half else ""
+        surrogate = None if value.isascii() else re.search("[\ud800-\udfff]", value)
+        return f"\\u{ord(surrogate[0]):04x}" if surrogate else ""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next((broken for part in parts if (broken := _half_character(part))), "")
+    return next((surrogate for part in parts if (surrogate := _lone_surrogate(part))), "")
 
 
-Reader = Callable[[Path], Iterator[dict[str, Any]]]
+Reader = Callable[[Path], Iterator[Row]]
 
 
-def _file_rows(path: Path, read: Reader, limit: int | None) -> list[dict[str, Any]]:
+def _file_rows(path: Path, reader: Reader, limit: int | None) -> list[Row]:
     try:
-        return list(islice(read(path), limit))
+        return list(islice(reader(path), limit))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
+def _jsonl(path: Path) -> Iterator[Row]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -193,25 +217,25 @@ def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
             except ValueError as error:
                 raise ValueError(f"{path}:{number}: not JSON: {error}") from error
             if not isinstance(row, dict):
-                raise ValueError(f"{path}:{number}: expected one object {{…}} a line; got {row!r:.80}")
+                raise ValueError(f"{path}:{number}: expected one object {{…}} per line; got {row!r:.80}")
             yield row
 
 
-def _json(path: Path) -> Iterator[dict[str, Any]]:
+def _json(path: Path) -> Iterator[Row]:
     try:
-        found = json.loads(path.read_bytes().decode("utf-8-sig"))
+        items = json.loads(path.read_bytes().decode("utf-8-sig"))
     except ValueError as error:
-        hint = " (one object a line? name it .jsonl)" if "Extra data" in str(error) else ""
+        hint = " (one object per line? rename it to .jsonl)" if "Extra data" in str(error) else ""
         raise ValueError(f"{path}: not JSON: {error}{hint}") from error
-    if not isinstance(found, list):
-        raise ValueError(f"{path}: expected a list of objects; got {type(found).__name__}")
-    for index, row in enumerate(found):
+    if not isinstance(items, list):
+        raise ValueError(f"{path}: expected a list of objects; got {type(items).__name__}")
+    for index, row in enumerate(items):
         if not isinstance(row, dict):
             raise ValueError(f"{path}: row {index}: expected an object {{…}}; got {row!r:.80}")
         yield row
 
 
-def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
@@ -223,18 +247,18 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
         raise ValueError(f"{path}: not Parquet: {' '.join(str(error).split())}") from error
 
 
-def _csv(path: Path) -> Iterator[dict[str, Any]]:
+def _csv(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, strict=True)
         try:
             header = next(lines, [])
             if len(set(header)) < len(header):
-                raise ValueError(f"{path}: a column is named twice: {', '.join(header)}")
+                raise ValueError(f"{path}: duplicate column names: {', '.join(header)}")
             for cells in lines:
                 if not cells:
                     continue
                 if len(cells) != len(header):
-                    raise ValueError(f"{path}:{lines.line_num}: {len(cells)} cells under {len(header)} columns")
+                    raise ValueError(f"{path}:{lines.line_num}: {len(cells)} cells for {len(header)} columns")
                 yield dict(zip(header, cells, strict=True))
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path}:{lines.line_num}: not CSV: {error}") from error

@@ -1,4 +1,4 @@
-"""Which type of data some columns make, by the names that TRL has for them."""
+"""Types of datasets, recognized by their column names as TRL defines them."""
 
 from collections.abc import Collection, Mapping
 from typing import Literal
@@ -16,19 +16,19 @@ DATA_TYPE_COLUMNS: tuple[tuple[DataType, tuple[str, ...]], ...] = (
     ("language modeling", ("text",)),
     ("prompt-only", ("prompt",)),
 )
-"""The columns that make each type, what says more before what says less."""
+"""The columns that each type requires, the most specific type first."""
 
 
 def detect_data_type(columns: Collection[str], names: Mapping[str, str] | None = None) -> DataType | None:
-    """The type of data that the columns make; None where they make none that is known.
+    """The first type whose required columns are all present; None if there is none.
 
-    ``names`` says which columns are called otherwise: {"prompt": "question"}.
+    ``names`` maps a standard column name to the name that the data uses: {"prompt": "question"}.
 
-    >>> data_type(["prompt", "completion", "label"]), data_type(["question"], {"prompt": "question"})
+    >>> detect_data_type(["prompt", "completion", "label"]), detect_data_type(["question"], {"prompt": "question"})
     ('unpaired preference', 'prompt-only')
     """
-    called = names or {}
-    for made, needed in DATA_TYPE_COLUMNS:
-        if all(called.get(each, each) in columns for each in needed):
-            return made
+    aliases = names or {}
+    for data_type, required in DATA_TYPE_COLUMNS:
+        if all(aliases.get(column, column) in columns for column in required):
+            return data_type
     return None

@@ -1,4 +1,4 @@
-"""Tokens that a tokenizer has and a model has no embedding for: harmless as long as no row is encoded with one."""
+"""Tokens of a tokenizer that have no embedding in the model. They are harmless unless a row contains one."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,43 +9,44 @@ else:  # transformers is slow to import, and a tokenizer is passed in
     Tokenizer = Any
 
 EMBEDDINGS_ATTRIBUTE = "grape_rl_embeddings"
+"""The attribute of a tokenizer that holds the model's number of embeddings, if some of its tokens exceed that."""
 
 
 def set_embedding_limit(tokenizer: Tokenizer, embeddings: int) -> None:
-    """Let no row be encoded, from now on, with a token beyond the model's ``embeddings``, where the tokenizer has any.
+    """Make ``require_embeddings`` refuse tokens that have no embedding among the model's ``embeddings``.
 
-    Such tokens may be there beside the vocabulary: transformers gives a tokenizer the special tokens of its class,
-    whether the model has them or not.
+    Such tokens are special tokens added on top of the vocabulary. transformers gives a tokenizer the special tokens of
+    its class, even if the model has no embeddings for them.
 
     Raises:
-        ValueError: a token of the vocabulary itself is beyond them: this is another model's tokenizer.
+        ValueError: a token of the vocabulary itself has no embedding, so the tokenizer belongs to another model.
     """
     beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= embeddings}
-    if plain := [token for token, number in beyond.items() if number not in tokenizer.added_tokens_decoder]:
+    if ordinary := [token for token, number in beyond.items() if number not in tokenizer.added_tokens_decoder]:
         raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens, {plain[0]!r} (token {beyond[plain[0]]}) among them, and the "
-            f"model's embeddings only {embeddings}"
+            f"the tokenizer has {len(tokenizer)} tokens, including {ordinary[0]!r} (token {beyond[ordinary[0]]}), but "
+            f"the model has only {embeddings} embeddings; use the model's own tokenizer"
         )
     if beyond:
         setattr(tokenizer, EMBEDDINGS_ATTRIBUTE, embeddings)
 
 
 def require_embeddings(tokenizer: Tokenizer, tokens: list[int], where: str) -> list[int]:
-    """The tokens of a row, each of which the model has an embedding for: see ``limited``.
+    """The tokens of a row, unchanged, if the model has an embedding for each: see ``set_embedding_limit``.
 
     Raises:
-        ValueError: it has none for one of them; the message names the row and the token.
+        ValueError: a token has no embedding; the message names the row and the token.
     """
     beyond = unembedded_tokens(tokenizer, tokens)
     if beyond:
         raise ValueError(
-            f"{where}: has {tokenizer.decode(beyond[:1])!r} in it, token {beyond[0]}, and the model's embeddings are "
-            f"only {getattr(tokenizer, EMBEDDINGS_ATTRIBUTE)}; take it out, or give the model an embedding for it"
+            f"{where}: contains {tokenizer.decode(beyond[:1])!r}, token {beyond[0]}, but the model has only "
+            f"{getattr(tokenizer, EMBEDDINGS_ATTRIBUTE)} embeddings; remove it, or add an embedding to the model"
         )
     return tokens
 
 
 def unembedded_tokens(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[int]:
-    """Those of the tokens that the model has no embedding for."""
+    """The tokens for which the model has no embedding."""
     limit = getattr(tokenizer, EMBEDDINGS_ATTRIBUTE, None)
     return [] if limit is None or not tokens or max(tokens) < limit else [t for t in tokens if t >= limit]

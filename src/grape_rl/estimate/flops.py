@@ -1,6 +1,7 @@
-"""What a forward pass has to compute, and how fast this machine multiplies matrices: the floor of a step's time.
+"""FLOP counts of forward and backward passes, and the matmul throughput of this machine: a lower bound on step time.
 
-The floor is what is left when nothing is done twice: every prompt once, no padding, the head on chosen tokens alone.
+The bound assumes that no work is repeated: every prompt is encoded once, nothing is padded, and the LM head runs on
+chosen tokens only.
 """
 
 import time
@@ -18,10 +19,12 @@ from grape_rl.types import Sequences
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be computed, whatever the model.
+    """The work of a computation, independent of the model.
 
-    ``trunk_tokens`` positions run through the layers, ``head_tokens`` of them through the head, and of each layer's
-    attention every head compares ``attention_pairs`` queries with a key that they may see.
+    Attributes:
+        trunk_tokens: positions that run through the layers.
+        head_tokens: positions that run through the LM head.
+        attention_pairs: pairs of a query and a key that it may attend to, for one head of one layer.
 
     >>> Work(2, 1, 3) + Work(1, 1, 1)
     Work(trunk_tokens=3, head_tokens=2, attention_pairs=4)
@@ -40,11 +43,11 @@ class Work:
 
 
 def prefill_work(prompt: int, rest: Sequence[int] = ()) -> Work:
-    """A prompt of so many tokens, and behind it each of several sequences: none of them through the head.
+    """The work of reading a prompt and several sequences that continue it, all given by length, without the LM head.
 
-    Token j of a sequence (from 1) sees the prompt and itself and those before it: prompt + j pairs.
+    Token j of a sequence (from 1) attends to the prompt, to earlier tokens and to itself: prompt + j pairs.
 
-    >>> reading(2), reading(2, [1, 2])  # 1 + 2 pairs; 3, and 3 + 4 more
+    >>> prefill_work(2), prefill_work(2, [1, 2])  # 1 + 2 pairs; 3, and 3 + 4 more
     (Work(trunk_tokens=2, head_tokens=0, attention_pairs=3), Work(trunk_tokens=5, head_tokens=0, attention_pairs=13))
     """
     pairs = _triangle(prompt) + sum(prompt * n + _triangle(n) for n in rest)
@@ -52,11 +55,11 @@ def prefill_work(prompt: int, rest: Sequence[int] = ()) -> Work:
 
 
 def generation_work(prompts: Sequence[int], n: int, t: int) -> Work:
-    """Sampling ``n`` responses of ``t`` tokens to each of several prompts of so many tokens.
+    """The work of sampling ``n`` responses of ``t`` tokens to each of several prompts, given by length.
 
-    Each prompt is read once, and of each response all tokens but the last; each token chosen costs the head once.
+    Each prompt is encoded once. All tokens of a response but the last are read; the LM head runs once per token.
 
-    >>> decoding([2], n=2, t=3)  # 3 pairs of the prompt, and 3 + 4 of each response
+    >>> generation_work([2], n=2, t=3)  # 3 pairs of the prompt, and 3 + 4 of each response
     Work(trunk_tokens=6, head_tokens=6, attention_pairs=17)
     """
     read = sum((prefill_work(prompt, [t - 1] * n) for prompt in prompts), Work())
@@ -64,9 +67,9 @@ def generation_work(prompts: Sequence[int], n: int, t: int) -> Work:
 
 
 def forward_work(sequences: Sequences) -> Work:
-    """The log-probability of every masked token: one forward pass.
+    """The work of one forward pass that computes the log-probability of every masked token.
 
-    Each prompt that a row with such tokens follows is read once, and of each row the tokens before its last masked one.
+    Each prompt of a row with masked tokens is read once, and each row up to the token before its last masked one.
     """
     ends, group = row_lengths(sequences.mask).tolist(), sequences.group.tolist()
     rest: dict[int, list[int]] = {}
@@ -83,10 +86,15 @@ def _triangle(n: int) -> int:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What of a model its operations depend on.
+    """The dimensions of a model that determine its FLOPs.
 
-    ``trunk`` and ``head``: the numbers in the matrices that each token is multiplied by; ``…_trained``: in those of
-    them that are trained. ``layers`` of attention, whose queries are ``width`` numbers wide over all heads.
+    Attributes:
+        trunk: parameters in the trunk's matrices that multiply each token.
+        trunk_trained: those of them that are trained.
+        head: parameters of the LM head.
+        head_trained: those of them that are trained.
+        layers: the number of attention layers.
+        width: the width of a layer's queries over all heads: heads · head_dim.
     """
 
     trunk: int
@@ -96,12 +104,12 @@ class ModelShape:
     layers: int
     width: int
 
-    def operations(self, work: Work, backward: bool = False) -> float:
-        """Floating-point operations of the matrix products of a forward pass, or of its backward pass alone.
+    def flops(self, work: Work, backward: bool = False) -> float:
+        """FLOPs of the matrix products of a forward pass, or of its backward pass alone.
 
-        forward = 2 · (trunk tokens · trunk's matrices + head tokens · head's matrix) + 4 · layers · width · pairs,
-        with width = heads · head_dim: a query times a key, and a share of a value. An expert's matrix counts as often
-        as tokens reach it. backward = 2 · forward: by what came in, and by the weights, of which fixed ones need none.
+        forward = 2 · (trunk tokens · trunk + head tokens · head) + 4 · layers · width · attention pairs. A pair costs a
+        product of query and key, and one of weight and value. An expert's matrices count by the number of experts that
+        a token uses. backward = 2 · forward: gradients by the inputs, and by the weights that are trained.
         """
         trunk = work.trunk_tokens * (self.trunk + backward * self.trunk_trained)
         head = work.head_tokens * (self.head + backward * self.head_trained)
@@ -109,35 +117,36 @@ class ModelShape:
 
 
 def count_flops(model: nn.Module, work: Work, backward: bool = False) -> float:
-    """Floating-point operations that ``work`` costs a language model, as ``Shape.operations`` counts them.
+    """The FLOPs of ``work`` for a language model, as ``ModelShape.flops`` counts them.
 
-    The model may lie on the ``meta`` device. A layer that sees only a window costs less than this says.
+    The model may be on the ``meta`` device. A layer with a sliding window costs less than this count.
 
     Raises:
-        ValueError: the model does not say how many layers and heads of attention it has.
+        ValueError: the model's configuration lacks the number of layers or attention heads.
     """
-    return shape_of(model).operations(work, backward)
+    return shape_of(model).flops(work, backward)
 
 
 def shape_of(model: nn.Module) -> ModelShape:
-    """The model's shape. One that writes nothing, but scores, has no head to speak of.
+    """The model's shape. The scalar head of a reward model counts as 0.
 
     Raises:
-        ValueError: as ``operations``.
+        ValueError: the model's configuration lacks the number of layers or attention heads.
     """
-    made: Any = model
-    config: Any = made.config.get_text_config()
+    causal_model: Any = model
+    config: Any = causal_model.config.get_text_config()
     layers, heads = getattr(config, "num_hidden_layers", None), getattr(config, "num_attention_heads", None)
     if not layers or not heads:
-        raise ValueError(f"{type(model).__name__}: does not say how many layers and heads of attention it has")
-    looked_up = {id(m.weight) for m in made.base_model.modules() if isinstance(m, nn.Embedding)}
+        raise ValueError(f"{type(model).__name__}: its configuration lacks the number of layers or attention heads")
+    # The trunk's matrices; an embedding is a lookup, not a product.
+    embeddings = {id(m.weight) for m in causal_model.base_model.modules() if isinstance(m, nn.Embedding)}
     active = getattr(config, "num_experts_per_tok", None) or 1
-    matrices = [  # experts lie on each other in one tensor
+    matrices = [  # the matrices of all experts are stacked in one tensor
         (p.numel() // len(p) * active if p.ndim == 3 else p.numel(), p.requires_grad)
-        for p in made.base_model.parameters()
-        if p.ndim in (2, 3) and id(p) not in looked_up
+        for p in causal_model.base_model.parameters()
+        if p.ndim in (2, 3) and id(p) not in embeddings
     ]
-    output = made.get_output_embeddings()
+    output = causal_model.get_output_embeddings()
     head = (output.weight.numel(), output.weight.requires_grad) if output else (0, False)
     return ModelShape(
         sum(numbers for numbers, _ in matrices),
@@ -150,26 +159,27 @@ def shape_of(model: nn.Module) -> ModelShape:
 
 
 def matmul_throughput(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """Operations a second that the machine reaches on products of large square matrices: the best of several tries.
+    """The machine's FLOP/s on products of large square matrices: the best of several runs.
 
-    Each of the ways that there are to multiply gets its part of ``seconds``, and at least one try.
+    Each implementation of the product gets an equal part of ``seconds``, and at least one run.
     """
     n = 1536 if device.type == "cpu" else 8192
-    chance = torch.Generator(device).manual_seed(0)  # not zeros and ones, which a GPU multiplies faster
-    a, b = (torch.rand(n, n, generator=chance, device=device, dtype=dtype) for _ in range(2))
-    ways = _products(device, dtype)
-    return 2.0 * n**3 / min(_shortest(lambda way=way: way(a, b), device, seconds / len(ways)) for way in ways)
+    generator = torch.Generator(device).manual_seed(0)  # random: a GPU multiplies zeros and ones faster
+    a, b = (torch.rand(n, n, generator=generator, device=device, dtype=dtype) for _ in range(2))
+    products = _products(device, dtype)
+    share = seconds / len(products)
+    return 2.0 * n**3 / min(_shortest(lambda product=product: product(a, b), device, share) for product in products)
 
 
 def memory_bandwidth(device: torch.device, seconds: float = 0.1) -> float:
-    """Bytes a second that the machine reads and writes as it copies 64 MiB: the best of several tries."""
-    here = torch.zeros(2**24, device=device)
-    there = torch.empty_like(here)
-    return 2 * 4 * 2**24 / _shortest(lambda: there.copy_(here), device, seconds)
+    """The machine's bytes per second, read plus written, in a copy of 64 MiB: the best of several runs."""
+    source = torch.zeros(2**24, device=device)
+    target = torch.empty_like(source)
+    return 2 * 4 * 2**24 / _shortest(lambda: target.copy_(source), device, seconds)
 
 
 def operation_latency(device: torch.device, seconds: float = 0.05) -> float:
-    """Seconds that an operation takes which has next to nothing to compute: the best of several hundreds."""
+    """The time in seconds of an operation on one number, which is nearly all overhead: the best of several hundred."""
     one = torch.zeros(1, device=device)
 
     def hundred() -> Tensor:
@@ -181,29 +191,29 @@ def operation_latency(device: torch.device, seconds: float = 0.05) -> float:
 
 
 def _products(device: torch.device, dtype: torch.dtype) -> list[Callable[[Tensor, Tensor], Tensor]]:
-    """x wᵀ, in the ways that this machine has of computing it."""
-    return (
-        [nn.functional.linear, matmul_nt] if device.type == "cpu" and dtype == torch.float32 else [nn.functional.linear]
-    )
+    """The implementations of x wᵀ on this machine."""
+    if device.type == "cpu" and dtype == torch.float32:
+        return [nn.functional.linear, matmul_nt]
+    return [nn.functional.linear]
 
 
-def _shortest(once: Callable[[], Tensor], device: torch.device, seconds: float) -> float:
-    """The shortest time, in seconds, that ``once`` takes in about ``seconds``, after a first time that does not count.
+def _shortest(run: Callable[[], Tensor], device: torch.device, seconds: float) -> float:
+    """The shortest time, in seconds, of ``run`` over about ``seconds``, after a warm-up run that does not count.
 
-    The clock counts from before that, so that a slow machine does not take for ever.
+    ``seconds`` include the warm-up, so that a slow machine finishes too.
     """
     began, best = time.perf_counter(), float("inf")
     with torch.no_grad():
-        once()
+        run()
         while best == float("inf") or time.perf_counter() - began < seconds:
-            _wait(device)
+            _synchronize(device)
             start = time.perf_counter()
-            once()
-            _wait(device)
+            run()
+            _synchronize(device)
             best = min(best, time.perf_counter() - start)
     return best
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

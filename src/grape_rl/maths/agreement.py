@@ -1,4 +1,4 @@
-"""How far two raters agree beyond chance (Cohen's κ, on scales too), and how two scores go together."""
+"""Agreement of two raters beyond chance (Cohen's κ, unweighted and weighted), and correlation of two scores."""
 
 import math
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from grape_rl.maths.calibration import Z95
 
 @dataclass(frozen=True)
 class Kappa:
-    """Cohen's κ with its interval of 95 %, and what it has to be read beside.
+    """Cohen's κ with its 95 % confidence interval, from ``low`` to ``high``, and the numbers needed to interpret it.
 
-    ``accuracy`` is the share of examples with the same label; ``base_rate`` what always saying the second rater's
-    commonest label would have had; ``count`` the number of examples.
+    ``accuracy`` is the share of examples on which the raters agree. ``base_rate`` is the accuracy of always predicting
+    the second rater's most frequent label. ``count`` is the number of examples.
     """
 
     kappa: float
@@ -27,7 +27,7 @@ class Kappa:
 
 
 def confusion(a: Int[Tensor, " n"], b: Int[Tensor, " n"], labels: int) -> Int[Tensor, "l l"]:
-    """How often the first rater said label i (row) where the second said j (column).
+    """Confusion matrix: entry (i, j) counts the examples with label i by the first rater and j by the second.
 
     >>> confusion(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), labels=2)
     tensor([[1, 0],
@@ -37,15 +37,15 @@ def confusion(a: Int[Tensor, " n"], b: Int[Tensor, " n"], labels: int) -> Int[Te
 
 
 def cohen_kappa(a: Int[Tensor, " n"], b: Int[Tensor, " n"], labels: int) -> Kappa:
-    """``(observed − expected) / (1 − expected)``: 1 for raters that agree, 0 for ones that do so by chance alone.
+    """Cohen's κ: ``(observed − expected) / (1 − expected)``, 1 for full agreement and 0 for agreement by chance.
 
-    Observed is the share of examples with the same label, expected what it would be if each rater kept its shares and
-    they knew nothing of each other. The interval is the large-sample one (Fleiss, Cohen and Everitt, 1969), cut at ±1:
-    unlike a bootstrap it is the same at every call, and one formula holds for the weighted κ as well. It is too narrow
-    for a few examples; where all agree it is a point, so read the count beside it.
+    ``observed`` is the share of examples with equal labels. ``expected`` is that share for independent raters with the
+    observed label frequencies. The interval is the large-sample one (Fleiss, Cohen and Everitt, 1969), clipped to ±1.
+    Unlike a bootstrap, it is deterministic, and one formula covers the weighted κ as well. It is too narrow for a few
+    examples, and has length 0 under full agreement, so read ``count`` alongside.
 
-    κ is NaN where both raters always say one and the same label: there is no disagreement that chance could explain.
-    Without examples all but the count is NaN.
+    κ is NaN if both raters give one and the same label to every example: chance alone explains the agreement. Without
+    examples, every field but ``count`` is NaN.
 
     >>> result = cohen_kappa(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 0]), labels=2)
     >>> result.kappa, result.accuracy, result.base_rate
@@ -55,18 +55,19 @@ def cohen_kappa(a: Int[Tensor, " n"], b: Int[Tensor, " n"], labels: int) -> Kapp
 
 
 def weighted_kappa(a: Int[Tensor, " n"], b: Int[Tensor, " n"], position: Float[Tensor, " l"]) -> Kappa:
-    """Cohen's κ for labels on a scale: a disagreement counts by the square of its distance (Cohen, 1968).
+    """Cohen's κ with quadratic weights, for labels on a scale (Cohen, 1968).
 
-    ``position[i]`` is where label i stands; two labels' agreement is ``1 − (position_i − position_j)² / range²``. The
-    ``accuracy`` is still the share of examples with the same label. Intervals and NaN are those of ``cohen_kappa``.
+    ``position[i]`` is the position of label i on the scale. The agreement of two labels is
+    ``1 − (position_i − position_j)² / range²``. ``accuracy`` is still the share of examples with equal labels. The
+    interval and the NaN cases are as in ``cohen_kappa``.
     """
-    at = position.double()
-    apart = (at[:, None] - at[None, :]).square()
-    return _kappa(confusion(a, b, len(position)), 1 - apart / apart.max())
+    scale = position.double()
+    distance = (scale[:, None] - scale[None, :]).square()
+    return _kappa(confusion(a, b, len(position)), 1 - distance / distance.max())
 
 
 def correlation(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:
-    """Pearson's correlation. NaN where either does not vary, or there are no examples.
+    """Pearson correlation. NaN if either argument is constant or empty.
 
     >>> correlation(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([5.0, 3.0, 1.0]))
     -1.0
@@ -78,27 +79,28 @@ def correlation(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:
 
 
 def rank_correlation(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:
-    """Spearman's correlation: Pearson's of the ranks, where equal values share the mean of theirs. NaN likewise."""
+    """Spearman correlation: Pearson correlation of the ranks, ties averaged. NaN as in ``correlation``."""
     return correlation(_ranks(x), _ranks(y))
 
 
 def _ranks(x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """How many are lower, and half of those that are equal."""
+    """Number of lower values, plus half the number of equal ones."""
     ordered = x.sort().values
     return (torch.searchsorted(ordered, x) + torch.searchsorted(ordered, x, right=True)).double() / 2
 
 
 def _kappa(table: Int[Tensor, "l l"], weight: Float[Tensor, "l l"]) -> Kappa:
+    """κ from a confusion matrix; ``weight[i, j]`` is the agreement of labels i and j, from 0 to 1."""
     count = int(table.sum())
     share = table.double() / count
     a, b = share.sum(1), share.sum(0)
     observed, expected = (weight * share).sum(), (weight * a[:, None] * b[None, :]).sum()
-    left = 1 - expected
-    kappa = torch.where(left > 1e-12, (observed - expected) / left, torch.nan)
-    # What an example in cell i, j adds to κ, but for a constant: the variance of κ is that of its mean.
+    headroom = 1 - expected
+    kappa = torch.where(headroom > 1e-12, (observed - expected) / headroom, torch.nan)
+    # The contribution of an example in cell (i, j) to κ, up to a constant: κ varies as their mean does.
     mean = (weight @ b)[:, None] + (a @ weight)[None, :]
-    spread = (share * (weight - mean * (1 - kappa)).square()).sum() - (kappa - expected * (1 - kappa)).square()
-    half = Z95 * (spread.clamp(min=0) / count).sqrt() / left
+    variance = (share * (weight - mean * (1 - kappa)).square()).sum() - (kappa - expected * (1 - kappa)).square()
+    half = Z95 * (variance.clamp(min=0) / count).sqrt() / headroom
     return Kappa(
         float(kappa),
         float((kappa - half).clamp(min=-1)),

@@ -1,6 +1,6 @@
-"""Which numbers an argument may be, where not every one makes sense: read by what checks a user's options.
+"""Bounds of numeric arguments, as annotated types. The validation of a user's options reads them.
 
-A function does not look at them itself: how far a proof goes beyond them, to a limit say, is the proof's affair.
+The functions do not check these bounds themselves: a proof may evaluate a function beyond them, at a limit for example.
 """
 
 from typing import Annotated
@@ -9,6 +9,6 @@ from annotated_types import Ge, Gt, Interval
 
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
-Share = Annotated[float, Interval(ge=0, le=1)]
-AtLeastOne = Annotated[int, Ge(1)]
-Count = Annotated[int, Ge(0)]
+UnitInterval = Annotated[float, Interval(ge=0, le=1)]
+PositiveInt = Annotated[int, Ge(1)]
+NonNegativeInt = Annotated[int, Ge(0)]

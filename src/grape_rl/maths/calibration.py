@@ -1,7 +1,7 @@
-"""From how sure a critic says it is to how often it is right: curves that are fitted to people's labels, and measures.
+"""Calibration of a critic's confidence against people's labels: fitted curves, and measures of calibration.
 
-``confidence`` is the critic's, in [0, 1]; ``correct`` is 1 where its label was right and 0 where it was not. Everything
-is computed in float64.
+``confidence`` is the critic's, in [0, 1]; ``correct`` is 1 where its label was right and 0 where it was wrong. All
+computation is in float64.
 """
 
 import math
@@ -14,39 +14,39 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Z95 = 1.959963984540054
-"""The normal distribution's 97.5 % point: what makes an interval of 95 %."""
+"""The 97.5 % quantile of the normal distribution, for two-sided 95 % intervals."""
 
 Correct = Float[Tensor, " n"] | Bool[Tensor, " n"]
-Fit = Callable[[Float[Tensor, " n"], Correct], Callable[[Float[Tensor, " m"]], Float[Tensor, " m"]]]
-"""Confidence and whether it was right → a function that calibrates confidence."""
+CurveFitter = Callable[[Float[Tensor, " n"], Correct], Callable[[Float[Tensor, " m"]], Float[Tensor, " m"]]]
+"""A fit: confidences and the correctness of their labels → a function that calibrates confidences."""
 
 
 def isotonic(
     confidence: Float[Tensor, " n"], correct: Correct, weight: Float[Tensor, " n"] | None = None
 ) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
-    """The non-decreasing curve f with the least ``Σ weight (f(confidence) − correct)²``, as knots for ``interpolated``.
+    """Isotonic regression: the non-decreasing f that minimizes ``Σ weight (f(confidence) − correct)²``.
 
-    Pool adjacent violators: equal confidences are one point, their mean; then neighbors that fall are pooled into
-    blocks. A block of several points has a knot at either end, so the curve is level along it. It passes through the
-    fit at each confidence that was seen. ``weight`` (above 0; 1 if left out) counts an example several times. No
-    examples: no knots.
+    Returns the knots of f, for ``interpolated``. Pool adjacent violators: examples of equal confidence are averaged
+    into one point, then decreasing neighbors are pooled into blocks. A block of several points has a knot at each end,
+    so the curve is constant along it. The curve passes through the fitted value at every confidence in the data.
+    ``weight`` (above 0; 1 by default) counts an example that many times. Without examples there are no knots.
 
     >>> isotonic(torch.tensor([0.2, 0.4, 0.6, 0.8]), torch.tensor([0.0, 1.0, 0.0, 1.0]))[1]
     tensor([0.0000, 0.5000, 0.5000, 1.0000], dtype=torch.float64)
     """
-    each = torch.ones_like(confidence) if weight is None else weight
-    points: dict[float, tuple[float, float]] = {}  # by confidence: the weight, and that of what is right
-    for x, right, w in zip(_floats(confidence), _floats(correct), _floats(each), strict=True):
-        mass, hit = points.get(x, (0.0, 0.0))
-        points[x] = mass + w, hit + w * right
-    blocks: list[tuple[float, float, float, float]] = []  # first and last confidence, weight, and that of what is right
-    for x, (mass, hit) in sorted(points.items()):
+    weight = torch.ones_like(confidence) if weight is None else weight
+    points: dict[float, tuple[float, float]] = {}  # confidence → total weight, and weight of the correct labels
+    for x, right, w in zip(_floats(confidence), _floats(correct), _floats(weight), strict=True):
+        mass, hits = points.get(x, (0.0, 0.0))
+        points[x] = mass + w, hits + w * right
+    blocks: list[tuple[float, float, float, float]] = []  # first and last confidence, total weight, correct weight
+    for x, (mass, hits) in sorted(points.items()):
         first = x
-        while blocks and blocks[-1][3] * mass >= hit * blocks[-1][2]:
-            first, _, before, found = blocks.pop()
-            mass, hit = mass + before, hit + found
-        blocks.append((first, x, mass, hit))
-    knots = [(x, hit / mass) for first, last, mass, hit in blocks for x in dict.fromkeys((first, last))]
+        while blocks and blocks[-1][3] * mass >= hits * blocks[-1][2]:
+            first, _, block_mass, block_hits = blocks.pop()
+            mass, hits = mass + block_mass, hits + block_hits
+        blocks.append((first, x, mass, hits))
+    knots = [(x, hits / mass) for first, last, mass, hits in blocks for x in dict.fromkeys((first, last))]
     x, y = torch.tensor(knots, dtype=torch.float64).reshape(-1, 2).unbind(1)
     return x, y
 
@@ -54,32 +54,38 @@ def isotonic(
 def interpolated(
     confidence: Float[Tensor, "..."], x: Float[Tensor, " k"], y: Float[Tensor, " k"]
 ) -> Float[Tensor, "..."]:
-    """The curve through the knots (``x`` rising), straight between them and level beyond, clipped to [0, 1].
+    """Piecewise linear curve through the knots (``x`` increasing), constant beyond them, clipped to [0, 1].
 
-    NaN where the confidence is NaN, and everywhere without a knot.
+    NaN where the confidence is NaN, and everywhere if there are no knots.
 
     >>> interpolated(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.4, 0.8]), torch.tensor([0.2, 0.6]))
     tensor([0.2000, 0.3000, 0.6000], dtype=torch.float64)
     """
-    at, x, y = (each.double().contiguous() for each in (confidence, x, y))
+    points, x, y = (values.double().contiguous() for values in (confidence, x, y))
     if not len(x):
-        return torch.full_like(at, torch.nan)
-    right = torch.searchsorted(x, at).clamp(max=len(x) - 1)
+        return torch.full_like(points, torch.nan)
+    right = torch.searchsorted(x, points).clamp(max=len(x) - 1)
     left = (right - 1).clamp(min=0)
-    run = x[right] - x[left]
-    share = torch.where(run > 0, (at - x[left]) / run, 0).clamp(0, 1)
-    return (y[left] + share * (y[right] - y[left])).clamp(0, 1).masked_fill(at.isnan(), torch.nan)
+    width = x[right] - x[left]
+    share = torch.where(width > 0, (points - x[left]) / width, 0).clamp(0, 1)
+    return (y[left] + share * (y[right] - y[left])).clamp(0, 1).masked_fill(points.isnan(), torch.nan)
 
 
 def platt(confidence: Float[Tensor, " n"], correct: Correct, steps: int = 100) -> tuple[float, float]:
     """Slope a and offset b of ``σ(a confidence + b)``, by maximum likelihood with Platt's targets (Platt, 1999).
 
-    The targets are (n₊ + 1)/(n₊ + 2) for what was right and 1/(n₋ + 2) for what was wrong, not 1 and 0: so a few
-    examples are never certain, and the best curve is finite. It is of the confidence itself and not of its logit, since
-    critics like to be certain, and the logit of 1 is infinite. By Newton's method with halved steps (Lin, Lin and Weng,
-    2007). A slope below 0 is a critic that errs more the surer it is.
+    The targets are (n₊ + 1)/(n₊ + 2) for correct labels and 1/(n₋ + 2) for incorrect ones, not 1 and 0. So a few
+    examples never give certainty, and the optimum is finite. The input is the confidence itself and not its logit:
+    critics often report a confidence of 1, which has an infinite logit. A negative slope means that the critic errs
+    more often the more confident it is.
 
-    One confidence only: a is 0. No examples: both are NaN.
+    Minimized by Newton steps, halved while the loss rises again at their end. That test reads the sign of the slope of
+    the loss and compares no losses, so rounding cannot stall the fit. Let r be the largest change of any logit in a
+    full step. A step of size ``log(1 + r)/r`` never overshoots, because the curvature of the loss changes at most by
+    the factor ``exp(r t)`` along the step (Bach, 2010): no step is made smaller. The fit ends after a step with
+    r ≤ 1e-9.
+
+    If all confidences are equal to within 1e-9, a is 0. Without examples a and b are NaN.
 
     Raises:
         ValueError: no convergence within ``steps`` steps.
@@ -88,58 +94,60 @@ def platt(confidence: Float[Tensor, " n"], correct: Correct, steps: int = 100) -
     if not len(x):
         return math.nan, math.nan
     positive = float(right.sum())
-    target = torch.where(right > 0.5, (positive + 1) / (positive + 2), 1 / (len(x) - positive + 2))
+    high, low = (positive + 1) / (positive + 2), 1 / (len(x) - positive + 2)
+    target = torch.full_like(x, low).masked_fill(right > 0.5, high)
     a, b = 0.0, float(target.mean().logit())
-    if not bool((x != x[0]).any()):
-        return a, b
     middle = float(x.mean())
-    x = x - middle  # else slope and offset are nearly one parameter where all confidences are high
-
-    def loss(a: float, b: float) -> float:
-        z = a * x + b
-        return float((torch.nn.functional.softplus(z) - target * z).sum())
-
+    scale = float((x - middle).abs().max())
+    if scale < 1e-9:
+        return a, b
+    z = (x - middle) / scale
     for _ in range(steps):
-        p = (a * x + b).sigmoid()
-        da, db = float(((p - target) * x).sum()), float((p - target).sum())
-        if max(abs(da), abs(db)) <= 1e-9 * len(x):
-            return a, b - a * middle
-        sure = p * (1 - p)
-        aa, ab, bb = float((sure * x * x).sum()), float((sure * x).sum()), float(sure.sum())
-        determinant = aa * bb - ab * ab
-        step_a, step_b = (bb * da - ab * db) / determinant, (aa * db - ab * da) / determinant
-        size, now, promised = 1.0, loss(a, b), 1e-4 * (da * step_a + db * step_b)
-        while size > 1e-10 and loss(a - size * step_a, b - size * step_b) > now - size * promised:
-            size /= 2
-        a, b = a - size * step_a, b - size * step_b
+        p = (a * z + b).sigmoid()
+        residual, curvature = p - target, p * (1 - p)
+        # Around its weighted mean, z is uncorrelated with the constant: the 2 × 2 system is diagonal.
+        center = float((curvature * z).sum() / curvature.sum())
+        offset = z - center
+        slope_step = float((residual * offset).sum() / (curvature * offset.square()).sum())
+        level_step = float(residual.sum() / curvature.sum())
+        change = slope_step * offset + level_step
+        reach = float(change.abs().max())
+        least = math.log1p(reach) / reach if reach else 1.0
+        size = 1.0
+        while size > least and float((((a * z + b - size * change).sigmoid() - target) * change).sum()) < 0:
+            size = max(size / 2, least)
+        a -= size * slope_step
+        b -= size * (level_step - slope_step * center)
+        if reach <= 1e-9:
+            return a / scale, b - a * middle / scale
     raise ValueError(f"platt: no convergence in {steps} steps; use isotonic")
 
 
 def cross_validated(
-    fit: Fit, confidence: Float[Tensor, " n"], correct: Correct, fold: Int[Tensor, " n"]
+    fit: CurveFitter, confidence: Float[Tensor, " n"], correct: Correct, fold: Int[Tensor, " n"]
 ) -> Float[Tensor, " n"]:
-    """Each example's confidence, calibrated by a curve that was fitted to the other folds alone.
+    """Out-of-fold calibrated confidences: each example's curve is fitted to the other folds only.
 
-    Folds are numbered from 0. With a single fold there are no others: NaN.
+    Folds are numbered from 0. NaN if there is a single fold.
     """
-    found = torch.full((len(confidence),), torch.nan, dtype=torch.float64)
+    calibrated = torch.full((len(confidence),), torch.nan, dtype=torch.float64)
     for number in range(int(fold.max()) + 1 if len(fold) else 0):
-        out = fold == number
-        if not bool(out.all()):
-            found[out] = fit(confidence[~out], correct[~out])(confidence[out])
-    return found
+        held_out = fold == number
+        if not bool(held_out.all()):
+            calibrated[held_out] = fit(confidence[~held_out], correct[~held_out])(confidence[held_out])
+    return calibrated
 
 
 def brier(confidence: Float[Tensor, " n"], correct: Correct) -> float:
-    """Brier's score: the mean of ``(confidence − correct)²``. NaN without examples."""
+    """Brier score: the mean of ``(confidence − correct)²``. NaN without examples."""
     return float((confidence.double() - correct.double()).square().mean())
 
 
 @dataclass(frozen=True)
-class Reliability:
-    """By bins of the confidence: its mean, how often it was right with Wilson's interval of 95 %, how many there were.
+class ReliabilityCurve:
+    """Reliability by bin of the confidence: mean confidence, accuracy with its 95 % Wilson interval, and count.
 
-    In a bin that nothing falls into all is NaN, and the count 0.
+    An empty bin has count 0 and NaN elsewhere.
     """
 
     confidence: Float[Tensor, " bins"]
@@ -149,35 +157,37 @@ class Reliability:
     high: Float[Tensor, " bins"]
 
 
-def reliability(confidence: Float[Tensor, " n"], correct: Correct, bins: int = 10) -> Reliability:
-    """The reliability curve over ``bins`` bins of equal width: bin i holds ``i/bins ≤ confidence < (i+1)/bins``, and
-    the last one 1 too.
+def reliability(confidence: Float[Tensor, " n"], correct: Correct, bins: int = 10) -> ReliabilityCurve:
+    """Reliability over ``bins`` bins of equal width.
+
+    Bin i contains ``i/bins ≤ confidence < (i+1)/bins``; the last bin also contains 1.
 
     Raises:
         ValueError: fewer than one bin.
     """
     if bins < 1:
-        raise ValueError(f"bins is {bins}; there has to be one at least")
+        raise ValueError(f"bins is {bins}; it must be at least 1")
     edges = torch.tensor([i / bins for i in range(1, bins)], dtype=torch.float64)
-    place = torch.bucketize(confidence.double(), edges, right=True)
-    count = torch.bincount(place, minlength=bins)
-    right = torch.zeros(bins, dtype=torch.float64).index_add(0, place, correct.double())
-    sure = torch.zeros(bins, dtype=torch.float64).index_add(0, place, confidence.double())
-    return Reliability(sure / count, right / count, count, *wilson(right, count.double()))
+    index = torch.bucketize(confidence.double(), edges, right=True)
+    count = torch.bincount(index, minlength=bins)
+    right = torch.zeros(bins, dtype=torch.float64).index_add(0, index, correct.double())
+    total = torch.zeros(bins, dtype=torch.float64).index_add(0, index, confidence.double())
+    return ReliabilityCurve(total / count, right / count, count, *wilson(right, count.double()))
 
 
 def expected_calibration_error(confidence: Float[Tensor, " n"], correct: Correct, bins: int = 10) -> float:
-    """``Σ over bins of count/n |accuracy − mean confidence|`` (see ``reliability``). NaN without examples.
+    """Expected calibration error: ``Σ over bins of count/n |accuracy − mean confidence|`` (see ``reliability``).
 
-    With few examples a bin it is too high: what a perfectly calibrated critic has there is the noise of the accuracies.
+    NaN without examples. With few examples per bin the estimate is biased upward: even a perfectly calibrated critic
+    has an error, from the sampling noise of the accuracies.
     """
-    found = reliability(confidence, correct, bins)
-    gap = (found.accuracy - found.confidence).abs().nan_to_num(0)
-    return float((gap * found.count).sum() / found.count.sum())
+    curve = reliability(confidence, correct, bins)
+    gap = (curve.accuracy - curve.confidence).abs().nan_to_num(0)
+    return float((gap * curve.count).sum() / curve.count.sum())
 
 
 def wilson(right: Float[Tensor, " n"], count: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Wilson's interval of 95 % for the share of ``right`` in ``count`` (Wilson, 1927). NaN where the count is 0.
+    """Bounds of the 95 % Wilson interval for the proportion ``right / count`` (Wilson, 1927). NaN where count is 0.
 
     >>> [f"{float(bound[0]):.3f}" for bound in wilson(torch.tensor([9.0]), torch.tensor([10.0]))]
     ['0.596', '0.982']

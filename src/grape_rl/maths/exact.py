@@ -1,7 +1,7 @@
-"""A language model small enough to know everything about: every response it can give, with its probability.
+"""Exact expectations for a language model small enough to enumerate all of its responses.
 
-With a few tokens and a few steps, all responses can be listed. An expectation is then a sum, and what is usually said
-of an estimator "on average" can be checked to the last digits, without a sample:
+With a few tokens and a few steps, all responses can be listed. An expectation is then a sum, and the bias of an
+estimator can be computed to the last digits, without sampling:
 
 >>> world = enumerated(vocabulary=3, length=2, end=2)
 >>> table = random_table(world, seed=0)
@@ -14,7 +14,7 @@ of an estimator "on average" can be checked to the last digits, without a sample
 >>> torch.allclose(-estimated, expected_reward_gradient(world, table, reward))
 True
 
-A policy is a *table*: one row of logits for each prefix that a response can have. Take float64.
+A policy is a *table*: one row of logits for each prefix of a response. Use float64.
 """
 
 from collections.abc import Callable
@@ -31,8 +31,8 @@ from grape_rl.maths.divergence import exact_kl
 class World:
     """All n responses over ``vocabulary`` tokens, padded to t columns.
 
-    ``mask`` is True on a response's own tokens (its end token included), ``prefix`` says which row of the table chose
-    each token: equal prefixes, equal rows. ``tokens`` and ``prefix`` are 0 where ``mask`` is False.
+    ``mask`` is True on the tokens of a response, its end token included. ``prefix`` is the row of the table that
+    predicts each token: equal prefixes, equal rows. ``tokens`` and ``prefix`` are 0 where ``mask`` is False.
     """
 
     vocabulary: int
@@ -42,12 +42,12 @@ class World:
 
     @property
     def prefixes(self) -> int:
-        """How many rows a table has."""
+        """Number of prefixes, and of rows of a table."""
         return int(self.prefix.max()) + 1
 
 
 def enumerated(vocabulary: int, length: int, end: int | None = None) -> World:
-    """The world of all responses of ``length`` tokens; with an ``end`` token, also all shorter ones that it closes.
+    """World of all responses of ``length`` tokens and, with an ``end`` token, of all shorter ones that end with it.
 
     Raises:
         ValueError: fewer than 2 tokens, a length under 1, or an ``end`` that is not a token.
@@ -78,42 +78,42 @@ def enumerated(vocabulary: int, length: int, end: int | None = None) -> World:
 
 
 def random_table(world: World, seed: int) -> Float[Tensor, "s v"]:
-    """A policy with standard normal logits, float64, ready to be differentiated by."""
+    """Policy with standard normal logits, float64, that requires a gradient."""
     generator = torch.Generator().manual_seed(seed)
     table = torch.randn(world.prefixes, world.vocabulary, generator=generator, dtype=torch.float64)
     return table.requires_grad_()
 
 
 def table_of(world: World, probability: Float[Tensor, " n"]) -> Float[Tensor, "s v"]:
-    """The policy under which response i has ``probability[i]``; uniform after prefixes that never occur."""
-    choice = (world.prefix * world.vocabulary + world.tokens)[world.mask]
-    each = probability[:, None].expand_as(world.mask)[world.mask]
-    mass = probability.new_zeros(world.prefixes * world.vocabulary).index_add(0, choice, each)
+    """Policy under which response i has ``probability[i]``; uniform after prefixes that never occur."""
+    entry = (world.prefix * world.vocabulary + world.tokens)[world.mask]
+    weight = probability[:, None].expand_as(world.mask)[world.mask]
+    mass = probability.new_zeros(world.prefixes * world.vocabulary).index_add(0, entry, weight)
     logits = mass.log().reshape(world.prefixes, world.vocabulary)
     return logits.masked_fill(logits.isneginf().all(1, keepdim=True), 0)
 
 
 def logprobs(world: World, table: Float[Tensor, "s v"]) -> Float[Tensor, "n t"]:
-    """The log-probability of each token of each response; 0 where the response is over."""
+    """Log-probability of each token of each response, in nats; 0 where ``mask`` is False."""
     return table.log_softmax(-1)[world.prefix, world.tokens].masked_fill(~world.mask, 0)
 
 
 def probabilities(world: World, table: Float[Tensor, "s v"]) -> Float[Tensor, " n"]:
-    """The probability of each response; they sum to 1."""
+    """Probability of each response; they sum to 1."""
     return logprobs(world, table).sum(1).exp()
 
 
 def expected_reward(world: World, table: Float[Tensor, "s v"], reward: Float[Tensor, " n"]) -> Float[Tensor, ""]:
-    """J = ``Σ p reward`` over all responses, with its graph back to ``table``."""
+    """Expected reward J = ``Σ p reward`` over all responses, differentiable by ``table``."""
     return probabilities(world, table) @ reward
 
 
 def expected_reward_gradient(
     world: World, table: Float[Tensor, "s v"], reward: Float[Tensor, " n"]
 ) -> Float[Tensor, "s v"]:
-    """∇J by the table's logits: what every policy-gradient estimator is after."""
-    at = table.detach().requires_grad_()
-    return torch.autograd.grad(expected_reward(world, at, reward), at)[0]
+    """Gradient ∇J of the expected reward by the logits, the quantity that policy-gradient estimators estimate."""
+    logits = table.detach().requires_grad_()
+    return torch.autograd.grad(expected_reward(world, logits, reward), logits)[0]
 
 
 def response_kl(world: World, table: Float[Tensor, "s v"], other: Float[Tensor, "s v"]) -> Float[Tensor, ""]:
@@ -124,13 +124,13 @@ def response_kl(world: World, table: Float[Tensor, "s v"], other: Float[Tensor, 
 def expectation(
     world: World, table: Float[Tensor, "s v"], size: int, estimator: Callable[[Int[Tensor, " g"]], Tensor]
 ) -> Tensor:
-    """The exact mean of ``estimator(index)``, over groups of ``size`` responses drawn independently from ``table``.
+    """Exact mean of ``estimator(index)`` over groups of ``size`` responses sampled independently from ``table``.
 
-    ``index`` holds the numbers of a group's responses. A sum over all n^size groups that can occur, each with the
-    product of its probabilities. ``estimator`` may return any shape. As in sampling, no gradient flows through the
+    ``index`` holds the response numbers of a group. The result is a sum over all n^size groups, weighted by the product
+    of their probabilities. ``estimator`` may return any shape. As in sampling, no gradient flows through the
     probabilities: the gradient of the result is the expected gradient of ``estimator``.
     """
     probability = probabilities(world, table).detach()
-    every = torch.cartesian_prod(*[torch.arange(len(probability))] * size).reshape(-1, size)
-    chance = probability[every].prod(1)
-    return torch.stack([c * estimator(index) for c, index in zip(chance, every, strict=True) if c > 0]).sum(0)
+    groups = torch.cartesian_prod(*[torch.arange(len(probability))] * size).reshape(-1, size)
+    weight = probability[groups].prod(1)
+    return torch.stack([w * estimator(index) for w, index in zip(weight, groups, strict=True) if w > 0]).sum(0)

@@ -1,36 +1,37 @@
-"""GDPO's comparison of responses: item by item, before the items are summed."""
+"""GDPO: normalization of each rubric item within its group, before the items are summed."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from grape_rl.maths.advantage import group_count, group_relative
+from grape_rl.maths.advantage import group_relative
 from grape_rl.maths.grape import Weight, item_sum
+from grape_rl.maths.groups import group_count
 
 
-def items_normalized(
+def normalize_then_sum(
     score: Float[Tensor, "b k"], confidence: Float[Tensor, "b k"], weight: Weight, group: Int[Tensor, " b"]
 ) -> Float[Tensor, " b"]:
-    """How much better each response is than its group, summed over items: ``Σ_k weight_k z_k``.
+    """Weighted sum of the group-relative scores of all items: ``Σ_k weight_k z_k``.
 
-    z_k = (score_k − mean) / (std + 1e-6) of the item's valid scores in the group, as ``group_relative`` has it for the
-    reward. GDPO (arXiv 2601.05242), which then centers and scales the sum over the batch; TRL has it as
-    ``normalize_then_sum``. It is no reward: its mean over every group is 0, however good the group.
+    ``z_k = (score_k − mean) / (std + 1e-6)`` over the item's valid scores in the group, as in ``group_relative``. GDPO
+    (arXiv 2601.05242); the method then centers and scales the sum over the batch. TRL calls it ``normalize_then_sum``.
+    The result is not a reward: its mean over a group is 0 for good and bad groups alike.
 
-    Why not sum first: there different scores can come to one sum, and so to one advantage (with two items of weight 1,
-    right but long and wrong but brief), and an item counts by how far its scores spread in the group, whatever its
-    weight. Here each item that varies counts by its weight alone, and one that does not adds nothing.
+    Summing first would have two defects. Different scores can have one sum, and so one advantage: with two items of
+    weight 1, a correct long response and a wrong brief one. And an item would count by the spread of its scores in the
+    group as well as by its weight. Here an item that varies counts by its weight alone, and a constant item adds 0.
 
-    The rules for what is missing are those of ``confidence_weighted``: a verdict without a score or a confidence is
-    missing; a missing score is read as the item's mean in the group, whose z is 0; an item with under half of its
-    verdicts in a group is left out for that group; a response without verdicts on over half of the weight is NaN, and
-    so is a group in which every item of any weight is left out. The confidence itself counts for nothing.
+    Missing verdicts are treated as in ``confidence_weighted``. A verdict without a score or a confidence is missing. A
+    missing score is replaced by the item's mean in the group, whose z is 0. An item with under half of its verdicts in
+    a group is left out for that group. A response without verdicts on over half of the weight is NaN, and so is a group
+    without any remaining item of non-zero weight. The values of the confidences are not used.
 
     Raises:
         ValueError: an infinite score, or a weight that is not finite.
 
     >>> score = torch.tensor([[1.0, 0.0], [0.0, 30.0], [0.0, 0.0]])
-    >>> items_normalized(score, torch.ones(3, 2), torch.ones(2), torch.tensor([0, 0, 0])).round(decimals=3)
+    >>> normalize_then_sum(score, torch.ones(3, 2), torch.ones(2), torch.tensor([0, 0, 0])).round(decimals=3)
     tensor([ 0.5770,  0.5770, -1.1550])
     """
     if score.isinf().any():
@@ -44,6 +45,6 @@ def items_normalized(
     total = item_sum(weight * z.masked_fill(~(valid & used), 0))
 
     missing = (weight.abs() * ~valid).sum(1)
-    # The margin keeps rounding from deciding: of weights 0.1, 0.2 and 0.3 the first two are exactly half.
+    # The margin absorbs rounding: of the weights 0.1, 0.2 and 0.3 the first two are exactly half.
     unknown = missing > (0.5 + 1e-6) * weight.abs().sum(-1)
     return total.masked_fill(unknown | ~(used & (weight != 0)).any(1), torch.nan)

@@ -1,4 +1,4 @@
-"""GRAPE's reward: a response's scores on the items of a rubric, each item weighted by how sure its critic is of it."""
+"""GRAPE reward: the scores of a response on the items of a rubric, weighted by the critic's confidence in each item."""
 
 from typing import Literal
 
@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from grape_rl.maths.advantage import group_count, group_mean
-from grape_rl.maths.bounds import NonNegative, Share
+from grape_rl.maths.bounds import NonNegative, UnitInterval
+from grape_rl.maths.groups import group_count, group_mean
 
 Weight = Float[Tensor, " k"] | Float[Tensor, "b k"]
-"""The items' weights: the same for all responses, or each row its own, 0 for an item that is none of the response's."""
+"""Weights of the items: one row for all responses, or a row per response with 0 for items of other prompts."""
 
 
 def confidence_weighted(
@@ -23,28 +23,29 @@ def confidence_weighted(
     normalizer: Literal["confidence", "none"] = "confidence",
     running: Float[Tensor, " k"] | None = None,
 ) -> Float[Tensor, " b"]:
-    """Reward of each response: ``Σ_k weight_k c_k score_k / Σ_k |weight_k| c_k``, c_k the mean confidence in item k.
+    """Confidence-weighted reward: ``Σ_k weight_k c_k score_k / Σ_k |weight_k| c_k``, c_k the mean confidence in item k.
 
-    The responses are graded on K items (one category of prompt); a negative weight marks a pitfall. Where prompts have
-    items of their own, ``weight`` is ``"b k"``: the same within a group, 0 for the items of other prompts.
+    The responses are graded on K items (one category of prompt); a negative weight marks a pitfall. If prompts have
+    their own items, ``weight`` is ``"b k"``: equal within a group, 0 for items of other prompts.
 
-    The paper's (arXiv 2509.04501): item scores become one reward, each item weighted by the critic's average confidence
-    in it across all samples. Ours:
+    The paper (arXiv 2509.04501) combines the item scores into one reward and weights each item by the critic's average
+    confidence in it across all samples. Our choices:
 
-    - "All samples" (``scope``) are those of the prompt's group, of the batch, or of earlier batches: "running" takes
-      the means that they left (``running``, of ``running_confidence``), and the group's for an item that has none (NaN:
-      in the first batch, or where the item is one prompt's alone). Each way ``c_k`` is the same for all responses of a
-      group: with each response's own confidence, the policy could gain by making its critic unsure.
-    - ``power`` sharpens or softens: in the place of c_k stands ``c_k^power``. 1 is the paper's; with 0 confidence
-      counts for nothing, and this is ``unweighted``.
-    - The result is divided by Σ|w|c, so it stays in the range of the scores (mirrored for a pitfall), and only the
-      confidences' proportions matter. With ``normalizer`` "none" nothing is divided: a reward that the critic is less
-      sure of is smaller, which ``group_relative`` with its scale "group" takes out again. A group with Σ|w|c = 0 has
-      nothing to go by: NaN.
+    - ``scope`` selects the samples of that average: "group" is the prompt's group, "batch" the batch, and "running" the
+      earlier batches. With "running", c_k is the argument ``running`` (from ``running_confidence``), and the group's
+      mean for an item that has no running mean (NaN: in the first batch, or if only one prompt has the item). c_k is
+      always equal for all responses of a group: if each response had its own confidence, the policy could gain by
+      making the critic unsure.
+    - ``power`` replaces c_k by c_k^power: 1 is the paper's; above 1 sharpens the weights, and below 1 flattens them; 0
+      ignores the confidence, which gives the function unweighted.
+    - ``normalizer`` "confidence" divides by Σ|w|c: the reward stays in the range of the scores (mirrored for a
+      pitfall), and only the ratios of the confidences matter; "none" does not divide: the reward is smaller where the
+      critic is less sure, an effect that ``group_relative`` with its scale "group" removes again. A group with
+      Σ|w|c = 0 has the reward NaN.
     - A verdict with a NaN score or confidence is missing, never 0. The mean confidence is over valid verdicts. A
-      missing score is read as the item's mean in the group; an item with under half of its verdicts in a group is left
-      out for that group, above and below the bar; a response without verdicts on over half of the weight (Σ|w| over
-      all items) has the reward NaN.
+      missing score is replaced by the item's mean in the group. An item with under half of its verdicts in a group is
+      left out for that group, in numerator and denominator. A response without verdicts on over half of the weight
+      (Σ|w| over all items) has the reward NaN.
 
     Raises:
         ValueError: an infinite score, a negative or infinite confidence, a weight that is not finite, or an unknown
@@ -73,8 +74,8 @@ def confidence_weighted(
     total = item_sum(weight.abs() * certainty)[:, None]
     match normalizer:
         case "confidence":
-            # Divided before it meets the scores: a single item's share is then x/x, exactly 1 (or −1), and its reward
-            # the score to the last bit. 0/0 is the NaN of a group with nothing to go by.
+            # Divided before the product with the scores: the share of a single item is x/x, exactly 1 (or −1), and
+            # its reward is the score to the last bit. 0/0 is the NaN of a group without usable items.
             share = weight * certainty / total
         case "none":
             share = (weight * certainty).masked_fill(total == 0, torch.nan)
@@ -84,17 +85,18 @@ def confidence_weighted(
     reward = item_sum(share * filled)
 
     missing = (weight.abs() * ~valid).sum(1)
-    # The margin keeps rounding from deciding: of weights 0.1, 0.2 and 0.3 the first two are exactly half.
+    # The margin absorbs rounding: of the weights 0.1, 0.2 and 0.3 the first two are exactly half.
     return reward.masked_fill(missing > (0.5 + 1e-6) * weight.abs().sum(-1), torch.nan)
 
 
 def running_confidence(
-    confidence: Float[Tensor, "b k"], running: Float[Tensor, " k"], decay: Share = 0.9
+    confidence: Float[Tensor, "b k"], running: Float[Tensor, " k"], decay: UnitInterval = 0.9
 ) -> Float[Tensor, " k"]:
-    """The running mean confidence in each item, a batch further: ``decay running + (1 − decay) mean(confidence)``.
+    """Running mean of the confidence in each item: ``decay running + (1 − decay) mean(confidence)``.
 
-    Where nothing is ``running`` yet (NaN) it is the batch's mean alone. Missing confidences (NaN) are left out, and an
-    item without any in the batch keeps its mean. With ``decay`` 0 it is the last batch's mean, with 1 the first's.
+    An item without a running mean (NaN) starts at the mean of the batch. Missing confidences (NaN) are left out, and an
+    item without any in the batch keeps its running mean. ``decay`` 0 gives the mean of the last batch, 1 the mean
+    of the first.
 
     Raises:
         ValueError: ``decay`` is not in [0, 1].
@@ -105,14 +107,14 @@ def running_confidence(
     if not 0 <= decay <= 1:
         raise ValueError(f"decay is {decay}; it must be in [0, 1]")
     mean = group_mean(confidence, torch.zeros(len(confidence), dtype=torch.int64, device=confidence.device))[0]
-    moved = torch.where(mean.isnan(), running, decay * running + (1 - decay) * mean)
-    return torch.where(running.isnan(), mean, moved)
+    updated = torch.where(mean.isnan(), running, decay * running + (1 - decay) * mean)
+    return torch.where(running.isnan(), mean, updated)
 
 
 def mean_score(score: Float[Tensor, "b k"], weight: Weight, group: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """Reward of each response without confidence: ``Σ_k weight_k score_k / Σ_k |weight_k|``.
+    """Weighted mean score of each response: ``Σ_k weight_k score_k / Σ_k |weight_k|``.
 
-    ``confidence_weighted`` with every confidence 1: the same rules for missing verdicts, and the same errors.
+    Equal to ``confidence_weighted`` with every confidence 1, including missing verdicts and errors.
     """
     return confidence_weighted(score, torch.where(score.isnan(), score, 1), weight, group)
 
@@ -120,15 +122,15 @@ def mean_score(score: Float[Tensor, "b k"], weight: Weight, group: Int[Tensor, "
 def unweighted(
     score: Float[Tensor, "b k"], confidence: Float[Tensor, "b k"], weight: Weight, group: Int[Tensor, " b"]
 ) -> Float[Tensor, " b"]:
-    """``mean_score``: the rubric's weighted mean, whatever the confidence. A missing verdict stays missing."""
+    """Weighted mean score of each response, without confidence weighting. A verdict without confidence is missing."""
     return mean_score(torch.where(confidence.isnan(), confidence, score), weight, group)
 
 
 def item_sum(value: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
-    """``Σ_k value_k``, added up from the first item to the last on a CPU.
+    """Sum over items: ``Σ_k value_k``, added from the first item to the last on a CPU.
 
-    So items of weight 0 (those of other prompts, in a batch) change no bit of it; ``sum`` takes another order for
-    another number of columns.
+    The fixed order makes the result independent, to the bit, of items of weight 0 (those of other prompts in the
+    batch). The order of ``Tensor.sum`` depends on the number of columns.
     """
     return value.cumsum(1)[:, -1]
 

@@ -1,4 +1,4 @@
-"""The natural gradient's two tools: products with the Fisher matrix, and the solution of a system made of them."""
+"""Natural gradient: Fisher-vector products, and conjugate gradient to solve a linear system with them."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,25 +13,25 @@ def conjugate_gradient(
     iterations: int = 10,
     tolerance: float = 1e-10,
 ) -> Float[Tensor, " n"]:
-    """The solution x of ``apply(x) = b`` for a symmetric positive (semi)definite linear ``apply``, from x = 0.
+    """Solution x of ``apply(x) = b`` by conjugate gradient, for a symmetric positive (semi)definite linear ``apply``.
 
-    Exact after n iterations up to rounding; fewer give the best x among combinations of b, Ab, A²b … (TRPO, arXiv
-    1502.05477, appendix C). It stops once ``‖b − apply(x)‖ ≤ tolerance ‖b‖``, or where ``apply`` has no positive
-    curvature left along the next direction, so x then is what fewer iterations would have given.
+    Starts at x = 0. After n iterations x is exact up to rounding. After fewer, x is the best combination of b, Ab, A²b
+    … (TRPO, arXiv 1502.05477, appendix C). ``iterations`` is the maximum number of products. Iteration stops early once
+    ``‖b − apply(x)‖ ≤ tolerance ‖b‖``, or once ``apply`` has no positive curvature along the next direction; x is then
+    the result of the iterations so far.
 
     Raises:
-        ValueError: ``apply`` is not positive along b itself, or gives numbers that are not finite.
+        ValueError: ``apply`` is not positive along b itself, or returns numbers that are not finite.
 
     >>> conjugate_gradient(lambda x: torch.tensor([2.0, 4.0]) * x, torch.tensor([2.0, 2.0]))
     tensor([1.0000, 0.5000])
     """
-    # Below the rounding of b what is left of the residual is noise, and where the matrix is singular a step along
-    # noise has no bound.
-    enough = max(tolerance, torch.finfo(b.dtype).eps) ** 2 * (b @ b)
+    # A residual below the rounding of b is noise, and if the matrix is singular a step along noise is unbounded.
+    converged = max(tolerance, torch.finfo(b.dtype).eps) ** 2 * (b @ b)
     x, residual, direction = torch.zeros_like(b), b, b
     square = residual @ residual
     for step in range(iterations):
-        if square <= enough:
+        if square <= converged:
             break
         applied = apply(direction)
         curvature = direction @ applied
@@ -54,14 +54,14 @@ def fisher_vector_product(
     vector: Float[Tensor, " n"],
     damping: float = 0.0,
 ) -> Float[Tensor, " n"]:
-    """The product ``(H + damping I) vector``, H the second derivative of ``kl`` by all ``parameters``.
+    """Fisher-vector product ``(H + damping I) vector``, H the Hessian of ``kl`` with respect to ``parameters``.
 
-    The parameters are flattened and joined in their order. With ``kl`` = KL(π_old‖π) at π = π_old, H is the Fisher
-    matrix (TRPO, arXiv 1502.05477, appendix C). H is never formed: ``kl`` is differentiated twice, and keeps its graph,
-    so the same one serves every product.
+    The parameters are flattened and concatenated in order. For ``kl`` = KL(π_old‖π) at π = π_old, H is the Fisher
+    information matrix (TRPO, arXiv 1502.05477, appendix C). H is never formed: ``kl`` is differentiated twice. The
+    graph of ``kl`` is retained, so one ``kl`` serves all products.
 
     Raises:
-        ValueError: ``vector`` has not as many entries as the parameters together.
+        ValueError: the number of entries of ``vector`` differs from the number of parameters.
     """
     size = sum(parameter.numel() for parameter in parameters)
     if len(vector) != size:

@@ -1,4 +1,4 @@
-"""Noise on what a model reads."""
+"""Noise on a model's input embeddings (NEFTune)."""
 
 import torch
 from jaxtyping import Float
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def embedding_noise(length: int, width: int, alpha: float, seed: int) -> Float[Tensor, "l d"]:
-    """NEFTune's noise for the embeddings of one example: ``alpha / √(length width) · Uniform(−1, 1)``.
+    """NEFTune noise for the embeddings of one example: ``alpha / √(length width) · Uniform(−1, 1)``.
 
-    NEFTune (arXiv 2310.05914): scaled so, the noise of an example has the same expected length, alpha / √3, whatever
-    the example's ``length`` (tokens) and the embeddings' ``width``. The same ``seed`` draws the same noise.
+    NEFTune (arXiv 2310.05914). With this scale the noise of an example has the norm alpha / √3 (root mean square) for
+    any ``length`` (tokens) and embedding ``width``. Equal seeds give equal noise.
 
     >>> tuple(embedding_noise(3, 2, alpha=5.0, seed=0).shape)
     (3, 2)

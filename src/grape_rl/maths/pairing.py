@@ -1,4 +1,4 @@
-"""From rewards to pairs: which of the responses to a prompt is preferred to which."""
+"""Preference pairs from rewards: pairs of responses to one prompt, the one with the higher reward chosen."""
 
 from typing import Literal, cast
 
@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from grape_rl.maths.advantage import group_rank
 from grape_rl.maths.bounds import NonNegative
+from grape_rl.maths.groups import group_rank
 
 Pairing = Literal["best_worst", "adjacent", "all", "revised"]
-"""Which of a group's responses stand against each other."""
+"""The pairs that are formed within a group."""
 
 
 def ranked_pairs(
@@ -21,18 +21,23 @@ def ranked_pairs(
     pairing: Pairing = "best_worst",
     min_gap: NonNegative = 0.0,
 ) -> Int[Tensor, "p 2"]:
-    """The chosen and the rejected response of each pair, by number: ``reward[chosen] > reward[rejected]``, one group.
+    """Indices (chosen, rejected) of each pair: two responses of one group with ``reward[chosen] > reward[rejected]``.
 
-    ``pairing``: the best against the worst of each group; each against the next in rank (adjacent); each against every
-    worse one (all), which makes G(G−1)/2 pairs of G responses, and as many for the update to run; or each revision
-    against the response that it revises (revised), where it is the better one. ``revision_of`` is the row that each row
-    revises, −1 for none; to the other pairings a revision is a response like any. Of equal rewards the earliest stands
-    first, for the best as for the worst: samples of one policy are alike whatever their order, so that favors none.
+    ``pairing`` selects the pairs: "best_worst" pairs the best with the worst response of each group, "adjacent" each
+    response with the next in rank, "all" each response with every worse one, and "revised" each revision with the
+    response that it revises. "all" makes up to G(G−1)/2 pairs of G responses, and the update's cost grows with them.
+    "revised" needs the revision to be the better one; ``revision_of`` is the row that each row revises, −1 for none.
+    The other pairings treat a revision like any other response.
 
-    No pair: equal rewards, a gap under ``min_gap`` (in units of the reward), a missing reward (NaN), or twice the same
-    response (equal numbers in ``response``), whose rewards differ only if the scorer wavers. In groups of two that
-    were sampled the first three pairings are one: the pairs of online DPO (arXiv 2402.04792), labeled by a reward.
-    More than two a group, and revisions, are our reading of it.
+    Ties are broken by order: the earliest response is the best, or the worst. Samples of one policy are exchangeable,
+    so the tie-break introduces no bias.
+
+    A pair is dropped if its rewards are equal, if one is missing (NaN), or if both responses are identical (equal
+    numbers in ``response``), which can differ in reward only by noise of the scorer. ``min_gap`` is the smallest
+    difference of rewards that makes a pair, in the units of the reward.
+
+    For groups of two samples the first three pairings coincide: they are the pairs of online DPO (arXiv 2402.04792),
+    labeled by a reward. Larger groups and revisions are our extension.
 
     Raises:
         ValueError: an infinite reward, an unknown ``pairing``, or a ``min_gap`` that is below 0 or NaN.
@@ -49,25 +54,25 @@ def ranked_pairs(
     if reward.isinf().any():
         raise ValueError("reward has an infinite entry; rewards must be finite, or NaN where missing")
     if not min_gap >= 0:
-        raise ValueError(f"min_gap is {min_gap}; the least difference of two rewards must be at least 0")
+        raise ValueError(f"min_gap is {min_gap}; it must be at least 0")
     rank, last = group_rank(reward, group), group_rank(-reward, group)
-    found = [torch.zeros(0, 2, dtype=torch.long, device=reward.device)]
+    pairs = [torch.zeros(0, 2, dtype=torch.long, device=reward.device)]
     ids = cast(list[int], group.tolist())  # pyright: ignore[reportUnknownMemberType]
-    for one in sorted(set(ids)):
-        members = (group == one).nonzero().flatten()
-        place = rank[members, None]
+    for group_id in sorted(set(ids)):
+        members = (group == group_id).nonzero().flatten()
+        position = rank[members, None]
         match pairing:
             case "best_worst":
-                opposed = (place == 0) & (last[members] == 0)
+                paired = (position == 0) & (last[members] == 0)
             case "adjacent":
-                opposed = place + 1 == rank[members]
+                paired = position + 1 == rank[members]
             case "all":
-                opposed = place < rank[members]
+                paired = position < rank[members]
             case "revised":
-                opposed = revision_of[members, None] == members
+                paired = revision_of[members, None] == members
             case _:
                 raise ValueError(f"pairing is {pairing!r}; it must be 'best_worst', 'adjacent', 'all' or 'revised'")
-        gap = reward[members, None] - reward[members]  # NaN where either is missing, and NaN is not above anything
+        gap = reward[members, None] - reward[members]  # NaN if either is missing, and NaN > 0 is False
         differ = response[members, None] != response[members]
-        found.append(members[(opposed & differ & (gap > 0) & (gap >= min_gap)).nonzero()])
-    return torch.cat(found)
+        pairs.append(members[(paired & differ & (gap > 0) & (gap >= min_gap)).nonzero()])
+    return torch.cat(pairs)

@@ -1,11 +1,11 @@
-"""Rewards before they are compared: given to tokens, the KL to a reference taken off; and the mean of past ones."""
+"""Rewards before the advantage: per token with a KL penalty, and the moving average of earlier rewards."""
 
 import math
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from grape_rl.maths.bounds import NonNegative, Share
+from grape_rl.maths.bounds import NonNegative, UnitInterval
 
 
 def kl_penalized(
@@ -15,11 +15,12 @@ def kl_penalized(
     mask: Bool[Tensor, "b t"],
     kl_in_reward: NonNegative = 0.0,
 ) -> Float[Tensor, "b t"]:
-    """Rewards of tokens: ``1[t is the last] reward − kl_in_reward (behavior_logp − reference_logp)``, 0 off the mask.
+    """Per-token rewards: ``1[t is the last] reward − kl_in_reward (behavior_logp − reference_logp)``.
 
-    The KL folded into the reward (arXiv 2509.04501, PPO). Summed over a response its mean is
-    ``E[R] − kl_in_reward · KL(π‖π_ref)``, whose optimum is π_ref e^{R/kl_in_reward}/Z: that of DPO with
-    ``beta = kl_in_reward``. A response whose reward is missing (NaN) has NaN at its last token.
+    The KL is part of the reward (arXiv 2509.04501, PPO). The rewards of a response sum to
+    ``E[R] − kl_in_reward · KL(π‖π_ref)`` in expectation. Its optimum is π_ref e^{R/kl_in_reward}/Z, as for DPO with
+    ``beta = kl_in_reward``. A response whose reward is missing (NaN) has NaN at its last token. Rewards outside
+    ``mask`` are 0.
 
     >>> import torch
     >>> two, mask = torch.tensor([[-1.0, -2.0, 0.0]]), torch.tensor([[True, True, False]])
@@ -27,15 +28,15 @@ def kl_penalized(
     tensor([[-0.0500,  1.1000,  0.0000]])
     """
     last = mask & (mask.flip(1).cumsum(dim=1).flip(1) == 1)
-    spent = kl_in_reward * (behavior_logp - reference_logp).masked_fill(~mask, 0)
-    return reward[:, None].to(spent).expand_as(spent).masked_fill(~last, 0) - spent
+    penalty = kl_in_reward * (behavior_logp - reference_logp).masked_fill(~mask, 0)
+    return reward[:, None].to(penalty).expand_as(penalty).masked_fill(~last, 0) - penalty
 
 
-def moving_average(previous: float, reward: Float[Tensor, " b"], decay: Share = 0.9) -> float:
-    """The exponential moving average of rewards, a step further: ``decay previous + (1 − decay) mean(reward)``.
+def moving_average(previous: float, reward: Float[Tensor, " b"], decay: UnitInterval = 0.9) -> float:
+    """Exponential moving average of rewards: ``decay previous + (1 − decay) mean(reward)``.
 
-    Where nothing is ``previous`` (NaN) it is the mean alone. Missing rewards (NaN) are left out; a step that has no
-    other leaves the average as it was.
+    At the first step ``previous`` is NaN, and the result is the mean alone. Missing rewards (NaN) are left out. A step
+    without a valid reward returns ``previous``.
 
     Raises:
         ValueError: ``decay`` is not in [0, 1).

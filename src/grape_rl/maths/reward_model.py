@@ -1,4 +1,4 @@
-"""Losses and rewards of models that score: which response is better (Bradley–Terry), and which step is right."""
+"""Losses and rewards of reward models: of whole responses (Bradley–Terry), and of steps (process reward models)."""
 
 from typing import Literal
 
@@ -6,17 +6,18 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
-StepReward = Literal["min", "product", "last", "mean"]
-"""How the probabilities of a response's steps become its reward."""
+StepAggregation = Literal["min", "product", "last", "mean"]
+"""The function from the probabilities of a response's steps to its reward."""
 
 
 def bradley_terry(
     chosen_score: Float[Tensor, " p"], rejected_score: Float[Tensor, " p"], margin: Float[Tensor, " p"]
 ) -> Float[Tensor, " p"]:
-    """The preference's negative log-likelihood: ``−log σ(chosen_score − rejected_score − margin)``.
+    """Negative log-likelihood of the preference: ``−log σ(chosen_score − rejected_score − margin)``.
 
-    Bradley and Terry 1952, where a response wins with probability σ of the difference of the scores; the margin is that
-    of Llama 2 (arXiv 2307.09288, eq. 2). Scores and margins have one unit, in which a difference of 1 is odds of e.
+    Bradley and Terry (1952): the probability that one response beats another is σ of the difference of their scores.
+    The margin is from Llama 2 (arXiv 2307.09288, eq. 2). Scores and margins are log-odds: a difference of 1 is odds
+    of e.
 
     >>> import torch
     >>> bradley_terry(torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([1.0])).exp()
@@ -25,23 +26,23 @@ def bradley_terry(
     return -logsigmoid(chosen_score - rejected_score - margin)
 
 
-def centered(chosen_score: Float[Tensor, " p"], rejected_score: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
-    """A pull of the two scores' mean to 0: ``(chosen_score + rejected_score)²``.
+def score_centering(chosen_score: Float[Tensor, " p"], rejected_score: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
+    """Penalty that centers the scores at 0: ``(chosen_score + rejected_score)²``.
 
-    arXiv 2312.09244. Bradley–Terry knows only differences, so that scores could drift together.
+    arXiv 2312.09244. Bradley–Terry depends only on differences of scores: without the penalty, all scores may drift.
 
     >>> import torch
-    >>> centered(torch.tensor([1.0]), torch.tensor([-1.0]))
+    >>> score_centering(torch.tensor([1.0]), torch.tensor([-1.0]))
     tensor([0.])
     """
     return (chosen_score + rejected_score).square()
 
 
 def step_cross_entropy(step_logit: Float[Tensor, " s"], step_label: Float[Tensor, " s"]) -> Float[Tensor, " s"]:
-    """The label's negative log-likelihood: ``−step_label log σ(step_logit) − (1 − step_label) log σ(−step_logit)``.
+    """Cross-entropy of each step: ``−step_label log σ(step_logit) − (1 − step_label) log σ(−step_logit)``.
 
-    Process supervision (arXiv 2305.20050): σ(step_logit) is the probability that the step is right; a label is 1 for a
-    right step and 0 for a wrong one.
+    Process supervision (arXiv 2305.20050): σ(step_logit) is the probability that the step is correct. The label of a
+    correct step is 1, of a wrong step 0.
 
     >>> import torch
     >>> step_cross_entropy(torch.tensor([0.0]), torch.tensor([1.0])).exp()
@@ -50,11 +51,12 @@ def step_cross_entropy(step_logit: Float[Tensor, " s"], step_label: Float[Tensor
     return binary_cross_entropy_with_logits(step_logit, step_label, reduction="none")
 
 
-def step_reward(step_logit: Float[Tensor, " s"], how: StepReward) -> Float[Tensor, ""]:
-    """One number in [0, 1] of the probabilities σ(step_logit): their ``min``, ``product``, ``mean``, or ``last``.
+def step_reward(step_logit: Float[Tensor, " s"], how: StepAggregation) -> Float[Tensor, ""]:
+    """Reward of a response in [0, 1] from the probabilities σ(step_logit) of its steps.
 
-    min: a response is as good as its worst step. product: the probability that all steps are right, were they
-    independent (arXiv 2305.20050), which falls with their number.
+    ``how`` selects the aggregation. "min": the lowest probability. "product": the probability that all steps are
+    correct, if they are independent (arXiv 2305.20050); it decreases with the number of steps. "mean": their mean.
+    "last": the probability of the last step.
 
     Raises:
         ValueError: there are no steps.

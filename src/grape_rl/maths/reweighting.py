@@ -1,65 +1,36 @@
-"""Advantages that see more than a group's mean: they drop responses, weigh them, or take their length into account.
+"""Advantages that do more than subtract a mean: they rescale, penalize length, drop responses or weight them.
 
-As in ``advantage``: NaN is a missing reward, and its own advantage is NaN.
+As in ``advantage``: a NaN reward is missing, and its advantage is NaN.
 """
 
-import math
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from grape_rl.maths.advantage import Scale, best_of_group, group_count, group_mean, group_rank, group_relative
-from grape_rl.maths.bounds import AtLeastOne, Count, Positive
+from grape_rl.maths.advantage import Scale, group_relative
+from grape_rl.maths.bounds import NonNegativeInt, Positive
+from grape_rl.maths.groups import group_count, group_mean, group_rank
 
 
-def accepted(
-    reward: Float[Tensor, " b"],
-    group: Int[Tensor, " b"],
-    response: Int[Tensor, " b"],
-    keep: AtLeastOne = 1,
-    threshold: float = -math.inf,
-    deduplicate: bool = False,
-) -> Float[Tensor, " b"]:
-    """``best_of_group``, 1 for what is kept and NaN for the rest; with ``deduplicate``, each response counts once.
+def gpg_advantage(reward: Float[Tensor, " b"], group: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Reward minus the group mean, rescaled for groups without signal: ``B/(B−M) (reward − mean)``.
 
-    Of the same response to a prompt (equal numbers in ``response``) the earliest that has a reward counts, and the
-    others are left out before the best are taken. So ``keep`` is of different responses, and what the policy says often
-    is not learned as often: it stays more diverse. The best have reward ≥ ``threshold``, and there may be none.
-
-    RAFT (arXiv 2304.06767) with ``keep`` 1; with some threshold and all kept, rejection sampling fine-tuning.
-
-    Raises:
-        ValueError: as ``best_of_group``.
-
-    >>> reward, group = torch.tensor([1.0, 3.0, 3.0, 2.0]), torch.zeros(4, dtype=torch.long)
-    >>> accepted(reward, group, torch.tensor([0, 1, 1, 2]), keep=2, deduplicate=True)
-    tensor([nan, 1., nan, 1.])
-    """
-    if deduplicate:
-        known = torch.where(reward.isnan(), torch.nan, 0.0)
-        reward = reward.masked_fill(group_rank(known, response) > 0, torch.nan)
-    return best_of_group(reward, group, keep, threshold)
-
-
-def undiluted(reward: Float[Tensor, " b"], group: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """Reward less its group's mean, scaled up for the groups that say nothing: ``B/(B−M) (reward − mean)``.
-
-    B is the number of valid rewards, M how many of them are in groups whose rewards are all equal: the mean over B
-    responses becomes one over the B−M that have an advantage. GPG (arXiv 2504.02546), with its normalizer at 1. Where
-    every group is of equal rewards, all is 0. Our reading.
+    B is the number of valid rewards. M of them are in zero-variance groups (all rewards equal). The factor turns the
+    mean over B responses into a mean over the B−M that have an advantage. If all groups have zero variance, every
+    advantage is 0. GPG (arXiv 2504.02546), with its normalizer at 1; our reading.
 
     Raises:
         ValueError: an infinite reward.
 
-    >>> undiluted(torch.tensor([1.0, 3.0, 2.0, 2.0]), torch.tensor([0, 0, 1, 1]))
+    >>> gpg_advantage(torch.tensor([1.0, 3.0, 2.0, 2.0]), torch.tensor([0, 0, 1, 1]))
     tensor([-2.,  2.,  0.,  0.])
     """
     deviation = group_relative(reward, group, "none")
     differs = (deviation.nan_to_num() != 0).to(reward.dtype)
-    useful = group_mean(differs, group)[~reward.isnan()] > 0
-    return deviation * (len(useful) / useful.sum().clamp(min=1).to(reward.dtype))
+    varied = group_mean(differs, group)[~reward.isnan()] > 0
+    return deviation * (len(varied) / varied.sum().clamp(min=1).to(reward.dtype))
 
 
 def length_penalized(
@@ -68,19 +39,20 @@ def length_penalized(
     length: Int[Tensor, " b"],
     max_tokens: int,
     scale: Scale = "group",
-    overlong_buffer: Count = 0,
+    overlong_buffer: NonNegativeInt = 0,
 ) -> Float[Tensor, " b"]:
-    """``group_relative`` of the reward plus DAPO's soft punishment of the last ``overlong_buffer`` tokens.
+    """Group-relative advantage of the reward plus DAPO's soft overlong punishment.
 
-    reward + min(0, (max_tokens − overlong_buffer − length) / overlong_buffer): nothing up to the buffer, then down to
-    −1 at ``max_tokens``. DAPO (arXiv 2503.14476), eq. 13, in the units of the reward (DAPO's are ±1). A buffer of 0
-    punishes nothing. ``scale`` is whose standard deviation divides: the group's, the batch's or none's.
+    The punishment is ``min(0, (max_tokens − overlong_buffer − length) / overlong_buffer)``: 0 up to the buffer, then
+    linear down to −1 at ``max_tokens``. DAPO (arXiv 2503.14476), eq. 13, in the units of the reward (DAPO's rewards are
+    ±1). ``overlong_buffer`` is the number of last tokens that are punished; 0 punishes nothing. ``scale`` selects the
+    standard deviation that divides: "group", "batch" or "none", as in ``group_relative``.
 
     Raises:
         ValueError: an infinite reward, an unknown ``scale``, or a buffer below 0 or over ``max_tokens``.
 
-    >>> none, length = torch.zeros(2), torch.tensor([6, 9])
-    >>> length_penalized(none, torch.tensor([0, 0]), length, max_tokens=10, scale="none", overlong_buffer=4)
+    >>> reward, length = torch.zeros(2), torch.tensor([6, 9])
+    >>> length_penalized(reward, torch.tensor([0, 0]), length, max_tokens=10, scale="none", overlong_buffer=4)
     tensor([ 0.3750, -0.3750])
     """
     if not 0 <= overlong_buffer <= max_tokens:
@@ -94,11 +66,12 @@ def length_penalized(
 def red_drop(
     reward: Float[Tensor, " b"], group: Int[Tensor, " b"], seed: int, scale: Scale = "none"
 ) -> Float[Tensor, " b"]:
-    """``group_relative`` of what is left when bad responses, drawn at random, are dropped: those have advantage 0.
+    """Group-relative advantage after dropping low-reward responses at random; a dropped response has the advantage 0.
 
-    In each group in which more rewards are below the mean than not, enough of the former are dropped that both are as
-    many; the mean is of what is kept, and so is the deviation that ``scale`` may ask for. RED-Drop of arXiv 2509.24203.
-    The same ``seed`` drops the same.
+    A reward is low if it is below the mean of its group. A group with more low rewards than others drops low ones until
+    both are equally many. The mean and the standard deviation are over the remaining responses. RED-Drop of arXiv
+    2509.24203. The choice depends on ``seed`` alone. ``scale`` selects the standard deviation that divides: "group",
+    "batch" or "none", as in ``group_relative``.
 
     Raises:
         ValueError: an infinite reward, or an unknown ``scale``.
@@ -106,20 +79,21 @@ def red_drop(
     >>> red_drop(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([0, 0, 0]), seed=0).abs().sort().values
     tensor([0.0000, 0.5000, 0.5000])
     """
-    bad = group_relative(reward, group, "none") < 0
-    surplus = 2 * group_count(reward.masked_fill(~bad, torch.nan), group) - group_count(reward, group)
+    low = group_relative(reward, group, "none") < 0
+    surplus = 2 * group_count(reward.masked_fill(~low, torch.nan), group) - group_count(reward, group)
     key = torch.rand(len(reward), generator=torch.Generator().manual_seed(seed)).to(reward.device)
-    dropped = bad & (group_rank(key.masked_fill(~bad, -1), group) < surplus)
-    left = group_relative(reward.masked_fill(dropped, torch.nan), group, scale)
-    return torch.where(dropped, 0, left)
+    dropped = low & (group_rank(key.masked_fill(~low, -1), group) < surplus)
+    remaining = group_relative(reward.masked_fill(dropped, torch.nan), group, scale)
+    return torch.where(dropped, 0, remaining)
 
 
 def red_weight(
     reward: Float[Tensor, " b"], group: Int[Tensor, " b"], temperature: Positive = 1.0
 ) -> Float[Tensor, " b"]:
-    """``d exp(d / temperature)`` with d = reward − the group's mean: good responses count for more than bad ones.
+    """Exponentially weighted advantage: ``d exp(d / temperature)`` with d = reward − the mean of the group.
 
-    RED-Weight of arXiv 2509.24203. For a high temperature it is d.
+    Responses above the mean count for more than responses below it. RED-Weight of arXiv 2509.24203. As ``temperature``
+    grows, the advantage approaches d.
 
     Raises:
         ValueError: an infinite reward, or a ``temperature`` that is not positive.
@@ -130,20 +104,22 @@ def red_weight(
     return deviation * (deviation / temperature).exp()
 
 
-def posterior(
+def em_weight(
     reward: Float[Tensor, " b"], group: Int[Tensor, " b"], weights: Literal["posterior", "centered"] = "posterior"
 ) -> Float[Tensor, " b"]:
-    """The weight of each response in EM's M-step: ``reward / mean`` of its group, or ``reward − mean``.
+    """Weight of each response in the M-step of EM: ``reward / mean`` of its group, or ``reward − mean``.
 
-    log E_{y~π_old}[R] ≥ E_q[log(π_old R / q)]: the best q (E-step) is π_old R / E[R], and the M-step maximizes
-    E_q[log π]. Over responses from π_old that is the mean of w_i log π(y_i), w_i = ``reward / mean``. NaN where a
-    group's rewards are all 0: it has no posterior. With ``weights`` "centered" it is REINFORCE with the group's mean.
-    EM policy gradient (arXiv 2504.18587), of which only the abstract was at hand: this is our reconstruction.
+    By Jensen's inequality log E_{y~π_old}[R] ≥ E_q[log(π_old R / q)]. The E-step's best q is the posterior π_old R /
+    E[R], and the M-step maximizes E_q[log π]. Estimated from responses of π_old, the M-step's objective is the mean of
+    w_i log π(y_i) with w_i = ``reward / mean``. A group whose rewards are all 0 has no posterior: NaN. ``weights``
+    "centered" gives ``reward − mean``, which is REINFORCE with the group mean as the baseline.
+
+    EM policy gradient (arXiv 2504.18587). Only the abstract was available: this is our reconstruction.
 
     Raises:
         ValueError: an infinite reward, a negative one with ``weights="posterior"``, or unknown ``weights``.
 
-    >>> posterior(torch.tensor([1.0, 3.0]), torch.tensor([0, 0]))
+    >>> em_weight(torch.tensor([1.0, 3.0]), torch.tensor([0, 0]))
     tensor([0.5000, 1.5000])
     """
     match weights:

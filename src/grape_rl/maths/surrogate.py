@@ -1,35 +1,35 @@
-"""The policy losses: what to minimize so that responses with a positive advantage become likelier.
+"""Surrogate losses of the policy gradient. Minimizing one makes responses with a positive advantage more likely.
 
-Each returns an unreduced loss for every token, ``"b t"``. Masking and averaging are the caller's: values at tokens
-that are not the policy's have no meaning. A row whose advantage is NaN must be taken out, or its advantage filled,
-*before* the loss: filled after it, the value is clean and the gradient is still NaN.
+Each function returns an unreduced loss per token, ``"b t"``. The caller masks and averages: values at tokens that the
+policy did not sample have no meaning. Remove a row whose advantage is NaN, or fill its advantage, *before* the loss:
+if the loss is filled instead, its value is clean but its gradient is NaN.
 
-``advantage`` is a constant here: gradients are meant to flow through ``logp`` alone. With
-``rho = exp(logp − behavior_logp)``, all of the losses have REINFORCE's gradient at rho = 1 (GSPO's: per row mean).
+``advantage`` is a constant: gradients flow through ``logp`` alone. ``rho = exp(logp − behavior_logp)`` is the
+importance ratio. At rho = 1 every loss has the gradient of REINFORCE (GSPO's has it per row mean).
 """
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from grape_rl.maths.bounds import NonNegative, Share
+from grape_rl.maths.bounds import NonNegative, UnitInterval
 
 
 def policy_gradient(logp: Float[Tensor, "b t"], advantage: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
-    """REINFORCE's loss: ``−advantage logp``. Williams (1992).
+    """REINFORCE loss: ``−advantage logp``. Williams (1992).
 
-    With an advantage of 1 this is the SFT loss, the negative log-likelihood.
+    With an advantage of 1 it is the SFT loss, the negative log-likelihood.
     """
     return -advantage * logp
 
 
 def dft(logp: Float[Tensor, "b t"], advantage: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
-    """Dynamic fine-tuning: ``−sg(π) logp advantage``, π = exp(logp) and sg a constant to the gradient.
+    """Dynamic fine-tuning loss: ``−sg(π) logp advantage`` with π = exp(logp) and sg a stop-gradient.
 
-    DFT (arXiv 2508.05629), with ``advantage`` 1 for each token of a demonstration. SFT's gradient is that of a policy
-    gradient whose reward is 1/π for the demonstrated token and 0 for all others; the weight π takes that 1/π away. The
-    gradient is then that of −π: DFT maximizes the mean probability of the tokens, and leaves one alone that the model
-    holds for nearly impossible. Nats.
+    DFT (arXiv 2508.05629), with ``advantage`` 1 for each token of a demonstration. The SFT gradient is a policy
+    gradient with the reward 1/π for the demonstrated token and 0 for every other token. The weight π cancels the 1/π,
+    and the gradient is that of −π: DFT maximizes the mean probability of the tokens. A token whose probability is near
+    0 gets almost no gradient. Nats.
     """
     return -logp.detach().exp() * logp * advantage
 
@@ -39,10 +39,11 @@ def ratio(
     behavior_logp: Float[Tensor, "b t"],
     advantage: Float[Tensor, "b t"],
 ) -> Float[Tensor, "b t"]:
-    """Importance-weighted loss: ``−rho advantage`` with ``rho = exp(logp − behavior_logp)``.
+    """Importance-weighted loss: ``−rho advantage`` with the importance ratio ``rho = exp(logp − behavior_logp)``.
 
-    TRPO (arXiv 1502.05477), eq. 14. One weight a token: off-policy, each token is corrected, but not the prefix it
-    follows nor the tokens after it. On log-probs summed over the response (``"b 1"``) it is exact.
+    TRPO (arXiv 1502.05477), eq. 14. The ratio is per token. Off-policy, it corrects the distribution of each token, but
+    not of the prefix before it or of the tokens after it. On log-probs summed over the response (``"b 1"``) it is
+    exact.
     """
     return -(logp - behavior_logp).exp() * advantage
 
@@ -51,14 +52,14 @@ def clipped(
     logp: Float[Tensor, "b t"],
     behavior_logp: Float[Tensor, "b t"],
     advantage: Float[Tensor, "b t"],
-    clip_low: Share = 0.2,
+    clip_low: UnitInterval = 0.2,
     clip_high: NonNegative = 0.2,
 ) -> Float[Tensor, "b t"]:
-    """PPO's loss: ``−min(rho advantage, clip(rho, 1−clip_low, 1+clip_high) advantage)``.
+    """PPO's clipped surrogate: ``−min(rho advantage, clip(rho, 1−clip_low, 1+clip_high) advantage)``.
 
-    With ``rho = exp(logp − behavior_logp)``. PPO (arXiv 1707.06347), eq. 7; two different bounds: DAPO (arXiv
-    2503.14476), eq. 10. A token that has already moved past its bound in the direction that its advantage asks for
-    gets no gradient.
+    ``rho = exp(logp − behavior_logp)`` is the importance ratio. PPO (arXiv 1707.06347), eq. 7; separate lower and upper
+    bounds are from DAPO (arXiv 2503.14476), eq. 10. A token has no gradient once its ratio has passed the bound in the
+    direction of its advantage.
     """
     return _pessimistic((logp - behavior_logp).exp(), advantage, clip_low, clip_high)
 
@@ -68,15 +69,15 @@ def sequence_clipped(
     behavior_logp: Float[Tensor, "b t"],
     advantage: Float[Tensor, "b t"],
     mask: Bool[Tensor, "b t"],
-    clip_low: Share = 3e-4,
+    clip_low: UnitInterval = 3e-4,
     clip_high: NonNegative = 4e-4,
 ) -> Float[Tensor, "b t"]:
-    """GSPO's loss: PPO's with one ratio a response, ``rho = exp(mean over mask of logp − behavior_logp)``.
+    """GSPO loss: PPO's clipped surrogate with one ratio per response, ``rho = exp(mean_t(logp − behavior_logp))``.
 
-    GSPO (arXiv 2507.18071), eqs. 5 and 7, with its bounds, 1−clip_low and 1+clip_high. Every token of a row carries the
-    row's term, so the *mean* over a row's tokens is the paper's sequence objective. That ratio is a geometric mean over
-    tokens, so its gradient is the policy gradient's divided by the response's length. A row with an empty mask has a
-    ratio of 1.
+    GSPO (arXiv 2507.18071), eqs. 5 and 7. The mean is over ``mask``, and rho is clipped to [1−clip_low, 1+clip_high]
+    with the paper's defaults. Every token of a row holds the row's term, so the *mean* over a row's tokens is the
+    paper's sequence objective. The ratio is a geometric mean over tokens, so the gradient is the policy gradient
+    divided by the length of the response. A row with an empty mask has the ratio 1.
     """
     difference = (logp - behavior_logp).masked_fill(~mask, 0)
     mean = difference.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
@@ -87,19 +88,19 @@ def cispo(
     logp: Float[Tensor, "b t"],
     behavior_logp: Float[Tensor, "b t"],
     advantage: Float[Tensor, "b t"],
-    clip_low: Share = 1.0,
+    clip_low: UnitInterval = 1.0,
     clip_high: NonNegative = 0.28,
 ) -> Float[Tensor, "b t"]:
-    """CISPO's loss: ``−stop_gradient(clip(rho, 1−clip_low, 1+clip_high)) advantage logp``.
+    """CISPO loss: ``−stop_gradient(clip(rho, 1−clip_low, 1+clip_high)) advantage logp``.
 
-    With ``rho = exp(logp − behavior_logp)``. CISPO (MiniMax-M1, arXiv 2506.13585), eqs. 4 and 5. The weight is
-    clipped, never the token: each keeps a gradient. The defaults are our choice: 1 is no lower bound (as in
-    the paper), 0.28 is DAPO's upper one. TRL's ``epsilon_high`` is the upper bound itself, ``1 + clip_high`` here.
+    ``rho = exp(logp − behavior_logp)`` is the importance ratio. CISPO (MiniMax-M1, arXiv 2506.13585), eqs. 4 and 5. The
+    clip applies to the weight, so every token keeps a gradient. The defaults are our choice: a ``clip_low`` of 1 is no
+    lower bound, as in the paper, and a ``clip_high`` of 0.28 is DAPO's. TRL's ``epsilon_high`` is ``1 + clip_high``.
     """
     weight = (logp - behavior_logp).exp().clamp(1 - clip_low, 1 + clip_high).detach()
     return -weight * advantage * logp
 
 
 def _pessimistic(rho: Tensor, advantage: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """The larger of the loss with the ratio as it is and the loss with the ratio clipped."""
+    """Larger of the loss with the ratio and the loss with the clipped ratio."""
     return -torch.minimum(rho * advantage, rho.clamp(1 - clip_low, 1 + clip_high) * advantage)

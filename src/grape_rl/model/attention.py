@@ -1,42 +1,65 @@
-"""Attention of our own in a transformers model: which position sees which is up to who calls the model."""
+"""Custom attention in a transformers model: the caller of the model computes the attention of every layer.
+
+It is registered with transformers as an attention implementation for which no attention mask is created. The caller
+decides which keys each query attends to.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 ATTENTION_IMPLEMENTATION = "grape_rl"
-"""Under which name transformers knows the attention. It makes no mask for it: the caller says what is seen."""
+"""The name of the implementation in transformers, its ``attn_implementation``."""
 
 
-AttentionFunction = Callable[[int, Tensor, Tensor, Tensor, float, int | None, float | None, Tensor | None], Tensor]
-"""What a layer's queries find in keys and values: softmax(scale · q · kᵀ) · v over what each of them may see.
+class AttentionInputs(NamedTuple):
+    """The inputs of one layer's attention: softmax(scale · q · kᵀ) · v over the keys that each query may attend to.
 
-Takes the layer's number (from 0), queries "b h q d", keys "b g k d", values "b g k e", the scale, the window, the cap
-and the sinks; gives "b h q e". Keys may have fewer heads than queries: each serves h / g neighbors. A window lets a
-position see itself and the window − 1 before it; a cap c makes c · tanh(score / c) of each score; sinks are one more
-score of each head, whose value is 0. Most layers have none of these three."""
+    Attributes:
+        layer: the layer's number, from 0.
+        query: queries of h heads.
+        key: keys of g heads. With grouped-query attention g < h, and h / g adjacent query heads share a key head.
+        value: values of g heads.
+        scale: factor on the scores.
+        window: size of a sliding window: a position attends to itself and the window − 1 positions before it.
+        softcap: cap c on the scores: c · tanh(score / c).
+        sinks: one additional score per query head, whose value is 0.
+    """
+
+    layer: int
+    query: Float[Tensor, "b h q d"]
+    key: Float[Tensor, "b g k d"]
+    value: Float[Tensor, "b g k e"]
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Float[Tensor, " h"] | None = None
+
+
+AttentionFunction = Callable[[AttentionInputs], Float[Tensor, "b h q e"]]
+"""Computes the output of one layer's attention."""
 
 
 def _attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **told: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """What transformers calls in each layer: hands over to the ``attend`` that the model was called with."""
-    scale = told.get("scaling")
-    found = told["attend"](
+    """The function that transformers calls in each layer: delegates to the ``attend`` passed to the model."""
+    scale = options.get("scaling")
+    inputs = AttentionInputs(
         module.layer_idx,
         query,
         key,
         value,
         query.shape[-1] ** -0.5 if scale is None else scale,
-        told.get("sliding_window"),
-        told.get("softcap"),
-        told.get("s_aux"),
+        options.get("sliding_window"),
+        options.get("softcap"),
+        options.get("s_aux"),
     )
-    return found.transpose(1, 2).contiguous(), None
+    return options["attend"](inputs).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(ATTENTION_IMPLEMENTATION, _attention)
@@ -44,24 +67,25 @@ AttentionInterface.register(ATTENTION_IMPLEMENTATION, _attention)
 
 @contextmanager
 def custom_attention(model: nn.Module) -> Iterator[None]:
-    """Within it, ``model`` is to be called with an ``attend``, which all its layers then ask."""
+    """Within this context, ``model`` must be called with an ``attend`` function, which all its layers use."""
     config: Any = model.base_model.config  # pyright: ignore[reportAttributeAccessIssue]
-    of = [config, *(c for c in (getattr(config, key, None) for key in getattr(config, "sub_configs", ())) if c)]
-    before = [each._attn_implementation_internal for each in of]
-    for each in of:
-        each._attn_implementation_internal = ATTENTION_IMPLEMENTATION
+    parts = [getattr(config, key, None) for key in getattr(config, "sub_configs", ())]
+    configs = [config, *(part for part in parts if part)]
+    before = [part._attn_implementation_internal for part in configs]
+    for part in configs:
+        part._attn_implementation_internal = ATTENTION_IMPLEMENTATION
     try:
         yield
     finally:
-        for each, name in zip(of, before, strict=True):
-            each._attn_implementation_internal = name
+        for part, implementation in zip(configs, before, strict=True):
+            part._attn_implementation_internal = implementation
 
 
-def trunk_states(model: nn.Module, attend: AttentionFunction, **read: Any) -> Float[Tensor, "b t d"]:
-    """The model's last hidden states of what it reads (``input_ids`` or ``inputs_embeds``, and ``position_ids``).
+def trunk_states(model: nn.Module, attend: AttentionFunction, **inputs: Any) -> Float[Tensor, "b t d"]:
+    """The last hidden states of the model's trunk for ``input_ids`` or ``inputs_embeds``, and ``position_ids``.
 
     Raises:
-        TypeError: the model takes no attention of ours.
+        TypeError: the model does not support custom attention.
     """
     with custom_attention(model):
-        return model.base_model(**read, use_cache=False, attend=attend).last_hidden_state  # pyright: ignore[reportCallIssue]
+        return model.base_model(**inputs, use_cache=False, attend=attend).last_hidden_state  # pyright: ignore[reportCallIssue]

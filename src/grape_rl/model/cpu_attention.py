@@ -1,8 +1,8 @@
-"""Attention over a forest on a CPU, part by part: nothing is padded, and no keys are copied to rows that share them.
+"""Flash attention over packed sequences on a CPU, segment by segment: no padding, and no copies of shared keys.
 
-A branch's attention to its stem, and to itself, are two calls of torch's own fused kernel, each with the logarithm of
-its sum of exponentials. The two outputs, weighted by these sums, are the whole. In backward the same kernel, given the
-whole output and the whole sum, finds each part's share of the gradient.
+A suffix attends to its prefix and to itself in two calls of torch's fused flash-attention kernel, each of which also
+returns the log-sum-exp of its scores. The two outputs, weighted by their shares of the total, give the whole output. In
+backward, the same kernel, given the whole output and the total log-sum-exp, computes each part's gradient.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grape_rl.model.attention import AttentionFunction
+from grape_rl.model.attention import AttentionFunction, AttentionInputs
 from grape_rl.model.packing import PackedSequences, spans
 from grape_rl.model.padded_attention import padded_attention
 
@@ -18,96 +18,90 @@ _forward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def packed_attention(forest: PackedSequences) -> AttentionFunction:
-    """The attention that suits the device that the forest is on."""
-    return cpu_attention(forest) if forest.tokens.device.type == "cpu" else padded_attention(forest)
+def packed_attention(packed: PackedSequences) -> AttentionFunction:
+    """The attention for packed sequences on their device: ``cpu_attention`` or ``padded_attention``."""
+    return cpu_attention(packed) if packed.tokens.device.type == "cpu" else padded_attention(packed)
 
 
-def cpu_attention(forest: PackedSequences) -> AttentionFunction:
-    """Attention as ``padded`` finds it, differentiable once; layers with a window, a cap or sinks are left to that."""
-    pieces = _pieces(forest)
-    other: list[AttentionFunction] = []
+def cpu_attention(packed: PackedSequences) -> AttentionFunction:
+    """Equal to ``padded_attention``, but differentiable once. Layers with a window, soft cap or sinks use that."""
+    blocks = _blocks(packed)
+    fallback: list[AttentionFunction] = []
 
-    def attend(
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        window: int | None,
-        cap: float | None,
-        sinks: Tensor | None,
-    ) -> Tensor:
-        if (window is not None and window < forest.longest) or cap is not None or sinks is not None:
-            if not other:
-                other.append(padded_attention(forest))
-            return other[0](layer, query, key, value, scale, window, cap, sinks)
+    def attend(inputs: AttentionInputs) -> Tensor:
+        _, query, key, value, scale, window, softcap, sinks = inputs
+        if (window is not None and window < packed.max_length) or softcap is not None or sinks is not None:
+            if not fallback:
+                fallback.append(padded_attention(packed))
+            return fallback[0](inputs)
         if torch.is_autocast_enabled("cpu"):
             query, key, value = (field.to(torch.get_autocast_dtype("cpu")) for field in (query, key, value))
-        return _ByParts.apply(query, key, value, scale, pieces)  # pyright: ignore[reportReturnType]
+        return _BlockAttention.apply(query, key, value, scale, blocks)  # pyright: ignore[reportReturnType]
 
     return attend
 
 
-_Piece = tuple[slice, slice, bool]
-"""Queries, keys, and whether these are the same places, each seeing itself and what stands before it."""
+_Block = tuple[slice, slice, bool]
+"""The queries and keys of one kernel call, and whether it is causal: queries and keys are then the same positions."""
 
 
-def _pieces(forest: PackedSequences) -> list[_Piece]:
-    """What sees what. A place that stands in two pieces is a branch's, and finds its own branch first."""
-    stems, branches = spans(forest.stems), spans(forest.branches, sum(forest.stems))
-    pieces: list[_Piece] = [(each, each, True) for each in (*stems, *branches)]
-    for s, stem in enumerate(stems):
-        mine = [branch for branch, p in zip(branches, forest.parent, strict=True) if p == s]
-        if mine:
-            pieces.append((slice(mine[0].start, mine[-1].stop), stem, False))
-    return pieces
+def _blocks(packed: PackedSequences) -> list[_Block]:
+    """The blocks of the attention matrix. A suffix's causal block comes before the block of its prefix."""
+    prefixes, suffixes = spans(packed.prefix_lengths), spans(packed.suffix_lengths, sum(packed.prefix_lengths))
+    blocks: list[_Block] = [(segment, segment, True) for segment in (*prefixes, *suffixes)]
+    for p, prefix in enumerate(prefixes):
+        own = [suffix for suffix, parent in zip(suffixes, packed.parent, strict=True) if parent == p]
+        if own:
+            blocks.append((slice(own[0].start, own[-1].stop), prefix, False))
+    return blocks
 
 
-class _ByParts(torch.autograd.Function):
+class _BlockAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, pieces: list[_Piece]) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, blocks: list[_Block]) -> Tensor:
+        # Query heads that share a key head form the batch. Memory layout as in the layers: by position, then by head.
         shared = query.shape[1] // key.shape[1]
-        q, k, v = _grouped(query, shared), _spread(key, shared), _spread(value, shared)
-        shape = (q.shape[2], q.shape[1], shared)  # as the layers write it: by place, then by head
+        q, k, v = _grouped(query, shared), _expanded(key, shared), _expanded(value, shared)
+        shape = (q.shape[2], q.shape[1], shared)
         out = q.new_empty(*shape, v.shape[-1]).permute(2, 1, 0, 3)
         norm = q.new_empty(shape, dtype=torch.promote_types(q.dtype, torch.float32)).permute(2, 1, 0)
-        for at, of, causal in pieces:
-            found, total = _forward(q[:, :, at], k[:, :, of], v[:, :, of], 0.0, causal, scale=scale)
+        for queries, keys, causal in blocks:
+            block, lse = _forward(q[:, :, queries], k[:, :, keys], v[:, :, keys], 0.0, causal, scale=scale)
             if not causal:
-                whole = torch.logaddexp(norm[:, :, at], total)
-                mine, stems = ((part - whole).exp()[..., None] for part in (norm[:, :, at], total))
-                found, total = found * stems + out[:, :, at] * mine, whole
-            out[:, :, at], norm[:, :, at] = found, total
+                total = torch.logaddexp(norm[:, :, queries], lse)
+                own, prefix = ((part - total).exp()[..., None] for part in (norm[:, :, queries], lse))
+                block, lse = block * prefix + out[:, :, queries] * own, total
+            out[:, :, queries], norm[:, :, queries] = block, lse
         ctx.save_for_backward(query, key, value, out, norm)
-        ctx.scale, ctx.pieces = scale, pieces
+        ctx.scale, ctx.blocks = scale, blocks
         return _ungrouped(out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # the kernel's gradient is no function to autograd: it would be wrong in silence
-            raise RuntimeError("attention by parts can be differentiated once only (create_graph=True was asked for)")
+        if torch.is_grad_enabled():  # autograd cannot differentiate the kernel's gradient: it would be silently wrong
+            raise RuntimeError("CPU attention can be differentiated once only (create_graph=True was requested)")
         query, key, value, out, norm = ctx.saved_tensors
         shared = query.shape[1] // key.shape[1]
-        q, k, v, g = _grouped(query, shared), _spread(key, shared), _spread(value, shared), _grouped(grads[0], shared)
-        of_q, of_k, of_v = (_like(field) for field in (query, key, value))
-        into = _grouped(of_q, shared)
-        for at, of, causal in ctx.pieces:
-            a, b, c = _backward(
-                g[:, :, at], q[:, :, at], k[:, :, of], v[:, :, of], out[:, :, at], norm[:, :, at], 0.0, causal,
-                scale=ctx.scale,
+        q, k, v = _grouped(query, shared), _expanded(key, shared), _expanded(value, shared)
+        g = _grouped(grads[0], shared)
+        grad_query, grad_key, grad_value = (_empty_like(field) for field in (query, key, value))
+        grad_q = _grouped(grad_query, shared)
+        for queries, keys, causal in ctx.blocks:
+            dq, dk, dv = _backward(
+                g[:, :, queries], q[:, :, queries], k[:, :, keys], v[:, :, keys], out[:, :, queries],
+                norm[:, :, queries], 0.0, causal, scale=ctx.scale,
             )  # fmt: skip
             if causal:
-                into[:, :, at], of_k[0, :, of], of_v[0, :, of] = a, b.sum(dim=0), c.sum(dim=0)
+                grad_q[:, :, queries], grad_key[0, :, keys], grad_value[0, :, keys] = dq, dk.sum(dim=0), dv.sum(dim=0)
             else:
-                into[:, :, at] += a
-                of_k[0, :, of] += b.sum(dim=0)
-                of_v[0, :, of] += c.sum(dim=0)
-        return of_q, of_k, of_v, None, None
+                grad_q[:, :, queries] += dq
+                grad_key[0, :, keys] += dk.sum(dim=0)
+                grad_value[0, :, keys] += dv.sum(dim=0)
+        return grad_query, grad_key, grad_value, None, None
 
 
 def _grouped(query: Tensor, shared: int) -> Tensor:
-    """1 x (g · shared) heads x n x d as shared x g x n x d, without a copy: queries that share a key head lie apart."""
+    """A view of 1 x (g · shared) heads x n x d as shared x g x n x d: a batch of query heads per key head."""
     return query[0].unflatten(0, (-1, shared)).transpose(0, 1)
 
 
@@ -115,12 +109,12 @@ def _ungrouped(out: Tensor) -> Tensor:
     return out.transpose(0, 1).flatten(0, 1)[None]
 
 
-def _spread(field: Tensor, shared: int) -> Tensor:
-    """Key heads, each ``shared`` times, without a copy."""
+def _expanded(field: Tensor, shared: int) -> Tensor:
+    """A view of key heads, each repeated ``shared`` times."""
     return field.expand(shared, -1, -1, -1)
 
 
-def _like(field: Tensor) -> Tensor:
-    """Room for a gradient that lies in memory as the layers write their fields: by place, then by head."""
+def _empty_like(field: Tensor) -> Tensor:
+    """An empty gradient in the memory layout of the layers: by position, then by head."""
     b, h, n, d = field.shape
     return field.new_empty(b, n, h, d).transpose(1, 2)

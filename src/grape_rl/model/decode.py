@@ -1,4 +1,4 @@
-"""The loop that writes responses: one forward pass a token over all rows that still run."""
+"""The decode loop: after the prefill, one forward pass per token over all running rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,57 +15,62 @@ from grape_rl.model.lm_head import logits_of
 from grape_rl.types import Finish
 
 TokenSampler = Callable[[Float[Tensor, "n v"], Float[Tensor, " n"]], tuple[Int[Tensor, " n"], Float[Tensor, " n"]]]
-"""Logits and a uniform number for each row → its token, and the log-probability (nats) that this had."""
+"""Maps logits and a uniform number per row to a token per row and its log-probability (nats)."""
 
 OnRowFinished = Callable[[int, Int[Tensor, " t"], Finish], None]
-"""Hears of each row that is over: its number, its tokens, and how it ended."""
+"""A callback for each finished row: its number, its tokens, and the reason why it ended."""
 
 
 @dataclass(frozen=True)
 class DecodeSchedule:
-    """Every how many tokens the host looks which rows have ended, by how many columns the room attended to grows, and
-    what makes a step that is called until room or rows change."""
+    """How often the host interrupts the device while it decodes.
 
-    look: int
-    room: int
-    repeated: Callable[[Callable[[], None]], Callable[[], None]] = lambda step: step
+    Attributes:
+        check_every: the number of tokens between two checks for finished rows.
+        room_multiple: the number of attended columns is rounded up to a multiple of this.
+        wrap: wraps a decode step that is called until the room or the rows change.
+    """
+
+    check_every: int
+    room_multiple: int
+    wrap: Callable[[Callable[[], None]], Callable[[], None]] = lambda step: step
 
 
-CPU_SCHEDULE = DecodeSchedule(look=1, room=1)
-CUDA_SCHEDULE = DecodeSchedule(look=16, room=256, repeated=make_graphed)
-"""A device runs ahead of a host that asks nothing of it, and replays a step as long as its shapes stay."""
+CPU_SCHEDULE = DecodeSchedule(check_every=1, room_multiple=1)
+CUDA_SCHEDULE = DecodeSchedule(check_every=16, room_multiple=256, wrap=make_graphed)
+"""Between two checks the device runs ahead of the host, and steps of equal shapes replay one CUDA graph."""
 
 
-class _Running:
-    """The rows that run, as tensors that one step after the other reads and writes in place."""
+class _RunningRows:
+    """The state of the running rows, in tensors that each decode step updates in place."""
 
     def __init__(self, uniform: Float[Tensor, "b t"], start: Int[Tensor, " b"]) -> None:
         self.uniform, self.start = uniform, start
         self.tokens = torch.zeros(uniform.shape, dtype=torch.long, device=uniform.device)
         self.logp = torch.zeros(uniform.shape, device=uniform.device)
-        self.column = torch.zeros(1, dtype=torch.long, device=uniform.device)  # of the token that is drawn next
+        self.column = torch.zeros(1, dtype=torch.long, device=uniform.device)  # of the token that is sampled next
         self.row = torch.arange(len(uniform), device=uniform.device)
-        self.going = torch.ones(len(uniform), dtype=torch.bool, device=uniform.device)
+        self.running = torch.ones(len(uniform), dtype=torch.bool, device=uniform.device)
 
-    def write(self, draw: TokenSampler, logits: Float[Tensor, "b v"]) -> None:
-        """Draw the next token of each row."""
-        token, logp = draw(logits, self.uniform.index_select(1, self.column).squeeze(1))
+    def append(self, sample_token: TokenSampler, logits: Float[Tensor, "b v"]) -> None:
+        """Sample the next token of each row."""
+        token, logp = sample_token(logits, self.uniform.index_select(1, self.column).squeeze(1))
         self.tokens.index_copy_(1, self.column, token[:, None])
         self.logp.index_copy_(1, self.column, logp[:, None])
         self.column += 1
 
     def stopped(self, since: int, t: int, end: Int[Tensor, " e"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
-        """The rows that met an end token in columns ``since … t − 1``, and their lengths. They go no longer."""
-        met = torch.isin(self.tokens[:, since:t], end) & self.going[:, None]
-        rows = met.any(dim=1).nonzero().squeeze(1)
-        self.going[rows] = False
-        return rows, since + 1 + met[rows].int().argmax(dim=1)
+        """The running rows with an end token in columns ``since … t − 1``, and their lengths; they are then stopped."""
+        has_end = torch.isin(self.tokens[:, since:t], end) & self.running[:, None]
+        rows = has_end.any(dim=1).nonzero().squeeze(1)
+        self.running[rows] = False
+        return rows, since + 1 + has_end[rows].int().argmax(dim=1)
 
-    def keep(self, rows: Int[Tensor, " n"]) -> None:
-        """Let all other rows go."""
+    def keep_rows(self, rows: Int[Tensor, " n"]) -> None:
+        """Keep only these rows."""
         self.uniform, self.start = self.uniform[rows], self.start[rows]
         self.tokens, self.logp = self.tokens[rows], self.logp[rows]
-        self.row, self.going = self.row[rows], self.going[rows]
+        self.row, self.running = self.row[rows], self.running[rows]
 
 
 @torch.no_grad()
@@ -73,64 +78,69 @@ def generate_tokens(
     model: nn.Module,
     prompts: Sequence[Int[Tensor, " _"]],
     uniform: Float[Tensor, "b t"],
-    draw: TokenSampler,
+    sample_token: TokenSampler,
     end: Int[Tensor, " e"],
-    over: OnRowFinished | None = None,
-    pace: DecodeSchedule | None = None,
+    on_finished: OnRowFinished | None = None,
+    schedule: DecodeSchedule | None = None,
 ) -> tuple[Int[Tensor, "b t"], Float[Tensor, "b t"], Int[Tensor, " b"]]:
-    """Responses to the prompts, as many to each as ``uniform`` has rows for, each until an ``end`` token or t tokens.
+    """Responses of at most t tokens, each until an ``end`` token, with the same number of rows for each prompt.
 
-    Returns the tokens, their log-probabilities and the length of each row, 0 beyond a row's end; all on the model's
-    device. Rows that have ended leave the batch when a quarter has.
+    ``uniform`` has one uniform random number per row and token. Returns the tokens, their log-probabilities and the
+    length of each row, on the model's device; tokens and log-probabilities are 0 after a row's end. Finished rows leave
+    the batch once they are a quarter of it.
 
     Raises:
-        TypeError: the model takes no attention of ours.
+        TypeError: the model does not support custom attention.
     """
+    # Prefill: the prompts' keys and values, and the state of the rows.
     (b, limit), device = uniform.shape, uniform.device
-    pace = pace or (CUDA_SCHEDULE if device.type == "cuda" else CPU_SCHEDULE)
+    schedule = schedule or (CUDA_SCHEDULE if device.type == "cuda" else CPU_SCHEDULE)
     logits = logits_of(model)
     group = torch.arange(len(prompts), device=device).repeat_interleave(b // len(prompts))
-    read = prefill(model, prompts)
-    cache = KVCache(read, group, limit - 1)
-    running = _Running(uniform, read.lengths[group])
-    tokens, logp = torch.zeros_like(running.tokens), torch.zeros_like(running.logp)
+    prefilled = prefill(model, prompts)
+    cache = KVCache(prefilled, group, limit - 1)
+    state = _RunningRows(uniform, prefilled.lengths[group])
+    tokens, logp = torch.zeros_like(state.tokens), torch.zeros_like(state.logp)
     lengths = torch.zeros_like(group)
 
     def step(room: int) -> None:
-        last = running.column - 1
-        cache.begin(last, room)
-        token = running.tokens.index_select(1, last)
-        hidden = trunk_states(model, cache.attend, input_ids=token, position_ids=running.start[:, None] + last)
-        running.write(draw, logits(hidden[:, 0]))
+        last = state.column - 1
+        cache.begin_step(last, room)
+        token = state.tokens.index_select(1, last)
+        hidden = trunk_states(model, cache.attend, input_ids=token, position_ids=state.start[:, None] + last)
+        state.append(sample_token, logits(hidden[:, 0]))
 
     def collect(rows: Int[Tensor, " n"], ends: Int[Tensor, " n"], finish: Finish) -> None:
         if len(rows) == 0:
             return
-        to = running.row[rows]
-        tokens[to], logp[to], lengths[to] = running.tokens[rows], running.logp[rows], ends
-        if over:
-            told = zip(to.tolist(), running.tokens[rows].cpu(), ends.tolist(), strict=True)
-            for row, written, n in sorted(told, key=lambda each: each[2]):
-                over(row, written[:n], finish)
+        target = state.row[rows]
+        tokens[target], logp[target], lengths[target] = state.tokens[rows], state.logp[rows], ends
+        if on_finished:
+            finished = zip(target.tolist(), state.tokens[rows].cpu(), ends.tolist(), strict=True)
+            for row, row_tokens, n in sorted(finished, key=lambda item: item[2]):
+                on_finished(row, row_tokens[:n], finish)
 
-    running.write(draw, logits(read.last)[group])
-    del read  # the cache lets go of prompts whose rows have ended
-    looked, room, advance = 0, 0, None
-    for t in range(1, limit + 1):  # how many tokens each row has
-        if t == limit or t % pace.look == 0:
-            collect(*running.stopped(looked, t, end), "stop")
-            looked, going = t, running.going.nonzero().squeeze(1)
+    state.append(sample_token, logits(prefilled.last_hidden)[group])
+    del prefilled  # the cache frees prompts whose rows have finished
+    # Decode: t is the number of tokens that each row has.
+    checked, room, advance = 0, 0, None
+    for t in range(1, limit + 1):
+        # Collect finished rows and, if a quarter has finished, compact the batch.
+        if t == limit or t % schedule.check_every == 0:
+            collect(*state.stopped(checked, t, end), "stop")
+            checked, running = t, state.running.nonzero().squeeze(1)
             if t == limit:
-                collect(going, torch.full_like(going, limit), "length")
-            if t == limit or len(going) == 0:
+                collect(running, torch.full_like(running, limit), "length")
+            if t == limit or len(running) == 0:
                 break
-            if len(going) <= 0.75 * len(running.row):  # what that copies, a smaller batch soon repays
-                running.keep(going)
-                cache.keep(going)
+            if len(running) <= 0.75 * len(state.row):  # a smaller batch soon repays the copies
+                state.keep_rows(running)
+                cache.keep_rows(running)
                 advance = None
-        wide = min(-(-t // pace.room) * pace.room, limit - 1)
+        # The next token of each row.
+        wide = min(-(-t // schedule.room_multiple) * schedule.room_multiple, limit - 1)
         if advance is None or wide != room:
-            room, advance = wide, pace.repeated(partial(step, wide))
+            room, advance = wide, schedule.wrap(partial(step, wide))
         advance()
     beyond = torch.arange(limit, device=device) >= lengths[:, None]
     return tokens.masked_fill_(beyond, 0), logp.masked_fill_(beyond, 0.0), lengths

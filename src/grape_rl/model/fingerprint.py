@@ -1,4 +1,4 @@
-"""What a model is, in a few letters: two models of one fingerprint say the same of every sequence."""
+"""Fingerprints of models: models with equal fingerprints compute the same function."""
 
 import hashlib
 import json
@@ -9,20 +9,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 ORIGIN_KEYS = ("_name_or_path", "transformers_version")
-"""What a configuration tells of where the model came from, and not of what it says."""
+"""Keys of a configuration that describe the model's origin, not its function."""
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """A digest of the model's configuration and of every weight, adapters too, to the bit."""
-    told = {name: value for name, value in model.config.to_dict().items() if name not in ORIGIN_KEYS}
-    whole = hashlib.blake2b(json.dumps(told, sort_keys=True, default=str).encode(), digest_size=16)
-    with ThreadPoolExecutor() as beside:  # a digest of a large buffer leaves the interpreter free
-        for digest in beside.map(_digest, *zip(*model.state_dict().items(), strict=True)):
-            whole.update(digest)
-    return whole.hexdigest()
+    """A digest of the model's configuration and of the bits of every weight, adapters included."""
+    config = {name: value for name, value in model.config.to_dict().items() if name not in ORIGIN_KEYS}
+    total = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
+    with ThreadPoolExecutor() as pool:  # hashing a large buffer releases the interpreter lock
+        for digest in pool.map(_digest, *zip(*model.state_dict().items(), strict=True)):
+            total.update(digest)
+    return total.hexdigest()
 
 
 def _digest(name: str, weight: Tensor) -> bytes:
-    found = hashlib.blake2b(f"{name} {weight.dtype} {tuple(weight.shape)}".encode(), digest_size=16)
-    found.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.digest()
+    digest = hashlib.blake2b(f"{name} {weight.dtype} {tuple(weight.shape)}".encode(), digest_size=16)
+    digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()

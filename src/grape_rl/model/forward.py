@@ -1,4 +1,4 @@
-"""The settings of a forward pass that are no part of the method: micro-batch size, precision, temperature."""
+"""The settings of a forward pass that do not depend on the method: micro-batch size, precision, temperature."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -10,10 +10,10 @@ class ForwardContext:
     """Settings shared by every forward pass of a run.
 
     Attributes:
-        tokens_per_microbatch: the most positions in one forward pass. It trades memory for time and never changes a
-            result.
-        precision: makes the autocast context of one forward pass. It is entered for each pass, because autocast caches
-            its copies of the weights until it is left.
+        tokens_per_microbatch: the maximum number of positions in one forward pass. It trades memory for time and never
+            changes a result.
+        precision: returns the autocast context of one forward pass. Each pass enters a new one, because autocast caches
+            its copies of the weights until the context exits.
         temperature: the logits are divided by it before the softmax.
     """
 

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: what a layer computes is forgotten in the forward pass and computed again in backward."""
+"""Gradient checkpointing: activations of a layer are discarded in forward and recomputed in backward."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,25 +13,28 @@ from grape_rl.model.attention import custom_attention
 
 
 def enable_gradient_checkpointing(model: nn.Module) -> None:
-    """From now on ``recomputing`` forgets what the layers of ``model`` compute. It is one model of transformers.
+    """Make ``recompute_in_backward`` discard the activations of the layers of ``model``, a transformers model.
 
     Raises:
-        ValueError: its layers are not of a kind that can be computed again.
+        ValueError: the model's layers do not support gradient checkpointing.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     if not layers:
-        raise ValueError(f"gradient_checkpointing: the layers of {type(model).__name__} can't be computed again")
-    again = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), custom_attention(model)))
+        raise ValueError(
+            f"gradient_checkpointing: the layers of {type(model).__name__} do not support it; set it to false"
+        )
+    recompute = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), custom_attention(model)))
     for layer in layers:
         layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = again  # pyright: ignore[reportArgumentType]
+        layer._gradient_checkpointing_func = recompute  # pyright: ignore[reportArgumentType]
 
 
 @contextmanager
 def recompute_in_backward(model: nn.Module) -> Iterator[None]:
-    """Within it, layers that are ``checkpointed`` keep only what they read, if a gradient is to be taken at all.
+    """Within this context, layers with gradient checkpointing store only their inputs, if gradients are enabled.
 
-    transformers computes again only what is in training mode; dropout, deeper within, stays off.
+    transformers recomputes only layers in training mode. Their submodules stay in evaluation mode, so dropout stays
+    off.
     """
     layers = [
         layer

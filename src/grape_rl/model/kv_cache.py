@@ -1,4 +1,8 @@
-"""Keys and values of rows that are being written: each prompt's once, and each row's own in room that is there."""
+"""KV cache for sampling: a prompt's keys and values are stored once for all its rows; each row has its own for tokens.
+
+``prefill`` computes the keys and values of the prompts; ``KVCache`` holds them and those of the sampled tokens, and
+computes the attention of each decode step.
+"""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,126 +14,122 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from grape_rl.model.attention import AttentionFunction, trunk_states
+from grape_rl.model.attention import AttentionFunction, AttentionInputs, trunk_states
 from grape_rl.model.cpu_attention import packed_attention
 from grape_rl.model.packing import pack_prompts
 
 PREFILL_TOKENS = 8192
-"""How many positions of prompts are encoded at a time: what their activations hold in memory."""
+"""The number of prompt tokens in one prefill pass, which bounds the memory of its activations."""
 
 
 @dataclass(frozen=True)
 class PrefilledPrompts:
-    """Prompts that a model has read: keys and values of each layer, junk beyond a prompt's length, and the hidden state
-    after each prompt."""
+    """The keys and values of p prompts in each layer, and the hidden state after each prompt.
+
+    Keys and values are padded to the longest prompt; their contents after a prompt's length are arbitrary.
+    """
 
     keys: list[Float[Tensor, "p g l d"]]
     values: list[Float[Tensor, "p g l e"]]
     lengths: Int[Tensor, " p"]
-    last: Float[Tensor, "p m"]
+    last_hidden: Float[Tensor, "p m"]
 
 
-def prefill(
-    model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], positions: int = PREFILL_TOKENS
-) -> PrefilledPrompts:
-    """Each prompt read once, about ``positions`` at a time (or one prompt that is longer).
+def prefill(model: nn.Module, prompts: Sequence[Int[Tensor, " _"]], tokens: int = PREFILL_TOKENS) -> PrefilledPrompts:
+    """The prompts' keys and values, computed in passes of at most ``tokens`` tokens (or of one longer prompt).
 
     Raises:
-        TypeError: the model takes no attention of ours, or has layers that keep something else than keys and values.
+        TypeError: the model does not support custom attention, or has layers whose cache is not keys and values.
     """
     device = prompts[0].device
     sizes = [len(prompt) for prompt in prompts]
-    kept: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
-    last: list[Tensor] = []
-    for batch in _batches(sizes, positions):
-        forest = pack_prompts([prompts[i] for i in batch])
-        attend = partial(_recorded, packed_attention(forest), kept, batch, sizes)
-        hidden = trunk_states(model, attend, input_ids=forest.tokens[None], position_ids=forest.positions[None])
-        last.append(hidden[0, forest.before[:, 0]])
+    recorded: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
+    last_hidden: list[Tensor] = []
+    for batch in _batches(sizes, tokens):
+        packed = pack_prompts([prompts[i] for i in batch])
+        attend = partial(_record, packed_attention(packed), recorded, batch, sizes)
+        hidden = trunk_states(model, attend, input_ids=packed.tokens[None], position_ids=packed.positions[None])
+        last_hidden.append(hidden[0, packed.predictor[:, 0]])
     layers: int = model.config.get_text_config().num_hidden_layers  # pyright: ignore
-    keys, values = kept
+    keys, values = recorded
     if sorted(keys) != list(range(layers)):
         raise TypeError(f"{len(keys)} of its {layers} layers have keys and values of their own")
     return PrefilledPrompts(
         [keys[i] for i in range(layers)],
         [values[i] for i in range(layers)],
         torch.tensor(sizes, device=device),
-        torch.cat(last),
+        torch.cat(last_hidden),
     )
 
 
-def _recorded(
+def _record(
     attend: AttentionFunction,
-    kept: tuple[dict[int, Tensor], dict[int, Tensor]],
+    recorded: tuple[dict[int, Tensor], dict[int, Tensor]],
     batch: range,
     sizes: Sequence[int],
-    layer: int,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *told: Any,
+    inputs: AttentionInputs,
 ) -> Tensor:
-    """What ``attend`` finds; the keys and values of the ``batch`` of prompts are written to what is ``kept``."""
-    for fields, new in zip(kept, (key, value), strict=True):
-        parts = _precise(_rounded(new))[0].split([sizes[i] for i in batch], dim=1)
-        if layer not in fields:
-            fields[layer] = parts[0].new_zeros(len(sizes), len(parts[0]), max(sizes), new.shape[3])
+    """The output of ``attend``; also writes the keys and values of a ``batch`` of prompts to ``recorded``."""
+    for fields, new in zip(recorded, (inputs.key, inputs.value), strict=True):
+        parts = _upcast(_autocast(new))[0].split([sizes[i] for i in batch], dim=1)
+        if inputs.layer not in fields:
+            fields[inputs.layer] = parts[0].new_zeros(len(sizes), len(parts[0]), max(sizes), new.shape[3])
         for i, part in zip(batch, parts, strict=True):
-            fields[layer][i, :, : sizes[i]] = part
-    return attend(layer, query, key, value, *told)
+            fields[inputs.layer][i, :, : sizes[i]] = part
+    return attend(inputs)
 
 
-def _batches(sizes: Sequence[int], positions: int) -> list[range]:
-    """The prompts by number, in their order, in batches of at most ``positions`` (or of one that is longer)."""
-    batches, first, taken = list[range](), 0, 0
+def _batches(sizes: Sequence[int], tokens: int) -> list[range]:
+    """The prompts' numbers, in order, in batches of at most ``tokens`` tokens (or of one longer prompt)."""
+    batches, first, total = list[range](), 0, 0
     for i, size in enumerate(sizes):
-        if i > first and taken + size > positions:
+        if i > first and total + size > tokens:
             batches.append(range(first, i))
-            first, taken = i, 0
-        taken += size
+            first, total = i, 0
+        total += size
     return [*batches, range(first, len(sizes))]
 
 
-def _shares(scores: Float[Tensor, "*q k"], sinks: Float[Tensor, "..."] | None) -> Float[Tensor, "*q k"]:
-    """Softmax of the scores, and of a sink beside them that takes its share and gives nothing."""
+def _weights(scores: Float[Tensor, "*q k"], sinks: Float[Tensor, "..."] | None) -> Float[Tensor, "*q k"]:
+    """The attention weights: softmax of the scores and of a sink, whose own weight is dropped."""
     if sinks is None:
         return scores.softmax(dim=-1)
-    beside = sinks.to(scores).expand(*scores.shape[:-1], 1)
-    return torch.cat([scores, beside], dim=-1).softmax(dim=-1)[..., :-1].contiguous()
+    sink = sinks.to(scores).expand(*scores.shape[:-1], 1)
+    return torch.cat([scores, sink], dim=-1).softmax(dim=-1)[..., :-1].contiguous()
 
 
-def _seen(position: Tensor, other: Tensor, window: int | None) -> Tensor:
-    """Whether ``position`` sees the ``other``: what is no later, and in its window."""
-    seen = other <= position
-    return seen if window is None else seen & (other > position - window)
+def _attends(position: Tensor, key: Tensor, window: int | None) -> Tensor:
+    """True where ``position`` attends to ``key``: one that is not later, and within the window."""
+    mask = key <= position
+    return mask if window is None else mask & (key > position - window)
 
 
-def _rounded(tensor: Tensor) -> Tensor:
-    """As autocast hands it to attention."""
+def _autocast(tensor: Tensor) -> Tensor:
+    """The tensor in autocast's type, as autocast casts the inputs of attention."""
     kind = tensor.device.type
     return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
 
 
-def _precise(tensor: Tensor) -> Tensor:
-    """In a type whose products keep their sums: on CPU, 16 bits are multiplied as float32."""
+def _upcast(tensor: Tensor) -> Tensor:
+    """The tensor in a type whose products accumulate in float32: 16-bit types become float32 on a CPU."""
     return tensor.float() if tensor.device.type == "cpu" and tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 class KVCache:
-    """What a running batch attends to. Each prompt's keys and values are stored and multiplied once for all its rows.
+    """The keys and values of a running batch. Those of a prompt are stored and multiplied once for all its rows.
 
-    Row r answers prompt ``group[r]`` and may write up to ``limit`` tokens. Its queries, keys and values are gathered
-    into slots, prompt by prompt, each with as many as the most that one prompt's rows take; those left over repeat a
-    row. Heads that share a key stand side by side, so that a prompt's rows and heads are one matrix.
+    Row r answers prompt ``group[r]`` and has at most ``limit`` tokens. Rows are gathered into slots, prompt by prompt.
+    Each prompt has as many slots as the largest number of rows of one prompt; unused slots repeat a row. Query heads
+    that share a key head are adjacent, so that the rows and heads of a prompt form one matrix.
     """
 
     def __init__(self, prompts: PrefilledPrompts, group: Int[Tensor, " b"], limit: int) -> None:
         self._prompts, self._limit = prompts, limit
         self._own: dict[int, tuple[Tensor, Tensor]] = {}
-        self._place(group)
+        self._assign_slots(group)
 
-    def _place(self, group: Int[Tensor, " b"]) -> None:
-        """Gives each row a slot."""
+    def _assign_slots(self, group: Int[Tensor, " b"]) -> None:
+        """Assign each row a slot of its prompt."""
         self._group, p = group, len(self._prompts.lengths)
         order = group.argsort(stable=True)
         count = group.bincount(minlength=p)
@@ -140,7 +140,7 @@ class KVCache:
         self._index: dict[int, tuple[Tensor, Tensor]] = {}
 
     def _indices(self, g: int) -> tuple[Int[Tensor, " s"], Int[Tensor, " n"]]:
-        """From rows of ``g`` key heads each to slots (prompt, head, slot), and back."""
+        """The indices from rows with ``g`` key heads each to slots (prompt, head, slot), and back."""
         if g not in self._index:
             head = torch.arange(g, device=self._row.device)
             slots = self._row[:, None] * g + head[:, None]
@@ -148,40 +148,36 @@ class KVCache:
             self._index[g] = slots.flatten(), rows.flatten()
         return self._index[g]
 
-    def begin(self, token: Int[Tensor, "1"], room: int) -> None:
-        """From now on each row's token ``token`` (a number on the device, below ``room``) asks."""
+    def begin_step(self, token: Int[Tensor, "1"], room: int) -> None:
+        """Begin the decode step of each row's token number ``token``, a tensor on the device, less than ``room``."""
         self._token, self._room = token, room
         self._masks: dict[int | None, Tensor] = {}
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "p 1 k"]:
-        """0 where the token sees a position of its prompt or of its row, −inf elsewhere."""
+        """The additive attention mask of the step's token over its prompt and its row: 0 or −inf."""
         if window not in self._masks:
             lengths, longest = self._prompts.lengths[:, None], self._prompts.keys[0].shape[2]
-            before = torch.arange(longest, device=lengths.device)
+            prompt = torch.arange(longest, device=lengths.device)
             own = torch.arange(self._room, device=lengths.device)
-            seen = torch.cat(
+            mask = torch.cat(
                 [
-                    (before < lengths) & _seen(lengths + self._token, before, window),
-                    _seen(self._token, own, window).expand(len(lengths), -1),
+                    (prompt < lengths) & _attends(lengths + self._token, prompt, window),
+                    _attends(self._token, own, window).expand(len(lengths), -1),
                 ],
                 dim=1,
             )
-            self._masks[window] = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -torch.inf)[:, None]
+            self._masks[window] = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)[:, None]
         return self._masks[window]
 
-    def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None,
-        cap: float | None, sinks: Tensor | None = None,
-    ) -> Float[Tensor, "b h 1 e"]:  # fmt: skip
-        """What each row's token finds in its prompt and in its own tokens, itself included: one softmax over both."""
-        query, key, value = (_precise(_rounded(each)) for each in (query, key, value))
-        with _plain(query.device.type):
-            return self._attend(layer, query, key, value, scale, window, cap, sinks)
+    def attend(self, inputs: AttentionInputs) -> Float[Tensor, "b h 1 e"]:
+        """The attention of each row's token to its prompt and to its own tokens, itself included: one softmax."""
+        query, key, value = (_upcast(_autocast(field)) for field in (inputs.query, inputs.key, inputs.value))
+        with _without_autocast(query.device.type):
+            return self._attend(inputs._replace(query=query, key=key, value=value))
 
-    def _attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None,
-        cap: float | None, sinks: Tensor | None,
-    ) -> Tensor:  # fmt: skip
+    def _attend(self, inputs: AttentionInputs) -> Tensor:
+        layer, query, key, value, scale, window, softcap, sinks = inputs
+        # Write the step's keys and values into the rows' own cache.
         (b, h, _, d), (_, g, _, e) = query.shape, value.shape
         slots, rows = self._indices(g)
         s, p = len(slots), len(self._prompts.lengths)
@@ -193,26 +189,29 @@ class KVCache:
         keys, values = self._prompts.keys[layer].flatten(0, 1), self._prompts.values[layer].flatten(0, 1)
         n = keys.shape[1]
 
-        asked = query.reshape(b * g, h // g * d).index_select(0, slots)
+        # Scores over the prompt's n positions, then over the row's own tokens.
+        queries = query.reshape(b * g, h // g * d).index_select(0, slots)
         scores = torch.cat(
             [
-                _scores(asked.view(p * g, -1, d), keys).view(s, h // g, n),
-                _scores(asked.view(s, -1, d), own_keys[:, : self._room]),
+                _scores(queries.view(p * g, -1, d), keys).view(s, h // g, n),
+                _scores(queries.view(s, -1, d), own_keys[:, : self._room]),
             ],
             dim=-1,
         )
-        if cap:
-            scores, scale = (scores * (scale / cap)).tanh(), cap
+        if softcap:
+            scores, scale = (scores * (scale / softcap)).tanh(), softcap
         scores = torch.add(self._mask(window, scores.dtype), scores.view(p, -1, scores.shape[-1]), alpha=scale)
         if sinks is not None:
             sinks = sinks.view(g, 1, h // g, 1).expand(-1, self._width, -1, -1).reshape(-1, 1)
-        share = _shares(scores, sinks).to(value.dtype)
-        found = torch.bmm(share.view(p * g, -1, share.shape[-1])[..., :n], values).view(s, -1, e)
-        found = torch.baddbmm(found, share.view(s, -1, share.shape[-1])[..., n:], own_values[:, : self._room])
-        return found.view(s, h // g * e).index_select(0, rows).view(b, h, 1, e)
 
-    def keep(self, rows: Int[Tensor, " n"]) -> None:
-        """Lets go all other rows, and prompts that no row answers any more."""
+        # One softmax over both, and the weighted sum of both values.
+        weights = _weights(scores, sinks).to(value.dtype)
+        out = torch.bmm(weights.view(p * g, -1, weights.shape[-1])[..., :n], values).view(s, -1, e)
+        out = torch.baddbmm(out, weights.view(s, -1, weights.shape[-1])[..., n:], own_values[:, : self._room])
+        return out.view(s, h // g * e).index_select(0, rows).view(b, h, 1, e)
+
+    def keep_rows(self, rows: Int[Tensor, " n"]) -> None:
+        """Keep only these rows, and only the prompts that they answer."""
         old, slot, width = self._group[rows], self._slot[rows], self._width
         used, group = old.unique(return_inverse=True)
         before, p = self._prompts, len(self._prompts.lengths)
@@ -221,23 +220,23 @@ class KVCache:
                 [keys[used] for keys in before.keys],
                 [values[used] for values in before.values],
                 before.lengths[used],
-                before.last[used],
+                before.last_hidden[used],
             )
-        self._place(group)
-        chosen = (used[:, None], slot[self._row])  # which old slot each new one takes over
-        for layer, kept in self._own.items():
-            new = (each.view(p, -1, width, *each.shape[1:])[chosen[0], :, chosen[1]] for each in kept)
-            keys, values = (each.transpose(1, 2).flatten(0, 2) for each in new)
+        self._assign_slots(group)
+        source = (used[:, None], slot[self._row])  # the old prompt and slot that each new slot takes over
+        for layer, own in self._own.items():
+            slotted = (field.view(p, -1, width, *field.shape[1:])[source[0], :, source[1]] for field in own)
+            keys, values = (field.transpose(1, 2).flatten(0, 2) for field in slotted)
             self._own[layer] = keys, values
 
 
 def _scores(query: Float[Tensor, "n q d"], key: Float[Tensor, "n k d"]) -> Float[Tensor, "n q k"]:
-    """q · kᵀ, of 16 bits summed and kept in float32."""
+    """q · kᵀ; of 16-bit types, accumulated and returned in float32."""
     if query.dtype in (torch.bfloat16, torch.float16):
         return torch.bmm(query, key.transpose(1, 2), out_dtype=torch.float32)
     return torch.bmm(query, key.transpose(1, 2))
 
 
-def _plain(kind: str) -> AbstractContextManager[Any]:
-    """Without autocast, which would round what is precise."""
+def _without_autocast(kind: str) -> AbstractContextManager[Any]:
+    """A context without autocast, which would round the upcast tensors again."""
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

@@ -1,8 +1,8 @@
-"""The head: from hidden states to the log-probability of the chosen token and the entropy of the choice.
+"""Fused LM head: from hidden states to token log-probabilities and entropies, without materializing all logits.
 
-The logits of all tokens never exist at once. A tile of them (all tokens x some of the vocabulary) is made, summed up,
-and forgotten, as small as the processor's cache; in backward it is made again. That is a third more products, and takes
-less time than to write it to memory and read it back.
+The vocabulary is processed in tiles, as in a chunked or fused linear cross-entropy. A tile of logits (all tokens x a
+part of the vocabulary) is computed, reduced and discarded, and computed again in backward. On a CPU, a tile fits into
+the cache. Recomputation costs a third more products, but less time than writing the logits to memory and reading them.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from grape_rl.model.onednn_linear import matmul_nt, padding_multiple
 
 TILE = 2**21
-"""The most logits that exist at once on a CPU: 8 MiB in float32, which a cache can hold."""
+"""The maximum number of logits that exist at once on a CPU: 8 MiB in float32, which fits into a cache."""
 
 ACCELERATOR_TILE = 2**26
-"""The same elsewhere: large enough that a tile is worth the calls it takes."""
+"""The maximum on other devices: large enough to amortize the kernel launches of a tile."""
 
 LogitsFunction = Callable[[Float[Tensor, "n d"]], Float[Tensor, "n v"]]
 
 
 @dataclass(frozen=True)
 class LMHead:
-    """A model's last step: logits = capped(scale · (hidden · weightᵀ + bias)), capped(z) = cap · tanh(z / cap)."""
+    """A model's output layer: logits = capped(scale · (hidden · weightᵀ + bias)), capped(z) = cap · tanh(z / cap)."""
 
     weight: Float[Tensor, "v d"]
     bias: Float[Tensor, " v"] | None = None
@@ -35,28 +35,28 @@ class LMHead:
 
 
 def lm_head_of(model: nn.Module) -> LMHead:
-    """The head that ``model`` itself applies. One that is adapted is its weight and the adapters' in one.
+    """The LM head of ``model``. If it has an adapter, the weight includes the adapter's.
 
     Raises:
         ValueError: the model has no output embeddings, so it is not a causal language model.
     """
-    layer, scale, cap = _layer(model)
+    layer, scale, cap = _output_layer(model)
     if isinstance(layer, nn.Linear):
         return LMHead(layer.weight, layer.bias, scale, cap)
-    # What else maps hidden states to logits is linear too: readied's probe would not pass otherwise.
-    at = next(layer.parameters())
+    # Any other layer is linear too, since the probe in prepare_model fails otherwise.
+    weight = next(layer.parameters())
     width = model.config.get_text_config().hidden_size  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-    bias = layer(torch.zeros(1, width, dtype=at.dtype, device=at.device))
-    return LMHead((layer(torch.eye(width, dtype=at.dtype, device=at.device)) - bias).t(), bias[0], scale, cap)
+    bias = layer(torch.zeros(1, width, dtype=weight.dtype, device=weight.device))
+    return LMHead((layer(torch.eye(width, dtype=weight.dtype, device=weight.device)) - bias).t(), bias[0], scale, cap)
 
 
 def logits_of(model: nn.Module) -> LogitsFunction:
-    """The map from hidden states to logits that ``model`` itself applies, its scaling and soft-capping included.
+    """The function from hidden states to logits that ``model`` applies, with its scaling and soft cap.
 
     Raises:
         ValueError: the model has no output embeddings, so it is not a causal language model.
     """
-    layer, scale, cap = _layer(model)
+    layer, scale, cap = _output_layer(model)
 
     def logits(hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
         out = layer(hidden).float() if hidden.dtype in (torch.float16, torch.bfloat16) else layer(hidden)
@@ -66,10 +66,11 @@ def logits_of(model: nn.Module) -> LogitsFunction:
     return logits
 
 
-def _layer(model: nn.Module) -> tuple[nn.Module, float, float | None]:
+def _output_layer(model: nn.Module) -> tuple[nn.Module, float, float | None]:
+    """The output layer, the scale of its logits, and their soft cap."""
     layer = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
     if layer is None:
-        raise ValueError(f"{type(model).__name__} has no output embeddings: a causal language model is needed")
+        raise ValueError(f"{type(model).__name__} has no output embeddings; use a causal language model")
     config = model.config.get_text_config()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     return layer, scale, getattr(config, "final_logit_softcapping", None) or None
@@ -82,41 +83,34 @@ def token_logprobs(
 
     logp = log softmax(logits / temperature)[tokens];  entropy = −Σ_v p_v log p_v, in nats.
 
-    At most ``tile`` logits exist at once (0: as many as suit the device), however many tokens there are. Under autocast
-    products are taken in its type, and all else in float32.
+    At most ``tile`` logits exist at once (0: the device's default), regardless of the number of tokens. Under autocast,
+    products use its type, and everything else float32.
     """
     tile = tile or (TILE if hidden.device.type == "cpu" else ACCELERATOR_TILE)
+    tiling = _Tiling(temperature, head.scale, head.cap, _product_type(hidden, head.weight), tile)
     n = len(tokens)
-    more = -n % padding_multiple(n) if hidden.device.type == "cpu" else 0
-    hidden, tokens = nn.functional.pad(hidden, (0, 0, 0, more)), nn.functional.pad(tokens, (0, more))
+    padding = -n % padding_multiple(n) if hidden.device.type == "cpu" else 0
+    hidden, tokens = nn.functional.pad(hidden, (0, 0, 0, padding)), nn.functional.pad(tokens, (0, padding))
     parts = [
-        _Chosen.apply(rows, head.weight, head.bias, of_rows, temperature, head.scale, head.cap, tile)
-        for rows, of_rows in zip(hidden.split(max(1, tile // 64)), tokens.split(max(1, tile // 64)), strict=True)
+        _TokenLogprobs.apply(rows, head.weight, head.bias, row_tokens, tiling)
+        for rows, row_tokens in zip(hidden.split(max(1, tile // 64)), tokens.split(max(1, tile // 64)), strict=True)
     ]
     logp, entropy = zip(*parts, strict=True)  # pyright: ignore[reportArgumentType]
     return torch.cat(logp)[:n], torch.cat(entropy)[:n]
 
 
-class _Chosen(torch.autograd.Function):
-    """log softmax and entropy by sums over tiles of the vocabulary, and their gradients by the same tiles made again.
+class _TokenLogprobs(torch.autograd.Function):
+    """Log-softmax and entropy as sums over tiles of the vocabulary, and their gradients over the recomputed tiles.
 
     In backward ∂logp/∂z = 1[v = token] − p and ∂H/∂z = −p (log p + H), z the logits over the temperature.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        tokens: Tensor,
-        temperature: float,
-        scale: float,
-        cap: float | None,
-        tile: int,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, tiling: "_Tiling"
     ) -> tuple[Tensor, Tensor]:
-        ctx.shape = shape = _Shape(temperature, scale, cap, _product_type(hidden, weight), tile)
-        top, total, first, chosen = _sums(shape, hidden, weight, bias, tokens)
+        ctx.tiling = tiling
+        top, total, first, chosen = _sums(tiling, hidden, weight, bias, tokens)
         norm, entropy = top + total.log(), total.log() - first / total
         ctx.save_for_backward(hidden, weight, bias, tokens, norm, entropy)
         ctx.set_materialize_grads(False)
@@ -124,55 +118,57 @@ class _Chosen(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # p is no function of the logits to autograd: the result would be wrong in silence
-            raise RuntimeError("log-probabilities can be differentiated once only (create_graph=True was asked for)")
+        if torch.is_grad_enabled():  # p is no function of the logits to autograd: the result would be silently wrong
+            raise RuntimeError("log-probabilities can be differentiated once only (create_graph=True was requested)")
         hidden, weight, bias, tokens, norm, entropy = ctx.saved_tensors
-        (of_logp, of_entropy), needs, shape = grads, ctx.needs_input_grad, ctx.shape
-        if of_logp is None and of_entropy is None:
-            return (None,) * 8
-        typed = hidden.to(shape.type)
-        of_hidden = torch.zeros_like(hidden, dtype=norm.dtype) if needs[0] else None
-        of_weight = torch.empty_like(weight) if needs[1] else None
-        of_bias = torch.empty_like(bias) if needs[2] else None
-        for part, z in shape.tiles(hidden, weight, bias):
-            slope = shape.slope(z)
+        (grad_logp, grad_entropy), needs, tiling = grads, ctx.needs_input_grad, ctx.tiling
+        if grad_logp is None and grad_entropy is None:
+            return (None,) * 5
+        typed = hidden.to(tiling.type)
+        grad_hidden = torch.zeros_like(hidden, dtype=norm.dtype) if needs[0] else None
+        grad_weight = torch.empty_like(weight) if needs[1] else None
+        grad_bias = torch.empty_like(bias) if needs[2] else None
+        for part, z in tiling.tiles(hidden, weight, bias):
+            # g, the gradient by this tile's logits, in place.
+            slope = tiling.slope(z)
             z = _finite(z, bias).sub_(norm[:, None])
             p = z.exp()
-            if of_entropy is None:
-                g = p.mul_(-of_logp[:, None])  # pyright: ignore[reportOptionalSubscript]
+            if grad_entropy is None:
+                g = p.mul_(-grad_logp[:, None])  # pyright: ignore[reportOptionalSubscript]
             else:
-                g = z.add_(entropy[:, None]).mul_(-of_entropy[:, None])
-                g = (g if of_logp is None else g.sub_(of_logp[:, None])).mul_(p)
-            if of_logp is not None:
+                g = z.add_(entropy[:, None]).mul_(-grad_entropy[:, None])
+                g = (g if grad_logp is None else g.sub_(grad_logp[:, None])).mul_(p)
+            if grad_logp is not None:
                 inside, column = _columns(tokens, part)
-                g.scatter_add_(1, column, (of_logp * inside)[:, None])
-            g = (g if slope is None else g.mul_(slope)).to(shape.type)
-            if of_hidden is not None:
-                of_hidden += matmul_nt(g, weight[part].to(shape.type).t())
-            if of_weight is not None:
-                of_weight[part] = matmul_nt(g.t(), typed.t())
-            if of_bias is not None:
-                of_bias[part] = g.sum(dim=0)
-        found, factor = (of_hidden, of_weight, of_bias), shape.scale / shape.temperature
+                g.scatter_add_(1, column, (grad_logp * inside)[:, None])
+            g = (g if slope is None else g.mul_(slope)).to(tiling.type)
+            # Its contributions to the gradients of the inputs.
+            if grad_hidden is not None:
+                grad_hidden += matmul_nt(g, weight[part].to(tiling.type).t())
+            if grad_weight is not None:
+                grad_weight[part] = matmul_nt(g.t(), typed.t())
+            if grad_bias is not None:
+                grad_bias[part] = g.sum(dim=0)
+        gradients, factor = (grad_hidden, grad_weight, grad_bias), tiling.scale / tiling.temperature
         if factor != 1.0:
-            found = tuple(None if field is None else field.mul_(factor) for field in found)
-        return None if found[0] is None else found[0].to(hidden.dtype), *found[1:], *(None,) * 5
+            gradients = tuple(None if field is None else field.mul_(factor) for field in gradients)
+        return None if gradients[0] is None else gradients[0].to(hidden.dtype), *gradients[1:], None, None
 
 
 def _sums(
-    shape: "_Shape", hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor
+    tiling: "_Tiling", hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each token's logits z: top = max z, total = Σ e^(z − top), Σ (z − top) e^(z − top), and its own z."""
+    """For each token's logits z: top = max z, total = Σ e^(z − top), Σ (z − top) e^(z − top), and the token's own z."""
     n = len(tokens)
-    total, first, chosen = (torch.zeros(n, dtype=shape.sum_type, device=tokens.device) for _ in range(3))
-    top = torch.full_like(total, torch.finfo(shape.sum_type).min)
-    for part, z in shape.tiles(hidden, weight, bias):
+    total, first, chosen = (torch.zeros(n, dtype=tiling.sum_type, device=tokens.device) for _ in range(3))
+    top = torch.full_like(total, torch.finfo(tiling.sum_type).min)
+    for part, z in tiling.tiles(hidden, weight, bias):
         inside, column = _columns(tokens, part)
         chosen = torch.where(inside, z.gather(1, column)[:, 0], chosen)
         highest = torch.maximum(top, _finite(z, bias).amax(dim=1))
         z -= highest[:, None]
         e = z.exp()
-        shift = (top - highest).clamp_(min=-1e4)  # e^-10000 is 0, and 0 times what is finite is 0
+        shift = (top - highest).clamp_(min=-1e4)  # e^-10000 is 0, and 0 times a finite number is 0
         first = shift.exp() * (first + shift * total) + torch.linalg.vecdot(e, z)
         total = shift.exp() * total + e.sum(dim=1)
         top = highest
@@ -180,16 +176,16 @@ def _sums(
 
 
 def _columns(tokens: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-    """Which tokens are in a slice of the vocabulary, and the column there of each; of the others, any column.
+    """True for tokens in a slice of the vocabulary, and each token's column in the slice; any column for other tokens.
 
-    Nothing of it is read on the host, which a device need not wait for then.
+    The host reads no value, so that it does not wait for the device.
     """
     inside = (tokens >= part.start) & (tokens < part.stop)
     return inside, (tokens - part.start).clamp(0, part.stop - part.start - 1)[:, None]
 
 
 def _finite(z: Tensor, bias: Tensor | None) -> Tensor:
-    """The same with the least number for −inf, in place: p is 0 by either, but 0 · −inf would be NaN.
+    """The logits with −inf replaced by the least finite number, in place: p is 0 for both, but 0 · −inf is NaN.
 
     Only a bias can rule a token out.
     """
@@ -197,7 +193,7 @@ def _finite(z: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _product_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """The type that the products are taken in: autocast's where it is on."""
+    """The type of the products: autocast's if it is enabled."""
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind) and weight.dtype == torch.float32:
         return torch.get_autocast_dtype(kind)
@@ -205,8 +201,8 @@ def _product_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class _Shape:
-    """How hidden states become logits over the temperature, and how many of these at once."""
+class _Tiling:
+    """The map from hidden states to logits over the temperature, and the number of logits in a tile."""
 
     temperature: float
     scale: float
@@ -216,11 +212,11 @@ class _Shape:
 
     @property
     def sum_type(self) -> torch.dtype:
-        """The type of logits and of what is summed over them: float32, or more where the products have more."""
+        """The type of the logits and of sums over them: float32, or the products' type if that is wider."""
         return torch.promote_types(self.type, torch.float32)
 
     def tiles(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of the vocabulary, and the logits over the temperature of all tokens there, free to be written to."""
+        """Slices of the vocabulary, and all tokens' logits over the temperature there, which may be overwritten."""
         typed, width = hidden.to(self.type), max(1, self.tile // max(1, len(hidden)))
         factor = self.scale / (self.cap or self.temperature)
         for start in range(0, len(weight), width):
@@ -231,5 +227,5 @@ class _Shape:
             yield part, z.tanh_().mul_(self.cap / self.temperature) if self.cap else z
 
     def slope(self, z: Tensor) -> Tensor | None:
-        """What a cap makes of the gradient: 1 − tanh²; None without one."""
+        """The derivative of the soft cap, 1 − tanh²; None without a cap."""
         return None if self.cap is None else 1 - (z * (self.temperature / self.cap)).square_()

@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): matrices beside a model's own, which alone are trained.
+"""LoRA adapters (arXiv 2106.09685): low-rank matrices added to a model's linear layers; only they are trained.
 
-An adapted layer computes ``W x + (alpha / rank) B A x``; B starts at 0, so that a fresh adapter changes no bit. The
-model stays the class that it was: whatever runs it need not know.
+A layer with an adapter computes ``W x + (alpha / rank) B A x``. B is initialized to 0, so that a new adapter does not
+change the output by a bit. The model keeps its class, so code that runs it needs no change.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,21 +21,21 @@ _FILE, _PREFIX = "adapter_model.safetensors", "base_model.model."
 
 
 def add_adapters(model: PreTrainedModel, rank: int, alpha: float, targets: Sequence[str], seed: int) -> PreTrainedModel:
-    """The model with an adapter on each linear layer that ``targets`` names, and its own weights fixed: in place.
+    """Add an adapter to each linear layer that matches ``targets``, in place, and freeze the model's own weights.
 
-    A target is the last part of a layer's name or more of its end (``q_proj``, ``self_attn.q_proj``). Without any,
-    every linear layer but the head gets one. The same ``seed`` gives the same adapters.
+    A target is the end of a layer's name, such as ``q_proj`` or ``self_attn.q_proj``. Without targets, every linear
+    layer except the LM head gets an adapter. The same ``seed`` gives the same adapters.
 
     Raises:
-        ValueError: peft is not installed, or a target names no linear layer (the head counts as none).
+        ValueError: peft is not installed, or a target matches no linear layer (the LM head does not count).
     """
     peft = _peft()
     linear = adaptable_layers(model)
-    named = resolve_targets(linear, targets)
+    target_modules = resolve_targets(linear, targets)
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=alpha,
-        target_modules=named,
+        target_modules=target_modules,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),
         base_model_name_or_path=model.config.name_or_path or None,
         task_type="CAUSAL_LM",
@@ -47,7 +47,7 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float, targets: Seque
 
 
 def adaptable_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The layers that can get an adapter, by name: all that are linear, but the head."""
+    """The layers that can get an adapter, by name: all linear layers except the LM head."""
     head = model.get_output_embeddings()
     return {
         name: layer
@@ -57,33 +57,33 @@ def adaptable_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 def resolve_targets(linear: Mapping[str, nn.Module], targets: Sequence[str]) -> list[str]:
-    """The ends of the names of the layers that get an adapter: those asked for, or else the last part of every name.
+    """The name endings of the layers that get an adapter: ``targets``, or else the last part of every layer's name.
 
     Raises:
-        ValueError: a target is the end of no layer's name.
+        ValueError: a target matches no layer.
     """
     last = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
     for target in targets:
         if not any(f".{name}".endswith(f".{target}") for name in linear):
-            raise ValueError(f"model.lora.targets: no linear layer is called {target!r}; there are {', '.join(last)}")
+            raise ValueError(f"model.lora.targets: no linear layer is named {target!r}; choose from {', '.join(last)}")
     return list(targets) or last
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Whether the model has adapters."""
+    """True if the model has adapters."""
     return hasattr(model, "peft_config")
 
 
 def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
-    """The same policy as a plain model, the adapters added to the weights; all other weights are shared with it.
+    """A plain model with the adapters merged into the weights; it shares all other weights with ``model``.
 
-    Its log-probabilities are the adapted model's up to rounding.
+    Its log-probabilities equal those of ``model`` up to rounding.
     """
     out = copy_sharing_frozen(model)
     for name, layer in list(out.named_modules()):
         if hasattr(layer, "get_delta_weight"):
             base: Any = layer.get_base_layer()  # pyright: ignore[reportCallIssue]
-            with torch.no_grad():  # a new tensor: the old one is also the adapted model's
+            with torch.no_grad():  # a new tensor, since ``model`` still uses the old one
                 base.weight = nn.Parameter(base.weight + layer.get_delta_weight("default"), requires_grad=False)  # pyright: ignore[reportCallIssue]
             out.set_submodule(name, base)
     del out.peft_config
@@ -91,7 +91,7 @@ def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def save_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Write the adapters into ``folder`` as peft and vLLM read them."""
+    """Save the adapters to ``folder`` in the format of peft and vLLM."""
     folder.mkdir()
     config: Any = model.peft_config
     config["default"].save_pretrained(folder)
@@ -100,15 +100,15 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Another model with the same weights, shared, and the adapters that ``save_adapter`` wrote, to the same bits.
+    """A copy of the model with the bit-identical adapters that ``save_adapter`` wrote; it shares all other weights.
 
     Raises:
-        ValueError: the folder's adapters are not for the layers of the model.
+        ValueError: the saved adapters belong to other layers than the model's adapters.
     """
     out = copy_sharing_frozen(model)
     state = {name.removeprefix(_PREFIX): value for name, value in load_file(folder / _FILE).items()}
     if state.keys() != _peft().get_peft_model_state_dict(out).keys():
-        raise ValueError(f"{folder}: its adapters are not on the same layers as the model's")
+        raise ValueError(f"{folder}: its adapters belong to other layers than the model's; check model.lora.targets")
     _peft().set_peft_model_state_dict(out, state)
     return out
 

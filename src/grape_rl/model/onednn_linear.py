@@ -1,7 +1,7 @@
-"""Linear layers in float32 on CPUs with AVX-512: the same product, by the library that uses all of the processor.
+"""Float32 linear layers by oneDNN on CPUs with AVX-512, where it is faster than torch's default, MKL.
 
-torch multiplies float32 matrices by MKL, which on other processors than its maker's stays with instructions half as
-wide; oneDNN, which torch has aboard too, does not. Both round to float32 in every step, in another order.
+MKL uses AVX-512 only on Intel processors; oneDNN, which is also part of torch, uses it on others too. Both round to
+float32 in every operation, but in a different order.
 """
 
 from typing import Any
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 ONEDNN_IS_FASTER = ONEDNN is not None and "AVX512" in torch.backends.cpu.get_cpu_capability()
-"""Whether the product by oneDNN is there, and the processor has what makes it faster."""
+"""True if torch has oneDNN's linear product and the processor has AVX-512."""
 
 
 MIN_MULTIPLICATIONS = 2**21
-"""From how many multiplications on oneDNN is the faster one: a call of it costs some 20 µs."""
+"""The size of a product from which oneDNN is faster: one call of it takes about 20 µs."""
 
 
 def uses_onednn(*fields: Tensor) -> bool:
-    """Whether products of these are to be taken by oneDNN: float32 on a wide CPU, and nothing casts them."""
+    """True if products of these tensors should use oneDNN: float32 on a CPU with AVX-512, without autocast."""
     return (
         ONEDNN_IS_FASTER
         and all(field.dtype == torch.float32 and field.device.type == "cpu" for field in fields)
@@ -29,24 +29,24 @@ def uses_onednn(*fields: Tensor) -> bool:
 
 
 def matmul_nt(x: Float[Tensor, "n k"], weight: Float[Tensor, "m k"]) -> Float[Tensor, "n m"]:
-    """x · weightᵀ, without a graph. Either may lie in memory transposed."""
+    """x · weightᵀ, without a graph. Both may be transposed in memory."""
     return ONEDNN(x, weight, None, "none", [], "") if uses_onednn(x, weight) else x @ weight.t()
 
 
 def padding_multiple(n: int) -> int:
-    """What sizes of about ``n`` rows are rounded up to a multiple of: one of 16 between two powers of 2.
+    """The multiple to which n rows are rounded up: a sixteenth of the power of 2 below n, so 16 sizes per power of 2.
 
-    oneDNN makes a program for each shape that it multiplies, and keeps it. Of a new shape in each micro-batch it would
-    make, and keep, thousands.
+    oneDNN compiles and caches a kernel for each shape. If every micro-batch had a new shape, it would compile and cache
+    thousands.
 
-    >>> [n + -n % granule(n) for n in (20, 100, 1000)]
+    >>> [n + -n % padding_multiple(n) for n in (20, 100, 1000)]
     [20, 100, 1024]
     """
     return 2 ** max(0, n.bit_length() - 5)
 
 
 class _Linear(torch.autograd.Function):
-    """x · weightᵀ + bias, and its gradients by the same product: each is differentiable again."""
+    """x · weightᵀ + bias by oneDNN. Its gradients are products of the same kind, so they are differentiable too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -56,16 +56,16 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (g,), (x, weight) = grads, ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         return (
-            _Linear.apply(g, weight.t(), None) if of_x else None,
-            _Linear.apply(g.t(), x.t(), None) if of_weight else None,
-            g.sum(dim=0) if of_bias else None,
+            _Linear.apply(g, weight.t(), None) if needs_x else None,
+            _Linear.apply(g.t(), x.t(), None) if needs_weight else None,
+            g.sum(dim=0) if needs_bias else None,
         )
 
 
 class OneDNNLinear(nn.Linear):
-    """A linear layer that multiplies by oneDNN where that suits, and as any other where it does not."""
+    """A linear layer that uses oneDNN for products that it is faster for, and torch's default otherwise."""
 
     def forward(self, input: Float[Tensor, "*b k"]) -> Float[Tensor, "*b m"]:
         """input · weightᵀ + bias."""
@@ -80,7 +80,10 @@ class OneDNNLinear(nn.Linear):
 
 
 def use_onednn_linear(model: nn.Module) -> None:
-    """Make the model's linear layers wide ones, where the machine gains by it. Names and weights stay as they are."""
+    """Replace the class of the model's linear layers by ``OneDNNLinear``, if that is faster on this machine.
+
+    Parameters and their names stay the same.
+    """
     if ONEDNN_IS_FASTER:
         for module in model.modules():
             if type(module) is nn.Linear:

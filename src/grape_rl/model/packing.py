@@ -1,7 +1,8 @@
-"""Sequences laid in one row without padding, each prompt that several responses share standing there once.
+"""Packing: sequences in one row without padding. A prompt shared by several responses is stored once.
 
-A *stem* is read from its start: a prompt, or a prompt with its only response. A *branch* goes on from a stem: one of
-several responses to a prompt. Stems come first, then branches, in the order of their stems.
+With shared-prefix packing, a row has two kinds of segments. A *prefix* starts at position 0: a prompt shared by several
+responses, or a prompt with its only response. A *suffix* continues a prefix: one of several responses to a prompt. All
+prefixes come first, then all suffixes, in the order of their prefixes.
 """
 
 from collections.abc import Sequence
@@ -18,111 +19,120 @@ from grape_rl.types import Sequences
 
 @dataclass(frozen=True)
 class PackedSequences:
-    """A row of tokens with their positions, and where each sequence stands in it.
+    """A row of tokens with their positions, and the layout of its segments.
 
-    ``stems`` and ``branches`` are lengths; branch i goes on from stem ``parent[i]``, and no stem's branches stand
-    apart. ``before[i, t]`` is the place in the row that the choice of ``tokens[i, t]`` was made at; where nothing of a
-    row's tokens is read, any place.
+    Attributes:
+        tokens: all segments, concatenated.
+        positions: the position of each token in its own sequence.
+        prefix_lengths: the lengths of the prefixes.
+        suffix_lengths: the lengths of the suffixes.
+        parent: the number of the prefix that each suffix continues. The suffixes of a prefix are adjacent.
+        predictor: the index into the row of the token whose hidden state predicts ``tokens[i, t]`` of the unpacked
+            sequences; an arbitrary index after the last masked token of sequence i.
     """
 
     tokens: Int[Tensor, " n"]
     positions: Int[Tensor, " n"]
-    stems: tuple[int, ...]
-    branches: tuple[int, ...]
+    prefix_lengths: tuple[int, ...]
+    suffix_lengths: tuple[int, ...]
     parent: tuple[int, ...]
-    before: Int[Tensor, "b t"]
+    predictor: Int[Tensor, "b t"]
 
     @property
-    def longest(self) -> int:
-        """The length of the longest sequence, a branch's with its stem."""
-        return max([*self.stems, *(self.stems[p] + n for p, n in zip(self.parent, self.branches, strict=True))])
+    def max_length(self) -> int:
+        """The length of the longest sequence; a suffix counts with its prefix."""
+        continued = (self.prefix_lengths[p] + n for p, n in zip(self.parent, self.suffix_lengths, strict=True))
+        return max([*self.prefix_lengths, *continued])
 
 
 def pack_prompts(prompts: Sequence[Int[Tensor, " _"]]) -> PackedSequences:
-    """Prompts alone as one row: a stem each."""
-    nothing = torch.zeros(len(prompts), 1, dtype=torch.long, device=prompts[0].device)
-    return pack(Sequences(tuple(prompts), nothing, nothing == 0, torch.arange(len(prompts))))
+    """Prompts without responses in one row, one prefix per prompt."""
+    dummy = torch.zeros(len(prompts), 1, dtype=torch.long, device=prompts[0].device)
+    return pack(Sequences(tuple(prompts), dummy, dummy == 0, torch.arange(len(prompts))))
 
 
-def pack(sequences: Sequences, apart: bool = False) -> PackedSequences:
-    """The sequences as one row, each read up to its last masked token but one: the last is chosen and never read.
+def pack(sequences: Sequences, share_prompts: bool = True) -> PackedSequences:
+    """The sequences in one row. Each ends before its last masked token, which is predicted but never read.
 
-    ``apart`` gives each row its prompt for itself, the rows in their order.
+    With ``share_prompts`` False, each sequence has its own copy of the prompt, and the sequences keep their order.
     """
+    # The tokens of each response that are read, and the sequences that share a segment for their prompt.
     group = sequences.group.tolist()
     ends = [max(1, n) for n in row_lengths(sequences.mask).tolist()]
-    read = [y[: n - 1] for y, n in zip(sequences.tokens, ends, strict=True)]
-    rows: list[list[int]] = [[i] for i in range(len(group))]
-    if not apart:
-        of_prompt: dict[int, list[int]] = {}
+    responses = [y[: n - 1] for y, n in zip(sequences.tokens, ends, strict=True)]
+    sharing: list[list[int]] = [[i] for i in range(len(group))]
+    if share_prompts:
+        members_of: dict[int, list[int]] = {}
         for i, g in enumerate(group):
-            of_prompt.setdefault(g, []).append(i)
-        rows = [of_prompt[g] for g in sorted(of_prompt)]
-    stems, branches, parent = list[Tensor](), list[Tensor](), list[int]()
-    start, first = [0] * len(group), [0] * len(group)  # where the prompt's last token stands, and the first one read
-    at = 0
-    for members in rows:
+            members_of.setdefault(g, []).append(i)
+        sharing = [members_of[g] for g in sorted(members_of)]
+    # Prefixes, then suffixes; for each sequence the row's index of its prompt's last and its response's first token.
+    prefixes, suffixes, parent = list[Tensor](), list[Tensor](), list[int]()
+    prompt_end, response_start = [0] * len(group), [0] * len(group)
+    offset = 0
+    for members in sharing:
         prompt = sequences.prompts[group[members[0]]]
-        stem = torch.cat([prompt, read[members[0]]]) if len(members) == 1 else prompt
+        prefix = torch.cat([prompt, responses[members[0]]]) if len(members) == 1 else prompt
         for i in members:
-            start[i], first[i] = at + len(prompt) - 1, at + len(prompt)
-        at += len(stem)
-        stems.append(stem)
-    for s, members in enumerate(rows):
+            prompt_end[i], response_start[i] = offset + len(prompt) - 1, offset + len(prompt)
+        offset += len(prefix)
+        prefixes.append(prefix)
+    for p, members in enumerate(sharing):
         for i in members if len(members) > 1 else ():
-            first[i] = at
-            if len(read[i]):
-                branches.append(read[i])
-                parent.append(s)
-                at += len(read[i])
-    begins = [0] * len(stems) + [len(stems[p]) for p in parent]
+            response_start[i] = offset
+            if len(responses[i]):
+                suffixes.append(responses[i])
+                parent.append(p)
+                offset += len(responses[i])
+    # Positions within each sequence, and the index of each token's predictor.
+    begins = [0] * len(prefixes) + [len(prefixes[p]) for p in parent]
     device, t = sequences.tokens.device, sequences.tokens.shape[1]
-    places = torch.cat([torch.arange(b, b + len(x)) for b, x in zip(begins, [*stems, *branches], strict=True)])
+    positions = torch.cat([torch.arange(b, b + len(x)) for b, x in zip(begins, [*prefixes, *suffixes], strict=True)])
     column = torch.arange(-1, t - 1)
-    before = (torch.tensor(first)[:, None] + column).clamp(max=at - 1)
-    before[:, 0] = torch.tensor(start)
+    predictor = (torch.tensor(response_start)[:, None] + column).clamp(max=offset - 1)
+    predictor[:, 0] = torch.tensor(prompt_end)
     return PackedSequences(
-        torch.cat([*stems, *branches]),
-        places.to(device),
-        tuple(len(x) for x in stems),
-        tuple(len(x) for x in branches),
+        torch.cat([*prefixes, *suffixes]),
+        positions.to(device),
+        tuple(len(x) for x in prefixes),
+        tuple(len(x) for x in suffixes),
         tuple(parent),
-        before.to(device),
+        predictor.to(device),
     )
 
 
-def pad_to_multiple(forest: PackedSequences) -> PackedSequences:
-    """The forest with one more stem of junk, where it takes that to be a multiple of its ``granule``.
+def pad_to_multiple(packed: PackedSequences) -> PackedSequences:
+    """The row padded to a multiple of its ``padding_multiple`` by one more prefix of zeros.
 
-    >>> rounded(forest_of([torch.zeros(70, dtype=torch.long)])).stems
+    >>> pad_to_multiple(pack_prompts([torch.zeros(70, dtype=torch.long)])).prefix_lengths
     (70, 2)
     """
-    n = len(forest.tokens)
-    more = -n % padding_multiple(n)
-    if not more:
-        return forest
-    junk = torch.arange(more, device=forest.tokens.device)
-    at = sum(forest.stems)
+    n = len(packed.tokens)
+    padding = -n % padding_multiple(n)
+    if not padding:
+        return packed
+    positions = torch.arange(padding, device=packed.tokens.device)
+    end = sum(packed.prefix_lengths)
     return replace(
-        forest,
-        tokens=torch.cat([forest.tokens[:at], torch.zeros_like(junk), forest.tokens[at:]]),
-        positions=torch.cat([forest.positions[:at], junk, forest.positions[at:]]),
-        stems=(*forest.stems, more),
-        before=forest.before + more * (forest.before >= at),
+        packed,
+        tokens=torch.cat([packed.tokens[:end], torch.zeros_like(positions), packed.tokens[end:]]),
+        positions=torch.cat([packed.positions[:end], positions, packed.positions[end:]]),
+        prefix_lengths=(*packed.prefix_lengths, padding),
+        predictor=packed.predictor + padding * (packed.predictor >= end),
     )
 
 
-def spans(sizes: tuple[int, ...], start: int = 0) -> list[slice]:
-    """Where pieces of these sizes lie, one behind the other.
+def spans(lengths: tuple[int, ...], start: int = 0) -> list[slice]:
+    """The slices of consecutive segments of these lengths.
 
     >>> spans((2, 3), start=1)
     [slice(1, 3, None), slice(3, 6, None)]
     """
-    ends = list(accumulate(sizes, initial=start))
+    ends = list(accumulate(lengths, initial=start))
     return [slice(a, b) for a, b in pairwise(ends)]
 
 
 def row_lengths(mask: Bool[Tensor, "b t"]) -> Int[Tensor, " b"]:
-    """How many columns of each row matter: up to its last masked token, since later ones can't change a loss."""
+    """The length of each row up to its last masked token; later tokens cannot change a loss."""
     columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     return (mask * columns).amax(dim=1)

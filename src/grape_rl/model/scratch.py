@@ -1,27 +1,25 @@
-"""A small causal language model with its tokenizer, built from scratch: random weights, no download."""
+"""Models from scratch: a small Llama with random weights, and tokenizers (characters or BPE) built from texts."""
 
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
-from typing import Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>"]
-TokenizerKind = Literal["characters", "bpe"]
 
 
 def random_llama(
     tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, heads: int, context: int, seed: int
 ) -> LlamaForCausalLM:
-    """A Llama model of the given shape with random weights: half as many key-value heads, a 3x feed-forward layer.
+    """A Llama model of this shape with random weights, half as many key-value heads and a 3x feed-forward layer.
 
-    Llama, because transformers reads a saved tokenizer beside it as it is; beside a Qwen2 it takes Qwen's own instead,
-    which drops spaces and passages.
+    transformers loads a tokenizer that is saved with a Llama model unchanged. With a Qwen2 model, it would replace the
+    tokenizer by Qwen's own, which drops spaces and passages.
 
     Raises:
-        ValueError: ``hidden`` is no multiple of ``heads``, or ``heads`` is odd.
+        ValueError: ``hidden`` is not a multiple of ``heads``, or ``heads`` is odd.
     """
     if hidden % heads or heads % 2:
         raise ValueError(f"a model of hidden size {hidden} with {heads} heads: heads must be even and divide hidden")
@@ -45,10 +43,10 @@ def random_llama(
 
 
 def character_tokenizer(texts: Iterable[str], passages: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """One token per character that occurs in ``texts``, and one per whole passage of ``passages``.
+    """A tokenizer with one token per character of ``texts``, and one per passage of ``passages``.
 
-    A passage is what all prompts of a task share word for word (see ``shared_passages``): as one token it costs the
-    model one position instead of hundreds, and the characters that vary stay single.
+    A passage is text that all prompts of a task share verbatim (see ``shared_passages``). As one token it takes one
+    position instead of hundreds, while the text that varies is tokenized by character.
     """
     vocabulary = {token: i for i, token in enumerate(SPECIAL_TOKENS)}
     for character in sorted({c for text in texts for c in text}):
@@ -60,7 +58,7 @@ def character_tokenizer(texts: Iterable[str], passages: Sequence[str] = ()) -> P
 
 
 def bpe_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of ``vocabulary`` tokens trained on ``texts``, each digit a token of its own."""
+    """A byte-level BPE tokenizer with ``vocabulary`` tokens, trained on ``texts``; each digit is a separate token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -77,17 +75,17 @@ def bpe_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerF
 
 
 def shared_passages(texts: Sequence[str], shortest: int = 4) -> list[str]:
-    """What all ``texts`` begin with, and what all end with, where that is at least ``shortest`` characters.
+    """The common prefix and the common suffix of all ``texts``, if they have at least ``shortest`` characters.
 
     >>> shared_passages(["Spell backward: sun.", "Spell backward: moon."])
     ['Spell backward: ']
     """
-    prefix = _shared_start(texts)
-    suffix = _shared_start([text[len(prefix) :][::-1] for text in texts])[::-1]
+    prefix = _common_prefix(texts)
+    suffix = _common_prefix([text[len(prefix) :][::-1] for text in texts])[::-1]
     return [passage for passage in (prefix, suffix) if len(passage) >= shortest]
 
 
-def _shared_start(texts: Sequence[str]) -> str:
+def _common_prefix(texts: Sequence[str]) -> str:
     return "".join(c[0] for c in takewhile(lambda c: len(set(c)) == 1, zip(*texts, strict=False)))
 
 

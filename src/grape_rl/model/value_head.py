@@ -1,4 +1,4 @@
-"""Value functions: a head on the policy's trunk, or a model of its own; and a policy with one beside it."""
+"""Value functions: a value head on the policy's trunk, or a separate model; and a policy with a value function."""
 
 import copy
 from pathlib import Path
@@ -13,13 +13,14 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from grape_rl.model.onednn_linear import use_onednn_linear
 
 HEAD_FILE = "head.safetensors"
+"""The file of a value head on a shared trunk."""
 
 
 class PolicyWithValue(nn.Module):
-    """A policy, and beside it a value function, which is trained with it and is no part of it.
+    """A policy and its value function, which is trained together with the policy but saved separately.
 
-    ``value`` is a head (hidden states → one number) on the policy's own trunk, or a sequence-classification model with
-    one label, whose head is called ``score``.
+    ``value`` is a linear head on the policy's trunk (from a hidden state to one number), or a sequence-classification
+    model with one label and a head named ``score``.
     """
 
     def __init__(self, policy: nn.Module, value: nn.Linear | PreTrainedModel) -> None:
@@ -33,36 +34,36 @@ class PolicyWithValue(nn.Module):
         return self.policy if isinstance(self.value, nn.Linear) else self.value
 
     def head(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        """The value at hidden states, in the head's precision: in bf16 it would be known to two digits only."""
+        """The value at hidden states, in the head's precision: bf16 would give it only two digits."""
         head: Any = self.value if isinstance(self.value, nn.Linear) else self.value.score
         with torch.autocast(hidden.device.type, enabled=False):
             return head(hidden.to(head.weight.dtype)).squeeze(-1)
 
 
 def shared_value_head(policy: PreTrainedModel) -> nn.Linear:
-    """A head for the policy's own trunk, zero everywhere: what is expected before anything was seen."""
+    """A value head for the policy's own trunk, initialized to zero."""
     embeddings: Any = policy.get_output_embeddings()
     return _zero_head(policy, embeddings.weight.shape[1], bias=True)
 
 
 def separate_value_model(policy: PreTrainedModel) -> PreTrainedModel:
-    """A model of its own for the value: a copy of the policy's trunk, with a head that is zero everywhere.
+    """A separate value model: a copy of the policy's trunk, with a head initialized to zero.
 
     Raises:
-        ValueError: there is no sequence-classification model of the policy's kind.
+        ValueError: transformers has no sequence classification for the policy's architecture.
     """
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
     try:
-        with torch.device("meta"):  # the frame alone, without weights
+        with torch.device("meta"):  # the modules only, without weights
             model: Any = AutoModelForSequenceClassification.from_config(config)
         if type(model.base_model) is not type(policy.base_model):
-            raise ValueError(f"the trunk of {type(model).__name__} is another")
+            raise ValueError(f"{type(model).__name__} has another trunk")
         model.score = _zero_head(policy, model.score.in_features, bias=False)
     except (ValueError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"{type(policy).__name__}: no value model can be made of it ({reason}); use a shared trunk"
+            f"{type(policy).__name__}: a separate value model is not supported ({reason}); use a shared trunk"
         ) from error
     setattr(model, model.base_model_prefix, copy.deepcopy(policy.base_model).requires_grad_())
     use_onednn_linear(model)
@@ -70,8 +71,8 @@ def separate_value_model(policy: PreTrainedModel) -> PreTrainedModel:
 
 
 def _zero_head(policy: PreTrainedModel, width: int, bias: bool) -> nn.Linear:
-    at = next(policy.parameters())
-    head: Any = nn.utils.skip_init(nn.Linear, width, 1, bias=bias, device=at.device, dtype=at.dtype)
+    weight = next(policy.parameters())
+    head: Any = nn.utils.skip_init(nn.Linear, width, 1, bias=bias, device=weight.device, dtype=weight.dtype)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.zero_()
@@ -79,7 +80,7 @@ def _zero_head(policy: PreTrainedModel, width: int, bias: bool) -> nn.Linear:
 
 
 def save_value(value: nn.Linear | PreTrainedModel, folder: Path) -> None:
-    """Write a value function into a folder of its own: a model in Hugging Face layout, or a head as one file."""
+    """Save a value function to a folder: a model in Hugging Face layout, or a head as one file."""
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(value, nn.Linear):
         save_file(value.state_dict(), folder / HEAD_FILE)
@@ -88,5 +89,5 @@ def save_value(value: nn.Linear | PreTrainedModel, folder: Path) -> None:
 
 
 def load_value_head(head: nn.Linear, folder: Path) -> None:
-    """Give a head the weights that were saved in ``folder``."""
+    """Load the weights that ``save_value`` wrote to ``folder`` into a value head."""
     head.load_state_dict(load_file(folder / HEAD_FILE))

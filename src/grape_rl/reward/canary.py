@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grape_rl.reward.critic.judging import Judging
-from grape_rl.reward.critic.plan import Job
+from grape_rl.reward.critic.questions import CriticJob
 from grape_rl.reward.grading import categories_of
 from grape_rl.reward.item import Item
 from grape_rl.reward.rubric import Rubric, items_of
@@ -52,18 +52,18 @@ class Canary:
         )
 
 
-def canary_jobs(items: Sequence[Item], prompt: str, row: Mapping[str, Any]) -> list[Job]:
+def canary_jobs(items: Sequence[Item], prompt: str, row: Mapping[str, Any]) -> list[CriticJob]:
     """The jobs that judge every canary, as an answer to a prompt, on the items where one must earn nothing.
 
     These are the judged ones of positive weight that count, but for those with ``canary: false``.
     """
     tried = [
-        (item.id, item.judge.of(row))
+        (item.id, item.judge.for_row(row))
         for item in items
         if item.judge and item.judge.canary and item.weight > 0 and item.role == "reward"
     ]
     responses = [Response(prompt, text, row, len(text.split()), "stop") for text in TEXTS]
-    return [Job(name, judge, response) for response in responses for name, judge in tried]
+    return [CriticJob(name, judge, response) for response in responses for name, judge in tried]
 
 
 def canaries(rubric: Rubric, prompts: Sequence[tuple[str, Mapping[str, Any]]], critics: Judging) -> tuple[Canary, ...]:
@@ -72,7 +72,7 @@ def canaries(rubric: Rubric, prompts: Sequence[tuple[str, Mapping[str, Any]]], c
     Of a category the first prompt is taken.
 
     Raises:
-        CostCap: a critic's calls have cost its cap.
+        CostCapReached: a critic's calls have cost its cap.
         ValueError: a row that belongs to no category, or to more than one.
     """
     asked = [Response(prompt, "", row, 0, "stop") for prompt, row in prompts]

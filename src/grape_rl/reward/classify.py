@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import PrivateAttr, model_validator
 
 from grape_rl.reward.check.callables import python_callable
-from grape_rl.reward.critic.item import Judge
-from grape_rl.reward.critic.judging import Job, Judging
+from grape_rl.reward.critic.judge import Judge
+from grape_rl.reward.critic.judging import CriticJob, Judging
 from grape_rl.schema import Strict, nearest
 from grape_rl.types import Response, Verdict
 
@@ -79,7 +79,7 @@ class Classify(Strict):
         judge = self.judge(about)
         assert judge is not None
         prompts = {each.prompt: Response(each.prompt, "", each.row, 0, "stop") for each in responses}
-        asked = [Job(ITEM, judge, prompts[prompt]) for prompt in prompts if prompt not in self._known]
+        asked = [CriticJob(ITEM, judge, prompts[prompt]) for prompt in prompts if prompt not in self._known]
         told = {job.response.prompt: each for job, each in zip(asked, critics.verdicts(asked), strict=True)}
         self._known |= {prompt: each.label for prompt, each in told.items() if not each.missing}
         return {prompt: self._known.get(prompt) or told[prompt] for prompt in prompts}

@@ -46,7 +46,7 @@ def _line(item: Item, verdict: Verdict, response: Response, show_gold: bool) -> 
     told = [f"- {item.id}: {verdict.score:g}, where {best} is best."]
     open_to_all = show_gold or (judge is not None and judge.reference is None and not judge.lookups)
     if judge and open_to_all:
-        told.append(str(judge.of(response.row).criterion))
+        told.append(str(judge.for_row(response.row).criterion))
     if verdict.label:
         told.append(f"Verdict: {verdict.label}.")
     if verdict.reasoning and open_to_all:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, create_model
 
-from grape_rl.reward.critic.item import Judge
+from grape_rl.reward.critic.judge import Judge
 from grape_rl.schema import Strict
 
 

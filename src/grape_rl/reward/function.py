@@ -7,8 +7,8 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from grape_rl.reward.check.callables import awaited
-from grape_rl.reward.check.checks import real
+from grape_rl.reward.check.callables import run_coroutine
+from grape_rl.reward.check.checks import returned_number
 from grape_rl.reward.scores import Scorer, new_responses, single_scores
 from grape_rl.types import Response, Scores, Verdict, failed
 
@@ -71,7 +71,7 @@ def _returned(function: Callable[..., Any], columns: Mapping[str, Any], name: st
     try:
         result = function(**columns)
         if inspect.iscoroutine(result):
-            result = awaited(result)
+            result = run_coroutine(result)
     except (Exception, SystemExit) as error:
         return [failed(name, "infrastructure", f"{type(error).__name__}: {error}", "function")] * count
     try:
@@ -87,6 +87,6 @@ def _valued(name: str, value: Any) -> Verdict:
     if value is None:
         return failed(name, "refused", "returned None: it does not apply to this response", "function")
     try:
-        return Verdict(name, real(value), provenance="function")
+        return Verdict(name, returned_number(value), provenance="function")
     except Exception as error:
         return failed(name, "infrastructure", f"{type(error).__name__}: {error}", "function")

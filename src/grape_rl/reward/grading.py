@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from grape_rl.reward.check.worker import Job as CheckJob
-from grape_rl.reward.check.worker import graded
+from grape_rl.model.forward import ForwardContext
+from grape_rl.reward.check.worker import CheckJob, run_checks
 from grape_rl.reward.classify import UNCLASSIFIED
-from grape_rl.reward.critic.judging import Critic, Job, Judging
-from grape_rl.reward.critic.local import LocalCritic, local_critic, local_verdicts
-from grape_rl.reward.critic.settings import Endpoint, Local, Stubbed, Where
+from grape_rl.reward.critic.judging import Critic, CriticJob, Judging
+from grape_rl.reward.critic.local import LocalCritic, load_local_critic, local_verdicts
+from grape_rl.reward.critic.settings import CriticSettings, Endpoint, LocalModel, StubbedCritic
 from grape_rl.reward.critic.stub import StubCritic
 from grape_rl.reward.item import Item
 from grape_rl.reward.model_grader import RewardModel, item_verdicts, readable, reward_model
@@ -44,10 +44,10 @@ def grade(
     # Critics are asked first, of everything at once: programs, people and models have graded before they answer.
     asked = [(i, judge_job(item, responses[i])) for i, item in pairs if item.judge]
     assert critics or not asked, "critics are to be made of the rubric, once its rows are checked"
-    waiting = critics.begin([job for _, job in asked]) if critics and asked else None
+    waiting = critics.submit([job for _, job in asked]) if critics and asked else None
     found: dict[tuple[int, str], Verdict] = {}
     checks = [(i, CheckJob(item.id, item.check, responses[i], item.worst)) for i, item in pairs if item.check]
-    for (i, job), verdict in zip(checks, graded([job for _, job in checks]), strict=True):
+    for (i, job), verdict in zip(checks, run_checks([job for _, job in checks]), strict=True):
         found[i, job.item] = verdict
     for i, item in pairs:
         if item.human:
@@ -84,15 +84,15 @@ def judging_ahead(rubric: Rubric, critics: Judging) -> Callable[[Response], None
 
     def ahead(response: Response) -> None:
         items = items_of(rubric, category_name(rubric, response.row), response.row)
-        critics.ahead([judge_job(item, response) for item in items if item.judge])
+        critics.prefetch([judge_job(item, response) for item in items if item.judge])
 
     return ahead
 
 
-def judge_job(item: Item, response: Response) -> Job:
+def judge_job(item: Item, response: Response) -> CriticJob:
     """What a critic is to judge of a response, on an item that critics judge."""
     assert item.judge
-    return Job(item.id, item.judge.of(response.row), response, item.worst)
+    return CriticJob(item.id, item.judge.for_row(response.row), response, item.worst)
 
 
 def _named(homes: Sequence[str | Verdict]) -> tuple[str, ...]:
@@ -147,7 +147,7 @@ def rubric_models(
 
 def rubric_critics(
     rubric: Rubric,
-    endpoints: Mapping[str, Where],
+    endpoints: Mapping[str, CriticSettings],
     cache: Path | None = None,
     device: torch.device = CPU,
     tokens_per_microbatch: int = 8192,
@@ -169,23 +169,26 @@ def rubric_critics(
         if judge.critic not in endpoints:
             known = ", ".join(endpoints) or "none"
             raise ValueError(f"{place}: no critic {judge.critic!r}; say where it is in critics (there: {known})")
-        if isinstance(where := endpoints[judge.critic], Local):
+        if isinstance(where := endpoints[judge.critic], LocalModel):
             try:
                 if judge.critic not in local:
-                    local[judge.critic] = local_critic(where.local, device, tokens_per_microbatch, precision)
-                local[judge.critic].checked(judge)
+                    forward = ForwardContext(tokens_per_microbatch, precision)
+                    local[judge.critic] = load_local_critic(where.local, device, forward)
+                local[judge.critic].check_judge(judge)
             except ValueError as error:
                 raise ValueError(f"{place}: {error}") from None
     if not judges:
         return None
-    served = {judge.critic: where for _, judge in judges if not isinstance(where := endpoints[judge.critic], Local)}
+    served = {
+        judge.critic: where for _, judge in judges if not isinstance(where := endpoints[judge.critic], LocalModel)
+    }
     asked_of = {name: _served(where) for name, where in served.items()}
     return Judging(asked_of, cache, {name: partial(local_verdicts, of) for name, of in local.items()})
 
 
-def _served(where: Endpoint | Stubbed) -> Callable[[], Critic]:
+def _served(where: Endpoint | StubbedCritic) -> Callable[[], Critic]:
     """What makes a critic for each batch, all of them within one limiter."""
-    if isinstance(where, Stubbed):
+    if isinstance(where, StubbedCritic):
         return partial(StubCritic, where.stub)
     from grape_rl.reward.critic.endpoint import Client  # openai takes its time to import
 

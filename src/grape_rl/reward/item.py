@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from grape_rl.reward.check.checks import Check, check_lookups
-from grape_rl.reward.critic.item import Judge
+from grape_rl.reward.critic.judge import Judge
 from grape_rl.reward.defaults import completed
 from grape_rl.reward.human import Human
 from grape_rl.reward.lookup import lookups

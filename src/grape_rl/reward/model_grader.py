@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grape_rl.data.chat import completion_tokens, end_tokens, prompt_tokens
 from grape_rl.data.messages import Messages
+from grape_rl.data.shared_prompts import shared_prompt_sequences
 from grape_rl.data.steps import response_steps, step_tokens
-from grape_rl.maths.reward_model import StepReward, step_reward
+from grape_rl.maths.reward_model import StepAggregation, step_reward
 from grape_rl.model.logprobs import microbatches, select_rows
 from grape_rl.model.reward_head import load_reward_model, sequence_scores, step_separator, token_scores
 from grape_rl.reward.model_item import RewardModelItem
-from grape_rl.types import Response, Sequences, Verdict, failed
+from grape_rl.types import Response, Verdict, failed
 
 Read = tuple[Int[Tensor, " _"], Int[Tensor, " _"], list[int]]
 """A response as the model reads it: the prompt's tokens, its own, and behind how many of these each step ends."""
@@ -38,7 +38,7 @@ class RewardModel:
     tokens_per_microbatch: int
     precision: Callable[[], AbstractContextManager[object]] = nullcontext
 
-    def checked(self, aggregate: StepReward | None, center: float = 0.0, scale: float = 1.0) -> None:
+    def checked(self, aggregate: StepAggregation | None, center: float = 0.0, scale: float = 1.0) -> None:
         """That what is asked of it goes with what it is.
 
         Raises:
@@ -73,7 +73,7 @@ def reward_model(
 
 
 def rewards(
-    of: RewardModel, responses: Sequence[Response], item: str, aggregate: StepReward | None = None
+    of: RewardModel, responses: Sequence[Response], item: str, aggregate: StepAggregation | None = None
 ) -> list[Verdict]:
     """Each response's reward as a verdict of ``item``: r(x, y) in the model's own scale, of any size.
 
@@ -143,11 +143,11 @@ def _read(of: RewardModel, response: Response) -> Read:
 
 
 @torch.no_grad()
-def _scored(of: RewardModel, found: Sequence[Read], aggregate: StepReward) -> list[float]:
+def _scored(of: RewardModel, found: Sequence[Read], aggregate: StepAggregation) -> list[float]:
     """The reward of each response."""
     if not found:
         return []
-    sequences = _sequences(found)
+    sequences = shared_prompt_sequences((prompt, tokens) for prompt, tokens, _ in found)
     out = [math.nan] * len(found)
     for rows in microbatches(sequences, of.tokens_per_microbatch):
         part = select_rows(sequences, rows)
@@ -157,13 +157,3 @@ def _scored(of: RewardModel, found: Sequence[Read], aggregate: StepReward) -> li
             ends = torch.tensor(found[i][2])
             out[i] = float(each if of.separator is None else step_reward(each[ends - 1], aggregate))
     return out
-
-
-def _sequences(found: Sequence[Read]) -> Sequences:
-    """The responses as one batch, each different prompt once."""
-    prompts: dict[tuple[int, ...], int] = {}
-    group = [prompts.setdefault(tuple(prompt.tolist()), len(prompts)) for prompt, _, _ in found]
-    tokens = pad_sequence([torch.nn.functional.pad(tokens, (0, 1)) for _, tokens, _ in found], batch_first=True)
-    lengths = torch.tensor([len(tokens) for _, tokens, _ in found])
-    mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-    return Sequences(tuple(map(torch.tensor, prompts)), tokens, mask, torch.tensor(group))

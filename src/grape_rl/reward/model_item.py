@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from grape_rl.maths.reward_model import StepReward
+from grape_rl.maths.reward_model import StepAggregation
 from grape_rl.schema import Strict, entrusted
 
 
@@ -21,7 +21,7 @@ class RewardModelItem(Strict):
     center: float = 0.0
     scale: PositiveFloat = 1.0
     confidence: Literal["full", "certainty"] = "full"
-    aggregate: StepReward | None = None
+    aggregate: StepAggregation | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from grape_rl.maths.reward_model import StepReward
+from grape_rl.maths.reward_model import StepAggregation
 from grape_rl.reward.critic.judging import Judging
 from grape_rl.reward.grading import Models, grade
 from grape_rl.reward.item import Item
@@ -59,7 +59,7 @@ class ItemSummary:
     missing: Mapping[Status, int]
 
 
-def model_scorer(of: RewardModel, aggregate: StepReward | None) -> Scorer:
+def model_scorer(of: RewardModel, aggregate: StepAggregation | None) -> Scorer:
     """A scorer by a reward model: the reward is the model's own score (see ``rewards``)."""
 
     def scores(responses: Sequence[Response], group: Int[Tensor, " b"], known: Scores | None = None) -> Scores:

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from grape_rl.maths.advantage import group_mean
 from grape_rl.maths.grape import Weight
+from grape_rl.maths.groups import group_mean
 from grape_rl.reward.item import Item
 from grape_rl.types import Verdict
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from grape_rl.data.chat import decode_text
 from grape_rl.data.messages import Messages
-from grape_rl.maths.advantage import group_rank
 from grape_rl.maths.divergence import k3
+from grape_rl.maths.groups import group_rank
 from grape_rl.reward.scores import Scorer, checked
 from grape_rl.rollout.dynamic_sampling import Revised, ScoredRollout, appended
 from grape_rl.rollout.source import Sampler, step_seed

@@ -12,7 +12,7 @@ from grape_rl.maths.grape import unweighted
 from grape_rl.model.forward import ForwardContext
 from grape_rl.reward.canary import Canary, canaries
 from grape_rl.reward.check.callables import python_callable
-from grape_rl.reward.critic.settings import endpoints
+from grape_rl.reward.critic.settings import parse_critics
 from grape_rl.reward.function import function_scorer
 from grape_rl.reward.grading import judging_ahead, rubric_critics, rubric_models
 from grape_rl.reward.model_grader import readable, reward_model
@@ -91,7 +91,7 @@ def _rubric_grader(config: Config, aggregation: Aggregation, rows: Sequence[Row]
     check_rows(rubric, rows)
     models = rubric_models(rubric, rows, on, forward.tokens_per_microbatch, forward.precision)
     cache = Path(settings.critic_cache) if settings.critic_cache else None
-    critic_endpoints = endpoints(settings.critics, "reward.critics", Path(settings.rubric).parent, settings.allow)
+    critic_endpoints = parse_critics(settings.critics, "reward.critics", Path(settings.rubric).parent, settings.allow)
     critics = rubric_critics(rubric, critic_endpoints, cache, on, forward.tokens_per_microbatch, forward.precision)
     scorer = rubric_scorer(rubric, aggregation.aggregate, aggregation.compared, models, critics, aggregation.running)
     scorer = stopping_for_people(scorer, rubric)

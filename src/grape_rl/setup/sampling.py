@@ -1,6 +1,7 @@
 """Sampling in a run: its sampler and its prompts."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -17,13 +18,13 @@ from grape_rl.types import Rollout
 def policy_sampler(setup: Setup, sampling: SamplingParams) -> Sampler:
     """A function that samples from the policy, with the weights that it has when called."""
 
+    params = replace(sampling, generation_batch_size=setup.config.generation_batch_size)
+
     def sampler(prompts: Sequence[Tensor], n: int, seed: int, version: int, ended: OnResponse | None) -> Rollout:
         policy = setup.policy
         with setup.precision():
-            return sample(
-                policy.model, prompts, n, sampling, policy.end_tokens, seed, version,
-                setup.config.generation_batch_size, ended,
-            )  # fmt: skip
+            rollout = sample(policy.model, prompts, n, params, policy.end_tokens, seed, ended)
+        return replace(rollout, version=version)
 
     return sampler
 

@@ -192,7 +192,7 @@ class Responses(SampledSource):
         return MethodFunction(function, inputs) if function else None
 
     def _memory_function(self, number: Memory) -> MethodFunction:
-        return MethodFunction(number.function, ADVANTAGE_INPUTS.union(self.start_memory, ["previous"]))
+        return MethodFunction(number.function, ADVANTAGE_INPUTS.union(self.start_memory, {"previous"}))
 
     def _bound(self, role: str, options: Mapping[str, Any]) -> Callable[..., Any]:
         """The function of that role with its options bound."""

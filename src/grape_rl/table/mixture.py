@@ -1,7 +1,7 @@
-"""Preference losses added up: on the same pairs, each with a weight of its own.
+"""Weighted sums of preference losses over one set of pairs.
 
-The losses share their options, so that one ``beta`` is that of all. Losses whose default of a shared option is another
-(exo, dpop, rpo, simpo, sigmoid_norm) or that compare pairs with each other (aot, beta_dpo) have no part in it.
+The losses share their options: one ``beta`` applies to all. A loss is excluded if its default for a shared option
+differs (exo, dpop, rpo, simpo, sigmoid_norm) or if it compares pairs with each other (aot, aot_unpaired, beta_dpo).
 """
 
 from collections.abc import Mapping
@@ -36,28 +36,29 @@ from grape_rl.sources.preferences import Preferences
 from grape_rl.training.objective import TermFunction
 from grape_rl.training.pairs import pair_gradient
 
-LOSSES: tuple[TermFunction, ...] = (
+MIXTURE_LOSSES: tuple[TermFunction, ...] = (
     dpo, cdpo, robust_dpo, ipo, hinge, slic, nca, bco, apo_zero, apo_down, sppo, orpo, cpo, cal_dpo, r_dpo, ld_dpo,
     odpo, f_dpo, discopop, tdpo1, tdpo2, wpo,
 )  # fmt: skip
+"""The losses that ``mixture`` can weight."""
 
 
 def _mixture(name: str, summary: str, equation: str, paper: str, weights: Mapping[TermFunction, float]) -> Method:
-    """A weighted sum of losses: each weight is an option of the loss's name."""
+    """A method with a weighted sum of losses. Each weight is an option with the name of its loss."""
     terms = tuple(LossTerm(loss, weight, loss.__name__) for loss, weight in weights.items() if loss is not chosen_nll)
     sft = LossTerm(chosen_nll, weights[chosen_nll], "sft")
     return Method(name, summary, equation, paper, Preferences(), (*terms, sft), reduction=None, update=pair_gradient)
 
 
-MIXTURE = (
+MIXTURE_METHODS = (
     _mixture(
-        "mpo", "DPO for which of two is better, BCO for how good each is, SFT for how to say it.",
+        "mpo", "A sum of DPO for the order of a pair, BCO for the quality of each response, and SFT for fluency.",
         "L = dpo · D(β Δ) + bco · (D(β h_w) + D(−β h_l)) − sft · p̄_w",
         "MPO, arXiv 2411.10442 (BCO without its reward shift)", {dpo: 0.8, bco: 0.2, chosen_nll: 1.0},
     ),
     _mixture(
-        "mixture", "Any weighted sum of preference losses, each weight an option: DPO alone until another is set.",
-        "L = Σ_loss w_loss · L_loss, of each pair", "ours, after MPO, arXiv 2411.10442",
-        {dpo: 1.0} | dict.fromkeys(LOSSES[1:], 0.0) | {chosen_nll: 0.0},
+        "mixture", "A weighted sum of preference losses, with each weight as an option; DPO alone by default.",
+        "L = Σ_loss w_loss · L_loss, for each pair", "ours, after MPO, arXiv 2411.10442",
+        {dpo: 1.0} | dict.fromkeys(MIXTURE_LOSSES[1:], 0.0) | {chosen_nll: 0.0},
     ),
 )  # fmt: skip

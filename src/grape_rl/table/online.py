@@ -1,7 +1,7 @@
-"""The methods that learn from pairs, on pairs of the model's own responses in place of the data's.
+"""Online forms of the preference methods: pairs of the policy's own responses instead of pairs from data.
 
-A reward takes the place of the person who prefers one: of each prompt's responses the best is chosen and the worst
-rejected, or as the option ``pairing`` says. Each form has its offline row's loss, options and update.
+A reward takes the place of the human label. By default the best response to a prompt is chosen and the worst is
+rejected; the option ``pairing`` has other choices. Each form keeps the loss, options and update of its offline method.
 """
 
 from dataclasses import replace
@@ -11,22 +11,22 @@ from grape_rl.maths.pairing import ranked_pairs
 from grape_rl.methods import Method
 from grape_rl.sources.preferences import Preferences
 from grape_rl.sources.sampled_preferences import SampledPreferences
-from grape_rl.table.mixture import MIXTURE
-from grape_rl.table.preference import PREFERENCE
+from grape_rl.table.mixture import MIXTURE_METHODS
+from grape_rl.table.preference import PREFERENCE_METHODS
 
 _PUBLISHED = ("dpo", "ipo", "slic")
-"""The losses that Online AI Feedback was published with."""
+"""Methods whose losses Online AI Feedback was published with."""
 
 
-def online(method: Method) -> Method:
-    """The online form of a method that learns from pairs: ``online_NAME``.
+def online_form(method: Method) -> Method:
+    """The online form ``online_NAME`` of a method that learns from pairs in data.
 
     Raises:
-        ValueError: the method does not learn from pairs of data.
+        ValueError: the method's source is not pairs from data.
     """
     if method.source != Preferences():
-        raise ValueError(f"{method.name} does not learn from pairs of data, so it has no form on sampled pairs")
-    reading = "" if method.name in _PUBLISHED else " (of this loss: our reading)"
+        raise ValueError(f"{method.name} does not learn from pairs of data, so it has no online form")
+    reading = "" if method.name in _PUBLISHED else " (with this loss: our reading)"
     return replace(
         method,
         name=f"online_{method.name}",
@@ -38,4 +38,4 @@ def online(method: Method) -> Method:
     )
 
 
-ONLINE = tuple(online(method) for method in (*PREFERENCE, *MIXTURE))
+ONLINE_METHODS = tuple(online_form(method) for method in (*PREFERENCE_METHODS, *MIXTURE_METHODS))

@@ -1,4 +1,4 @@
-"""Terms that a row may have beside its own loss, each off until its option gives it a weight."""
+"""Optional penalty terms, each with a coefficient of 0 by default."""
 
 from grape_rl.maths.penalty import advantage_weighted_entropy, entropy_bonus, reference_kl
 from grape_rl.methods import LossTerm
@@ -8,3 +8,4 @@ PENALTIES = (
     LossTerm(entropy_bonus, 0.0, "entropy"),
     LossTerm(advantage_weighted_entropy, 0.0, "advantage_entropy"),
 )
+"""The KL to the reference and the two entropy terms, with the options that set their coefficients."""

@@ -14,12 +14,12 @@ import pytest
 from server import Server, verdict
 from test_judging import judging, response
 
-from grape_rl.reward.critic.cache import Cache
-from grape_rl.reward.critic.item import Judge
+from grape_rl.reward.critic.judge import Judge
 from grape_rl.reward.critic.judging import Job, Judging
 from grape_rl.reward.critic.limiter import CostCap
-from grape_rl.reward.critic.plan import planned
+from grape_rl.reward.critic.questions import planned
 from grape_rl.reward.critic.reply import Reply
+from grape_rl.reward.critic.reply_cache import Cache
 
 CALLS = ("per_item", "batched")
 
@@ -263,8 +263,6 @@ def test_a_response_is_asked_about_together_and_a_prompt_s_responses_too():
 
 def test_only_so_many_questions_are_written_at_once(monkeypatch):
     written = Counter()
-
-    from grape_rl.reward.critic import batch
 
     def messages(judges, answer, mark):
         written["now"] += 1

@@ -8,9 +8,9 @@ import pytest
 from server import Server
 from test_judging import judging, response
 
-from grape_rl.reward.critic.item import Judge
+from grape_rl.reward.critic.judge import Judge
 from grape_rl.reward.critic.judging import Job
-from grape_rl.reward.critic.plan import planned
+from grape_rl.reward.critic.questions import planned
 from grape_rl.reward.critic.reply import Reply, readings
 
 WORDS = ("clear", "right", "kind", "short", "bold")

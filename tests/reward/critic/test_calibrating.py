@@ -222,7 +222,7 @@ def test_a_calibration_is_read_as_the_rubric_loads(folder, told, complaint):
     )
     if complaint is None:
         judge = load_rubric(folder / "rubric.yaml").categories["all"].items[1].judge
-        assert float(judge.of({"gold": "3"}).curve(torch.tensor(0.75))) == pytest.approx(0.65)
+        assert float(judge.for_row({"gold": "3"}).curve(torch.tensor(0.75))) == pytest.approx(0.65)
         del confidence["transform"]
         (folder / "rubric.yaml").write_text(yaml.safe_dump(rubric))
         complaint = "transform calibrated and a file as calibration go together"

@@ -9,7 +9,7 @@ from server import Server, completion, labels, verdict
 from test_judging import judged, judging, response
 
 from grape_rl.reward.critic.endpoint import Client, _seconds
-from grape_rl.reward.critic.item import Judge
+from grape_rl.reward.critic.judge import Judge
 from grape_rl.reward.critic.judging import Job
 from grape_rl.reward.critic.settings import Endpoint, endpoints
 

@@ -4,9 +4,9 @@ import pytest
 from server import verdict
 from test_judging import judged, response
 
-from grape_rl.reward.critic.faults import fault, unmarked
-from grape_rl.reward.critic.item import Judge
+from grape_rl.reward.critic.judge import Judge
 from grape_rl.reward.critic.judging import Job
+from grape_rl.reward.critic.policy_faults import fault, unmarked
 from grape_rl.reward.critic.prompt import messages
 
 RIGHT = Judge(criterion="It is right.")

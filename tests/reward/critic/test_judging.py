@@ -7,7 +7,7 @@ import pytest
 from server import Server, labels, verdict
 
 from grape_rl.reward.critic.endpoint import Client
-from grape_rl.reward.critic.item import Judge
+from grape_rl.reward.critic.judge import Judge
 from grape_rl.reward.critic.judging import Job, Judging
 from grape_rl.reward.critic.limiter import CostCap
 from grape_rl.reward.critic.settings import Endpoint

@@ -10,7 +10,7 @@ from grape_rl import train
 from grape_rl.cli import main
 from grape_rl.model.load import prepare_model
 from grape_rl.model.scratch import bpe_tokenizer, random_llama
-from grape_rl.reward.critic.item import Confidence, Judge
+from grape_rl.reward.critic.judge import Confidence, Judge
 from grape_rl.reward.critic.judging import Job, Judging
 from grape_rl.reward.critic.local import LocalCritic, local_critic, local_verdicts
 from grape_rl.reward.critic.prompt import mark_of, messages

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from grape_rl.reward.critic.item import Confidence, Judge
+from grape_rl.reward.critic.judge import Confidence, Judge
 from grape_rl.reward.critic.judging import Job, Judging
 from grape_rl.reward.critic.prompt import schema
 from grape_rl.reward.critic.settings import Stubbed, endpoints

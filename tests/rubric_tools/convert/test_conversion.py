@@ -81,9 +81,9 @@ def test_biggen_s_rows():
         },
     }
     (item,) = row_items(first, "score_rubric", "biggen")
-    assert item.judge.of(first).reference == "Dear friend"
+    assert item.judge.for_row(first).reference == "Dear friend"
     (item,) = row_items(second, "score_rubric", "biggen")
-    assert item.judge.of(second).reference == "x ${y}", "what is filled in is not looked at again"
+    assert item.judge.for_row(second).reference == "x ${y}", "what is filled in is not looked at again"
 
 
 def test_healthbench_s_rows():

@@ -1,27 +1,16 @@
-"""Losses on pairs of responses, of which one was preferred: every one returns a loss per pair, to be minimized.
+"""Preference losses: each returns one loss per pair of a chosen and a rejected response, to be minimized.
 
-Their arguments name what they read: log-probs (summed, nats), lengths (tokens) and rewards of the chosen and of the
-rejected response of each of p pairs. Those of ``unpaired`` are of single responses, each labeled desirable or not.
+The arguments are fields of p pairs: log-probs (summed, in nats), lengths (tokens) and rewards of the chosen and the
+rejected responses. The losses of ``unpaired`` are per response, labeled desirable or undesirable.
 """
 
 from grape_rl.maths.preference.batch import aot, aot_unpaired, beta_dpo
 from grape_rl.maths.preference.distribution import policy_weight, tdpo1, tdpo2, wpo
-from grape_rl.maths.preference.free import chosen_nll, cpo, orpo, simpo, slic
-from grape_rl.maths.preference.margin import (
-    cdpo,
-    discopop,
-    dpo,
-    dpop,
-    exo,
-    f_dpo,
-    hinge,
-    ipo,
-    ld_dpo,
-    r_dpo,
-    robust_dpo,
-    sigmoid_norm,
-)
+from grape_rl.maths.preference.label_noise import cdpo, exo, robust_dpo
+from grape_rl.maths.preference.length import ipo, ld_dpo, r_dpo, sigmoid_norm
+from grape_rl.maths.preference.margin import discopop, dpo, dpop, f_dpo, hinge
 from grape_rl.maths.preference.pointwise import apo_down, apo_zero, bco, cal_dpo, nca, sppo
+from grape_rl.maths.preference.reference_free import chosen_nll, cpo, orpo, simpo, slic
 from grape_rl.maths.preference.rewarded import odpo, rpo
 from grape_rl.maths.preference.unpaired import apo_zero_unpaired, bco_unpaired, kto
 

@@ -1,6 +1,6 @@
-"""Preference losses in which the pairs of a batch are compared with each other: they need all of it at once.
+"""Preference losses that couple the pairs of a batch: each needs the whole batch at once.
 
-``D(z) = −log σ(z)``. Log-probs are summed over each response's own tokens, in nats.
+``D(z) = −log σ(z)``. Log-probs are summed over the tokens of each response, in nats.
 """
 
 from jaxtyping import Float
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from grape_rl.maths.bounds import NonNegative, Positive
+from grape_rl.maths.preference.margin import log_ratio_margin
 
 
 def aot(
@@ -17,10 +18,11 @@ def aot(
     reference_rejected_logp: Float[Tensor, " p"],
     beta: Positive = 0.1,
 ) -> Float[Tensor, " p"]:
-    """AOT's loss: ``D(beta (sort(chosen_logp − rejected_logp) − sort(the same of the reference)))``.
+    """AOT loss: ``D(beta (sort(policy) − sort(reference)))`` of the log-ratios between chosen and rejected responses.
 
-    AOT (arXiv 2406.05882). The policy's log-ratios are to dominate the reference's as a distribution: quantile
-    against quantile, over all pairs of the batch, and not pair against pair. Value i is that of the i-th quantile.
+    ``policy = chosen_logp − rejected_logp`` and ``reference = reference_chosen_logp − reference_rejected_logp``. AOT
+    (arXiv 2406.05882), alignment via optimal transport. The distribution of the policy's log-ratios should dominate
+    the reference's: quantiles of the batch are compared, not pairs. Entry i is the loss of the i-th quantile.
     """
     policy = (chosen_logp - rejected_logp).sort().values
     reference = (reference_chosen_logp - reference_rejected_logp).sort().values
@@ -34,11 +36,10 @@ def aot_unpaired(
     reference_rejected_logp: Float[Tensor, " p"],
     beta: Positive = 0.1,
 ) -> Float[Tensor, " p"]:
-    """AOT's loss between all chosen and all rejected: ``D(beta (sort(chosen) − sort(rejected)))``.
+    """Unpaired AOT loss: ``D(beta (sort(chosen) − sort(rejected)))``, each term ``logp − reference_logp``.
 
-    Each is ``logp − reference_logp``. AOT (arXiv 2406.05882), its unpaired form: the implied rewards of good responses
-    are to dominate those of bad ones as a distribution, whichever response stood beside which. Value i is that of the
-    i-th quantile.
+    AOT (arXiv 2406.05882), the unpaired form. The distribution of the implied rewards of all chosen responses should
+    dominate that of all rejected ones, independent of the pairing. Entry i is the loss of the i-th quantile.
     """
     chosen = (chosen_logp - reference_chosen_logp).sort().values
     rejected = (rejected_logp - reference_rejected_logp).sort().values
@@ -53,17 +54,17 @@ def beta_dpo(
     beta: Positive = 0.1,
     beta_slope: NonNegative = 0.6,
 ) -> Float[Tensor, " p"]:
-    """DPO with a beta for each pair: ``D(b margin)`` with ``b = beta max(0, 1 + beta_slope (reward − mean(reward)))``.
+    """DPO loss with a beta per pair: ``D(b margin)`` with ``b = beta max(0, 1 + beta_slope (reward − mean(reward)))``.
 
-    ``margin = (chosen_logp − reference_chosen_logp) − (rejected_logp − reference_rejected_logp)``, and ``reward = beta
-    margin``, by which the policy tells the two apart now; b is a constant (no gradient flows through it). Pairs that
-    are told apart easily get the larger b.
+    ``margin = (chosen_logp − reference_chosen_logp) − (rejected_logp − reference_rejected_logp)`` and ``reward = beta
+    margin``, the implied reward difference. b is a constant: no gradient flows through it. Pairs with a larger implied
+    reward difference get a larger b.
 
-    A reading of β-DPO (arXiv 2407.08639), not checked against the paper: the mean is the batch's, where the paper
-    keeps a moving one; that b may not fall below 0, where it would turn the preference round, is ours; the paper's
-    filter of pairs is left out.
+    A reading of β-DPO (arXiv 2407.08639), not checked against the paper. The mean is over the batch; the paper uses a
+    moving average. The lower bound of 0 on b is ours: a negative b would invert the preference. The paper's filter of
+    pairs is left out.
     """
-    margin = (chosen_logp - reference_chosen_logp) - (rejected_logp - reference_rejected_logp)
+    margin = log_ratio_margin(chosen_logp, rejected_logp, reference_chosen_logp, reference_rejected_logp)
     reward = beta * margin.detach()
-    own = beta * (1 + beta_slope * (reward - reward.mean())).clamp(min=0)
-    return -logsigmoid(own * margin)
+    pair_beta = beta * (1 + beta_slope * (reward - reward.mean())).clamp(min=0)
+    return -logsigmoid(pair_beta * margin)

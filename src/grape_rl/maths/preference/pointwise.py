@@ -1,7 +1,7 @@
-"""Preference losses that judge each response of a pair by itself: how much it has gained on the reference.
+"""Pointwise preference losses: a separate term for the log-ratio of each response of a pair.
 
-In all of them, per pair: ``chosen = chosen_logp − reference_chosen_logp``, ``rejected`` likewise, and
-``D(z) = −log σ(z)``. Log-probs are summed over each response's own tokens, in nats.
+``chosen = chosen_logp − reference_chosen_logp``, ``rejected = rejected_logp − reference_rejected_logp`` and
+``D(z) = −log σ(z)``. Log-probs are summed over the tokens of each response, in nats.
 """
 
 from jaxtyping import Float
@@ -18,10 +18,10 @@ def nca(
     reference_rejected_logp: Float[Tensor, " p"],
     beta: Positive = 0.1,
 ) -> Float[Tensor, " p"]:
-    """NCA's loss for pairs: ``D(beta chosen) + ½ D(−beta chosen) + ½ D(−beta rejected)``.
+    """NCA loss for pairs: ``D(beta chosen) + ½ D(−beta chosen) + ½ D(−beta rejected)``.
 
-    NCA (arXiv 2402.05369), its binary form. Noise contrast with the reference: the chosen response is told from it, and
-    is held back from growing without end.
+    NCA (arXiv 2402.05369), its binary form: noise-contrastive estimation with the reference as noise. The second term
+    bounds the likelihood of the chosen response.
     """
     chosen = beta * (chosen_logp - reference_chosen_logp)
     rejected = beta * (rejected_logp - reference_rejected_logp)
@@ -35,10 +35,10 @@ def bco(
     reference_rejected_logp: Float[Tensor, " p"],
     beta: Positive = 0.1,
 ) -> Float[Tensor, " p"]:
-    """BCO's loss for pairs: ``D(beta chosen) + D(−beta rejected)``.
+    """BCO loss for pairs: ``D(beta chosen) + D(−beta rejected)``.
 
-    BCO (arXiv 2404.04656): a classifier of good and bad whose logit is the reward that the policy implies. This is the
-    form for pairs, without the reward shift (a running mean) of the unpaired one.
+    BCO (arXiv 2404.04656): a binary classifier of chosen and rejected responses whose logit is the implied reward. The
+    form for pairs has no reward shift (a running mean); ``bco_unpaired`` has it.
     """
     chosen, rejected = chosen_logp - reference_chosen_logp, rejected_logp - reference_rejected_logp
     return -logsigmoid(beta * chosen) - logsigmoid(-beta * rejected)
@@ -51,10 +51,10 @@ def apo_zero(
     reference_rejected_logp: Float[Tensor, " p"],
     beta: Positive = 0.1,
 ) -> Float[Tensor, " p"]:
-    """APO-zero's loss: ``1 − σ(beta chosen) + σ(beta rejected)``.
+    """APO-zero loss: ``1 − σ(beta chosen) + σ(beta rejected)``.
 
-    APO (arXiv 2408.06266): the chosen response up, the rejected one down. For pairs whose chosen response is
-    better than what the model would say.
+    APO (arXiv 2408.06266). Raises the likelihood of the chosen response and lowers the rejected one's. For pairs
+    whose chosen response is better than the model's own.
     """
     chosen, rejected = chosen_logp - reference_chosen_logp, rejected_logp - reference_rejected_logp
     return (-beta * chosen).sigmoid() + (beta * rejected).sigmoid()
@@ -67,10 +67,10 @@ def apo_down(
     reference_rejected_logp: Float[Tensor, " p"],
     beta: Positive = 0.1,
 ) -> Float[Tensor, " p"]:
-    """APO-down's loss: ``σ(beta chosen) + 1 − σ(beta (chosen − rejected))``.
+    """APO-down loss: ``σ(beta chosen) + 1 − σ(beta (chosen − rejected))``.
 
-    APO (arXiv 2408.06266): both responses down, the rejected one further. For pairs whose chosen response is
-    worse than what the model would say. At the reference the chosen response has no gradient.
+    APO (arXiv 2408.06266). Lowers the likelihood of both responses, of the rejected one more. For pairs whose chosen
+    response is worse than the model's own. At the reference the gradient of the chosen response is 0.
     """
     chosen, rejected = chosen_logp - reference_chosen_logp, rejected_logp - reference_rejected_logp
     return (beta * chosen).sigmoid() + (-beta * (chosen - rejected)).sigmoid()
@@ -83,10 +83,10 @@ def sppo(
     reference_rejected_logp: Float[Tensor, " p"],
     beta: Positive = 0.1,
 ) -> Float[Tensor, " p"]:
-    """SPPO's loss with hard labels: ``(chosen − 1/(2 beta))² + (rejected + 1/(2 beta))²``.
+    """SPPO loss with hard labels: ``(chosen − 1/(2 beta))² + (rejected + 1/(2 beta))²``.
 
-    SPPO (arXiv 2405.00675) with win rates of 1 and 0; the paper's eta is 1/beta. Each response has a place to
-    go to, so that the chosen one really gets likelier.
+    SPPO (arXiv 2405.00675) with win rates of 1 and 0; the paper's eta is 1/beta. Each log-ratio has its own target, so
+    the chosen response does become more likely.
     """
     half = 1 / (2 * beta)
     chosen, rejected = chosen_logp - reference_chosen_logp, rejected_logp - reference_rejected_logp
@@ -100,10 +100,10 @@ def cal_dpo(
     reference_rejected_logp: Float[Tensor, " p"],
     beta: Positive = 0.1,
 ) -> Float[Tensor, " p"]:
-    """Cal-DPO's loss: ``D(chosen − rejected) + ½ (chosen − 1/(2 beta))² + ½ (rejected + 1/(2 beta))²``.
+    """Cal-DPO loss: ``D(chosen − rejected) + ½ (chosen − 1/(2 beta))² + ½ (rejected + 1/(2 beta))²``.
 
-    Cal-DPO (arXiv 2412.14516), as its authors' code has it: no ``beta`` within D. The squares calibrate the implied
-    rewards to the scale of the real ones.
+    Cal-DPO (arXiv 2412.14516), as in the authors' code: D does not contain ``beta``. The squares calibrate the implied
+    rewards to the scale of the true ones.
     """
     chosen, rejected = chosen_logp - reference_chosen_logp, rejected_logp - reference_rejected_logp
     squares = sppo(chosen_logp, rejected_logp, reference_chosen_logp, reference_rejected_logp, beta)

@@ -1,7 +1,7 @@
-"""Preference losses that know not only which response is better but by how much: each has a reward.
+"""Preference losses for pairs with rewards: they use the difference of the rewards, not only its sign.
 
-In all of them, per pair: ``margin = (chosen_logp − reference_chosen_logp) − (rejected_logp − reference_rejected_logp)``
-and ``gap = chosen_reward − rejected_reward``. Log-probs are summed over each response's own tokens, in nats.
+``margin = (chosen_logp − reference_chosen_logp) − (rejected_logp − reference_rejected_logp)`` and
+``gap = chosen_reward − rejected_reward``. Log-probs are summed over the tokens of each response, in nats.
 """
 
 from typing import Literal
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from grape_rl.maths.bounds import NonNegative, Positive
+from grape_rl.maths.preference.margin import log_ratio_margin
 
 
 def odpo(
@@ -23,21 +24,21 @@ def odpo(
     beta: Positive = 0.1,
     offset_weight: NonNegative = 1.0,
 ) -> Float[Tensor, " p"]:
-    """DPO with an offset: ``−log σ(beta margin − offset_weight log gap)``.
+    """DPO loss with an offset: ``−log σ(beta margin − offset_weight log gap)``.
 
-    ODPO (arXiv 2402.10571), with its logarithm. The larger the gap, the larger the margin has to be.
+    ODPO (arXiv 2402.10571), with the logarithmic offset. A larger gap requires a larger margin.
 
     Raises:
         ValueError: a pair whose chosen reward is missing, or not above the rejected one.
     """
     gap = _finite(chosen_reward - rejected_reward)
     if (low := (gap <= 0).nonzero().flatten()).numel():
-        at = int(low[0])
+        pair = int(low[0])
         raise ValueError(
-            f"pair {at}: chosen_reward {float(chosen_reward[at]):g} must be above rejected_reward "
-            f"{float(rejected_reward[at]):g}: the offset is the logarithm of what lies between"
+            f"pair {pair}: chosen_reward {float(chosen_reward[pair]):g} must be above rejected_reward "
+            f"{float(rejected_reward[pair]):g}: the offset is the logarithm of their difference"
         )
-    margin = (chosen_logp - reference_chosen_logp) - (rejected_logp - reference_rejected_logp)
+    margin = log_ratio_margin(chosen_logp, rejected_logp, reference_chosen_logp, reference_rejected_logp)
     return -logsigmoid(beta * margin - offset_weight * gap.log())
 
 
@@ -52,32 +53,32 @@ def rpo(
     reward_scale: NonNegative = 1.0,
     distance: Literal["backward", "forward", "squared"] = "backward",
 ) -> Float[Tensor, " p"]:
-    """Reward-aware preference optimization: a distance of ``a = beta margin`` to ``b = reward_scale gap``.
+    """Reward-aware preference loss: a distance between ``a = beta margin`` and ``b = reward_scale gap``.
 
-    RPO (arXiv 2502.00203), as its authors' code has it. ``distance`` backward is KL(σ(b)‖σ(a)) of the two coins,
-    forward KL(σ(a)‖σ(b)), squared ``(a − b)²``. The first has the gradient of cDPO with
-    label_smoothing = 1 − σ(b), and tends to DPO as the gap grows.
+    RPO (arXiv 2502.00203), as in the authors' code. ``distance`` selects it: backward is the Bernoulli KL(σ(b)‖σ(a)),
+    forward KL(σ(a)‖σ(b)), and squared ``(a − b)²``. The backward KL has the gradient of cDPO with
+    label_smoothing = 1 − σ(b), and approaches DPO as the gap grows.
 
     Raises:
         ValueError: a pair with a missing reward.
     """
-    a = beta * ((chosen_logp - reference_chosen_logp) - (rejected_logp - reference_rejected_logp))
+    a = beta * log_ratio_margin(chosen_logp, rejected_logp, reference_chosen_logp, reference_rejected_logp)
     b = reward_scale * _finite(chosen_reward - rejected_reward)
     match distance:
         case "backward":
-            return _coin_kl(b, a)
+            return _bernoulli_kl(b, a)
         case "forward":
-            return _coin_kl(a, b)
+            return _bernoulli_kl(a, b)
         case "squared":
             return (a - b).square()
 
 
-def _coin_kl(a: Tensor, b: Tensor) -> Tensor:
-    """KL between two coins of log-odds ``a`` and ``b``."""
+def _bernoulli_kl(a: Tensor, b: Tensor) -> Tensor:
+    """KL divergence between two Bernoulli distributions with the log-odds ``a`` and ``b``."""
     return a.sigmoid() * (logsigmoid(a) - logsigmoid(b)) + (-a).sigmoid() * (logsigmoid(-a) - logsigmoid(-b))
 
 
 def _finite(gap: Tensor) -> Tensor:
     if (missing := (~gap.isfinite()).nonzero().flatten()).numel():
-        raise ValueError(f"pair {int(missing[0])} has no chosen_reward or no rejected_reward, and both are needed")
+        raise ValueError(f"pair {int(missing[0])} lacks chosen_reward or rejected_reward; both are required")
     return gap

@@ -1,7 +1,7 @@
-"""Preference losses on single responses, each labeled desirable or not: a loss per response, to be minimized.
+"""Unpaired preference losses: one loss per response, labeled desirable or undesirable, to be minimized.
 
-``gain = response_logp − reference_response_logp``, summed over the response's own tokens, in nats: the reward that the
-policy implies, but for ``beta``. ``D(z) = −log σ(z)``.
+``gain = response_logp − reference_response_logp`` is the log-ratio, summed over the tokens of the response, in nats:
+the implied reward divided by ``beta``. ``D(z) = −log σ(z)``.
 """
 
 import torch
@@ -21,15 +21,15 @@ def kto(
     desirable_weight: NonNegative = 1.0,
     undesirable_weight: NonNegative = 1.0,
 ) -> Float[Tensor, " b"]:
-    """KTO's loss: ``1 − σ(beta (gain − z))`` of a desirable response, ``1 − σ(beta (z − gain))`` of another.
+    """KTO loss: ``1 − σ(beta (gain − z))`` if desirable, ``1 − σ(beta (z − gain))`` if undesirable.
 
-    KTO (arXiv 2402.01306), eqs. 7 and 8; each is multiplied by the weight of its label (``desirable_weight``,
-    ``undesirable_weight``). ``z = max(0, mismatched_gain)``
-    stands for KL(π‖reference): it is the mean gain of responses put behind prompts that are not their own, over the
-    whole batch, and no gradient flows through it. A person who weighs gains and losses against what they are used to
-    sees less and less in more of either: the loss is flat far from z.
+    KTO (arXiv 2402.01306), eqs. 7 and 8. The loss of a response is multiplied by the weight of its label,
+    ``desirable_weight`` or ``undesirable_weight``. ``z = max(0, mismatched_gain)`` estimates KL(π‖π_ref):
+    ``mismatched_gain`` is the mean gain, over the whole batch, of responses paired with prompts of other rows. No
+    gradient flows through z. As in prospect theory, gains and losses are relative to a reference point, z, and
+    sensitivity to them diminishes: the loss is flat far from z.
 
-    Shapes: ``" b"``, and one number for the mismatched gain. Nats.
+    Shapes: ``" b"``, and a scalar ``mismatched_gain``. Nats.
 
     >>> zero = torch.zeros(2)
     >>> kto(zero, zero, torch.tensor(-3.0), torch.tensor([True, False]), undesirable_weight=2.0)
@@ -49,12 +49,12 @@ def bco_unpaired(
     desirable_weight: NonNegative = 1.0,
     undesirable_weight: NonNegative = 1.0,
 ) -> Float[Tensor, " b"]:
-    """BCO's loss: ``D(beta (gain − mean_gain))`` of a desirable response, ``D(beta (mean_gain − gain))`` of another.
+    """BCO loss: ``D(beta (gain − mean_gain))`` if desirable, ``D(beta (mean_gain − gain))`` if undesirable.
 
-    BCO (arXiv 2404.04656): a classifier of good and bad whose logit is the implied reward, less the mean of those seen
-    up to now (the paper's reward shift δ is ``beta mean_gain``; no gradient flows through it). ``desirable_weight`` and
-    ``undesirable_weight`` multiply by label. Without the paper's weights for undesirable responses that come from
-    another distribution of prompts.
+    BCO (arXiv 2404.04656): a binary classifier whose logit is the implied reward minus its running mean. The paper's
+    reward shift δ is ``beta mean_gain``; no gradient flows through it. The loss of a response is multiplied by the
+    weight of its label, ``desirable_weight`` or ``undesirable_weight``. The paper's weights for undesirable responses
+    from another distribution of prompts are left out.
     """
     above = beta * (response_logp - reference_response_logp - mean_gain.detach())
     return _labeled(-logsigmoid(above), -logsigmoid(-above), desirable, desirable_weight, undesirable_weight)
@@ -68,9 +68,10 @@ def apo_zero_unpaired(
     desirable_weight: NonNegative = 1.0,
     undesirable_weight: NonNegative = 1.0,
 ) -> Float[Tensor, " b"]:
-    """APO-zero's loss on single responses: ``1 − σ(beta gain)`` of a desirable one, ``σ(beta gain)`` of another.
+    """Unpaired APO-zero loss: ``1 − σ(beta gain)`` if desirable, ``σ(beta gain)`` if undesirable.
 
-    APO (arXiv 2408.06266). It is KTO's loss with z = 0, with the same ``desirable_weight`` and ``undesirable_weight``.
+    APO (arXiv 2408.06266). It equals the KTO loss with z = 0, including ``desirable_weight`` and
+    ``undesirable_weight``.
     """
     gain = beta * (response_logp - reference_response_logp)
     return _labeled((-gain).sigmoid(), gain.sigmoid(), desirable, desirable_weight, undesirable_weight)

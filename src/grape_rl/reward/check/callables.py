@@ -1,4 +1,4 @@
-"""Functions that a rubric file names. The file may come from a stranger, so the caller says which are allowed."""
+"""Functions named in a rubric file. The file may come from a stranger, so only allowed files and modules are loaded."""
 
 import ast
 import asyncio
@@ -14,17 +14,17 @@ from typing import Any
 
 
 def python_callable(call: str, folder: Path, allow: Collection[str]) -> Callable[..., Any]:
-    """The function that ``"file.py:name"`` (a file in ``folder``) or ``"package.module:name"`` names.
+    """The function named by ``"file.py:name"`` (a file in ``folder``) or ``"package.module:name"``.
 
-    Nothing is imported before the file or module is found in ``allow``, by exactly that name.
+    Nothing is imported unless ``allow`` contains exactly the name of the file or module.
 
     Raises:
-        ValueError: it is not allowed, not there, fails as it is imported, or is no function.
+        ValueError: the name is malformed or not allowed, its file or module cannot be imported, or it is not callable.
     """
     match = re.fullmatch(r"(?P<place>\w+\.py|[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)", call)
     if match is None:
         raise ValueError(
-            f"{call!r} names no function: write 'file.py:name' (beside the rubric) or 'package.module:name'"
+            f"{call!r} names no function: write 'file.py:name' (a file in the rubric's folder) or 'package.module:name'"
         )
     place, name = match["place"], match["name"]
     if place not in allow:
@@ -39,10 +39,10 @@ def python_callable(call: str, folder: Path, allow: Collection[str]) -> Callable
     return function
 
 
-def awaited(result: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine returns, in a thread of its own: there may be a loop here already, as in a notebook."""
+def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine in a new thread and return its result: this thread may already run a loop, as in a notebook."""
     with ThreadPoolExecutor(1, thread_name_prefix="reward") as pool:
-        return pool.submit(asyncio.run, result).result()
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 def module_from_file(path: Path) -> ModuleType:
@@ -50,28 +50,28 @@ def module_from_file(path: Path) -> ModuleType:
     name = f"grape_rubric_{path.stem}_{abs(hash(path.resolve()))}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
+        raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # a dataclass in the file looks its own module up there
+    sys.modules[name] = module  # dataclasses look their module up there
     folder = path.resolve().parent
     if str(folder) not in sys.path:
-        sys.path.append(str(folder))  # for the files beside it, at the end so that they hide no one else's
-    _need_neighbors(path, folder)
+        sys.path.append(str(folder))  # for imports of neighboring files; last, so that they shadow nothing
+    _check_neighbor_imports(path, folder)
     spec.loader.exec_module(module)
     return module
 
 
-def _need_neighbors(path: Path, folder: Path) -> None:
-    """An import of a file's own that has a file beside it by that name has to find that one.
+def _check_neighbor_imports(path: Path, folder: Path) -> None:
+    """Check that an import of a name that a neighboring file has will load that file.
 
     Raises:
-        ImportError: it finds another.
+        ImportError: Python would load another module of that name.
     """
     nodes = list(ast.walk(ast.parse(path.read_bytes())))
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
-    for name in dict.fromkeys(each.partition(".")[0] for each in names):
-        beside = [folder / f"{name}.py", folder / name / "__init__.py"]
-        found = importlib.util.find_spec(name) if any(map(Path.exists, beside)) else None
-        if found and (not found.origin or Path(found.origin).resolve() not in map(Path.resolve, beside)):
-            raise ImportError(f"import {name} finds {found.origin} and not the one beside {path.name}: rename yours")
+    for name in dict.fromkeys(name.partition(".")[0] for name in names):
+        neighbors = [folder / f"{name}.py", folder / name / "__init__.py"]
+        spec = importlib.util.find_spec(name) if any(map(Path.exists, neighbors)) else None
+        if spec and (not spec.origin or Path(spec.origin).resolve() not in map(Path.resolve, neighbors)):
+            raise ImportError(f"import {name} finds {spec.origin} and not the file next to {path.name}: rename yours")

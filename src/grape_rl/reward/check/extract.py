@@ -1,4 +1,4 @@
-"""What a check reads out of a text: the part that a pattern captures, and numbers as people write them."""
+"""Answers extracted from text: the part that a pattern captures, and numbers in their usual notations."""
 
 import re
 from fractions import Fraction
@@ -7,7 +7,7 @@ from typing import Any
 _NUMBER = re.compile(
     r"""
     (?<![\w])                              # not inside a word or another number
-    (?: (?<![\w)%.]) (?P<sign>[-+−]) [$€£]? )?  # a sign, unless it stands between two operands
+    (?: (?<![\w)%.]) (?P<sign>[-+−]) [$€£]? )?  # a sign, but not an operator between two operands
     (?P<digits>
         (?: [0-9]{1,3} (?: ,[0-9]{3} )+ (?![0-9]) | [0-9]+ ) (?: \.[0-9]+ )?
       | \.[0-9]+
@@ -19,51 +19,51 @@ _NUMBER = re.compile(
 )
 
 
-def extracted(pattern: str | None, text: str) -> str | None:
-    r"""The part of a text that an answer stands in: the last match of the pattern, as a final answer comes last.
+def extract_text(pattern: str | None, text: str) -> str | None:
+    r"""The answer in a text: the last match of the pattern, since a final answer comes last.
 
-    Of a pattern with groups, the first group that took part; of one without, the whole match; without a pattern, the
-    whole text. White space at the ends is dropped. None where nothing matches.
+    For a pattern with groups, the first group that took part in the match; otherwise the whole match. Without a
+    pattern, the whole text. Surrounding white space is stripped. None if nothing matches.
 
-    >>> extracted(r"Answer: (\w+)", "Answer: 4. No, Answer: 5")
+    >>> extract_text(r"Answer: (\w+)", "Answer: 4. No, Answer: 5")
     '5'
     """
     if pattern is None:
         return text.strip()
-    found = [match for match in re.finditer(pattern, text) if match[0]]
-    if not found:
+    matches = [match for match in re.finditer(pattern, text) if match[0]]
+    if not matches:
         return None
-    return next((group for group in found[-1].groups() if group is not None), found[-1][0]).strip()
+    return next((group for group in matches[-1].groups() if group is not None), matches[-1][0]).strip()
 
 
-def numbers(text: str) -> tuple[Fraction, ...]:
-    """The numbers in a text, exactly: 1,200  -$3.50  50%  3/4  1e3  .5
+def parse_numbers(text: str) -> tuple[Fraction, ...]:
+    """The numbers in a text, as exact fractions: 1,200  -$3.50  50%  3/4  1e3  .5
 
-    A percent or currency sign is dropped, so 50% is 50. What is over 0, or too long to read, is no number.
+    Percent and currency signs are dropped, so 50% is 50. A division by 0, and a number too long to parse, are skipped.
 
-    >>> [str(x) for x in numbers("from $1,200.50 to -3/4, or 1e3")]
+    >>> [str(x) for x in parse_numbers("from $1,200.50 to -3/4, or 1e3")]
     ['2401/2', '-3/4', '1000']
     """
-    found: list[Fraction] = []
+    values: list[Fraction] = []
     for match in _NUMBER.finditer(text):
         mantissa = match["digits"].replace(",", "")
-        try:  # int() refuses more than 4,300 digits with a ValueError
+        try:  # int() raises ValueError for more than 4,300 digits
             value = Fraction(f"{mantissa}e{match['exponent'] or 0}") / Fraction(match["over"] or 1)
         except (ValueError, ZeroDivisionError):
             continue
-        found.append(-value if match["sign"] in ("-", "−") else value)
-    return tuple(found)
+        values.append(-value if match["sign"] in ("-", "−") else value)
+    return tuple(values)
 
 
 def gold_text(gold: Any, pattern: str | None) -> str:
-    """The part of what a data row gives as the right answer that ``extracted`` finds there.
+    """The gold answer of a data row as text, extracted by ``pattern`` (see ``extract_text``).
 
     Raises:
-        ValueError: it is neither text nor a number (a NaN is none), or there is nothing.
+        ValueError: the gold answer is neither text nor a number (NaN is no number), or nothing is extracted.
     """
     if isinstance(gold, bool) or not isinstance(gold, (str, int, float)) or gold != gold:
         raise ValueError(f"the gold answer {gold!r} is neither text nor a number")
-    text = extracted(pattern, str(gold))
+    text = extract_text(pattern, str(gold))
     if text is None:
         raise ValueError(f"gold_extract {pattern!r} finds nothing in the gold answer {gold!r}")
     if not text:
@@ -75,11 +75,11 @@ def gold_number(gold: Any, pattern: str | None) -> Fraction:
     """The number in the gold text.
 
     Raises:
-        ValueError: there is not exactly one.
+        ValueError: the gold text does not contain exactly one number.
     """
     text = gold_text(gold, pattern)
-    found = numbers(text)
-    if len(found) != 1:
-        hint = "; name the one that counts with gold_extract" if found else ""
-        raise ValueError(f"the gold answer {text!r} has {len(found)} numbers and should have one{hint}")
-    return found[0]
+    values = parse_numbers(text)
+    if len(values) != 1:
+        hint = "; select one with gold_extract" if values else ""
+        raise ValueError(f"the gold answer {text!r} has {len(values)} numbers and should have one{hint}")
+    return values[0]

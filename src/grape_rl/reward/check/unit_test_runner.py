@@ -1,8 +1,8 @@
-"""Unit tests of a program that the policy wrote: the program in one sandbox, the tests in another.
+"""Unit tests of a program written by the policy. The program runs in one sandbox, the tests in another.
 
-The tests see the program through a pipe: they call its functions and get plain data back. So nothing that the program
-does in its own process (ending it, replacing ``assert``, deleting files, comparing equal to all) reaches the tests,
-and the only way to pass a test is to answer it.
+The tests reach the program through a pipe: they call its functions and receive plain data. Nothing that the program
+does in its own process (exit, replace ``assert``, delete files, return objects equal to everything) affects the tests.
+The only way to pass a test is to return the right answer.
 """
 
 import json
@@ -14,85 +14,87 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from grape_rl.reward.check.sandbox import Isolation, Limits, Sandboxed, python_in_sandbox
+from grape_rl.reward.check.sandbox import Isolation, SandboxedProcess, SandboxLimits, start_in_sandbox
 
 GRACE_S = 10.0
-"""Seconds that the tests get of their own, beside those that they wait for the program."""
+"""Seconds allowed for the tests' own computation, in addition to the time that they wait for the program."""
 
 
 @dataclass(frozen=True)
-class Case:
-    """One test: whether it passed, and why not."""
+class CaseResult:
+    """The result of one test case; ``reason`` is why it failed."""
 
     name: str
     passed: bool
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True)
-class Report:
-    """What tests said of a program: its cases, or the fault for which there are none (it does not load, say)."""
+class UnitTestReport:
+    """The results of a program's test cases, or the ``fault`` for which there are none, such as a failure to load."""
 
-    cases: tuple[Case, ...]
+    cases: tuple[CaseResult, ...]
     fault: str = ""
 
 
-def examined(
+def run_unit_tests(
     program: str,
     tests: str,
-    limits: Limits,
+    limits: SandboxLimits,
     seconds: float,
     entry_point: str = "",
     objects: bool = False,
     isolation: Isolation = "bwrap",
-) -> Report:
-    """The report of the ``tests`` (Python source) on the ``program`` (Python source).
+) -> UnitTestReport:
+    """Run ``tests`` against ``program`` (both Python source) and report each case.
 
-    The program has ``seconds`` in all to answer. With ``objects`` the tests may compare and add up objects of the
-    program's classes, whose own methods then say what comes out.
+    ``seconds`` limits the total time that the program takes for its answers. With ``objects`` the tests may compare and
+    add objects of the program's classes, so the program's own methods decide the result.
 
     Raises:
-        ValueError: bubblewrap is asked for and does not work here, or the tests themselves are at fault.
+        ValueError: bubblewrap does not work on this machine, or the tests themselves are faulty.
         TimeoutError: the tests did not end by themselves.
     """
-    started = [python_in_sandbox("program.py", limits, isolation)]
+    processes = [start_in_sandbox("program.py", limits, isolation)]
     try:
-        requests, answers = started[0].streams
-        ways = (answers.fileno(), requests.fileno())
-        tester = python_in_sandbox("tests.py", limits, isolation, pass_fds=ways)
-        started.append(tester)
+        # The tester inherits the pipes to the program; this process keeps neither.
+        requests, answers = processes[0].streams
+        descriptors = (answers.fileno(), requests.fileno())
+        tester = start_in_sandbox("tests.py", limits, isolation, pass_fds=descriptors)
+        processes.append(tester)
         marker = secrets.token_hex(16)
-        told = {
+        job = {
             "program": program, "tests": tests, "entry_point": entry_point, "objects": objects, "seconds": seconds,
-            "marker": marker, "answers": ways[0], "requests": ways[1],
+            "marker": marker, "answers": descriptors[0], "requests": descriptors[1],
         }  # fmt: skip
         requests.close()
         answers.close()
-        found = _reported(tester, told, seconds + GRACE_S)
+        report = _report(tester, job, seconds + GRACE_S)
     finally:
-        for each in started:
-            each.end()
-    if found.get("marker") != marker:
+        for process in processes:
+            process.end()
+    if report.get("marker") != marker:
         raise ValueError("the tests ended without a report")
-    if "unsupported" in found:
-        raise ValueError(str(found["unsupported"]))
-    return Report(tuple(Case(**case) for case in found["cases"]), str(found.get("fault", "")))
+    if "unsupported" in report:
+        raise ValueError(str(report["unsupported"]))
+    return UnitTestReport(tuple(CaseResult(**case) for case in report["cases"]), str(report.get("fault", "")))
 
 
-def _reported(tester: Sandboxed, told: dict[str, object], seconds: float) -> dict[str, Any]:
-    asks, tells = tester.streams
+def _report(tester: SandboxedProcess, job: dict[str, object], seconds: float) -> dict[str, Any]:
+    """Send the job to the tester and read its report, one line of JSON; empty if the tester ends without one."""
+    stdin, stdout = tester.streams
     try:
-        asks.write(json.dumps(told).encode() + b"\n")
-        asks.close()
+        stdin.write(json.dumps(job).encode() + b"\n")
+        stdin.close()
     except BrokenPipeError:
         return {}
-    deadline, found = time.monotonic() + seconds, b""
-    while not found.endswith(b"\n"):
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([tells], [], [], left)[0]:
+    deadline, line = time.monotonic() + seconds, b""
+    while not line.endswith(b"\n"):
+        remaining = deadline - time.monotonic()
+        if remaining <= 0 or not select.select([stdout], [], [], remaining)[0]:
             raise TimeoutError(f"the tests did not end within {math.ceil(seconds)} seconds")
-        part = os.read(tells.fileno(), 2**16)
+        part = os.read(stdout.fileno(), 2**16)
         if not part:
             break
-        found += part
-    return json.loads(found) if found.endswith(b"\n") else {}
+        line += part
+    return json.loads(line) if line.endswith(b"\n") else {}

@@ -1,6 +1,6 @@
-"""Grading in a process of its own, which is killed if it hangs: a pattern or a function may run without an end.
+"""Checks in a worker process, which is killed when one hangs: a pattern or a function may never end.
 
-The process lives on from one batch to the next, and is started again after it was killed.
+The process serves one batch after another, and is started again after it was killed.
 """
 
 import atexit
@@ -17,15 +17,15 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from grape_rl.reward.check.checks import Check, Length, verdict
+from grape_rl.reward.check.checks import Check, Length, check_verdict
 from grape_rl.reward.check.unit_tests import UnitTests
 from grape_rl.types import Response, Verdict, failed
 
 
-class Job(NamedTuple):
-    """A verdict to give: on which item, by which check, and of which response.
+class CheckJob(NamedTuple):
+    """One response to grade on one item by a check.
 
-    ``worst`` is the score that hurts the response most: 0, or 1 on a pitfall.
+    ``worst`` is the score that lowers the reward most: 0, or 1 on a pitfall.
     """
 
     item: str
@@ -35,44 +35,44 @@ class Job(NamedTuple):
 
 
 LOADING_S = 300.0
-"""Seconds to start the process and to load what a check needs, before the check's own time begins."""
+"""Seconds to start the process and to load what the checks need, before the time limit of the first check begins."""
 
 
-def graded(jobs: Sequence[Job]) -> list[Verdict]:
-    """The verdicts of the jobs, in their order. One that takes longer than its check's ``timeout_s`` is missing."""
-    found: dict[int, Verdict] = {}
+def run_checks(jobs: Sequence[CheckJob]) -> list[Verdict]:
+    """The verdicts of the jobs, in order. A job that takes longer than its check's ``timeout_s`` is missing."""
+    verdicts: dict[int, Verdict] = {}
     programs = [i for i, job in enumerate(jobs) if isinstance(job.check, UnitTests)]
-    hanging = [i for i, job in enumerate(jobs) if not isinstance(job.check, UnitTests | Length)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # programs are in processes of their own already
-        waiting = pool.map(lambda i: verdict(*jobs[i]), programs)
-        found |= zip(hanging, _WORKER.verdicts([jobs[i] for i in hanging]), strict=True)
-        found |= zip(programs, waiting, strict=True)
-    return [found[i] if i in found else verdict(*job) for i, job in enumerate(jobs)]
+    may_hang = [i for i, job in enumerate(jobs) if not isinstance(job.check, UnitTests | Length)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads suffice: unit tests run in processes of their own
+        program_verdicts = pool.map(lambda i: check_verdict(*jobs[i]), programs)
+        verdicts |= zip(may_hang, _WORKER.verdicts([jobs[i] for i in may_hang]), strict=True)
+        verdicts |= zip(programs, program_verdicts, strict=True)
+    return [verdicts[i] if i in verdicts else check_verdict(*job) for i, job in enumerate(jobs)]
 
 
 class Worker:
-    """A process that grades, one job after the other. It starts with the first batch."""
+    """A process that grades one job after another. It starts with the first batch."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
 
-    def verdicts(self, jobs: Sequence[Job]) -> list[Verdict]:
-        """The verdicts of the jobs; a missing one where a job takes too long, or ends the process."""
-        found: list[Verdict] = []
-        while len(found) < len(jobs):
-            found += self._verdicts(jobs[len(found) :])
-        return found
+    def verdicts(self, jobs: Sequence[CheckJob]) -> list[Verdict]:
+        """The verdicts of the jobs; missing where a job takes too long or ends the process."""
+        verdicts: list[Verdict] = []
+        while len(verdicts) < len(jobs):
+            verdicts += self._verdicts(jobs[len(verdicts) :])
+        return verdicts
 
-    def _verdicts(self, jobs: Sequence[Job]) -> Iterator[Verdict]:
-        """The same, up to the first job for which the process has to be started again."""
+    def _verdicts(self, jobs: Sequence[CheckJob]) -> Iterator[Verdict]:
+        """The verdicts up to and including the first job after which the process has to be started again."""
         done = 0
         try:
             _write(self._running().stdin, pickle.dumps(list(jobs)))
-            fault: str = self._heard(LOADING_S)
+            load_error: str = self._receive(LOADING_S)
             for item, check, *_ in jobs:
                 assert not isinstance(check, Length), "it needs no process of its own"
-                found = failed(item, "infrastructure", fault) if fault else self._heard(check.timeout_s)
-                yield replace(found, provenance=found.provenance or check.type)
+                verdict = failed(item, "infrastructure", load_error) if load_error else self._receive(check.timeout_s)
+                yield replace(verdict, provenance=verdict.provenance or check.type)
                 done += 1
         except TimeoutError as error:
             self.end()
@@ -81,11 +81,11 @@ class Worker:
             reason = f"the check ended its process (status {self.end(5.0)})"
             yield failed(jobs[done].item, "infrastructure", reason, jobs[done].check.type)
         except BaseException:
-            self.end()  # or what it has yet to say would be taken for verdicts of the next batch
+            self.end()  # its remaining output would be read as verdicts of the next batch
             raise
 
     def end(self, patience: float = 0.0) -> int | None:
-        """Kill the process, if there is one that does not end within ``patience`` seconds; by which status it ended."""
+        """The exit status of the process, which is killed if it does not end within ``patience`` seconds."""
         process, self.process = self.process, None
         if process is None:
             return None
@@ -109,26 +109,26 @@ class Worker:
             )
         return self.process
 
-    def _heard(self, seconds: float) -> Any:
-        """What the process says next.
+    def _receive(self, seconds: float) -> Any:
+        """The next message of the process.
 
         Raises:
-            TimeoutError: nothing within ``seconds``.
-            EOFError: it is gone.
+            TimeoutError: no message within ``seconds``.
+            EOFError: the process has ended.
         """
         assert self.process and self.process.stdout
         deadline, stream = time.monotonic() + seconds, self.process.stdout.fileno()
-        found, wanted = b"", 8
-        while len(found) < wanted:
+        message, size = b"", 8
+        while len(message) < size:
             if not select.select([stream], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 raise TimeoutError(f"no verdict within {seconds:g} seconds")
-            part = os.read(stream, wanted - len(found))
+            part = os.read(stream, size - len(message))
             if not part:
                 raise EOFError
-            found += part
-            if len(found) == 8:
-                wanted += struct.unpack("<Q", found)[0]
-        return pickle.loads(found[8:])
+            message += part
+            if len(message) == 8:
+                size += struct.unpack("<Q", message)[0]
+        return pickle.loads(message[8:])
 
 
 _WORKER = Worker()
@@ -136,25 +136,26 @@ atexit.register(_WORKER.end)
 
 
 def serve() -> None:
-    """Grade what comes over standard input, until it ends. What checks print goes to standard error.
+    """Grade the batches that arrive on standard input until it closes: the main function of the worker process.
 
-    They read nothing from standard input, and each begins in the folder where this one did.
+    Output that checks print goes to standard error, and their standard input is empty. Each job starts in the folder in
+    which the process started.
     """
     jobs, verdicts = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    home = os.open(".", os.O_RDONLY)  # the folder itself, which is there even if its name is gone
+    home = os.open(".", os.O_RDONLY)  # an open descriptor stays valid even if the folder is renamed or removed
     for content in _messages(jobs):
         os.chdir(home)
         try:
-            loaded: list[Job] = pickle.loads(content)
-        except Exception as error:  # a check's own module does not load here
+            batch: list[CheckJob] = pickle.loads(content)
+        except Exception as error:  # for instance, the module of a python check cannot be imported
             _write(verdicts, pickle.dumps(f"{type(error).__name__}: {error}"))
             continue
         _write(verdicts, pickle.dumps(""))
-        for job in loaded:
+        for job in batch:
             os.chdir(home)
-            _write(verdicts, pickle.dumps(verdict(*job)))
+            _write(verdicts, pickle.dumps(check_verdict(*job)))
 
 
 def _messages(stream: Any) -> Iterator[bytes]:

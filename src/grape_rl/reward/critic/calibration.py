@@ -1,4 +1,7 @@
-"""Calibration files: by how sure a critic is of an item, how likely its label is right, as people's labels show."""
+"""Calibration files: the probability that a critic's label is right, as a function of its confidence.
+
+The curves are fitted to labels by people.
+"""
 
 import json
 from collections.abc import Mapping
@@ -20,20 +23,21 @@ from grape_rl.maths.calibration import (
 )
 from grape_rl.schema import Strict, parsed, validated
 
-FEWEST = 30
-"""Labels that a curve is fitted to, at least: with fewer the item takes that of its critic as a whole."""
+MIN_LABELS = 30
+"""The fewest labels for a curve. An item with fewer uses the curve of its critic as a whole."""
 
-FOLDS = 5
-"""What is said of a curve is measured on a fifth of the prompts at a time, by a curve that is fitted to the others."""
+N_FOLDS = 5
+"""Folds of the cross-validation that measures a curve: each fifth of the prompts by a curve fitted to the rest."""
 
 FitMethod = Literal["isotonic", "platt"]
-Unit = Annotated[float, Field(ge=0, le=1)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
 
 
-class Judged(Strict):
-    """Whose confidence it is: what has to be the same for a curve to hold.
+class ConfidenceSource(Strict):
+    """The source of a confidence: a curve is valid only for the source that it was fitted to.
 
-    ``criterion`` is as the rubric has it, look-ups unfilled. Without criterion and labels it is the critic as a whole.
+    ``criterion`` is the rubric's text with its look-ups not filled in. Without ``criterion`` and ``labels`` the source
+    is the critic as a whole.
     """
 
     critic: str
@@ -43,23 +47,28 @@ class Judged(Strict):
     labels: dict[str, float] | None = None
 
     @property
-    def whole(self) -> "Judged":
-        """The critic as a whole."""
+    def whole_critic(self) -> "ConfidenceSource":
+        """The critic as a whole, in this mode."""
         return self.model_copy(update={"criterion": None, "labels": None})
 
 
-class Curve(Strict):
-    """The probability that the critic's label is right, by its confidence, and how it was found.
+class CalibrationCurve(Strict):
+    """The probability that the critic's label is right, as a function of its confidence.
 
-    ``isotonic``: through ``knots`` (see ``interpolated``). ``platt``: ``σ(a confidence + b)``. ``items`` names, for
-    people to read, what it was fitted to: ``n`` labels. ``ece_after`` is of curves that had not seen what they
-    calibrate; None where there was one prompt only.
+    Attributes:
+        source: the source of the confidence.
+        items: the items that the curve was fitted to, for human readers.
+        method: ``isotonic``, piecewise linear through ``knots`` (see ``interpolated``), or ``platt``,
+            ``σ(a confidence + b)``.
+        n: the number of labels that the curve was fitted to.
+        ece_before: expected calibration error of the uncalibrated confidence.
+        ece_after: expected calibration error of out-of-fold calibrated confidence; None if there was only one prompt.
     """
 
-    of: Judged
+    source: ConfidenceSource = Field(alias="of")
     items: tuple[str, ...]
     method: FitMethod
-    knots: tuple[tuple[Unit, Unit], ...] | None = None
+    knots: tuple[tuple[UnitInterval, UnitInterval], ...] | None = None
     a: float | None = None
     b: float | None = None
     n: Annotated[int, Field(ge=1)]
@@ -67,18 +76,18 @@ class Curve(Strict):
     ece_after: float | None = None
 
     @model_validator(mode="after")
-    def _whole(self) -> "Curve":
+    def _parameters(self) -> "CalibrationCurve":
         if self.method == "platt" and (self.a is None or self.b is None or self.knots is not None):
             raise ValueError("method platt needs a and b, and no knots")
         if self.method == "isotonic" and (not self.knots or self.a is not None or self.b is not None):
             raise ValueError("method isotonic needs knots, and neither a nor b")
         pairs = list(zip(self.knots or (), (self.knots or ())[1:], strict=False))
         if any(x >= next_x or y > next_y for (x, y), (next_x, next_y) in pairs):
-            raise ValueError("the knots have to rise: each confidence above the last, no probability below it")
+            raise ValueError("the knots must have increasing confidences and non-decreasing probabilities")
         return self
 
     def __call__(self, confidence: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The probabilities that labels of these confidences are right."""
+        """The probability that a label of this confidence is right."""
         if self.knots:
             x, y = torch.tensor(self.knots, dtype=torch.float64).unbind(1)
             return interpolated(confidence, x, y)
@@ -87,92 +96,96 @@ class Curve(Strict):
 
 
 class Calibration(Strict):
-    """A calibration file: curves, for items and for critics as a whole."""
+    """A calibration file: curves of items and of critics as a whole."""
 
     version: Annotated[Literal["grape-calibration/1"], Field(alias="schema")] = "grape-calibration/1"
-    curves: tuple[Curve, ...]
+    curves: tuple[CalibrationCurve, ...]
 
-    def curve(self, of: Judged) -> Curve:
-        """The item's own curve, or else that of its critic as a whole.
+    def curve(self, source: ConfidenceSource) -> CalibrationCurve:
+        """The item's own curve, or else the curve of its critic as a whole.
 
         Raises:
-            ValueError: there is neither.
+            ValueError: the file has neither.
         """
-        for wanted in (of, of.whole):
-            for each in self.curves:
-                if each.of == wanted:
-                    return each
-        there = ", ".join(dict.fromkeys(_said(each.of) for each in self.curves)) or "nothing"
+        for candidate in (source, source.whole_critic):
+            for curve in self.curves:
+                if curve.source == candidate:
+                    return curve
+        available = ", ".join(dict.fromkeys(_description(curve.source) for curve in self.curves)) or "nothing"
         raise ValueError(
-            f"the calibration has nothing for {_said(of)} (it has {there}): make it again with grape calibrate"
+            f"the calibration has nothing for {_description(source)} (it has {available}): make it again with "
+            "grape calibrate"
         )
 
 
 def load_calibration(path: Path) -> Calibration:
-    """The calibration of a file.
+    """Load a calibration file.
 
     Raises:
-        ValueError: there is no such file, or it does not say what a calibration says; in one line.
+        ValueError: there is no such file, or it is not a calibration file; in one line.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; make it with grape calibrate")
     return validated(Calibration, parsed(path), str(path), {})
 
 
-def written(calibration: Calibration) -> str:
-    """The text of a calibration file."""
+def calibration_text(calibration: Calibration) -> str:
+    """The contents of a calibration file."""
     return json.dumps(calibration.model_dump(by_alias=True, exclude_none=True), indent=2, ensure_ascii=False) + "\n"
 
 
-def fitted(
-    of: Judged,
+def fit_curve(
+    source: ConfidenceSource,
     items: tuple[str, ...],
     method: FitMethod,
     confidence: Float[Tensor, " n"],
     correct: Correct,
     group: Int[Tensor, " n"],
-) -> Curve:
-    """The curve of some verdicts, each right or not, on the responses to the prompts that ``group`` numbers."""
+) -> CalibrationCurve:
+    """Fit a curve to verdicts and their correctness; ``group`` numbers the prompts of the responses."""
 
-    def fit(confidence: Float[Tensor, " m"], correct: Correct) -> Curve:
-        shape: dict[str, Any] = {}
+    def fit(confidence: Float[Tensor, " m"], correct: Correct) -> CalibrationCurve:
+        parameters: dict[str, Any] = {}
         if method == "isotonic":
             x, y = isotonic(confidence, correct)
-            shape["knots"] = tuple(zip(x.tolist(), y.tolist(), strict=True))
+            parameters["knots"] = tuple(zip(x.tolist(), y.tolist(), strict=True))
         else:
-            shape["a"], shape["b"] = platt(confidence, correct)
+            parameters["a"], parameters["b"] = platt(confidence, correct)
         before = expected_calibration_error(confidence, correct)
-        return Curve(of=of, items=items, method=method, n=len(confidence), ece_before=before, **shape)
+        return CalibrationCurve(
+            of=source, items=items, method=method, n=len(confidence), ece_before=before, **parameters
+        )
 
-    unseen = cross_validated(fit, confidence, correct, folds(group))
-    after = None if bool(unseen.isnan().any()) else expected_calibration_error(unseen, correct)
+    out_of_fold = cross_validated(fit, confidence, correct, prompt_folds(group))
+    after = None if bool(out_of_fold.isnan().any()) else expected_calibration_error(out_of_fold, correct)
     return fit(confidence, correct).model_copy(update={"ece_after": after})
 
 
-def folds(group: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """A fold for each response, the same for all that answer one prompt; which, is drawn once and for all."""
+def prompt_folds(group: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """The fold of each response: random with a fixed seed, and equal for all responses to a prompt."""
     _, number = group.unique(return_inverse=True)
     count = int(number.max()) + 1
-    return (torch.randperm(count, generator=torch.Generator().manual_seed(0)) % FOLDS)[number]
+    return (torch.randperm(count, generator=torch.Generator().manual_seed(0)) % N_FOLDS)[number]
 
 
-def raw(data: Any) -> Any:
-    """A rubric file's data with every confidence as the critic told it: what a calibration is fitted to.
+def without_calibration(data: Any) -> Any:
+    """The data of a rubric file with the critic's raw confidence everywhere, which a calibration is fitted to.
 
-    >>> raw([{"confidence": {"mode": "logprob", "transform": "calibrated", "calibration": "c.json"}}])
+    >>> without_calibration([{"confidence": {"mode": "logprob", "transform": "calibrated", "calibration": "c.json"}}])
     [{'confidence': {'mode': 'logprob'}}]
     """
     if isinstance(data, list):
-        return [raw(each) for each in data]
+        return [without_calibration(entry) for entry in data]
     if not isinstance(data, Mapping):
         return data
-    kept = {key: raw(value) for key, value in data.items()}
-    if isinstance(told := kept.get("confidence"), Mapping):
-        kept["confidence"] = {key: value for key, value in told.items() if key not in ("transform", "calibration")}
-    return kept
+    result = {key: without_calibration(value) for key, value in data.items()}
+    if isinstance(confidence := result.get("confidence"), Mapping):
+        raw = {key: value for key, value in confidence.items() if key not in ("transform", "calibration")}
+        result["confidence"] = raw
+    return result
 
 
-def _said(of: Judged) -> str:
-    samples = f" of {of.k} calls" if of.mode == "agreement" else ""
-    what = "as a whole" if of.criterion is None else f"on {of.criterion!r:.60}"
-    return f"critic {of.critic!r} in mode {of.mode}{samples}, {what}"
+def _description(source: ConfidenceSource) -> str:
+    samples = f" of {source.k} calls" if source.mode == "agreement" else ""
+    scope = "as a whole" if source.criterion is None else f"on {source.criterion!r:.60}"
+    return f"critic {source.critic!r} in mode {source.mode}{samples}, {scope}"

@@ -1,4 +1,4 @@
-"""Critics' verdicts beside people's labels of the same responses."""
+"""Critics' verdicts compared with people's labels of the same responses."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -10,15 +10,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from grape_rl.maths.agreement import Kappa, cohen_kappa, weighted_kappa
-from grape_rl.reward.critic.calibration import Curve, FitMethod, Judged, fitted
-from grape_rl.reward.critic.item import Judge
+from grape_rl.reward.critic.calibration import CalibrationCurve, ConfidenceSource, FitMethod, fit_curve
+from grape_rl.reward.critic.judge import Judge
 from grape_rl.schema import nearest
 from grape_rl.types import Verdict
 
 
 @dataclass(frozen=True)
-class Labeled:
-    """One verdict on a response that a person has scored too. ``group`` numbers the response's prompt."""
+class LabeledVerdict:
+    """A verdict on a response with the score by a person. ``group`` numbers the response's prompt."""
 
     category: str
     judge: Judge
@@ -28,15 +28,20 @@ class Labeled:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """An item's verdicts beside people's, as far as the critic gave any; ``missing`` counts where it failed.
+class ItemComparison:
+    """The critic's and people's labels of an item, for all responses on which the critic gave a verdict.
 
-    Labels are told apart by their scores: ``labels`` names them from the lowest ``score`` to the highest, and
-    ``critic`` and ``human`` are places in that order.
+    Labels with equal scores count as one. ``critic`` and ``human`` are indices into ``labels`` and ``score``, which are
+    sorted by score.
+
+    Attributes:
+        items: the ids of the item, or of all items with the same source, as ``category/item``.
+        source: the source of the critic's confidence.
+        missing: the number of missing verdicts, which are left out.
     """
 
     items: tuple[str, ...]
-    judged: Judged
+    source: ConfidenceSource
     labels: tuple[str, ...]
     score: Float[Tensor, " l"]
     critic: Int[Tensor, " n"]
@@ -47,99 +52,105 @@ class Compared:
 
     @property
     def correct(self) -> Bool[Tensor, " n"]:
-        """Where the critic's label is the person's."""
+        """True where the critic's label equals the person's."""
         return self.critic == self.human
 
     @property
     def kappa(self) -> Kappa:
-        """How far they agree: beyond two labels by κ with weights, as labels with scores are on a scale."""
+        """Cohen's κ; weighted by the scores if there are more than two labels, since scores are on a scale."""
         if len(self.labels) == 2:
             return cohen_kappa(self.critic, self.human, 2)
         return weighted_kappa(self.critic, self.human, self.score)
 
 
 def human_scores(
-    row: Mapping[str, Any], column: str, judges: Mapping[str, Judge], others: Iterable[str], where: str
+    row: Mapping[str, Any], column: str, judges: Mapping[str, Judge], others: Iterable[str], place: str
 ) -> dict[str, float]:
-    """People's scores of a row's judged items, by the item's id; an item without a label is not there.
+    """People's scores of a row's judged items, by item id; items without a label are left out.
 
-    The row's ``column`` holds ``{id: label}`` (or JSON that says so), or it has columns ``column.id``. A label is one
-    of the item's, or else a number in [0, 1], which stands for the label with the nearest score, the lower of two as
-    near. Labels of ``others``, items that no critic judges, are left out.
+    The row's ``column`` contains ``{id: label}`` (or its JSON), or the row has columns ``column.id``. A label is one of
+    the item's labels, or a number in [0, 1], which selects the label with the nearest score (the lower one of two).
+    Labels of ``others``, the items without a judge, are ignored. ``place`` begins error messages.
 
     Raises:
-        ValueError: a label of an unknown item, or one that is neither a label nor a number in [0, 1].
+        ValueError: a label of an unknown item, or a value that is neither a label nor a number in [0, 1].
     """
-    told = row.get(column)
-    if isinstance(told, str) and told.strip():
+    labels = row.get(column)
+    if isinstance(labels, str) and labels.strip():
         try:
-            told = json.loads(told)
+            labels = json.loads(labels)
         except ValueError:
-            raise ValueError(f"{where}: {column!r} is {told!r:.60}, and should hold labels by item") from None
-    if not told:
-        told = {}
-    if not isinstance(told, Mapping):
-        raise ValueError(f"{where}: {column!r} is {told!r:.60}, and should hold labels by item")
-    apart = {key.removeprefix(f"{column}."): value for key, value in row.items() if key.startswith(f"{column}.")}
-    found: dict[str, float] = {}
-    for item, value in {**told, **apart}.items():
+            raise ValueError(f"{place}: {column!r} is {labels!r:.60}, and should contain labels by item") from None
+    if not labels:
+        labels = {}
+    if not isinstance(labels, Mapping):
+        raise ValueError(f"{place}: {column!r} is {labels!r:.60}, and should contain labels by item")
+    own_columns = {key.removeprefix(f"{column}."): value for key, value in row.items() if key.startswith(f"{column}.")}
+    scores: dict[str, float] = {}
+    for item, value in {**labels, **own_columns}.items():
         if value is None or value == "" or item in others:
             continue
         if item not in judges:
-            # A table has a column for each item of any category; a mapping is the row's own.
-            if item in told:
-                raise ValueError(f"{where}: {column!r} labels an unknown item {item!r}{nearest(item, judges)}")
+            # A table has columns for the items of all categories; a mapping is the row's own.
+            if item in labels:
+                raise ValueError(f"{place}: {column!r} labels an unknown item {item!r}{nearest(item, judges)}")
             continue
-        found[item] = _scored(value, judges[item], f"{where}: the label of item {item!r}")
-    return found
+        scores[item] = _label_score(value, judges[item], f"{place}: the label of item {item!r}")
+    return scores
 
 
-def compared(found: Iterable[Labeled]) -> list[Compared]:
-    """The verdicts of each item, and of items that ask the same of the same critic together, in the order met."""
-    by_item: dict[str, list[Labeled]] = {}
-    for each in found:
-        by_item.setdefault(each.judge.judged.model_dump_json(), []).append(each)
-    made: list[Compared] = []
-    for members in by_item.values():
+def compare_with_people(verdicts: Iterable[LabeledVerdict]) -> list[ItemComparison]:
+    """One comparison for each confidence source, in order of first appearance.
+
+    Items with the same criterion, labels and critic share a source.
+    """
+    by_source: dict[str, list[LabeledVerdict]] = {}
+    for labeled in verdicts:
+        by_source.setdefault(labeled.judge.confidence_source.model_dump_json(), []).append(labeled)
+    comparisons: list[ItemComparison] = []
+    for members in by_source.values():
         judge = members[0].judge
         score = sorted(set(judge.labels.values()))
-        names = tuple("/".join(name for name, value in judge.labels.items() if value == at) for at in score)
-        # Only "ok" is a label of the critic's: a response's own fault gets its score without being read.
-        said = [each for each in members if each.verdict.status == "ok"]
-        made.append(
-            Compared(
-                tuple(dict.fromkeys(f"{each.category}/{each.verdict.item}" for each in members)),
-                judge.judged,
+        names = tuple("/".join(name for name, value in judge.labels.items() if value == level) for level in score)
+        # Only "ok" is the critic's own label: a policy fault has a score without a call.
+        judged = [member for member in members if member.verdict.status == "ok"]
+        comparisons.append(
+            ItemComparison(
+                tuple(dict.fromkeys(f"{member.category}/{member.verdict.item}" for member in members)),
+                judge.confidence_source,
                 names,
                 torch.tensor(score, dtype=torch.float64),
-                torch.tensor([score.index(each.verdict.score) for each in said], dtype=torch.long),
-                torch.tensor([score.index(each.human) for each in said], dtype=torch.long),
-                torch.tensor([each.verdict.confidence for each in said], dtype=torch.float64),
-                torch.tensor([each.group for each in said], dtype=torch.long),
-                sum(each.verdict.missing for each in members),
+                torch.tensor([score.index(member.verdict.score) for member in judged], dtype=torch.long),
+                torch.tensor([score.index(member.human) for member in judged], dtype=torch.long),
+                torch.tensor([member.verdict.confidence for member in judged], dtype=torch.float64),
+                torch.tensor([member.group for member in judged], dtype=torch.long),
+                sum(member.verdict.missing for member in members),
             )
         )
-    return made
+    return comparisons
 
 
-def curves(items: Iterable[Compared], method: FitMethod, fewest: int) -> tuple[Curve, ...]:
-    """The curves of the items, and of their critics as a whole, that have ``fewest`` labels or more."""
-    held: dict[str, list[Compared]] = {}
-    for each in items:
-        for of in (each.judged, each.judged.whole):
-            held.setdefault(of.model_dump_json(), []).append(each)
-    made: list[Curve] = []
-    for name, members in held.items():
+def fit_curves(
+    comparisons: Iterable[ItemComparison], method: FitMethod, min_labels: int
+) -> tuple[CalibrationCurve, ...]:
+    """Fit a curve to each item, and to each critic as a whole, with at least ``min_labels`` labels."""
+    by_source: dict[str, list[ItemComparison]] = {}
+    for comparison in comparisons:
+        for source in (comparison.source, comparison.source.whole_critic):
+            by_source.setdefault(source.model_dump_json(), []).append(comparison)
+    curves: list[CalibrationCurve] = []
+    for source_json, members in by_source.items():
         confidence, correct, group = (
-            torch.cat([getattr(each, field) for each in members]) for field in ("confidence", "correct", "group")
+            torch.cat([getattr(member, field) for member in members]) for field in ("confidence", "correct", "group")
         )
-        if len(correct) >= fewest:
-            names = tuple(name for each in members for name in each.items)
-            made.append(fitted(Judged.model_validate_json(name), names, method, confidence, correct, group))
-    return tuple(made)
+        if len(correct) >= min_labels:
+            names = tuple(name for member in members for name in member.items)
+            source = ConfidenceSource.model_validate_json(source_json)
+            curves.append(fit_curve(source, names, method, confidence, correct, group))
+    return tuple(curves)
 
 
-def _scored(value: Any, judge: Judge, what: str) -> float:
+def _label_score(value: Any, judge: Judge, place: str) -> float:
     name = f"{value:g}" if isinstance(value, float) else str(value)
     if name in judge.labels:
         return judge.labels[name]
@@ -149,5 +160,5 @@ def _scored(value: Any, judge: Judge, what: str) -> float:
         number = -1.0
     if not 0 <= number <= 1:
         known = ", ".join(judge.labels)
-        raise ValueError(f"{what} is {value!r:.60}, and should be one of {known}, or a score in [0, 1]")
+        raise ValueError(f"{place} is {value!r:.60}, and should be one of {known}, or a score in [0, 1]")
     return min(sorted(set(judge.labels.values())), key=lambda score: abs(score - number))

@@ -1,4 +1,4 @@
-"""Judging responses by critics: every question of a batch, within the critics' limits, and the answers as verdicts."""
+"""Judging by critics: all questions of a batch, within the critics' limits, and the answers as verdicts."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -6,95 +6,103 @@ from concurrent.futures import Future
 from pathlib import Path
 from types import MappingProxyType
 
-from grape_rl.reward.critic.batch import Batch, Critic
-from grape_rl.reward.critic.plan import Job
-from grape_rl.reward.critic.usage import Usage
+from grape_rl.reward.critic.judging_batch import Critic, JudgingBatch
+from grape_rl.reward.critic.questions import CriticJob
+from grape_rl.reward.critic.usage import CriticUsage
 from grape_rl.types import Verdict
 
-__all__ = ["Critic", "Job", "Judging", "Usage"]
+__all__ = ["Critic", "CriticJob", "CriticUsage", "Judging"]
 
 
-Computed = Callable[[Sequence[Job]], list[Verdict]]
-"""A critic that computes here: a batch's jobs → their verdicts."""
+LocalJudge = Callable[[Sequence[CriticJob]], list[Verdict]]
+"""A critic in this process: the jobs of a batch → their verdicts."""
 
 
 class Judging:
-    """Asks critics, by name. Each batch has a thread, an event loop and connections of its own, which end with it.
+    """Critics by name, which judge batches of jobs.
 
-    ``critics`` makes each critic of a batch. ``cache`` is a file that keeps the answers. ``computed`` are the critics
-    that compute here, by name: in the caller's thread, where the device's other work is, and without the cache.
-    ``usage`` is what all batches have used so far; what a step used is its difference.
+    Each batch has its own thread, event loop and connections, which end with it. ``usage`` is the total of all batches
+    so far; the usage of one step is a difference of totals.
+
+    Args:
+        critics: for each served critic, a function that creates it for one batch.
+        cache: a file that caches the served critics' answers.
+        local: the critics in this process. They run in the caller's thread, like all other work on the device, and do
+            not use the cache.
     """
 
     def __init__(
         self,
         critics: Mapping[str, Callable[[], Critic]],
         cache: Path | None = None,
-        computed: Mapping[str, Computed] = MappingProxyType({}),
+        local: Mapping[str, LocalJudge] = MappingProxyType({}),
     ) -> None:
-        self.usage = Usage()
-        self._critics, self._cache, self._computed = critics, cache, computed
-        self._lock, self._counting = threading.Lock(), threading.Lock()
-        self._open: Batch | None = None
-        self._begun: list[Batch] = []
+        self.usage = CriticUsage()
+        self._critics, self._cache, self._local = critics, cache, local
+        self._lock, self._usage_lock = threading.Lock(), threading.Lock()
+        self._open: JudgingBatch | None = None
+        self._submitted: list[JudgingBatch] = []
 
-    def ahead(self, jobs: Sequence[Job]) -> None:
-        """Start judging some of the jobs that the next ``begin`` will have, while the others are not there yet.
+    def prefetch(self, jobs: Sequence[CriticJob]) -> None:
+        """Start to judge some of the jobs of the next ``submit``, before the rest of the batch is available.
 
-        Verdicts do not depend on it. Items that share a call (``calls: batched``) have to come together, or the call is
-        made in vain. Whatever goes wrong is told by the result of ``begin``.
+        Verdicts do not depend on it. Items that share a call (``calls: batched``) must be prefetched together, or the
+        call is wasted. Errors are raised by the result of ``submit``.
         """
         if served := self._served(jobs):
             with self._lock:
                 self._batch().add(served)
 
-    def begin(self, jobs: Sequence[Job]) -> "Future[list[Verdict]]":
-        """Start judging, while others compute; the result is each job's verdict, in their order.
+    def submit(self, jobs: Sequence[CriticJob]) -> "Future[list[Verdict]]":
+        """Start to judge a batch; the future's result is the verdict of each job, in order.
 
-        The critics that compute here have done so when this returns: meanwhile the others are waited for. The result
-        raises ``CostCap`` where a critic's calls have cost its cap.
+        The local critics have finished when this returns; served critics answer in the meantime and afterwards. The
+        result raises ``CostCapReached`` if the calls to a critic reach its cost cap.
         """
         with self._lock:
             batch, self._open = self._batch(), None
-            self._begun = [each for each in self._begun if not each.result.done()] + [batch]
-            asked = batch.finish(self._served(jobs))
-        parts = {name: [job for job in jobs if job.judge.critic == name] for name in self._computed}
-        here = {name: iter(self._computed[name](part)) for name, part in parts.items()}
-        found: Future[list[Verdict]] = Future()
+            self._submitted = [earlier for earlier in self._submitted if not earlier.result.done()] + [batch]
+            pending = batch.finish(self._served(jobs))
+        local_jobs = {name: [job for job in jobs if job.judge.critic == name] for name in self._local}
+        local_verdicts = {name: iter(self._local[name](jobs)) for name, jobs in local_jobs.items()}
+        verdicts: Future[list[Verdict]] = Future()
 
-        def told(served: "Future[list[Verdict]]") -> None:
+        def merge(served: "Future[list[Verdict]]") -> None:
             if error := served.exception():
-                found.set_exception(error)
+                verdicts.set_exception(error)
             else:
-                others = iter(served.result())
-                found.set_result([next(here.get(job.judge.critic, others)) for job in jobs])
+                served_verdicts = iter(served.result())
+                verdicts.set_result([next(local_verdicts.get(job.judge.critic, served_verdicts)) for job in jobs])
 
-        asked.add_done_callback(told)
-        return found
+        pending.add_done_callback(merge)
+        return verdicts
 
-    def verdicts(self, jobs: Sequence[Job]) -> list[Verdict]:
-        """The verdicts of the jobs, in their order.
+    def verdicts(self, jobs: Sequence[CriticJob]) -> list[Verdict]:
+        """The verdicts of the jobs, in order.
 
         Raises:
-            CostCap: a critic's calls have cost its cap.
+            CostCapReached: the calls to a critic have reached its cost cap.
         """
-        return self.begin(jobs).result()
+        return self.submit(jobs).result()
 
     def close(self) -> None:
-        """End what is under way, such as judging ahead of a batch that never came. The cache keeps the answers."""
+        """Stop all unfinished judging, such as prefetched jobs of a batch that was never submitted.
+
+        Answers received so far stay in the cache.
+        """
         with self._lock:
-            under_way, self._open, self._begun = [*self._begun, self._open], None, []
-        for batch in under_way:
+            unfinished, self._open, self._submitted = [*self._submitted, self._open], None, []
+        for batch in unfinished:
             if batch:
                 batch.stop()
 
-    def _served(self, jobs: Sequence[Job]) -> list[Job]:
-        return [job for job in jobs if job.judge.critic not in self._computed]
+    def _served(self, jobs: Sequence[CriticJob]) -> list[CriticJob]:
+        return [job for job in jobs if job.judge.critic not in self._local]
 
-    def _batch(self) -> Batch:
-        self._open = self._open or Batch(self._critics, self._cache, self._count)
+    def _batch(self) -> JudgingBatch:
+        self._open = self._open or JudgingBatch(self._critics, self._cache, self._count)
         return self._open
 
-    def _count(self, used: Usage) -> None:
-        with self._counting:
-            self.usage += used
+    def _count(self, usage: CriticUsage) -> None:
+        with self._usage_lock:
+            self.usage += usage

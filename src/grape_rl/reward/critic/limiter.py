@@ -1,4 +1,4 @@
-"""One limiter for all calls of a critic: requests and tokens a minute, and what they may cost."""
+"""One limiter for all calls to a critic: requests per minute, tokens per minute, and total cost."""
 
 import asyncio
 import threading
@@ -11,8 +11,8 @@ from functools import partial
 _WINDOW = 60.0
 
 
-class CostCap(RuntimeError):
-    """What the critic's calls have cost is at the cap."""
+class CostCapReached(RuntimeError):
+    """The calls to a critic have reached its cost cap."""
 
 
 @dataclass(slots=True)
@@ -23,10 +23,10 @@ class _Call:
 
 
 class Limiter:
-    """Lets a call begin when the last minute has room for it: so many requests, so many tokens; None is no limit.
+    """Starts a call when the last minute has room for it, by number of requests and of tokens; None is no limit.
 
-    Tokens are counted when a call has ended; one that has not is taken for as large as the mean so far. ``cost_cap`` is
-    in the unit of the prices: what has begun before it is reached is still paid for. Threads may share a limiter.
+    The tokens of a call are known when it ends; until then the mean of the ended calls is assumed. ``cost_cap`` is in
+    the unit of the prices. Calls that started before the cap was reached are still paid for. Thread-safe.
     """
 
     def __init__(
@@ -43,17 +43,17 @@ class Limiter:
         self._ended, self._used = 0, 0.0
         self.cost = 0.0
 
-    async def turn(self) -> Callable[[int, float], None]:
-        """Wait for a turn to call; what it gives is to be told the call's tokens and cost.
+    async def acquire(self) -> Callable[[int, float], None]:
+        """Wait until a call may start. Call the returned function with the call's tokens and cost when it has ended.
 
         Raises:
-            CostCap: the calls so far have cost the cap.
+            CostCapReached: the calls so far have reached the cost cap.
         """
-        while not isinstance(call := self._begun(), _Call):
+        while not isinstance(call := self._start(), _Call):
             await asyncio.sleep(call)
-        return partial(self._count, call)
+        return partial(self._record, call)
 
-    def _count(self, call: _Call, tokens: int, cost: float) -> None:
+    def _record(self, call: _Call, tokens: int, cost: float) -> None:
         with self._lock:
             if call.recent:
                 self._recent_tokens += tokens - call.tokens
@@ -62,20 +62,20 @@ class Limiter:
             self._used += tokens
             self.cost += cost
 
-    def _begun(self) -> _Call | float:
-        """A call that may begin now, or the seconds until there may be room for one."""
+    def _start(self) -> _Call | float:
+        """A call that starts now, or the seconds until there may be room for one."""
         with self._lock:
             now = self._clock()
             while self._recent and self._recent[0].began <= now - _WINDOW:
-                gone = self._recent.popleft()
-                gone.recent = False
-                self._recent_tokens -= gone.tokens
+                expired = self._recent.popleft()
+                expired.recent = False
+                self._recent_tokens -= expired.tokens
             full = self._requests is not None and len(self._recent) >= self._requests
             full |= self._tokens is not None and self._recent_tokens >= self._tokens
             if full and self._recent:
                 return max(self._recent[0].began + _WINDOW - now, 0.001)
             if self._cap is not None and self.cost >= self._cap:
-                raise CostCap(f"the critic's calls have cost {self.cost:g}, and the cap is {self._cap:g}")
+                raise CostCapReached(f"the critic's calls have cost {self.cost:g}, and the cap is {self._cap:g}")
             call = _Call(now, self._used / self._ended if self._ended else 0.0)
             self._recent.append(call)
             self._recent_tokens += call.tokens

@@ -1,132 +1,133 @@
-"""A critic that runs here: a causal language model, and how likely it is to answer by each of an item's labels.
+"""A critic in this process: the probability that a causal language model answers with each of an item's labels.
 
-No text is sampled and no reasoning written, so nothing can be cut off or misread: the labels' probabilities are exact.
+It samples no text and writes no reasoning, so no answer is truncated or misread. The labels' probabilities are exact.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grape_rl.data.chat import completion_tokens, end_tokens, prompt_tokens
+from grape_rl.data.shared_prompts import Tokens, shared_prompt_sequences
+from grape_rl.model.forward import ForwardContext
 from grape_rl.model.load import load
 from grape_rl.model.logprobs import compute_logprobs, microbatches, select_rows
-from grape_rl.reward.critic.faults import fault
-from grape_rl.reward.critic.item import Judge
-from grape_rl.reward.critic.plan import Job
-from grape_rl.reward.critic.prompt import mark_of, messages
-from grape_rl.reward.critic.reply import Reply, judged, readings
-from grape_rl.types import Sequences, Verdict, failed
-
-Tokens = Int[Tensor, " _"]
+from grape_rl.reward.critic.judge import Judge
+from grape_rl.reward.critic.policy_faults import policy_fault_reason
+from grape_rl.reward.critic.prompt import fence_mark, judge_messages
+from grape_rl.reward.critic.questions import CriticJob
+from grape_rl.reward.critic.reply import Reply, combine_answers, parse_reply
+from grape_rl.types import Verdict, failed
 
 
 @dataclass(frozen=True)
 class LocalCritic:
-    """A model that judges, and does not learn."""
+    """A model that judges and is not trained.
+
+    ``end`` is the tokens that end an assistant's turn, and ``context`` the largest number of tokens that the model
+    accepts. Of ``forward`` the temperature is not used: probabilities are at temperature 1.
+    """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     end: tuple[int, ...]
     context: int
-    tokens_per_microbatch: int
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext
+    forward: ForwardContext
 
-    def answers(self, judge: Judge) -> list[Tokens]:
-        """The tokens of each label as a whole answer, the end of the assistant's turn behind it.
+    def label_tokens(self, judge: Judge) -> list[Tokens]:
+        """The tokens of each label as a whole answer, up to and including the end of the assistant's turn.
 
-        With the end, no answer begins another: "no" is not also the beginning of "not sure". So the labels'
-        probabilities are those of answers that exclude one another.
+        Because of the end token no answer is a prefix of another: "no" is not the beginning of "not sure". The labels
+        are therefore mutually exclusive events.
 
         Raises:
-            ValueError: the chat template refuses the conversation, or makes the same answer of two labels.
+            ValueError: the chat template refuses the conversation, or renders two labels as the same answer.
         """
-        asked: Any = [{"role": "user", "content": "?"}]
-        found = [
-            completion_tokens(self.tokenizer, asked, [{"role": "assistant", "content": label}], self.end, self.name)
+        conversation: Any = [{"role": "user", "content": "?"}]
+        answers = [
+            completion_tokens(
+                self.tokenizer, conversation, [{"role": "assistant", "content": label}], self.end, self.name
+            )
             for label in judge.labels
         ]
-        if len({tuple(each.tolist()) for each in found}) < len(found):
-            raise ValueError(f"critic {self.name!r}: the chat template makes the same answer of two labels")
-        return found
+        if len({tuple(answer.tolist()) for answer in answers}) < len(answers):
+            raise ValueError(f"critic {self.name!r}: the chat template renders two labels as the same answer")
+        return answers
 
-    def checked(self, judge: Judge) -> None:
-        """That it can judge an item.
+    def check_judge(self, judge: Judge) -> None:
+        """Check that the critic can judge an item.
 
         Raises:
-            ValueError: the item wants another confidence than the labels' probabilities, or the tokenizer has no chat
-                template, or one that refuses what is asked.
+            ValueError: the item's confidence mode is not ``logprob``, or the tokenizer has no chat template, or one
+                that refuses the critic's prompt.
         """
         if judge.confidence.mode != "logprob":
             raise ValueError(
-                f"critic {self.name!r} runs here, and tells how likely each label is, nothing else: "
-                f"say 'confidence: {{mode: logprob}}', not {judge.confidence.mode}"
+                f"critic {self.name!r} is a local model, which gives only the probabilities of labels: set "
+                f"'confidence: {{mode: logprob}}', not {judge.confidence.mode}"
             )
-        self.answers(judge)
+        self.label_tokens(judge)
         prompt_tokens(self.tokenizer, [{"role": "system", "content": "?"}, {"role": "user", "content": "?"}], self.name)
 
 
-def local_critic(
-    name: str,
-    device: torch.device,
-    tokens_per_microbatch: int,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> LocalCritic:
-    """The critic at ``name``, a folder or a model of the Hub, ready to judge on ``device``.
+def load_local_critic(name: str, device: torch.device, forward: ForwardContext) -> LocalCritic:
+    """Load the critic at ``name``, a folder or a model of the Hub, onto ``device``.
 
     Raises:
-        ValueError: it cannot be loaded, or is no causal language model.
+        ValueError: the model cannot be loaded, or is not a causal language model.
     """
     model, tokenizer = load(name, device)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**30
     end = end_tokens(tokenizer, model.generation_config)
-    return LocalCritic(name, model.requires_grad_(False), tokenizer, end, context, tokens_per_microbatch, precision)
+    return LocalCritic(name, model.requires_grad_(False), tokenizer, end, context, forward)
 
 
-def local_verdicts(of: LocalCritic, jobs: Sequence[Job]) -> list[Verdict]:
-    """The verdicts of the jobs, in their order: the likeliest label, and its probability among them as confidence.
+def local_verdicts(critic: LocalCritic, jobs: Sequence[CriticJob]) -> list[Verdict]:
+    """The verdicts of the jobs, in order: the most probable label, with its probability among the labels as confidence.
 
-    The probability of a label is that of the model answering by it and by nothing else. A job depends on no other: its
-    mark is made of its own texts. What the model has no room for is ``truncated``; what its template refuses, and
-    probabilities that are not finite, are ``infrastructure``.
+    A label's probability is the probability of the whole answer, up to the end of the turn. Jobs are independent of each
+    other: the mark of a job's fence depends on its own prompt only. A verdict is missing with status ``truncated`` if
+    the conversation exceeds the model's context, and ``infrastructure`` if the chat template refuses it or a
+    probability is not finite.
     """
     verdicts: dict[int, Verdict] = {}
-    asked: dict[int, Tokens] = {}
+    prompts: dict[int, Tokens] = {}
     answers: dict[int, list[Tokens]] = {}
+    # Tokenize. A job that cannot be judged gets its verdict here.
     for i, (item, judge, response, worst) in enumerate(jobs):
-        if why := fault(judge, response):
-            verdicts[i] = Verdict(item, worst, 1.0, "policy_fault", why, _provenance(judge))
+        if reason := policy_fault_reason(judge, response):
+            verdicts[i] = Verdict(item, worst, 1.0, "policy_fault", reason, _provenance(judge))
             continue
-        mark = mark_of(response.prompt)
+        messages = judge_messages([judge], response, fence_mark(response.prompt))
         try:
-            asked[i] = prompt_tokens(of.tokenizer, messages([judge], response, mark), f"critic {of.name!r}")
-            answers[i] = of.answers(judge)
+            prompts[i] = prompt_tokens(critic.tokenizer, messages, f"critic {critic.name!r}")
+            answers[i] = critic.label_tokens(judge)
         except ValueError as error:
             verdicts[i] = failed(item, "infrastructure", " ".join(str(error).split()), _provenance(judge))
             continue
-        length = len(asked[i]) + max(map(len, answers[i]))
-        if length > of.context:
-            reason = f"{length} tokens with the answer, and the critic takes {of.context}"
+        length = len(prompts[i]) + max(map(len, answers[i]))
+        if length > critic.context:
+            reason = f"{length} tokens with the answer, and the critic's context is {critic.context}"
             verdicts[i] = failed(item, "truncated", reason, _provenance(judge))
             del answers[i]
-    told = iter(_answer_logp(of, [(asked[i], answers[i]) for i in answers]))
-    for i, of_job in answers.items():
+    # Compute the log-probability of every answer in one pass, then split it by job.
+    pairs = [(prompts[i], answer) for i in answers for answer in answers[i]]
+    all_logp = iter(_answer_logp(critic, pairs))
+    for i, job_answers in answers.items():
         item, judge = jobs[i].item, jobs[i].judge
-        logp = dict(zip(judge.labels, next(told), strict=True))
-        tokens = len(asked[i]) + sum(map(len, of_job))
+        logp = {label: next(all_logp) for label in judge.labels}
+        tokens = len(prompts[i]) + sum(map(len, job_answers))
         if all(map(math.isfinite, logp.values())):
-            found = judged(item, judge, readings(Reply(label_logp=logp), [judge]), _provenance(judge))
-            verdicts[i] = replace(found, tokens=tokens)
+            verdict = combine_answers(item, judge, parse_reply(Reply(label_logp=logp), [judge]), _provenance(judge))
+            verdicts[i] = replace(verdict, tokens=tokens)
         else:
-            verdicts[i] = failed(item, "infrastructure", f"the labels' log-probabilities: {logp}", _provenance(judge))
+            reason = f"a log-probability of the labels is not finite: {logp}"
+            verdicts[i] = failed(item, "infrastructure", reason, _provenance(judge))
     return [verdicts[i] for i in range(len(jobs))]
 
 
@@ -135,28 +136,13 @@ def _provenance(judge: Judge) -> str:
 
 
 @torch.no_grad()
-def _answer_logp(of: LocalCritic, asked: Sequence[tuple[Tokens, list[Tokens]]]) -> list[list[float]]:
-    """The log-probability of each answer to each prompt, all of its tokens together."""
-    if not asked:
+def _answer_logp(critic: LocalCritic, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[float]:
+    """The log-probability of each answer given its prompt, summed over the answer's tokens."""
+    if not pairs:
         return []
-    sequences = answer_sequences(asked)
-    logp = torch.full((len(sequences.tokens),), math.nan, dtype=torch.float64)
-    for rows in microbatches(sequences, of.tokens_per_microbatch):
-        with of.precision():
-            logp[rows] = compute_logprobs(of.model, select_rows(sequences, rows)).logp.double().sum(dim=1).cpu()
-    return [part.tolist() for part in logp.split([len(answers) for _, answers in asked])]
-
-
-def answer_sequences(asked: Sequence[tuple[Tokens, list[Tokens]]]) -> Sequences:
-    """Every answer to every prompt as one batch, row by row; equal prompts are one group, and encoded once.
-
-    >>> yes, no = torch.tensor([5, 9]), torch.tensor([6, 7, 9])
-    >>> answer_sequences([(torch.tensor([1, 2]), [yes, no])]).tokens.tolist()
-    [[5, 9, 0], [6, 7, 9]]
-    """
-    prompts: dict[tuple[int, ...], int] = {}
-    group = [prompts.setdefault(tuple(p.tolist()), len(prompts)) for p, answers in asked for _ in answers]
-    answers = [answer for _, found in asked for answer in found]
-    tokens = pad_sequence(answers, batch_first=True)
-    mask = torch.arange(tokens.shape[1]) < torch.tensor([len(answer) for answer in answers])[:, None]
-    return Sequences(tuple(torch.tensor(p) for p in prompts), tokens, mask, torch.tensor(group))
+    sequences = shared_prompt_sequences(pairs)
+    logp = torch.full((len(pairs),), math.nan, dtype=torch.float64)
+    for rows in microbatches(sequences, critic.forward.tokens_per_microbatch):
+        with critic.forward.precision():
+            logp[rows] = compute_logprobs(critic.model, select_rows(sequences, rows)).logp.double().sum(dim=1).cpu()
+    return logp.tolist()

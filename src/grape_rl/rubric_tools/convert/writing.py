@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grape_rl.reward.critic.item import Judge
+from grape_rl.reward.critic.judge import Judge
 from grape_rl.reward.formats import openrubrics
 from grape_rl.reward.rubric import Item
 
@@ -29,7 +29,7 @@ def filled_in(item: Item, row: Mapping[str, Any]) -> Item:
     """
     if not item.judge:
         return item
-    judge = item.judge.of(row)
+    judge = item.judge.for_row(row)
     texts = {name: str(text) for name in ("criterion", "reference") if (text := getattr(judge, name)) is not None}
     return item.model_copy(update={"judge": judge.model_copy(update=texts)})
 

@@ -1,7 +1,7 @@
-"""The program's objects as the tests see them: each use is a question to the program's process.
+"""Proxies of the program's objects in the tests' process: each use of a proxy is a request to the program's process.
 
-An object is no plain data, whatever it says of itself: it equals nothing but itself, and takes part in no arithmetic
-and no comparison, since its own methods would say what comes out of them. With ``objects`` the tests trust those.
+A proxy is not plain data, whatever its class defines. It equals only itself and supports no arithmetic or comparison,
+since methods written by the policy would decide the result. With ``objects`` the tests trust those methods.
 """
 
 import builtins
@@ -10,110 +10,113 @@ import select
 import time
 import types
 
-from wire import decoded, encoded, received, sent
+from wire import decode_value, encode_value, receive, send
 
 
-class Unsupported(BaseException):
-    """The tests do what can't be done across two processes: their fault, not the program's."""
+class UnsupportedTest(BaseException):
+    """The tests need something that does not work across two processes: their fault, not the program's."""
 
 
-class Ended(BaseException):
-    """The program's process is gone, or took too long."""
+class ProgramEnded(BaseException):
+    """The program's process has ended or has used up its time."""
 
 
 class ProgramError(Exception):
-    """What the program raised, where that is no exception of Python's own."""
+    """An exception of the program whose class is not a built-in."""
 
 
-class Link:
-    """The way to the program's process, and what came over it."""
+class ProgramLink:
+    """The connection to the program's process, with the objects that have passed through it."""
 
     def __init__(self, answers: int, requests: int, seconds: float, objects: bool):
         self.answers, self.requests = os.fdopen(answers, "rb", buffering=0), os.fdopen(requests, "wb")
-        self.left, self.objects = seconds, objects
+        self.seconds_left, self.objects = seconds, objects
         self.functions, self.errors, self.pending = [], {}, b""
 
-    def readline(self, longest: int) -> bytes:
-        """A line of the program's, within the seconds that are left to it."""
-        while b"\n" not in self.pending and len(self.pending) < longest:
-            began = time.monotonic()
-            ready = select.select([self.answers], [], [], max(0.0, self.left))[0]
-            self.left -= time.monotonic() - began
+    def readline(self, limit: int) -> bytes:
+        """A line from the program, within the seconds that it has left."""
+        while b"\n" not in self.pending and len(self.pending) < limit:
+            start = time.monotonic()
+            ready = select.select([self.answers], [], [], max(0.0, self.seconds_left))[0]
+            self.seconds_left -= time.monotonic() - start
             if not ready:
-                raise Ended("it took too long")
+                raise ProgramEnded("the program took too long")
             part = self.answers.read(2**16)
             if not part:
-                raise Ended("it ended")
+                raise ProgramEnded("the program ended")
             self.pending += part
-        line, found, self.pending = self.pending.partition(b"\n")
-        return line + found
+        line, newline, self.pending = self.pending.partition(b"\n")
+        return line + newline
 
-    def asked(self, **message):
-        """The answer to a request. Functions of the tests' that the program calls are run on the way."""
+    def request(self, **message):
+        """The answer to a request. The program may call functions of the tests before it answers."""
         try:
-            sent(self.requests, message)
-            answer = received(self)
+            send(self.requests, message)
+            answer = receive(self)
             while "function" in answer:
-                sent(self.requests, self.called(answer))
-                answer = received(self)
+                send(self.requests, self.call_function(answer))
+                answer = receive(self)
         except (OSError, EOFError, ValueError, AttributeError, TypeError) as error:
-            raise Ended(f"it broke off ({type(error).__name__})") from None
+            raise ProgramEnded(f"the program broke off ({type(error).__name__})") from None
         if "raised" in answer:
-            raise self.error(answer["raised"])(str(answer.get("text", "")))
+            raise self.error_class(answer["raised"])(str(answer.get("text", "")))
         return answer
 
-    def called(self, message):
-        """What a function of the tests' returns to the program, or raises."""
+    def call_function(self, message):
+        """Call a function of the tests for the program: the value that it returns, or the exception."""
         try:
-            args = [self.value(each) for each in message["args"]]
-            more = {str(name): self.value(each) for name, each in message["more"].items()}
-            return {"value": self.told(self.functions[message["function"]](*args, **more))}
+            args = [self.decode(arg) for arg in message["args"]]
+            kwargs = {str(name): self.decode(value) for name, value in message["kwargs"].items()}
+            return {"value": self.encode(self.functions[message["function"]](*args, **kwargs))}
         except Exception as error:
             return {"raised": type(error).__name__, "text": str(error)[:2000]}
 
-    def told(self, value):
+    def encode(self, value):
         """A value as a message."""
-        return encoded(value, self.object_told)
+        return encode_value(value, self.encode_object)
 
-    def object_told(self, value):
-        """The program's own object, or a function of the tests'."""
-        if type(value) is Remote:
+    def encode_object(self, value):
+        """An object of the program by its number, or a function of the tests by theirs."""
+        if type(value) is Proxy:
             return {"object": object.__getattribute__(value, "_number")}
         if isinstance(value, types.FunctionType | types.MethodType | types.BuiltinFunctionType | type):
             self.functions.append(value)
             return {"function": len(self.functions) - 1}
-        raise Unsupported(f"an object of the class {type(value).__name__} of the tests' goes to the program")
+        raise UnsupportedTest(
+            f"the tests pass an object of their class {type(value).__name__} to the program: only plain data and "
+            "functions can be passed"
+        )
 
-    def value(self, message):
+    def decode(self, message):
         """The value of a message."""
-        return decoded(message, self.object_seen)
+        return decode_value(message, self.decode_object)
 
-    def object_seen(self, kind, content):
-        """An object of the program's; a class of exceptions as a class of one's own, to be caught by."""
+    def decode_object(self, kind, content):
+        """A proxy of an object of the program, or the stand-in for one of its exception classes."""
         if kind != "object":
             raise ValueError("not a value")
-        number, name, lineage = content
-        return self.error(content) if lineage else Remote(self, int(number), str(name))
+        number, name, bases = content
+        return self.error_class(content) if bases else Proxy(self, int(number), str(name))
 
-    def error(self, content):
-        """The class of exceptions here that stands for one of the program's."""
-        number, name, lineage = content
-        found = [getattr(builtins, str(each), None) for each in lineage or ()]
-        own = next((k for k in found if isinstance(k, type) and issubclass(k, Exception)), Exception)
-        if own.__name__ == name:
-            return own
+    def error_class(self, content):
+        """The class in this process that stands for an exception class of the program, so that tests can catch it."""
+        number, name, bases = content
+        classes = [getattr(builtins, str(base), None) for base in bases or ()]
+        builtin = next((k for k in classes if isinstance(k, type) and issubclass(k, Exception)), Exception)
+        if builtin.__name__ == name:
+            return builtin
         if number not in self.errors:
-            bases = (ProgramError,) if own is Exception else (ProgramError, own)
-            self.errors[number] = type(str(name), bases, {})
+            parents = (ProgramError,) if builtin is Exception else (ProgramError, builtin)
+            self.errors[number] = type(str(name), parents, {})
         return self.errors[number]
 
 
-def plain(value) -> bool:
-    """Whether it is nothing of the program's."""
-    return type(value) is not Remote
+def is_proxy(value) -> bool:
+    """True if the value is an object of the program."""
+    return type(value) is Proxy
 
 
-class Remote:
+class Proxy:
     """An object in the program's process."""
 
     def __init__(self, link, number, name):
@@ -121,26 +124,27 @@ class Remote:
             object.__setattr__(self, attribute, value)
 
     def __getattr__(self, name):
-        return self._link.value(self._link.asked(do="attribute", of=self._number, name=name)["value"])
+        return self._link.decode(self._link.request(action="attribute", target=self._number, name=name)["value"])
 
     def __setattr__(self, name, value):
-        self._link.asked(do="assign", of=self._number, name=name, args=[self._link.told(value)])
+        self._link.request(action="assign", target=self._number, name=name, args=[self._link.encode(value)])
 
-    def __call__(self, *args, **more):
+    def __call__(self, *args, **kwargs):
         link = self._link
-        told = [link.told(each) for each in args], {name: link.told(each) for name, each in more.items()}
-        answer = link.asked(do="call", of=self._number, args=told[0], more=told[1])
-        for given, left in zip([*args, *more.values()], answer["left"], strict=True):
-            _follow(given, link, left)
-        return link.value(answer["value"])
+        encoded_args = [link.encode(arg) for arg in args]
+        encoded_kwargs = {name: link.encode(value) for name, value in kwargs.items()}
+        answer = link.request(action="call", target=self._number, args=encoded_args, kwargs=encoded_kwargs)
+        for argument, after in zip([*args, *kwargs.values()], answer["args_after"], strict=True):
+            _update_container(argument, link, after)
+        return link.decode(answer["value"])
 
     def _special(self, name, *args):
         link = self._link
-        answer = link.asked(do="special", of=self._number, name=name, args=[link.told(each) for each in args])
-        return link.value(answer["value"])
+        encoded_args = [link.encode(arg) for arg in args]
+        return link.decode(link.request(action="special", target=self._number, name=name, args=encoded_args)["value"])
 
     def __eq__(self, other):
-        if self is other or plain(other):
+        if self is other or not is_proxy(other):
             return self is other
         return self._number == other._number or (self._link.objects and self._special("__eq__", other) is True)
 
@@ -148,27 +152,27 @@ class Remote:
         return hash(self._number)
 
     def __instancecheck__(self, value):
-        return not plain(value) and self._special("__instancecheck__", value) is True
+        return is_proxy(value) and self._special("__instancecheck__", value) is True
 
     def __iter__(self):
-        found = self._special("__iter__")
-        return found if type(found) is Remote else iter(found)
+        iterator = self._special("__iter__")
+        return iterator if is_proxy(iterator) else iter(iterator)
 
     def __repr__(self):
         return f"<{self._name} of the program>"
 
 
-def _follow(given, link, left):
-    """Let a container that was passed hold what the program left in it."""
-    if type(given) not in (list, dict, set, bytearray):
+def _update_container(argument, link, after):
+    """Copy the program's changes to a container argument back into the tests' container."""
+    if type(argument) not in (list, dict, set, bytearray):
         return
-    now = link.value(left)
-    if type(now) is type(given) and now != given:
-        given.clear()
-        given.extend(now) if isinstance(given, list | bytearray) else given.update(now)
+    value = link.decode(after)
+    if type(value) is type(argument) and value != argument:
+        argument.clear()
+        argument.extend(value) if isinstance(argument, list | bytearray) else argument.update(value)
 
 
-def _passed_on(name):
+def _forwarded(name):
     def method(self, *args):
         return self._special(name, *args)
 
@@ -178,17 +182,17 @@ def _passed_on(name):
 def _operator(name):
     def method(self, *args):
         if not self._link.objects:
-            raise TypeError(f"an object of the program's class {self._name} is no plain data")
+            raise TypeError(f"an object of the program's class {self._name} is not plain data")
         return self._special(name, *args)
 
     return method
 
 
 for _name in ("len", "next", "getitem", "setitem", "delitem", "enter", "exit", "str", "bool"):
-    setattr(Remote, f"__{_name}__", _passed_on(f"__{_name}__"))
+    setattr(Proxy, f"__{_name}__", _forwarded(f"__{_name}__"))
 for _name in (
     *("lt", "le", "gt", "ge", "neg", "abs", "int", "float", "index", "round", "invert"),
-    *(side + each for each in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
+    *(side + op for op in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
       for side in ("", "r")),
 ):  # fmt: skip
-    setattr(Remote, f"__{_name}__", _operator(f"__{_name}__"))
+    setattr(Proxy, f"__{_name}__", _operator(f"__{_name}__"))

@@ -1,7 +1,7 @@
-"""Values between the process of the tests and that of the program: plain data by value, everything else by number.
+"""Messages between the tests' process and the program's process: plain data by value, everything else by number.
 
-Messages are lines of JSON. What is read is made of plain data alone, so nothing that the program sends can run code
-where the tests run. A program's object goes by a number, under which the tests may ask for its attributes and calls.
+A message is a line of JSON and decodes to plain data only, so nothing that the program sends can run code in the
+tests' process. An object of the program is sent as a number, by which the tests request its attributes and calls.
 """
 
 import json
@@ -11,31 +11,34 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-LONGEST = 16 * 2**20
-"""The most bytes of one message."""
+MODULE_NAME = "solution"
+"""The name by which the tests import the program."""
+
+MAX_MESSAGE_BYTES = 16 * 2**20
+"""The largest message, in bytes."""
 
 
-def sent(stream, message) -> None:
+def send(stream, message) -> None:
     """Write one message."""
     stream.write(json.dumps(message).encode() + b"\n")
     stream.flush()
 
 
-def received(stream):
+def receive(stream):
     """Read one message.
 
     Raises:
-        EOFError: the other side is gone, or its message is over LONGEST.
-        ValueError: it is no JSON.
+        EOFError: the stream has ended, or the message exceeds MAX_MESSAGE_BYTES.
+        ValueError: the message is not JSON.
     """
-    line = stream.readline(LONGEST)
+    line = stream.readline(MAX_MESSAGE_BYTES)
     if not line.endswith(b"\n"):
-        raise EOFError("the other side ended")
+        raise EOFError("the stream ended within a message")
     return json.loads(line)
 
 
-def encoded(value, other):
-    """A value as JSON: plain data by its value, whatever class it is of; the rest as ``other`` says."""
+def encode_value(value, encode_object):
+    """A value as JSON: instances of plain types (and of their subclasses) by value, the rest by ``encode_object``."""
     if value is None or value is True or value is False:
         return value
     if isinstance(value, int):
@@ -50,21 +53,21 @@ def encoded(value, other):
         return {"complex": [float.hex(value.real), float.hex(value.imag)]}
     if isinstance(value, dict):
         kind = next(k for k in (Counter, OrderedDict, defaultdict, dict) if isinstance(value, k)).__name__
-        return {kind: [[encoded(k, other), encoded(v, other)] for k, v in dict.items(value)]}
+        return {kind: [[encode_value(k, encode_object), encode_value(v, encode_object)] for k, v in dict.items(value)]}
     for kind in (list, tuple, set, frozenset, deque):
         if isinstance(value, kind):
-            return {kind.__name__: [encoded(each, other) for each in value]}
+            return {kind.__name__: [encode_value(entry, encode_object) for entry in value]}
     if type(value) is range:
         return {"range": [hex(n) for n in (value.start, value.stop, value.step)]}
     if type(value) in (Fraction, Decimal, datetime, date):
         return {type(value).__name__: value.isoformat() if isinstance(value, date) else str(value)}
     if type(value) is timedelta:
         return {"timedelta": [value.days, value.seconds, value.microseconds]}
-    return other(value)
+    return encode_object(value)
 
 
 def type_name(value) -> str:
-    """The plain type of bytes."""
+    """The name of the plain type of a bytes-like value: a subclass counts as its base."""
     return "bytearray" if isinstance(value, bytearray) else "bytes"
 
 
@@ -84,11 +87,11 @@ _PLAIN = {
 }
 
 
-def decoded(message, other) -> Any:
-    """The value of a message; ``other(kind, content)`` makes what is no plain data.
+def decode_value(message, decode_object) -> Any:
+    """The value of a message; ``decode_object(kind, content)`` makes the values that are not plain data.
 
     Raises:
-        ValueError: it is no message of ``encoded``.
+        ValueError: the message is not one of ``encode_value``.
     """
     if message is None or isinstance(message, bool | str):
         return message
@@ -98,8 +101,8 @@ def decoded(message, other) -> Any:
     if kind in _PLAIN:
         return _PLAIN[kind](content)
     if kind in _SEQUENCES:
-        return _SEQUENCES[kind](decoded(each, other) for each in content)
+        return _SEQUENCES[kind](decode_value(entry, decode_object) for entry in content)
     if kind in ("dict", "Counter", "OrderedDict", "defaultdict"):
-        plain = {decoded(k, other): decoded(v, other) for k, v in content}
-        return {"Counter": Counter, "OrderedDict": OrderedDict}.get(kind, dict)(plain)
-    return other(kind, content)
+        pairs = {decode_value(k, decode_object): decode_value(v, decode_object) for k, v in content}
+        return {"Counter": Counter, "OrderedDict": OrderedDict}.get(kind, dict)(pairs)
+    return decode_object(kind, content)

@@ -1,4 +1,4 @@
-"""The kinds of fields that checks have: text with look-ups, patterns, gold answers, limits."""
+"""Types of the fields of checks: text with look-ups, patterns, gold answers, limits."""
 
 import re
 from typing import Annotated, Any
@@ -16,19 +16,19 @@ def _text(text: str) -> str:
 def _pattern(text: str) -> str:
     lookups(text)
     try:
-        re.compile(filled(text, _Anything(), quoted=lambda _: "x"))
+        re.compile(filled(text, _AnyRow(), quoted=lambda _: "x"))
     except re.error as error:
         raise ValueError(f"bad pattern {text!r}: {error}") from None
     return text
 
 
-class _Anything(dict[str, Any]):
-    """A row with every column, each a row like itself: stands for the data when a pattern is tried out at load."""
+class _AnyRow(dict[str, Any]):
+    """A row with every column, each of them such a row: the data when a pattern is compiled at load time."""
 
     def __contains__(self, key: object) -> bool:
         return True
 
-    def __getitem__(self, key: str) -> "_Anything":
+    def __getitem__(self, key: str) -> "_AnyRow":
         return self
 
 
@@ -38,11 +38,13 @@ def _constant(value: Any) -> Any:
     return _text(value) if isinstance(value, str) else value
 
 
-Text = Annotated[str, AfterValidator(_text)]
+LookupText = Annotated[str, AfterValidator(_text)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
-Gold = Annotated[str | int | float, BeforeValidator(_constant)]
+GoldAnswer = Annotated[str | int | float, BeforeValidator(_constant)]
 Tolerance = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0, strict=True)]
-PATTERNS = ("extract", "gold_extract", "pattern")  # the fields that are a Pattern
+SizeLimit = Annotated[int, Field(ge=0, strict=True)]
+TimeLimit = Annotated[float, Field(gt=0)]
+"""Seconds."""
 
-Seconds = Annotated[float, Field(gt=0)]
+PATTERN_FIELDS = ("extract", "gold_extract", "pattern")
+"""The fields of checks that are a ``Pattern``."""
