@@ -33,9 +33,9 @@ def with_critic(folder, **reward):
 
 def test_each_response_is_judged_from_the_moment_it_ends(tmp_path, monkeypatch):
     heard, batches, closed = [], [], []
-    ahead, begin, close = Judging.ahead, Judging.begin, Judging.close
-    monkeypatch.setattr(Judging, "ahead", lambda self, jobs: heard.append(jobs) or ahead(self, jobs))
-    monkeypatch.setattr(Judging, "begin", lambda self, jobs: batches.append((len(heard), jobs)) or begin(self, jobs))
+    ahead, begin, close = Judging.prefetch, Judging.submit, Judging.close
+    monkeypatch.setattr(Judging, "prefetch", lambda self, jobs: heard.append(jobs) or ahead(self, jobs))
+    monkeypatch.setattr(Judging, "submit", lambda self, jobs: batches.append((len(heard), jobs)) or begin(self, jobs))
     monkeypatch.setattr(Judging, "close", lambda self: closed.append(True) or close(self))
     run = train(with_critic(tmp_path))
     # Two steps of three prompts with four responses each, on two judged items.

@@ -9,8 +9,8 @@ import pytest
 
 from grape_rl.reward.check.callables import python_callable
 from grape_rl.reward.check.checks import Numeric
-from grape_rl.reward.check.formal import MathVerify
-from grape_rl.reward.check.worker import Job, graded
+from grape_rl.reward.check.math_verify import MathVerify
+from grape_rl.reward.check.worker import CheckJob, run_checks
 from grape_rl.reward.grading import grade
 from grape_rl.reward.rubric import check_rows, load_rubric
 from grape_rl.types import Response
@@ -50,7 +50,7 @@ def solutions(check, of):
     """A job for each of the four models' solutions of the rows, and whether the dataset says it is correct."""
     models = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
     each = [(row, row[model]) for row in of for model in models]
-    jobs = [Job("correct", check, response(said["solution"], row)) for row, said in each]
+    jobs = [CheckJob("correct", check, response(said["solution"], row)) for row, said in each]
     return jobs, [said["is_correct"] for _, said in each]
 
 
@@ -67,7 +67,7 @@ GOLD: dict[str, Any] = {"gold": "${row.ground_truth}", "extract": "A: (.*)", "go
 )
 def test_four_models_solutions_are_graded_as_the_data_set_grades_them(check, step, count):
     jobs, correct = solutions(check, rows("gsm8k_model_solutions.jsonl")[::step])
-    found = graded(jobs)
+    found = run_checks(jobs)
     assert {v.status for v in found} == {"ok"}
     assert [v for v, right in zip(found, correct, strict=True) if v.score != right] == []
     assert len(found) == count and min(Counter(correct).values()) > count / 4

@@ -14,8 +14,8 @@ from vllm_server import BLOCK, NAME
 from grape_rl.data.chat import prompt_tokens
 from grape_rl.reward.critic.endpoint import Client
 from grape_rl.reward.critic.judge import Confidence, Judge
-from grape_rl.reward.critic.judging import Job, Judging
-from grape_rl.reward.critic.prompt import mark_of, messages, schema
+from grape_rl.reward.critic.judging import CriticJob, Judging
+from grape_rl.reward.critic.prompt import answer_schema, fence_mark, judge_messages
 from grape_rl.reward.critic.settings import Endpoint
 from grape_rl.types import Response
 
@@ -34,7 +34,7 @@ def judging(vllm, total_timeout_s=60.0, **more):
 
 
 def jobs(judge, count):
-    return [Job("item", judge, response(f"It is {i}.", f"What is {i // 8}?")) for i in range(count)]
+    return [CriticJob("item", judge, response(f"It is {i}.", f"What is {i // 8}?")) for i in range(count)]
 
 
 def replies(vllm, told, judge, seeds, labels=(), **more):
@@ -44,7 +44,7 @@ def replies(vllm, told, judge, seeds, labels=(), **more):
     async def asked():
         client = Client(endpoint, endpoint.limiter())
         try:
-            return await asyncio.gather(*(client.reply(told, schema([judge]), labels, seed) for seed in seeds))
+            return await asyncio.gather(*(client.reply(told, answer_schema([judge]), labels, seed) for seed in seeds))
         finally:
             await client.close()
 
@@ -53,7 +53,7 @@ def replies(vllm, told, judge, seeds, labels=(), **more):
 
 def test_random_answers_under_the_schema_are_verdicts_every_one(vllm):
     """At temperature 1 this critic writes noise: that all of it can be read is the schema's doing."""
-    told = messages([VERBALIZED], response(), mark_of("any"))
+    told = judge_messages([VERBALIZED], response(), fence_mark("any"))
     found = replies(vllm, told, VERBALIZED, range(64), temperature=1.0, max_tokens=512)
     assert {each.status for each in found} == {"ok"} and {each.finish for each in found} <= {"stop", "length"}
     answers = [json.loads(each.text) for each in found if each.finish == "stop"]
@@ -89,7 +89,7 @@ def test_label_probabilities_are_those_of_the_model(labels, vllm, critic_folder)
     """Against transformers' own forward pass over the same conversation: first tokens of labels, over the labels."""
     judge = LOGPROB.model_copy(update={"labels": labels})
     asked = response("It is 4.", "What is 2+2?")
-    told = messages([judge], asked, mark_of("2+2"))
+    told = judge_messages([judge], asked, fence_mark("2+2"))
     (reply,) = replies(vllm, told, judge, [0], tuple(labels))
     tokenizer = AutoTokenizer.from_pretrained(critic_folder)
     model = AutoModelForCausalLM.from_pretrained(critic_folder, dtype=torch.float32)
@@ -111,7 +111,8 @@ def test_items_last_means_that_a_response_is_read_once(vllm):
     """Eight items of one long response: all but the last blocks of their prompts are found in the prefix cache."""
     long = response(" ".join(f"It is {i}." for i in range(120)), "Which numbers?")
     asked = [
-        Job(f"item {i}", LOGPROB.model_copy(update={"criterion": f"It is right about {i}."}), long) for i in range(8)
+        CriticJob(f"item {i}", LOGPROB.model_copy(update={"criterion": f"It is right about {i}."}), long)
+        for i in range(8)
     ]
     critics = judging(vllm, concurrency=1)
     before, queried = vllm.count("prefix_cache_hits"), vllm.count("prefix_cache_queries")
@@ -119,9 +120,9 @@ def test_items_last_means_that_a_response_is_read_once(vllm):
     hits, read = vllm.count("prefix_cache_hits") - before, vllm.count("prefix_cache_queries") - queried
     assert read == critics.usage.prompt_tokens
     each = read / 8
-    mark = mark_of(long.prompt)
-    shared = len(_common([json.dumps(messages([j.judge], long, mark)) for j in asked]))
-    share = shared / len(json.dumps(messages([asked[0].judge], long, mark)))  # of characters: about that of tokens
+    mark = fence_mark(long.prompt)
+    shared = len(_common([json.dumps(judge_messages([j.judge], long, mark)) for j in asked]))
+    share = shared / len(json.dumps(judge_messages([asked[0].judge], long, mark)))  # of characters: about as of tokens
     assert share > 0.6
     assert hits / 7 > each * share - 3 * BLOCK
     assert hits / 7 < each
@@ -143,7 +144,9 @@ def test_many_at_once_are_counted_as_the_server_counts(vllm):
 
 def test_what_is_too_long_for_the_critic_is_a_typed_failure(vllm):
     long = response("It is so. " * CONTEXT)
-    found = judging(vllm, max_tokens=256).verdicts([Job("item", VERBALIZED, long), Job("item", LOGPROB, long)])
+    found = judging(vllm, max_tokens=256).verdicts(
+        [CriticJob("item", VERBALIZED, long), CriticJob("item", LOGPROB, long)]
+    )
     assert [each.status for each in found] == ["truncated"] * 2
     assert all("maximum context length" in each.reasoning and math.isnan(each.score) for each in found)
 

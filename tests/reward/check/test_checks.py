@@ -1,10 +1,12 @@
+"""The checks, each by examples; a failure of the grading is a missing verdict and never a score."""
+
 import math
 
 import pytest
 import reasoning_gym
 from pydantic import TypeAdapter
 
-from grape_rl.reward.check.checks import Check, verdict
+from grape_rl.reward.check.checks import Check, check_verdict
 from grape_rl.types import Response
 
 
@@ -13,7 +15,7 @@ def response(text="", row=None, tokens=10, finish="stop"):
 
 
 def graded(spec, given, context=None):
-    return verdict("item", TypeAdapter(Check).validate_python(spec, context=context), given)
+    return check_verdict("item", TypeAdapter(Check).validate_python(spec, context=context), given)
 
 
 def score(spec, text, row=None, **more):
@@ -225,11 +227,11 @@ def test_python_functions(call):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("nothing", "TypeError: returned None, which is no number"),
-        ("text", "TypeError: returned '1', which is no number"),
-        ("code", "TypeError: returned b'1', which is no number"),
-        ("several", "TypeError: returned [1.0, 0.0], which is no number"),
-        ("tensor", "TypeError: returned tensor([1., 0.]), which is no number"),
+        ("nothing", "TypeError: returned None, which is not a number"),
+        ("text", "TypeError: returned '1', which is not a number"),
+        ("code", "TypeError: returned b'1', which is not a number"),
+        ("several", "TypeError: returned [1.0, 0.0], which is not a number"),
+        ("tensor", "TypeError: returned tensor([1., 0.]), which is not a number"),
         ("nan", "nan"),
         ("inf", "inf"),
         ("over", "score 1.01 is not in [0, 1]"),

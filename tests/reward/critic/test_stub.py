@@ -9,10 +9,10 @@ from collections import Counter
 import pytest
 
 from grape_rl.reward.critic.judge import Confidence, Judge
-from grape_rl.reward.critic.judging import Job, Judging
-from grape_rl.reward.critic.prompt import schema
-from grape_rl.reward.critic.settings import Stubbed, endpoints
-from grape_rl.reward.critic.stub import TRIES, Faults, Stub, StubCritic
+from grape_rl.reward.critic.judging import CriticJob, Judging
+from grape_rl.reward.critic.prompt import answer_schema
+from grape_rl.reward.critic.settings import StubbedCritic, parse_critics
+from grape_rl.reward.critic.stub import MAX_TRIES, FaultRates, StubCritic, StubSettings
 from grape_rl.types import Response
 
 SCALE = Judge(criterion="It is right.", labels={"bad": 0, "fair": 0.5, "good": 1})
@@ -27,11 +27,11 @@ KINDS = {
 
 
 def jobs(count, judge=SCALE):
-    return [Job("item", judge, Response("the question", f"answer {i}", {}, 10, "stop")) for i in range(count)]
+    return [CriticJob("item", judge, Response("the question", f"answer {i}", {}, 10, "stop")) for i in range(count)]
 
 
 def judging(stub, cache=None):
-    stub = stub.stub if isinstance(stub, Stubbed) else Stub.model_validate(stub)
+    stub = stub.stub if isinstance(stub, StubbedCritic) else StubSettings.model_validate(stub)
     return Judging({"default": lambda: StubCritic(stub)}, cache)
 
 
@@ -57,8 +57,8 @@ def test_the_answer_is_the_same_on_any_machine():
         {"role": "system", "content": "[0123456789abcdef]"},
         {"role": "user", "content": "[0123456789abcdef] x"},
     ]
-    stub = Stub()
-    reply = asyncio.run(StubCritic(stub).reply(messages, schema([SCALE]), (), 0))
+    stub = StubSettings()
+    reply = asyncio.run(StubCritic(stub).reply(messages, answer_schema([SCALE]), (), 0))
     assert [json.loads(reply.text)[key] for key in ("verdict", "confidence")] == ["bad", 9]
 
 
@@ -100,7 +100,7 @@ def test_what_the_rate_limit_turns_away_is_tried_again():
     told = [v for v, w in zip(found, said({}), strict=True) if plain([v]) != plain([w])]
     # half of the tries are turned away: two tries a call, and 150/2^8 calls that never get through
     assert of.usage.tries == pytest.approx(300, abs=4 * 17) and len(told) < 5
-    assert all(v.reasoning == f"RateLimitError: 429 on each of {TRIES} tries" for v in told)
+    assert all(v.reasoning == f"RateLimitError: 429 on each of {MAX_TRIES} tries" for v in told)
     assert {v.status for v in said({"faults": {"rate_limited": 1}}, count=5)} == {"infrastructure"}
 
 
@@ -131,10 +131,10 @@ def judge(response, criterion, labels):
 def test_a_function_gives_the_opinion(tmp_path):
     (tmp_path / "mine.py").write_text(FUNCTION)
     told = {"default": {"stub": {"call": "mine.py:judge"}}}
-    stub = endpoints(told, "critics", tmp_path, ["mine.py"])["default"].stub
+    stub = parse_critics(told, "critics", tmp_path, ["mine.py"])["default"].stub
     texts = ["a\nb\n[mark] response", "x", "raise", "none", "odd", "sure"]
     of = judging(stub)
-    found = of.verdicts([Job("item", SCALE, Response("the question", text, {}, 10, "stop")) for text in texts])
+    found = of.verdicts([CriticJob("item", SCALE, Response("the question", text, {}, 10, "stop")) for text in texts])
     assert plain(found)[:2] == [("ok", "1.0", "0.75"), ("ok", "0.0", "1.0")]
     assert [(v.status, v.reasoning) for v in found[2:]] == [
         ("infrastructure", "mine.py:judge: OSError: no disk"),
@@ -143,21 +143,21 @@ def test_a_function_gives_the_opinion(tmp_path):
         ("infrastructure", "mine.py:judge: ValueError: said the confidence 2, which is not in [0, 1]"),
     ]
     with pytest.raises(ValueError, match=r"critics\.default: .*not allowed: if you trust it, add 'mine.py' to reward"):
-        endpoints(told, "critics", tmp_path)
+        parse_critics(told, "critics", tmp_path)
     with pytest.raises(ValueError, match=r"'mine.py:judge' was not loaded"):
-        StubCritic(endpoints(told, "critics")["default"].stub)  # config reads it before there is a folder
+        StubCritic(parse_critics(told, "critics")["default"].stub)  # config reads it before there is a folder
 
 
 def asked(text, form, **told):
     """The answer to one call, as data."""
     rules = {"role": "system", "content": "The mark is [0123456789abcdef]."}
     shown = f"[0123456789abcdef] response begins\n7\n[0123456789abcdef] response ends\n\n{text}"
-    call = StubCritic(Stub.model_validate(told)).reply([rules, {"role": "user", "content": shown}], form, (), 0)
+    call = StubCritic(StubSettings.model_validate(told)).reply([rules, {"role": "user", "content": shown}], form, (), 0)
     return json.loads(asyncio.run(call).text)
 
 
 def test_several_criteria_in_one_call_have_the_same_opinions_each():
-    form = schema([SCALE])
+    form = answer_schema([SCALE])
     alone = {
         text: asked(f"Criterion: {text}\n\nGive your reasoning.", form) for text in ("It is odd.", "Is it\n\nlong?")
     }
@@ -171,8 +171,8 @@ def test_several_criteria_in_one_call_have_the_same_opinions_each():
 def test_a_prompt_alone_has_an_opinion_too():
     """A critic that classifies is shown no response: what it says is of the prompt."""
     judge = SCALE.model_copy(update={"show": ("prompt",)})
-    asked = [Job("category", judge, Response(f"question {i}", "", {}, 0, "stop")) for i in range(40)]
-    assert {v.score for v in judging(Stub()).verdicts(asked)} == {0, 0.5, 1}
+    asked = [CriticJob("category", judge, Response(f"question {i}", "", {}, 0, "stop")) for i in range(40)]
+    assert {v.score for v in judging(StubSettings()).verdicts(asked)} == {0, 0.5, 1}
 
 
 def test_it_takes_its_time_so_many_at_once():
@@ -206,9 +206,9 @@ def test_the_cache_keeps_opinions_and_no_failures(tmp_path):
 )
 def test_what_is_amiss_is_told_in_one_line(told, message):
     with pytest.raises(ValueError) as caught:
-        endpoints({"default": told}, "critics")
+        parse_critics({"default": told}, "critics")
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_ten_tenths_are_a_whole():
-    assert Faults(**dict.fromkeys(KINDS, 1 / 6)).kind(0.999) == "dropped"
+    assert FaultRates(**dict.fromkeys(KINDS, 1 / 6)).kind(0.999) == "dropped"

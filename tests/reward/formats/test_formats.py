@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grape_rl.reward.critic.prompt import messages
+from grape_rl.reward.critic.prompt import judge_messages
 from grape_rl.reward.formats import FORMATS, anchored, openrubrics
 from grape_rl.reward.formats.reading import literal, slug
 from grape_rl.reward.rubric import Item
@@ -90,7 +90,7 @@ def test_a_reference_is_looked_up_and_shown():
     (item,) = items("biggen", {**BIGGEN, "reference": "${row.reference_answer}"})
     assert item.judge.show == ("prompt", "response", "reference") and item.lookups == ("${row.reference_answer}",)
     told = filled_in(item, {"reference_answer": "Dear friend"})
-    asked = messages([told.judge], Response("p", "r", {}, 1, "stop"), "[m]")[1]["content"]
+    asked = judge_messages([told.judge], Response("p", "r", {}, 1, "stop"), "[m]")[1]["content"]
     assert "Dear friend" in asked and "1: rude\n2: cool\n3: kind" in asked
 
 

@@ -57,4 +57,4 @@ class JsonSchema(Strict):
 
 def _reject_constant(text: str) -> Any:
     """Refuse NaN and Infinity, which Python's parser accepts."""
-    raise ValueError(f"{text} is not JSON")
+    raise ValueError(f"{text} is not allowed")

@@ -3,8 +3,8 @@
 import math
 
 import pytest
+from judging_fixtures import judging
 from server import Server, verdict
-from test_judging import judging
 
 from grape_rl.reward.canary import TEXTS, canaries, canary_jobs
 from grape_rl.reward.rubric import load_rubric

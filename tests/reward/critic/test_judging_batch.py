@@ -11,23 +11,17 @@ import time
 from collections import Counter
 
 import pytest
+from judging_fixtures import jobs, judging, response
 from server import Server, verdict
-from test_judging import judging, response
 
 from grape_rl.reward.critic.judge import Judge
-from grape_rl.reward.critic.judging import Job, Judging
-from grape_rl.reward.critic.limiter import CostCap
-from grape_rl.reward.critic.questions import planned
+from grape_rl.reward.critic.judging import CriticJob, Judging
+from grape_rl.reward.critic.limiter import CostCapReached
+from grape_rl.reward.critic.questions import plan_questions
 from grape_rl.reward.critic.reply import Reply
-from grape_rl.reward.critic.reply_cache import Cache
+from grape_rl.reward.critic.reply_cache import ReplyCache
 
 CALLS = ("per_item", "batched")
-
-
-def jobs(texts, calls="per_item"):
-    return [
-        Job(word, Judge(criterion=f"It is {word}.", calls=calls), response(text)) for word in "abc" for text in texts
-    ]
 
 
 def by_content(request, number):
@@ -69,8 +63,8 @@ def test_verdicts_do_not_depend_on_it(calls, parts):
         once = len(server.requests)
         critics = judging(server)
         for part in parts:
-            critics.ahead(jobs(part, calls))
-        assert said(critics.begin(jobs(texts, calls)).result()) == said(plain)
+            critics.prefetch(jobs(part, calls))
+        assert said(critics.submit(jobs(texts, calls)).result()) == said(plain)
         asked = len(server.requests) - once
     assert once == (12 if calls == "per_item" else 4), "an equal response is asked about once"
     stray = 1 if ["t9"] in parts else 0
@@ -82,7 +76,7 @@ def test_half_of_a_call_ahead_is_made_in_vain_but_changes_nothing():
     with Server(by_content) as server:
         plain = judging(server).verdicts(jobs(["t0"], "batched"))
         critics = judging(server)
-        critics.ahead(jobs(["t0"], "batched")[:2])
+        critics.prefetch(jobs(["t0"], "batched")[:2])
         assert said(critics.verdicts(jobs(["t0"], "batched"))) == said(plain)
         assert len(server.requests) == 3
 
@@ -90,7 +84,7 @@ def test_half_of_a_call_ahead_is_made_in_vain_but_changes_nothing():
 def test_it_answers_while_others_are_sampled():
     with Server(by_content, delay=0.05) as server:
         critics = judging(server)
-        critics.ahead(jobs(["t0", "t1"]))
+        critics.prefetch(jobs(["t0", "t1"]))
         until = time.monotonic() + 20
         while critics.usage.calls < 6 and time.monotonic() < until:
             time.sleep(0.01)
@@ -120,14 +114,14 @@ def test_what_a_step_used_is_a_difference():
 def test_the_cap_is_told_when_the_batch_begins():
     with Server(lambda r, n: verdict("yes")) as server:
         critics = judging(server, concurrency=1, prompt_price=1e4, cost_cap=2.0)
-        critics.ahead(jobs(["t0", "t1"]))
+        critics.prefetch(jobs(["t0", "t1"]))
         until = time.monotonic() + 20
         while left() and time.monotonic() < until:
             time.sleep(0.01)
-        critics.ahead(jobs(["t2"]))
-        with pytest.raises(CostCap):
-            critics.begin(jobs(["t0", "t1", "t2"])).result()
-        with pytest.raises(CostCap):
+        critics.prefetch(jobs(["t2"]))
+        with pytest.raises(CostCapReached):
+            critics.submit(jobs(["t0", "t1", "t2"])).result()
+        with pytest.raises(CostCapReached):
             critics.verdicts(jobs(["t3"]))
     assert len(server.requests) == 2 and left() == 0
     critics.close()
@@ -138,17 +132,17 @@ def test_closing_ends_what_is_under_way_and_keeps_what_was_answered(begun, tmp_p
     files = handles()
     with Server(lambda r, n: verdict("yes")) as server:
         critics = judging(server, tmp_path / "cache.sqlite", concurrency=2)
-        critics.ahead(jobs(["t0"]))
+        critics.prefetch(jobs(["t0"]))
         until = time.monotonic() + 20
         while critics.usage.calls < 3 and time.monotonic() < until:
             time.sleep(0.01)
         server.delay = 60.0
-        critics.ahead(jobs(["t1", "t2"]))
-        waiting = critics.begin(jobs(["t0", "t1", "t2"])) if begun else None
+        critics.prefetch(jobs(["t1", "t2"]))
+        waiting = critics.submit(jobs(["t0", "t1", "t2"])) if begun else None
         critics.close()
         assert left() == 0
         if waiting:
-            with pytest.raises(RuntimeError, match="stopped before all of its verdicts"):
+            with pytest.raises(RuntimeError, match="stopped before all verdicts"):
                 waiting.result(timeout=0)
         critics.close()
         server.delay = 0.0
@@ -164,7 +158,7 @@ def test_nothing_is_left_after_many_batches():
         files = handles()
         for n in range(2):
             critics = judging(server, concurrency=3)
-            critics.ahead(jobs([f"{n}"]))
+            critics.prefetch(jobs([f"{n}"]))
             critics.verdicts(jobs([f"{n}", "more"]))
             time.sleep(0.05)  # the server's side of a connection closes a moment later
             assert left() == 0 and handles() <= files
@@ -183,7 +177,7 @@ class Broken:
 
 def test_a_fault_of_the_program_is_told_as_it_is():
     critics = Judging({"default": Broken})
-    critics.ahead(jobs(["t"]))
+    critics.prefetch(jobs(["t"]))
     with pytest.raises(ZeroDivisionError):
         critics.verdicts(jobs(["t"]))
     assert Broken.closed == 1 and left() == 0
@@ -194,19 +188,22 @@ def test_a_fault_of_the_program_is_told_as_it_is():
 
 def test_a_cache_that_is_none_is_told_in_a_line(tmp_path):
     (tmp_path / "text").write_text("no database, but text " * 100)
-    with Server(by_content) as server, pytest.raises(ValueError, match="text: cannot keep critics' answers"):
+    with (
+        Server(by_content) as server,
+        pytest.raises(ValueError, match="text: cannot be used as a cache of critics' answers"),
+    ):
         judging(server, tmp_path / "text").verdicts(jobs(["t"]))
     assert left() == 0
 
 
 def test_a_cache_that_breaks_in_the_middle_stops_the_run_in_a_line(tmp_path):
-    kept = Cache(tmp_path / "cache")
+    kept = ReplyCache(tmp_path / "cache")
     with sqlite3.connect(tmp_path / "cache") as other:
         other.execute("DROP TABLE replies")
-    with pytest.raises(RuntimeError, match=r"cache: critics' answers cannot be kept: no such table: replies"):
+    with pytest.raises(RuntimeError, match=r"cache: the cache of critics' answers failed: no such table: replies"):
         kept.get("a")
     kept.put("a", Reply("x"))
-    with pytest.raises(RuntimeError, match="cannot be kept"):
+    with pytest.raises(RuntimeError, match="answers failed"):
         kept.close()
 
 
@@ -215,7 +212,7 @@ def test_a_table_of_another_form_is_no_cache_and_an_answer_of_another_form_is_as
         other.execute("CREATE TABLE replies (question TEXT, answer TEXT)")
     other.close()
     with Server(by_content) as server:
-        with pytest.raises(ValueError, match="other: cannot keep critics' answers: no such column"):
+        with pytest.raises(ValueError, match="other: cannot be used as a cache of critics' answers: no such column"):
             judging(server, tmp_path / "other").verdicts(jobs(["t"]))
         first = judging(server, tmp_path / "cache").verdicts(jobs(["t"]))
         for reply in ('{"text": "yes", "mood": "fine"}', "[]", "{"):
@@ -233,13 +230,12 @@ def test_a_program_that_fails_does_not_wait_for_critics_and_keeps_their_answers(
     program = f"""
 import sys, time
 sys.path.insert(0, {str(__file__).rsplit("/", 1)[0]!r})
+from judging_fixtures import jobs, judging
 from server import Server, verdict
-from test_judging import judging
-from test_ahead import jobs
 from pathlib import Path
 server = Server(lambda r, n: verdict("yes")).__enter__()
 critics = judging(server, Path({str(tmp_path / "cache.sqlite")!r}))
-critics.ahead(jobs(["t0"]))
+critics.prefetch(jobs(["t0"]))
 while critics.usage.calls < 3:
     time.sleep(0.01)
 raise SystemExit(3)
@@ -252,13 +248,16 @@ raise SystemExit(3)
 
 def test_a_response_is_asked_about_together_and_a_prompt_s_responses_too():
     asked = [
-        Job(word, Judge(criterion=word), response(text, prompt)) for word in "abc" for text in "xy" for prompt in "pq"
+        CriticJob(word, Judge(criterion=word), response(text, prompt))
+        for word in "abc"
+        for text in "xy"
+        for prompt in "pq"
     ]
-    questions, places = planned(asked)
+    questions, places = plan_questions(asked)
     order = [(each.response.prompt, each.response.text, each.judges[0].criterion) for each in questions]
     assert order == [(p, t, w) for p in "pq" for t in "xy" for w in "abc"]
     at = {each.key: each for each in questions}
-    assert [at[place.key].judges[place.judge] for place in places] == [job.judge for job in asked]
+    assert [at[place.key].judges[place.position] for place in places] == [job.judge for job in asked]
 
 
 def test_only_so_many_questions_are_written_at_once(monkeypatch):
@@ -276,6 +275,6 @@ def test_only_so_many_questions_are_written_at_once(monkeypatch):
             written["answered"] += 1
             return Reply(verdict("yes")["content"])
 
-    monkeypatch.setattr(batch, "messages", messages)
+    monkeypatch.setattr(judging_batch, "judge_messages", messages)
     found = Judging({"default": Counting}).verdicts(jobs([str(n) for n in range(300)]))
     assert len(found) == 900 and written["most"] <= 2 and written["now"] == 900

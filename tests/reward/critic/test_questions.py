@@ -5,13 +5,13 @@ import math
 from collections import Counter
 
 import pytest
+from judging_fixtures import judging, response
 from server import Server
-from test_judging import judging, response
 
 from grape_rl.reward.critic.judge import Judge
-from grape_rl.reward.critic.judging import Job
-from grape_rl.reward.critic.questions import planned
-from grape_rl.reward.critic.reply import Reply, readings
+from grape_rl.reward.critic.judging import CriticJob
+from grape_rl.reward.critic.questions import plan_questions
+from grape_rl.reward.critic.reply import Reply, parse_reply
 
 WORDS = ("clear", "right", "kind", "short", "bold")
 
@@ -21,7 +21,7 @@ def judge(word, **more):
 
 
 def jobs(texts=("the answer",), **more):
-    return [Job(f"item-{word}", judge(word, **more), response(text)) for text in texts for word in WORDS]
+    return [CriticJob(f"item-{word}", judge(word, **more), response(text)) for text in texts for word in WORDS]
 
 
 def criteria(request):
@@ -94,18 +94,18 @@ def test_samples_of_agreement_are_shuffled_each():
 
 def test_only_what_shows_and_asks_the_same_is_asked_together():
     asked = [
-        Job("a", judge("a"), response()),
-        Job("b", judge("b"), response()),
-        Job("c", judge("c", show=("response",)), response()),
-        Job("d", judge("d", confidence={"mode": "agreement", "k": 2}), response()),
-        Job("e", judge("e", show=("response", "reference"), reference="x"), response()),
-        Job("f", judge("f", show=("response", "reference"), reference="y"), response()),
-        Job("g", judge("g", critic="other"), response()),
-        Job("h", judge("h"), response("another")),
-        Job("i", Judge(criterion="i"), response()),
-        Job("j", judge("j", confidence={"transform": "chance_corrected"}), response()),
+        CriticJob("a", judge("a"), response()),
+        CriticJob("b", judge("b"), response()),
+        CriticJob("c", judge("c", show=("response",)), response()),
+        CriticJob("d", judge("d", confidence={"mode": "agreement", "k": 2}), response()),
+        CriticJob("e", judge("e", show=("response", "reference"), reference="x"), response()),
+        CriticJob("f", judge("f", show=("response", "reference"), reference="y"), response()),
+        CriticJob("g", judge("g", critic="other"), response()),
+        CriticJob("h", judge("h"), response("another")),
+        CriticJob("i", Judge(criterion="i"), response()),
+        CriticJob("j", judge("j", confidence={"transform": "chance_corrected"}), response()),
     ]
-    questions, _ = planned(asked)
+    questions, _ = plan_questions(asked)
     together = {frozenset(each.criterion.split()[-1].rstrip(".") for each in q.judges) for q in questions}
     assert together == {frozenset("abj"), *(frozenset(name) for name in "cdefghi")}
 
@@ -138,20 +138,20 @@ GOOD = json.dumps(one())
 )
 def test_what_is_wrong_with_one_item_is_wrong_with_no_other(text, statuses):
     content = text.replace("%s", GOOD)
-    found = readings(Reply(content), [judge(word) for word in "abc"])
+    found = parse_reply(Reply(content), [judge(word) for word in "abc"])
     assert "".join(each.status[0] for each in found) == statuses
     assert all(each.label == "yes" and each.confidence == 1 for each in found if each.status == "ok")
     assert all(each.reasoning and math.isnan(each.confidence) for each in found if each.status != "ok")
 
 
 def test_a_verdict_twice_in_an_answer_on_one_item_is_none():
-    (found,) = readings(Reply('{"verdict": "yes", "reasoning": "", "confidence": 3, "verdict": "no"}'), [judge("a")])
-    assert found.status == "unparseable" and "'verdict' is there twice" in found.reasoning
+    (found,) = parse_reply(Reply('{"verdict": "yes", "reasoning": "", "confidence": 3, "verdict": "no"}'), [judge("a")])
+    assert found.status == "unparseable" and "'verdict' is repeated" in found.reasoning
 
 
 def test_shares_add_up():
     for n in range(1, 8):
-        found = readings(
+        found = parse_reply(
             Reply("?", prompt_tokens=90, completion_tokens=11, cost=0.7), [judge(w) for w in "abcdefg"[:n]]
         )
         assert sum(each.tokens for each in found) == 101 and max(each.tokens for each in found) <= 101 // n + 1
@@ -177,5 +177,5 @@ def test_answers_on_several_items_are_kept_if_all_are_there(tmp_path):
 
 
 def test_a_label_alone_cannot_be_several():
-    with pytest.raises(ValueError, match="calls: batched: with confidence mode logprob an answer is one label"):
+    with pytest.raises(ValueError, match="calls: batched: in confidence mode logprob an answer is one label"):
         judge("a", confidence={"mode": "logprob"})
