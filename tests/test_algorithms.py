@@ -1,4 +1,4 @@
-"""Every row of the table: that it says what it is, can be set as it says, and trains. A new row inherits all of it."""
+"""Every method of the table: its texts, its options and their bounds, a short run. A new method is tested by itself."""
 
 import inspect
 import math
@@ -32,7 +32,7 @@ from grape_rl.training.objective import TOKEN_FIELDS
 from grape_rl.validation import load_config
 from small_runs import lines, weights
 
-METHODS = [name for name, row in ALGORITHMS.items() if row.online_of in ("", "dpo", "simpo", "odpo", "aot")]
+METHODS = [name for name, method in ALGORITHMS.items() if method.online_of in ("", "dpo", "simpo", "odpo", "aot")]
 """Every method but most online forms, which share everything but their source with the offline form: see
 ``test_an_online_form_differs_from_its_method_in_where_its_pairs_come_from``. Those that stay have a loss with a
 reference, without one, with rewards in it, and one that compares pairs with each other."""
@@ -46,7 +46,7 @@ DESCENDING = [name for name in METHODS if "epochs" in method_options(ALGORITHMS[
 """Methods whose update is passes over tokens by an optimizer, with epochs and mini-batches."""
 STEPPING = [*DESCENDING, *OF_PAIRS, *OF_LABELS, *OF_SCORES]
 """Methods whose update is steps of an optimizer, with a learning rate."""
-ONLINE = [name for name, row in ALGORITHMS.items() if row.online_of]
+ONLINE = [name for name, method in ALGORITHMS.items() if method.online_of]
 
 
 def small_demo(name, folder, **more):
@@ -67,7 +67,7 @@ def small_demo(name, folder, **more):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
-    row, start = ALGORITHMS[name], {}
+    method, start = ALGORITHMS[name], {}
     begin = grape_rl.run.start_policy
 
     def watched(*given):
@@ -80,42 +80,42 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
     run = grape_rl.train(small_demo(name, tmp_path))
 
     assert len(run.metrics) == 2
-    for told in run.metrics:
+    for metrics in run.metrics:
         wanted = [
             "loss",
             "accuracy" if name in OF_SCORES else "entropy",
             "grad_norm",
             *(["learning_rate"] if name in STEPPING else []),
         ]
-        assert ("learning_rate" in told) == (name in STEPPING)
-        if row.source.samples:
+        assert ("learning_rate" in metrics) == (name in STEPPING)
+        if method.source.samples:
             wanted += ["reward", "length", "truncated", "zero_variance_groups", "kl"]
         if name in ONLINE:
             wanted += ["pairs", "unpaired_groups", "reward_gap"]
         if name in OF_PAIRS:
             wanted += ["accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_length", "rejected_length"]
-        if isinstance(row.source, Comparisons):
+        if isinstance(method.source, Comparisons):
             wanted += ["margin", "reward", "chosen_reward", "rejected_reward", "chosen_length", "rejected_length"]
-        if isinstance(row.source, Steps):
+        if isinstance(method.source, Steps):
             wanted += ["probability", "labeled_steps", "length"]
-        if isinstance(row.source, Labels):
+        if isinstance(method.source, Labels):
             wanted += ["desirable_reward", "undesirable_reward", "length", "desirable_share"]
-        assert all(math.isfinite(told[key]) for key in wanted), told
-        assert told["phase"] == name and told["grad_norm"] > 0
-        assert not any(math.isinf(value) for value in told.values() if not isinstance(value, str))
+        assert all(math.isfinite(metrics[key]) for key in wanted), metrics
+        assert metrics["phase"] == name and metrics["grad_norm"] > 0
+        assert not any(math.isinf(value) for value in metrics.values() if not isinstance(value, str))
     assert sorted(run.evaluations) == [0, 2]
     assert run.evaluations[2].responses == (0 if name in OF_SCORES else 3), "a model that scores writes nothing"
     of_pairs = [item for item in run.evaluations[2].items if item.category == "preferences"]
-    compared = isinstance(row.source, Preferences | Comparisons)
+    compared = isinstance(method.source, Preferences | Comparisons)
     assert [item.graded for item in of_pairs] == ([3, 3, 3] if compared else [])
     of_steps = [item.item for item in run.evaluations[2].items if item.category == "steps"]
-    assert len(of_steps) == (3 if isinstance(row.source, Steps) else 0)
+    assert len(of_steps) == (3 if isinstance(method.source, Steps) else 0)
     of_labels = [item for item in run.evaluations[2].items if item.category == "labels"]
-    assert [item.graded for item in of_labels] == ([6, 6, 6, 6] if isinstance(row.source, Labels) else [])
+    assert [item.graded for item in of_labels] == ([6, 6, 6, 6] if isinstance(method.source, Labels) else [])
 
     assert yaml.safe_load((run.folder / "config.yaml").read_text()) == run.config.model_dump(mode="json")
     drawn = sorted((run.folder / "rollouts").iterdir())
-    if row.source.samples:
+    if method.source.samples:
         assert [path.name for path in drawn] == ["step-000001.jsonl", "step-000002.jsonl"]
         records = lines(drawn[0])
         assert len(records) == 48
@@ -143,58 +143,61 @@ def test_every_row_trains_on_the_demo(name, tmp_path, monkeypatch):
     assert tokenizer.decode(tokenizer(words)["input_ids"]).count(" ") == words.count(" "), "the same tokenizer again"
 
 
-def silent(row):
-    """What of a row does not say what it should: a sentence, an equation, and a paper's number or year."""
-    sentence = row.summary[:1].isupper() and row.summary.endswith(".") and len(row.summary.split()) > 3
-    equation = re.search(r"\w[^=]*=\s*\S*\w", row.equation) and "\n" not in row.equation
-    paper = re.search(r"arXiv \d{4}\.\d{5}|\b(19|20)\d\d\b", row.paper)
-    said = {"name": row.name.isidentifier(), "summary": sentence and len(row.summary) < 120}
-    return [key for key, right in (said | {"equation": equation, "paper": paper}).items() if not right]
+def faults(method):
+    """Faults in the texts of a method. ``Method`` itself refuses a name, an equation or options with a fault."""
+    sentence = re.fullmatch(r"[A-Z][^.]*\w.*\.", method.summary) and len(method.summary.split()) > 3
+    checks = {
+        "summary: a sentence of at most 120 characters": sentence and len(method.summary) <= 120,
+        "equation: left = right": re.search(r"\w[^=]*=\s*\S*\w", method.equation),
+        "paper: an arXiv number or a year": re.search(r"arXiv \d{4}\.\d{5}|\b(19|20)\d\d\b", method.paper),
+    }
+    return [fault for fault, right in checks.items() if not right]
 
 
 @pytest.mark.parametrize(
     ("field", "values"),
     [
-        ("name", ("", "a name")),
         ("summary", ("", " ", ".", "x", "Short.", "no capital in the front.", "It has no end", "Far too long. " * 20)),
-        ("equation", ("", " ", "=", "L =", "= L", "the loss", "L = A\nlog π")),
+        ("equation", ("", " ", "=", "L =", "= L", "the loss")),
         ("paper", ("", " ", "a paper", "arXiv", "2402.03300")),
     ],
 )
-def test_a_row_that_does_not_say_what_it_is_would_be_found(field, values):
-    assert not silent(ALGORITHMS["grpo"])
+def test_a_fault_in_a_text_is_found(field, values):
+    assert not faults(ALGORITHMS["grpo"])
     for value in values:
-        assert silent(replace(ALGORITHMS["grpo"], **{field: value})) == [field], value
+        changed = replace(ALGORITHMS["grpo"], **{field: value})
+        assert [fault.split(":")[0] for fault in faults(changed)] == [field], value
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_row_says_what_it_is(name):
-    row = ALGORITHMS[name]
-    assert row.name == name and not silent(row)
-    assert [family for family, rows in FAMILIES.items() if row in rows]
-    assert demo_config(name).is_file()
+    method = ALGORITHMS[name]
+    assert method.name == name
+    assert not faults(method)
+    assert [family for family, methods in FAMILIES.items() if method in methods]
+    assert demo_config(name).is_file(), f"write configs/demo/{method.page}.yaml"
     assert isinstance(load_config(from_file(demo_config(name), name)), Config)
-    for function in row.functions:
-        assert inspect.getdoc(inspect.unwrap(function.function)), function.name
+    for function in method.functions:
+        assert inspect.getdoc(inspect.unwrap(function.function)), f"{function.name} has no docstring"
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_option_has_a_type_and_a_default_of_it(name):
-    row = ALGORITHMS[name]
-    found = method_options(row)
+    method = ALGORITHMS[name]
+    available = method_options(method)
     of_tokens = {"reduction", "epochs", "minibatches"}
     if name not in OF_TOKENS:
-        assert found.keys().isdisjoint(of_tokens)
+        assert available.keys().isdisjoint(of_tokens)
     else:
-        assert found.keys() & of_tokens == (of_tokens if name in DESCENDING else {"reduction"})
-    for option, (kind, default) in found.items():
+        assert available.keys() & of_tokens == (of_tokens if name in DESCENDING else {"reduction"})
+    for option, (kind, default) in available.items():
         assert default is not inspect.Parameter.empty, option
         choices = get_args(kind)
         if choices and all(isinstance(choice, str) for choice in choices):
             assert default in choices, option
         else:
             assert isinstance(default, int | float | str), option
-    assert resolve_options(row, {}) == {option: default for option, (_, default) in found.items()}
+    assert resolve_options(method, {}) == {option: default for option, (_, default) in available.items()}
 
 
 @pytest.mark.parametrize("name", OF_TOKENS)
@@ -206,9 +209,9 @@ def test_every_option_has_a_type_and_a_default_of_it(name):
     ],
 )
 def test_every_row_refuses_options_that_are_none(name, given, message):
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as refusal:
         resolve_options(ALGORITHMS[name], given)
-    assert str(told.value).startswith(f"options of {name}: ") and message in str(told.value)
+    assert str(refusal.value).startswith(f"options of {name}: ") and message in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", [*OF_PAIRS, *OF_LABELS, *OF_SCORES])
@@ -233,9 +236,9 @@ def test_a_method_without_tokens_has_no_options_of_tokens(name, option):
     ],
 )
 def test_an_update_refuses_options_that_are_none(name, given, message):
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError) as refusal:
         resolve_options(ALGORITHMS[name], given)
-    assert str(told.value).startswith(f"options of {name}: ") and message in str(told.value)
+    assert str(refusal.value).startswith(f"options of {name}: ") and message in str(refusal.value)
 
 
 def plain(kind):
@@ -243,9 +246,9 @@ def plain(kind):
     return kind.__origin__ if hasattr(kind, "__metadata__") else kind
 
 
-def numeric(row):
-    """The types of the row's options that are numbers."""
-    return {key: kind for key, (kind, _) in method_options(row).items() if plain(kind) in (int, float)}
+def numeric(method):
+    """The types of the method's options that are numbers."""
+    return {key: kind for key, (kind, _) in method_options(method).items() if plain(kind) in (int, float)}
 
 
 UNBOUNDED = {"threshold": "a reward, of any scale", "alpha": "f_dpo's: every divergence but 1 has one"}
@@ -270,7 +273,7 @@ OUT_OF_RANGE = {
     "label_smoothing": (-0.01, 0.51),
     **dict.fromkeys(("beta", "delta"), (-0.01,)),
 }
-"""Of each option what is just beyond its bounds. Where one row's are narrower: test_bounds_that_differ_by_row."""
+"""Of each option what is just beyond its bounds. Where one method's are narrower: test_bounds_that_differ_by_row."""
 
 IN_RANGE = {
     **dict.fromkeys(("clip_low", "ring_low", "tail_weight"), (0.0, 1.0)),
@@ -282,15 +285,18 @@ IN_RANGE = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_number_has_bounds_and_what_is_beyond_them_is_refused(name):
-    row = ALGORITHMS[name]
-    for option in numeric(row).keys() - UNBOUNDED.keys():
+    method = ALGORITHMS[name]
+    for option in numeric(method).keys() - UNBOUNDED.keys():
+        assert option in OUT_OF_RANGE, (
+            f"add {option!r} to OUT_OF_RANGE with numbers just beyond its bounds, or to UNBOUNDED if it needs no bounds"
+        )
         for value in (*OUT_OF_RANGE[option], math.nan, math.inf):
-            with pytest.raises(ValueError) as told:
-                resolve_options(row, {option: value})
-            assert str(told.value).startswith(f"options of {name}: {option}: Input should be "), value
-            assert "\n" not in str(told.value)
+            with pytest.raises(ValueError) as refusal:
+                resolve_options(method, {option: value})
+            assert str(refusal.value).startswith(f"options of {name}: {option}: Input should be "), value
+            assert "\n" not in str(refusal.value)
         for value in IN_RANGE.get(option, ()):
-            assert resolve_options(row, {option: value})[option] == value
+            assert resolve_options(method, {option: value})[option] == value
 
 
 @pytest.mark.parametrize(
@@ -316,97 +322,91 @@ def test_bounds_that_differ_by_row(name, right, wrong):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_set_reaches_the_functions(name):
-    row = ALGORITHMS[name]
-    numbers = {key: 0.125 for key, kind in numeric(row).items() if plain(kind) is float}
-    numbers = {key: value for key, value in numbers.items() if key not in inspect.signature(row.update).parameters}
+    method = ALGORITHMS[name]
+    numbers = {key: 0.125 for key, kind in numeric(method).items() if plain(kind) is float}
+    numbers = {key: value for key, value in numbers.items() if key not in inspect.signature(method.update).parameters}
     more = {"epochs": 3} if name in DESCENDING else {}
     reduction = {"reduction": "fixed_length"} if name in OF_TOKENS else {}
-    chosen = resolve_options(row, {**numbers, **more, **reduction})
-    goal = objective(row, chosen)
+    chosen = resolve_options(method, {**numbers, **more, **reduction})
+    goal = objective(method, chosen)
     assert goal.reduction == reduction.get("reduction")
-    assert len(goal.terms) == len(row.terms), "every penalty is switched on"
-    for term, of_row in zip(goal.terms, row.terms, strict=True):
-        assert term.coefficient == (0.125 if of_row.option else of_row.coefficient)
+    assert len(goal.terms) == len(method.terms), "every penalty is switched on"
+    for term, of_term in zip(goal.terms, method.terms, strict=True):
+        assert term.coefficient == (0.125 if of_term.option else of_term.coefficient)
         assert not term.options.keys() & set(TOKEN_FIELDS)
         own = {key: value for key, value in chosen.items() if key in inspect.signature(term.function).parameters}
         assert term.options == {key: value for key, value in own.items() if key not in TOKEN_FIELDS}
     defaults = {
-        p.name: p.default for p in inspect.signature(row.update).parameters.values() if p.default is not p.empty
+        p.name: p.default for p in inspect.signature(method.update).parameters.values() if p.default is not p.empty
     }
-    assert row.update_function.keywords(chosen) == {**defaults, **more}
+    assert method.update_function.keywords(chosen) == {**defaults, **more}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_penalty_without_a_coefficient_is_not_computed(name):
-    row = ALGORITHMS[name]
-    own = [term.function for term in row.terms if term.coefficient]
-    assert [term.function for term in objective(row, resolve_options(row, {})).terms] == own
-    off = {term.option: 0.0 for term in row.terms if term.option}
-    if all(term.option for term in row.terms):
+    method = ALGORITHMS[name]
+    own = [term.function for term in method.terms if term.coefficient]
+    assert [term.function for term in objective(method, resolve_options(method, {})).terms] == own
+    off = {term.option: 0.0 for term in method.terms if term.option}
+    if all(term.option for term in method.terms):
         with pytest.raises(ValueError, match=f"{name}: every loss has coefficient 0, so there is nothing to learn"):
-            objective(row, resolve_options(row, off))
+            objective(method, resolve_options(method, off))
         return
-    assert [term.function for term in objective(row, resolve_options(row, off)).terms] == [row.terms[0].function]
-
-
-def test_losses_of_a_mixture_agree_on_the_defaults_of_the_options_that_they_share():
-    row = ALGORITHMS["mixture"]
-    for term in row.terms:
-        for parameter in inspect.signature(term.function).parameters.values():
-            if parameter.default is not parameter.empty:
-                assert method_options(row)[parameter.name][1] == parameter.default, (term.function, parameter.name)
-                assert parameter.name not in {other.option for other in row.terms}
+    terms = objective(method, resolve_options(method, off)).terms
+    assert [term.function for term in terms] == [method.terms[0].function]
 
 
 def test_an_option_named_like_a_field_is_not_given_in_the_field_s_place():
     """The coefficient ``entropy`` is no argument of ``entropy_bonus(entropy)``."""
-    row = ALGORITHMS["grpo"]
-    (bonus,) = [t for t in objective(row, resolve_options(row, {"entropy": 0.5})).terms if t.parameters == ("entropy",)]
+    method = ALGORITHMS["grpo"]
+    (bonus,) = [
+        t for t in objective(method, resolve_options(method, {"entropy": 0.5})).terms if t.parameters == ("entropy",)
+    ]
     assert (bonus.coefficient, dict(bonus.options)) == (0.5, {})
 
 
 def test_a_row_s_own_default_takes_the_place_of_its_function_s():
-    row = ALGORITHMS["dapo"]
-    assert inspect.signature(row.terms[0].function).parameters["clip_high"].default == 0.2
-    assert method_options(row)["clip_high"] == (NonNegative, 0.28)
-    assert objective(row, resolve_options(row, {})).terms[0].options == {"clip_low": 0.2, "clip_high": 0.28}
-    assert objective(row, resolve_options(row, {"clip_high": 0.5})).terms[0].options["clip_high"] == 0.5
-    assert method_options(ALGORITHMS["grpo"])["clip_high"] == (NonNegative, 0.2), "another row of the same function"
+    method = ALGORITHMS["dapo"]
+    assert inspect.signature(method.terms[0].function).parameters["clip_high"].default == 0.2
+    assert method_options(method)["clip_high"] == (NonNegative, 0.28)
+    assert objective(method, resolve_options(method, {})).terms[0].options == {"clip_low": 0.2, "clip_high": 0.28}
+    assert objective(method, resolve_options(method, {"clip_high": 0.5})).terms[0].options["clip_high"] == 0.5
+    assert method_options(ALGORITHMS["grpo"])["clip_high"] == (NonNegative, 0.2), "another method of the same function"
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if ALGORITHMS[name].defaults])
 def test_a_default_that_changes_nothing_is_not_written(name):
-    row = ALGORITHMS[name]
-    own = method_options(replace(row, defaults={}))
-    assert all(own[option][1] != default for option, default in row.defaults.items())
+    method = ALGORITHMS[name]
+    own = method_options(replace(method, defaults={}))
+    assert all(own[option][1] != default for option, default in method.defaults.items())
 
 
 def test_no_two_rows_are_the_same():
-    def parts(row):
-        return row.source, row.terms, row.reduction, tuple(row.defaults.items()), row.update
+    def parts(method):
+        return method.source, method.terms, method.reduction, tuple(method.defaults.items()), method.update
 
-    rows = list(ALGORITHMS.values())
-    assert all(parts(a) != parts(b) for i, a in enumerate(rows) for b in rows[:i])
+    methods = list(ALGORITHMS.values())
+    assert all(parts(a) != parts(b) for i, a in enumerate(methods) for b in methods[:i])
 
 
 def test_an_online_form_differs_from_its_method_in_where_its_pairs_come_from():
-    offline = [row for row in ALGORITHMS.values() if isinstance(row.source, Preferences)]
-    assert [ALGORITHMS[name].online_of for name in ONLINE] == [row.name for row in offline]
-    for row in offline:
-        form = ALGORITHMS[f"online_{row.name}"]
-        own = {key: getattr(row, key) for key in ("name", "summary", "equation", "paper", "source", "online_of")}
-        assert replace(form, **own) == row
-        assert method_options(form).items() >= method_options(row).items()
-        assert method_options(form).keys() - method_options(row).keys() == {"pairing", "min_gap"}
-        assert row.equation in form.equation and row.paper in form.paper and f" {row.name} " in form.summary
-        assert (row.page, form.page) == (row.name, "online")
+    offline = [method for method in ALGORITHMS.values() if isinstance(method.source, Preferences)]
+    assert [ALGORITHMS[name].online_of for name in ONLINE] == [method.name for method in offline]
+    for method in offline:
+        form = ALGORITHMS[f"online_{method.name}"]
+        own = {key: getattr(method, key) for key in ("name", "summary", "equation", "paper", "source", "online_of")}
+        assert replace(form, **own) == method
+        assert method_options(form).items() >= method_options(method).items()
+        assert method_options(form).keys() - method_options(method).keys() == {"pairing", "min_gap"}
+        assert method.equation in form.equation and method.paper in form.paper and f" {method.name} " in form.summary
+        assert (method.page, form.page) == (method.name, "online")
     with pytest.raises(ValueError, match="sft does not learn from pairs of data"):
         online_form(ALGORITHMS["sft"])
 
 
 def test_a_coefficient_without_an_option_stays():
-    row = replace(ALGORITHMS["sft"], terms=(LossTerm(ALGORITHMS["sft"].terms[0].function, 0.75),))
-    assert objective(row, resolve_options(row, {})).terms[0].coefficient == 0.75
+    method = replace(ALGORITHMS["sft"], terms=(LossTerm(ALGORITHMS["sft"].terms[0].function, 0.75),))
+    assert objective(method, resolve_options(method, {})).terms[0].coefficient == 0.75
 
 
 def test_the_reward_without_confidence_is_the_weighted_mean_whatever_the_confidence():

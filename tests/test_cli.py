@@ -256,7 +256,8 @@ def test_a_dry_run_prints_settings_that_are_a_config_and_leaves_nothing(grape, t
     assert code == 0
     text, summary, estimate = said.rstrip().rsplit("\n", 2)
     config = load_config(yaml.safe_load(text))
-    assert estimate == f"estimate: none, since it needs the model's files, and {config.model.name} has none here"
+    name = config.model.name
+    assert estimate == f"estimate: none, since the model's files are needed, and {name} has none on this machine"
     assert (config.method, config.steps, config.options["epochs"]) == ("grpo", 7, 2)
     assert summary.startswith(f"grpo: 7 steps of {config.prompts_per_step} prompts x {config.group_size} responses = ")
     assert "; 6 optimizer steps each, in micro-batches of up to" in summary

@@ -140,8 +140,8 @@ def test_every_option_is_spoken_of_where_it_belongs():
 
 
 def test_what_an_option_means_stands_below_it(capsys):
-    told = r"\n      tail_weight = 0.5  \(.*\)\n          tail_weight is the weight of the tail: 1 is DPO, and 0 ignores the tail.\n"
-    assert re.search(told, output(capsys, "explain", "ld_dpo"))
+    meaning = "tail_weight is the weight of the tail: 1 is DPO, and 0 ignores the tail."
+    assert re.search(rf"\n      tail_weight = 0.5  \(.*\)\n          {meaning}\n", output(capsys, "explain", "ld_dpo"))
     text = flat(output(capsys, "explain", "grpo"))
     assert "scale = group (group | batch | none) scale selects the standard deviation that divides" in text
     assert "leaves the division out (Dr. GRPO, arXiv 2503.20783)." in text, "Dr. ends no sentence"

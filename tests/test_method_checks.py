@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from grape_rl import ALGORITHMS
-from grape_rl.maths.bounds import Positive, Share
+from grape_rl.maths.bounds import Positive, UnitInterval
 from grape_rl.method_checks import base_type, intersection
 from grape_rl.methods import LossTerm, method_options, resolve_options
 from grape_rl.training.pairs import pair_gradient
@@ -45,7 +45,7 @@ def untyped(logp, slope=0.5):
     """An option without a type."""
 
 
-def below(logp, slope: Share = -0.5):
+def below(logp, slope: UnitInterval = -0.5):
     """An option whose default is out of bounds."""
 
 
@@ -117,7 +117,7 @@ def with_type(logp, slope: int = 1):
     """A shared option of another type."""
 
 
-def with_bounds(logp, slope: Share = 1.0):
+def with_bounds(logp, slope: UnitInterval = 1.0):
     """A shared option with other bounds."""
 
 
@@ -144,12 +144,13 @@ def test_a_shared_option_has_the_bounds_of_every_function(functions):
 
 
 def test_the_intersection_of_types():
-    kind = TypeAdapter(intersection(Share, Positive))
+    kind = TypeAdapter(intersection(UnitInterval, Positive))
     assert kind.validate_python(1.0) == 1.0
     for outside in (0.0, 1.1):
         with pytest.raises(ValidationError):
             kind.validate_python(outside)
-    assert intersection(Share, Share) is Share and base_type(intersection(Share, Positive)) is float
+    assert intersection(UnitInterval, UnitInterval) is UnitInterval
+    assert base_type(intersection(UnitInterval, Positive)) is float
     assert intersection(int, int) is int
 
 

@@ -63,5 +63,5 @@ def method_named(name: str) -> Method:
         raise ValueError(f"method {name!r}: {place} has no {attribute!r}{nearest(attribute, methods)}")
     method = getattr(module, attribute)
     if not isinstance(method, Method):
-        raise ValueError(f"method {name!r}: {attribute} is a {type(method).__name__}, not a grape_rl.methods.Method")
+        raise ValueError(f"method {name!r}: {attribute} is of type {type(method).__name__}, not Method")
     return method

@@ -179,8 +179,8 @@ def _per_token(loss_fields: Collection[str]) -> bool:
 def base_type(kind: Any) -> Any:
     """An option's type without its bounds.
 
-    >>> from grape_rl.maths.bounds import Share
-    >>> base_type(Share), base_type(int)
+    >>> from grape_rl.maths.bounds import UnitInterval
+    >>> base_type(UnitInterval), base_type(int)
     (<class 'float'>, <class 'int'>)
     """
     return kind.__origin__ if hasattr(kind, "__metadata__") else kind
@@ -189,8 +189,8 @@ def base_type(kind: Any) -> Any:
 def intersection(kind: Any, other: Any) -> Any:
     """The type whose values lie within the bounds of both types.
 
-    >>> from grape_rl.maths.bounds import NonNegative, Share
-    >>> TypeAdapter(intersection(NonNegative, Share)).validate_python(0.5)
+    >>> from grape_rl.maths.bounds import NonNegative, UnitInterval
+    >>> TypeAdapter(intersection(NonNegative, UnitInterval)).validate_python(0.5)
     0.5
     """
     return kind if kind == other else Annotated[kind, *getattr(other, "__metadata__", ())]

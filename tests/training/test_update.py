@@ -193,6 +193,11 @@ def looped(model, goal, what):
     return torch.autograd.grad(total, parameters), float(total.detach())
 
 
+def test_every_term_of_tokens_has_its_loop():
+    terms = {term.function.__name__ for name in OF_TOKENS for term in ALGORITHMS[name].terms}
+    assert terms <= ONE_TOKEN.keys(), "add the term to ONE_TOKEN, in Python's words for one token"
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("name", DISTINCT)
 def test_loss_and_gradient_are_a_loop_over_tokens(model, name, reduction):

@@ -105,7 +105,7 @@ class Step:
 
 @dataclass(frozen=True)
 class ExtraModels:
-    """Models that a run holds besides the policy, and settings that change a model's memory.
+    """Models that a run holds in addition to the policy, and settings that change a model's memory.
 
     Attributes:
         references: frozen copies of the policy's trained parameters.

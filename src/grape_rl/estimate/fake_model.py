@@ -113,7 +113,7 @@ def _add_adapters(model: Any, rank: int, targets: Sequence[str]) -> None:
 
 
 def _stored_bytes(model: nn.Module, tokens: int, precision: AbstractContextManager[Any]) -> int:
-    """Bytes that autograd stores in a forward pass of the trunk over so many tokens, besides the weights."""
+    """Bytes that autograd stores in a forward pass of the trunk over so many tokens, without the weights."""
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     stored: dict[int, Any] = {}
 

@@ -84,7 +84,7 @@ def resident_bytes() -> float:
 
 
 def extra_models(setup: Setup, source: Source, sequences: Sequences) -> ExtraModels:
-    """Models that the run holds besides the policy."""
+    """Models that the run holds in addition to the policy."""
     references = source.forward_passes(setup, sequences).references
     own_trunk = _has_own_trunk(source.value_function(setup.options))
     return ExtraModels(

@@ -39,7 +39,7 @@ class Setup:
         policy: the policy that is trained. It differs from ``start`` in a run that is resumed from a checkpoint.
         grader: grades responses; None if nothing is graded.
         value: the value function; None if the method has none.
-        memory: state that a step leaves to the next besides the weights, by name: numbers, and the weights of a
+        memory: state that a step leaves to the next in addition to the weights, by name: numbers, and the weights of a
             reference that moves. It is saved in each checkpoint.
         before_first_step: work that is postponed until every check has passed.
     """

@@ -41,7 +41,7 @@ TOKEN_REWARD_INPUTS = frozenset({"reward", "behavior_logp", "reference_logp", "m
 ADVANTAGE_INPUTS = TOKEN_REWARD_INPUTS | {
     "group", "length", "response", "max_tokens", "seed", "token_reward", "value", "response_kl", "responses"
 }  # fmt: skip
-"""Inputs of ``advantage``, besides the numbers of the memory: see ``rollout.advantages``."""
+"""Inputs of ``advantage``, without the numbers of the memory: see ``rollout.advantages``."""
 
 INPUTS = MappingProxyType(
     {
@@ -195,7 +195,7 @@ class Responses(SampledSource):
         return function.bind(options)
 
     def _advantage_inputs(self, setup: Setup) -> AdvantageInputs:
-        """Inputs of the advantage besides rewards. The KL coefficient is the one in force when a batch is made."""
+        """Inputs of the advantage other than rewards. The KL coefficient is the one in force when a batch is made."""
         options, trained = setup.options, setup.trained
 
         def token_reward(**fields: Tensor) -> Tensor:

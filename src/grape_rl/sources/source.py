@@ -105,7 +105,7 @@ class Source(Protocol):
         ...
 
     def held_out(self, setup: Setup) -> HeldOutItems | None:
-        """Evaluation on the held-out rows besides graded responses; None if there is none."""
+        """Evaluation on the held-out rows themselves, in addition to graded responses; None if there is none."""
         return None
 
     def forward_passes(self, setup: Setup, sequences: Sequences) -> ForwardPasses:
