@@ -12,7 +12,9 @@ from grape_rl.training.checkpoint import VALUE
 from grape_rl.training.value import ValueFunction
 
 
-def value_function(settings: ValueFunction, start: Policy, checkpoint: Path | None) -> nn.Linear | PreTrainedModel:
+def build_value_function(
+    settings: ValueFunction, start: Policy, checkpoint: Path | None
+) -> nn.Linear | PreTrainedModel:
     """The value function of a policy at the start of a run, or at the checkpoint if there is one.
 
     Raises:
