@@ -98,7 +98,10 @@ categories:
 @pytest.mark.parametrize(
     ("rubric", "message"),
     [
-        (RUBRIC, "the row {prompt='0+0=', completion='0'} belongs to no category of: sums (when task is 'sum')"),
+        (
+            RUBRIC,
+            "the row {prompt='0+0=', completion='0'} belongs to no category; categories: sums (when task is 'sum')",
+        ),
         (
             RUBRIC.replace("    when: {task: sum}\n", "").replace("row.completion", "row.gold"),
             "row 0: item 'right'",
@@ -136,7 +139,7 @@ def test_a_reward_function_for_columns_that_the_data_has_not(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     wanted = {**settings(tmp_path, "grpo"), "reward": {"function": "rewards.py:length"}}
     (tmp_path / "rewards.py").write_text("def length(completions, gold):\n    return [0.0 for _ in completions]\n")
-    with pytest.raises(ValueError, match=r"length: no column for the parameters \['gold'\]; there are prompt, comp"):
+    with pytest.raises(ValueError, match=r"length: no column for the parameters \['gold'\]; columns: prompt, comp"):
         train(wanted)
     assert not (tmp_path / "run" / "checkpoints").exists()
 

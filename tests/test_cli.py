@@ -110,18 +110,21 @@ CALIBRATE = ["calibrate", "--rubric", "r", "--data", "d.jsonl", "--critics", "c"
         (["explain", "grppo"], "unknown method 'grppo'; did you mean 'grpo'?"),
         (["explain", "grpo", "sft"], "grape explain takes one METHOD, got grpo, sft"),
         (["lint", "--dta", "x", "r.yaml"], "unknown flag '--dta'; did you mean 'data'?"),
-        (["lint", "a", "b"], "name one rubric file, not ['a', 'b']"),
+        (["lint", "a", "b"], "grape lint needs one rubric file, not ['a', 'b']"),
         (["lint", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["score", "--rubric", "r.yaml"], "grape score needs --rubric FILE and --data FILE"),
         (["score", "--rubric"], "--rubric needs a value"),
         (["score", "--rubric", "r", "--data", "d", "--table", "t.txt"], "--table t.txt: should end in .json or .csv"),
-        (["score", "--rubric", "r", "--data", "d", "--plot", "p.png"], "say with --human which column has them"),
+        (
+            ["score", "--rubric", "r", "--data", "d", "--plot", "p.png"],
+            "--plot needs human labels: name their",
+        ),
         (["score", "--rubric", "r", "--data", "d", "--output", "d"], "--output d: is the data itself"),
         (["score", "--rubric", "r", "--data", "d", "--failure_limit", "2"], "--failure_limit 2: should be a share"),
         (["calibrate", "--rubric", "r"], "grape calibrate needs --rubric, --data, --critics and --output"),
         ([*CALIBRATE, "--output", "d.jsonl"], "--output d.jsonl: should be a .json file, and not the data"),
-        ([*CALIBRATE, "--output", "o.json", "--method", "x"], "--method x: there are isotonic and platt"),
-        ([*CALIBRATE, "--output", "o.json", "--fewest", "1"], "--fewest 1: should be a whole number of at least 2"),
+        ([*CALIBRATE, "--output", "o.json", "--method", "x"], "--method x: should be isotonic or platt"),
+        ([*CALIBRATE, "--output", "o.json", "--fewest", "1"], "--fewest 1: should be an integer of at least 2"),
         (["train", "grop"], "unknown method 'grop'; did you mean 'grpo'?"),
         (["train", "--steps", "2"], "grape train takes one METHOD, got none; see grape algorithms"),
         (["train", "sft", "--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
@@ -170,7 +173,7 @@ def test_exit_codes(grape, monkeypatch, error, code, told):
 
 def test_lint_of_the_demo_s_rubric(grape, tmp_path):
     code, said, _ = grape("lint", DEMO_RUBRIC)
-    assert code == 0 and said.endswith("no fault found\n")
+    assert code == 0 and said.endswith("no problems found\n")
     assert all(word in said for word in ("arithmetic", "spelling", "ordering", "correct", "brevity"))
 
 
@@ -187,7 +190,7 @@ def test_lint_counts_the_rows_of_each_category(grape, tmp_path):
         (("weight", "wieght"), "r.yaml: categories.sums.items[even]: unknown key 'wieght'; did you mean 'weight'?"),
         (("type: regex", "type: regexp"), "unknown type 'regexp'; did you mean 'regex'?"),
         (("[02468]", "[02468"), "bad pattern '[02468'"),
-        (("id: brief", "id: even"), "the item 'even' is there twice"),
+        (("id: brief", "id: even"), "duplicate item 'even'"),
         (("weight: 3", "weight: 0"), "weight 0 has no effect"),
         (("grape-rubric/1", "grape-rubric/2"), "schema: Input should be 'grape-rubric/1'"),
     ],
@@ -204,7 +207,7 @@ def test_lint_of_a_category_that_no_row_has(grape, tmp_path):
     (tmp_path / "r.yaml").write_text(RUBRIC + "    when: {kind: sum}\n  rest:\n    when: {kind: other}\n" + "    items: [{id: a, check: {type: length, max_tokens: 3}}]\n")  # fmt: skip  # noqa: E501
     data = written(tmp_path / "d.jsonl", [{"prompt": "p", "kind": "sum"}])
     code, said, told = grape("lint", tmp_path / "r.yaml", "--data", data)
-    assert code == 1 and "category 'rest': no row of the 1 is of it" in said and "1 fault found" in told
+    assert code == 1 and "category 'rest': never matches: 0 of 1 rows" in said and "1 problem found" in told
 
 
 def test_score(grape, tmp_path):
@@ -219,7 +222,7 @@ def test_score(grape, tmp_path):
     assert f"mean reward {sum(rewards) / 4:.3f}" in said
     rows = [line.split() for line in said.splitlines() if line.startswith("sums")]
     assert rows == [["sums", item, "4", "0.500", "-", "-", "1.00", "±", "0.00", "-", "-"] for item in ("even", "brief")]
-    assert "no prompt has two graded ones" in said and "nothing is flagged on fewer than 10 graded responses" in said
+    assert "no prompt has them" in said and "no flags: they need 10 graded responses or more" in said
     records = lines(tmp_path / "out.jsonl")
     assert [record["reward"] for record in records] == pytest.approx(rewards)
     assert [record["response"] for record in records] == texts
@@ -242,7 +245,7 @@ def test_score_counts_what_could_not_be_graded(grape, tmp_path):
     (row,) = [line.split() for line in said.splitlines() if line.startswith("all ")]
     assert row[2:4] == ["2", "0.500"] and row[-2:] == ["infrastructure", "2"]
     assert code == 1 and told.startswith(
-        "error: 2 of 4 verdicts (50%) are missing, over the limit of 10%; 2 of them of"
+        "error: 2 of 4 verdicts (50%) are missing, above the limit of 10%; 2 of them of"
     )
     assert grape(*given, "--failure_limit", "0.5") == (0, said, "")
 
@@ -424,7 +427,7 @@ def test_score_refuses_what_is_not_text_and_will_not_overwrite_its_data(grape, t
     rows = tmp_path / "d.jsonl"
     rows.write_text('{"prompt": "p", "response": "None"}\n{"prompt": "p", "response": null}\n')
     code, _, complaint = grape("score", "--rubric", str(tmp_path / "r.yaml"), "--data", str(rows))
-    assert code == 2 and "row 1: 'response' is None, and should be text" in complaint
+    assert code == 2 and "row 1: 'response' should be text but is None" in complaint
     rows.write_text('{"prompt": "p", "response": "None"}\n')
     before = rows.read_text()
     code, _, complaint = grape(

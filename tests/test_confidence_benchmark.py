@@ -13,7 +13,7 @@ import confidence
 import confidence_page
 import noisy
 from grape_rl.maths.grape import unweighted
-from grape_rl.reward.grading import grade
+from grape_rl.reward.grading import assign_items, grade
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.reward.scores import rubric_scorer
 from grape_rl.types import Response
@@ -104,7 +104,7 @@ def test_the_rubric_of_an_arm_grades_by_its_critics_and_reports_the_truth(tmp_pa
     for arm in ("off", "raw", "clean"):
         confidence.written(tmp_path / arm, arm, seed=2)
         rubric = load_rubric(tmp_path / arm / "rubric.json", ["noisy.py"])
-        _, verdicts = grade(rubric, answers(texts))
+        verdicts = [each.verdicts for each in grade(assign_items(rubric, answers(texts)))]
         found[arm] = [{each.item: each for each in line} for line in verdicts]
         if arm == "clean":
             rewards = rubric_scorer(rubric, unweighted)(answers(texts), group).reward.tolist()

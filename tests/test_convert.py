@@ -39,13 +39,13 @@ def test_in(grape, tmp_path):
     data, out = written(tmp_path / "d.jsonl", [RAR, {**RAR, "rubric": []}]), tmp_path / "new" / "out"
     code, said, told = grape("convert", data, "--from", "rar", "--output", out)
     assert (code, said) == (2, "") and not out.exists()
-    assert told == f"error: {data}: row 1: rubric: should be a list of {{title, description, weight}}, and is []\n"
+    assert told == f"error: {data}: row 1: rubric: should be a list of {{title, description, weight}} but is []\n"
     code, said, told = grape("convert", data, "--from", "rar", "--output", out, "--drop")
     assert (code, told) == (0, "")
     assert said.splitlines()[:3] == [
         f"written: {out}/rubric.yaml (1 category)",
         f"written: {out}/rows.jsonl (1 row)",
-        "left out: 1 × rows that cannot be read",
+        "dropped: 1 × invalid rows",
     ]
     assert f"grape lint {out}/rubric.yaml --data {out}/rows.jsonl" in said
     assert all(f"grape {command} " in said for command in ("score", "train"))
@@ -57,10 +57,10 @@ def test_in(grape, tmp_path):
     (row,) = lines(out / "rows.jsonl")
     assert row == {"prompt": RAR["question"], "reference_answer": "5 mg", "rubric": RAR["rubric"]}
     code, told, _ = grape("lint", out / "rubric.yaml", "--data", out / "rows.jsonl")
-    assert code == 0 and told.endswith("no fault found\n")
+    assert code == 0 and told.endswith("no problems found\n")
     assert "row/…" in told and "items of ${row.rubric}" in told
     code, _, told = grape("convert", data, "--from", "rar", "--output", out, "--drop")
-    assert code == 2 and f"{out}/rubric.yaml is there already: name another folder" in told
+    assert code == 2 and f"{out}/rubric.yaml exists already: name another folder" in told
 
 
 def test_out(grape, tmp_path):
@@ -70,16 +70,16 @@ def test_out(grape, tmp_path):
     code, said, told = grape(*given)
     assert (code, said) == (2, "") and not out.exists()
     complaint = (
-        "row 0: item 'right' is graded by exact, not by a critic, which healthbench cannot hold; --drop leaves it"
+        "row 0: item 'right' is graded by exact, not by a critic, which healthbench cannot represent; use --drop to"
     )
     assert told.startswith(f"error: {data}: {complaint}") and told.count("\n") == 1
     code, said, _ = grape(*given, "--drop")
     assert code == 0
-    assert said == f"written: {out} (1 row)\nleft out: 1 × items: 'right' is graded by exact, not by a critic\n"
+    assert said == f"written: {out} (1 row)\ndropped: 1 × items: 'right' is graded by exact, not by a critic\n"
     (row,) = lines(out)
     assert row["rubrics"] == [{"criterion": "Is kind to Ann.", "points": 3, "tags": []}]
     code, _, told = grape(*given, "--drop")
-    assert code == 2 and "out.jsonl is there already: name another file" in told
+    assert code == 2 and "out.jsonl exists already: name another file" in told
 
 
 @pytest.mark.parametrize(
@@ -117,12 +117,12 @@ def test_lint_prints_what_it_finds(grape, tmp_path):
     assert grape("lint", file)[0] == 0
     file.write_text(RUBRIC + "      - {id: brief, judge: {criterion: Is short and sweet.}}\n    when: {language: no}\n")
     code, said, told = grape("lint", file)
-    assert (code, told) == (1, f"error: {file}: 2 faults found\n")
-    assert "kind" in said and "no fault found" not in said
+    assert (code, told) == (1, f"error: {file}: 2 problems found\n")
+    assert "kind" in said and "no problems found" not in said
     assert said.splitlines()[:2] == [
-        "category 'all', when language: YAML reads the bare no as False: put it in quotes if it is text",
-        "category 'all', item 'brief': asks for two things ('short and sweet'), and one verdict cannot tell which was "
-        "there: make it two items",
+        "category 'all', when language: YAML reads the unquoted no as False: put it in quotes if it is text",
+        "category 'all', item 'brief': asks for two things ('short and sweet') but gets one verdict: split it into "
+        "two items",
     ]
     data = written(tmp_path / "d.jsonl", [{"prompt": "p", "reader": "Ann", "language": "no"}])
     code, said, told = grape("lint", file, "--data", data)
@@ -132,4 +132,4 @@ def test_lint_prints_what_it_finds(grape, tmp_path):
 def test_a_row_that_json_cannot_hold(grape, tmp_path):
     (tmp_path / "d.jsonl").write_text(json.dumps({**RAR, "x": float("nan")}) + "\n")
     code, _, told = grape("convert", tmp_path / "d.jsonl", "--from", "rar", "--output", tmp_path / "o")
-    assert code == 2 and "a row holds what JSON cannot" in told and not list((tmp_path / "o").iterdir())
+    assert code == 2 and "a row has a value that JSON cannot represent" in told and not list((tmp_path / "o").iterdir())

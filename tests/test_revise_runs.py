@@ -77,7 +77,7 @@ def test_what_the_configuration_says_is_what_is_revised_by(tmp_path, monkeypatch
     run = train(wanted)
     how = seen[0]
     assert (how["seed"], how["per_group"], how["failure_limit"]) == (5, 2, 0.3)
-    assert how["critique"].keywords == revise
+    assert how["critique"].keywords == {"max_items": 1, "max_characters": 17, "show_gold": True}
     assert all(step["approx_kl"] < 1e-6 for step in run.metrics), "the behavior policy is that of the temperature"
     found = lines(run.folder / "rollouts/step-000001.jsonl")
     assert {len(each["critique"]) for each in found[12:]} == {17}

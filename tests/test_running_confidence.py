@@ -9,7 +9,7 @@ from grape_rl import train
 from grape_rl.config.files import merge
 from grape_rl.maths.grape import confidence_weighted, running_confidence
 from grape_rl.reward.rubric import load_rubric
-from grape_rl.reward.running_confidence import Running
+from grape_rl.reward.running_confidence import RunningMeans
 from grape_rl.reward.scores import rubric_scorer
 from grape_rl.types import Response
 from small_runs import killed_and_resumed, lines, settings
@@ -100,7 +100,7 @@ def test_an_item_that_comes_later_begins_with_its_groups_and_one_of_a_prompts_ow
     memory = {}
     rubric = load_rubric(tmp_path / "rubric.yaml", ["critics.py"])
     scorer = rubric_scorer(rubric, lambda *given, **more: confidence_weighted(*given, "running", **more),
-                           running=Running(running_confidence, memory))  # fmt: skip
+                           running=RunningMeans(running_confidence, memory))  # fmt: skip
     texts = ["22", "2", "212", "1"]
     own = {"own": [{"id": "1", "weight": 1, "check": {"type": "python", "call": "critics.py:sure"}}]}
     early, late = ([Response("p", text, row, 3, "stop") for text in texts] for row in (own, own | {"late": 0.75}))
@@ -122,7 +122,7 @@ def test_an_item_that_comes_later_begins_with_its_groups_and_one_of_a_prompts_ow
 
 def test_a_category_has_means_of_its_own(tmp_path):
     memory = {"confidence/sums/twos": 0.25}
-    running = Running(running_confidence, memory)
+    running = RunningMeans(running_confidence, memory)
     assert running.means("sums", ["twos"], 1).tolist() == [0.25]
     assert running.means("words", ["twos"], 1).isnan().all()
-    assert running.left("words", ["twos"], torch.tensor([[1.0], [0.5]]).double()) == {"confidence/words/twos": 0.75}
+    assert running.updated("words", ["twos"], torch.tensor([[1.0], [0.5]]).double()) == {"confidence/words/twos": 0.75}

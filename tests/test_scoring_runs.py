@@ -113,7 +113,7 @@ def test_runs_are_scored_by_a_reward_model_and_by_an_item(tmp_path):
         assert liked["item"] == "liked" and liked["provenance"] == model
     for wrong, message in (
         ({"reward": {"model": str(tmp_path / "gone")}}, "gone': no loadable folder here"),
-        ({"reward": {"model": model, "aggregate": "min"}}, "aggregate is min, and it scores whole responses"),
+        ({"reward": {"model": model, "aggregate": "min"}}, "aggregate is min, but the model scores whole responses"),
         ({"reward": {"rubric": str(tmp_path / "rubric.yaml"), "aggregate": "min"}}, "aggregate is for the steps of a"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -111,7 +111,7 @@ def counted(patch: pytest.MonkeyPatch, config: dict[str, Any]) -> list[Step]:
             return "value"
         return "update" if torch.is_grad_enabled() else "beside"
 
-    def looked_up(self: nn.Embedding, ids: Tensor) -> Tensor:
+    def lookup_value(self: nn.Embedding, ids: Tensor) -> Tensor:
         if steps:
             steps[-1].passes.setdefault(who(self.weight), []).append(ids.numel())
         return look_up(self, ids)
@@ -138,7 +138,7 @@ def counted(patch: pytest.MonkeyPatch, config: dict[str, Any]) -> list[Step]:
         fit(watched, *given)
 
     look_up = nn.Embedding.forward
-    patch.setattr(nn.Embedding, "forward", looked_up)
+    patch.setattr(nn.Embedding, "forward", lookup_value)
     everywhere(patch, sample, sampled)
     everywhere(patch, token_logprobs, headed)
     everywhere(patch, fit, fitted)

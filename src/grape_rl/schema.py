@@ -1,4 +1,7 @@
-"""Files that people write by hand: unknown and repeated keys are refused, and a complaint says where, in one line."""
+"""Reading and validating hand-written YAML and JSON files.
+
+Unknown and duplicate keys are errors. An error message is one line that names the place in the file.
+"""
 
 import difflib
 import json
@@ -9,11 +12,11 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-Model = TypeVar("Model", bound=BaseModel)
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Strict(BaseModel):
-    """A frozen part of a file. An unknown key is refused with the nearest known name."""
+    """A frozen section of a file. An unknown key is an error that suggests the nearest known key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -26,25 +29,27 @@ class Strict(BaseModel):
                 if key not in known:
                     raise ValueError(f"unknown key {key!r}{nearest(str(key), known)}")
         elif not isinstance(data, cls):
-            raise ValueError(f"should be keys with values but is {data!r:.80}")
+            raise ValueError(f"should be a mapping but is {data!r:.80}")
         return data
 
 
-def entrusted(name: str, context: Mapping[str, Any] | None) -> None:
-    """That a file or a model may be read: any that the rubric names, and of what rows name only what ``allow`` has.
+def require_allowed(name: str, context: Mapping[str, Any] | None) -> None:
+    """Raise unless a file or model may be read.
+
+    The rubric itself may name any file or model. A data row may name only those in ``allow``.
 
     Raises:
-        ValueError: a row names it, and nobody has allowed it.
+        ValueError: a data row names it, and ``allow`` does not.
     """
     if context and context.get("of_row") and name not in context["allow"]:
         raise ValueError(
-            f"{name!r} is a file or model that a row names, and is not allowed: if you trust it, add {name!r} to "
+            f"{name!r} is a file or model that a data row names, and is not allowed: if you trust it, add {name!r} to "
             "reward.allow"
         )
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The end of an error message that suggests the nearest of the names, or nothing where none is near.
+    """The end of an error message that suggests the nearest of the names; "" if none is near.
 
     >>> did_you_mean("promt", ["prompt", "answer"])
     "; did you mean 'prompt'?"
@@ -54,7 +59,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a complaint about an unknown name: the nearest known one, or all of them.
+    """The end of an error message about an unknown name: the nearest known name, or all known names.
 
     >>> nearest("wieght", ["id", "weight"])
     "; did you mean 'weight'?"
@@ -67,12 +72,12 @@ def parsed(path: Path) -> Any:
     """The data of a YAML file, or of a JSON file if its name ends in ``.json``.
 
     Raises:
-        ValueError: the file is not there, is not YAML or JSON, or repeats a key.
+        ValueError: the file does not exist, is not valid YAML or JSON, or has a duplicate key.
     """
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
-            return json.loads(text, object_pairs_hook=_unrepeated)
+            return json.loads(text, object_pairs_hook=_without_duplicates)
         return yaml.load(text, Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
@@ -80,8 +85,8 @@ def parsed(path: Path) -> Any:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
 
 
-def validated(model: type[Model], data: Any, source: str, context: Mapping[str, Any]) -> Model:
-    """``data`` as a ``model``, with every complaint about it in one line that starts with ``source``.
+def validated(model: type[_Model], data: Any, source: str, context: Mapping[str, Any]) -> _Model:
+    """``data`` as a ``model``. All errors are reported in one line that starts with ``source``.
 
     Raises:
         ValueError: the data does not fit the model.
@@ -89,32 +94,33 @@ def validated(model: type[Model], data: Any, source: str, context: Mapping[str, 
     try:
         return model.model_validate(data, context=dict(context))
     except ValidationError as error:
-        lines = [f"{_place(entry['loc'], data)}{_complaint(entry)}" for entry in error.errors(include_url=False)]
+        lines = [f"{_place(entry['loc'], data)}{_message(entry)}" for entry in error.errors(include_url=False)]
         raise ValueError(f"{source}: {'; '.join(dict.fromkeys(lines))}") from None
 
 
 def _place(loc: Sequence[int | str], data: Any) -> str:
-    """Where in the file: keys joined by dots, a list's entry by its id if it has one."""
+    """The place in the file: keys joined by dots. A list entry is named by its id if it has one."""
     words: list[str] = []
     for step, key in enumerate(loc):
-        if key == "[key]":  # pydantic's mark for a key that is itself at fault
+        if key == "[key]":  # pydantic's mark for an error in the key itself
             return "".join(words[:-1]).removeprefix(".") + ": a key "
-        here = isinstance(data, Mapping) and key in data
-        tag = isinstance(data, Mapping) and data.get("type") == key  # pydantic names the check's type, the file doesn't
+        exists = isinstance(data, Mapping) and key in data
+        # pydantic puts the check's type into the path, but the file has no such key.
+        tag = isinstance(data, Mapping) and data.get("type") == key
         if isinstance(key, int) and isinstance(data, list):
             data = data[key]
             words.append(f"[{data.get('id', key) if isinstance(data, Mapping) else key}]")
-        elif here or not (tag or step < len(loc) - 1):
-            data = data[key] if here else None
+        elif exists or not (tag or step < len(loc) - 1):
+            data = data[key] if exists else None
             words.append(f".{key}")
     return "".join(words).removeprefix(".") + ": " if words else ""
 
 
-def _complaint(error: Any) -> str:
+def _message(error: Any) -> str:
     kind, value, detail = error["type"], error["input"], error.get("ctx", {})
     if kind == "string_type" and isinstance(value, bool):
         written = "yes, on or true" if value else "no, off or false"
-        return f"should be text but is the boolean {value}: YAML reads a bare {written} so; put it in quotes"
+        return f"should be text but is the boolean {value}: YAML reads an unquoted {written} so; put it in quotes"
     if kind == "string_type" and value is not None and not isinstance(value, (Mapping, list)):
         return f"should be text but is {value!r}: put it in quotes"
     if kind == "union_tag_invalid":
@@ -125,17 +131,17 @@ def _complaint(error: Any) -> str:
     if kind == "union_tag_not_found":
         return f"has no {detail['discriminator'].strip(chr(39))}"
     if kind == "model_attributes_type":
-        return f"should be keys with values but is {value!r:.80}"
+        return f"should be a mapping but is {value!r:.80}"
     return error["msg"].removeprefix("Value error, ")
 
 
-def _unrepeated(pairs: Sequence[tuple[Hashable, Any]]) -> dict[Hashable, Any]:
-    found: dict[Hashable, Any] = {}
+def _without_duplicates(pairs: Sequence[tuple[Hashable, Any]]) -> dict[Hashable, Any]:
+    mapping: dict[Hashable, Any] = {}
     for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r} is there twice")
-        found[key] = value
-    return found
+        if key in mapping:
+            raise ValueError(f"duplicate key {key!r}")
+        mapping[key] = value
+    return mapping
 
 
 class _Loader(yaml.SafeLoader):
@@ -144,6 +150,6 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 if key.value in seen:
-                    raise ValueError(f"line {key.start_mark.line + 1}: the key {key.value!r} is there twice")
+                    raise ValueError(f"line {key.start_mark.line + 1}: duplicate key {key.value!r}")
                 seen.add(key.value)
         return super().construct_mapping(node, deep)

@@ -143,7 +143,8 @@ class Scores:
     A response whose prompt could not be classified has the missing verdict of that alone, and no reward.
     ``reward`` is NaN where too little is known of a response to use it. ``compared`` is what the advantage is made of
     where a method makes it of something else than the reward. ``memory`` is what scoring the batch leaves to the next,
-    by name: training keeps it, and an evaluation does not.
+    by name: training keeps it, and an evaluation does not. ``items`` holds the rubric items (``reward.item.Item``) that
+    each response was graded on, in the order of its verdicts; it is empty without a rubric.
     """
 
     reward: Float[Tensor, " b"]
@@ -151,6 +152,7 @@ class Scores:
     category: tuple[str, ...]
     compared: Float[Tensor, " b"] | None = None
     memory: Mapping[str, float] = field(default_factory=dict[str, float])
+    items: tuple[tuple[Any, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from grape_rl.reward.critique import critique
-from grape_rl.reward.rubric import load_rubric
+from grape_rl.reward.critique import write_critique
+from grape_rl.reward.rubric import items_of, load_rubric
 from grape_rl.types import Response, Verdict, failed
 
 RUBRIC = """
@@ -25,7 +25,8 @@ RESPONSE = Response("p", "r", ROW, 3, "stop")
 
 def found(tmp_path, *verdicts, text=RUBRIC, **more):
     (tmp_path / "rubric.yaml").write_text(text)
-    return critique(load_rubric(tmp_path / "rubric.yaml"), RESPONSE, "sums", verdicts, **more)
+    items = items_of(load_rubric(tmp_path / "rubric.yaml"), "sums", ROW)
+    return write_critique(RESPONSE, items, verdicts, **more)
 
 
 LABELS = {"rigor": {0: "broken", 0.5: "gaps", 1: "sound"}, "rude": {0: "polite", 1: "rude"}}
@@ -45,13 +46,13 @@ def test_nothing_is_held_against_a_response_that_lost_nothing(tmp_path):
 
 
 def test_the_items_that_cost_most_come_first(tmp_path):
-    told = found(tmp_path, *verdicts(answer=0.75, rigor=0.5, rude=1), items=9)
+    told = found(tmp_path, *verdicts(answer=0.75, rigor=0.5, rude=1), max_items=9)
     assert told.splitlines() == [
         "- rude: 1, where 0 is best. It is rude. Verdict: rude. 73 of rude.",  # 2
         "- rigor: 0.5, where 1 is best. Each step follows. Verdict: gaps. 73 of rigor.",  # 1.5
         "- answer: 0.75, where 1 is best.",  # 1
     ]
-    assert found(tmp_path, *verdicts(answer=0.75, rigor=0.5, rude=1), items=1) == told.splitlines()[0]
+    assert found(tmp_path, *verdicts(answer=0.75, rigor=0.5, rude=1), max_items=1) == told.splitlines()[0]
 
 
 def test_what_graders_know_of_the_answer_is_not_told_unless_asked_for(tmp_path):

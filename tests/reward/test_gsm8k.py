@@ -9,9 +9,9 @@ import pytest
 
 from grape_rl.reward.check.callables import python_callable
 from grape_rl.reward.check.checks import Numeric
-from grape_rl.reward.check.formal import MathVerify
-from grape_rl.reward.check.worker import Job, graded
-from grape_rl.reward.grading import grade
+from grape_rl.reward.check.math_verify import MathVerify
+from grape_rl.reward.check.worker import CheckJob, run_checks
+from grape_rl.reward.grading import assign_items, grade
 from grape_rl.reward.rubric import check_rows, load_rubric
 from grape_rl.types import Response
 
@@ -50,7 +50,7 @@ def solutions(check, of):
     """A job for each of the four models' solutions of the rows, and whether the dataset says it is correct."""
     models = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
     each = [(row, row[model]) for row in of for model in models]
-    jobs = [Job("correct", check, response(said["solution"], row)) for row, said in each]
+    jobs = [CheckJob("correct", check, response(said["solution"], row)) for row, said in each]
     return jobs, [said["is_correct"] for _, said in each]
 
 
@@ -67,7 +67,7 @@ GOLD: dict[str, Any] = {"gold": "${row.ground_truth}", "extract": "A: (.*)", "go
 )
 def test_four_models_solutions_are_graded_as_the_data_set_grades_them(check, step, count):
     jobs, correct = solutions(check, rows("gsm8k_model_solutions.jsonl")[::step])
-    found = graded(jobs)
+    found = run_checks(jobs)
     assert {v.status for v in found} == {"ok"}
     assert [v for v, right in zip(found, correct, strict=True) if v.score != right] == []
     assert len(found) == count and min(Counter(correct).values()) > count / 4
@@ -77,7 +77,8 @@ def test_gold_answers_score_on_every_item_of_the_example():
     data = rows("gsm8k_train.jsonl")[:500]
     rubric = load_rubric(EXAMPLE / "rubric.yaml", ["checks.py"])
     check_rows(rubric, data)
-    _, verdicts = grade(rubric, [response(row["answer"], row) for row in data])
+    graded = grade(assign_items(rubric, [response(row["answer"], row) for row in data]))
+    verdicts = [each.verdicts for each in graded]
     zero = {v.item: [] for v in verdicts[0]}
     for index, found in enumerate(verdicts):
         assert all(v.status == "ok" for v in found)
@@ -108,9 +109,9 @@ def test_a_wrong_answer_loses_the_items_it_should():
         "#### 72\nno, wait": (1, 0, 0, 1),
     }
     for text, scores in cases.items():
-        _, (found,) = grade(rubric, [response(text, row)])
+        found = grade(assign_items(rubric, [response(text, row)]))[0].verdicts
         assert tuple(v.score for v in found) == scores, text
-    assert grade(rubric, [response("#### 72", row, tokens=201)])[1][0][3].score == 0
+    assert grade(assign_items(rubric, [response("#### 72", row, tokens=201)]))[0].verdicts[3].score == 0
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from grape_rl.maths.gdpo import normalize_then_sum
 from grape_rl.maths.grape import confidence_weighted
-from grape_rl.reward.grading import grade
+from grape_rl.reward.grading import assign_items, grade
 from grape_rl.reward.rubric import check_rows, items_of, load_rubric
 from grape_rl.reward.scores import item_table, rubric_scorer
 from grape_rl.types import Response, Scores, Verdict, failed
@@ -50,9 +50,10 @@ def group(*ids):
 def test_a_rows_items_are_graded_beside_those_of_its_category(tmp_path):
     rubric = load(tmp_path, HEAD + "    items: [{id: x, weight: 2, check: {type: regex, pattern: x}}]\n")
     rows = responses(["x", "xy", "z"], [regex("x", "y", weight=3), regex("m", "z", role="monitor")])
-    category, verdicts = grade(rubric, rows)
-    assert category == ("all",) * 3
-    assert [[(v.item, v.score) for v in line] for line in verdicts] == [
+    graded = grade(assign_items(rubric, rows))
+    assert [each.category for each in graded] == ["all"] * 3
+    assert all([i.id for i in each.items] == [v.item for v in each.verdicts] for each in graded)
+    assert [[(v.item, v.score) for v in each.verdicts] for each in graded] == [
         [("x", 1), ("row/x", 0), ("row/m", 0)],
         [("x", 1), ("row/x", 1), ("row/m", 0)],
         [("x", 0), ("row/x", 0), ("row/m", 1)],
@@ -85,27 +86,30 @@ def test_a_row_may_name_a_file_that_is_allowed(tmp_path):
     ("rubrics", "message"),
     [
         ([regex("a"), regex("b", "(")], "item 'row/b': check.pattern: bad pattern '('"),
-        ([regex("a"), regex("a", "y")], "item 'row/a': the id is there twice in this row"),
+        ([regex("a"), regex("a", "y")], "item 'row/a': duplicate id in this row"),
         ([regex("a") | {"wieght": 2}], "item 'row/a': unknown key 'wieght'; did you mean 'weight'?"),
         ([{"check": {"type": "regex", "pattern": "x"}}], "${row.rubrics}[0]: id: is missing"),
         (["be kind"], "${row.rubrics}: should be a list of items"),
-        ([], "no item to reward: neither the category nor ${row.rubrics} has one"),
-        ([regex("a", role="monitor")], "no item to reward"),
+        ([], "no rewarded item: neither the category nor ${row.rubrics} has one"),
+        ([regex("a", role="monitor")], "no rewarded item"),
         ([regex("a", "${row.nothing}")], "item 'row/a' of category 'all': ${row.nothing}: no 'nothing' in the row"),
         (
             [{"id": "evil", "check": {"type": "python", "call": "checks.py:a"}}],
             "item 'row/evil': check: 'checks.py:a' runs code that is not allowed",
         ),
-        ([{"id": "l", "human": {"labels": "../labels.jsonl"}}], "should be the name of a file beside the rubric"),
+        ([{"id": "l", "human": {"labels": "../labels.jsonl"}}], "should be the name of a .jsonl file"),
         ([regex("a", weight=0)], "weight 0 has no effect"),
         (
             [{"id": "s", "check": {"type": "json_schema", "schema": "../../etc/passwd"}}],
-            "'../../etc/passwd' is a file or model that a row names, and is not allowed",
+            "'../../etc/passwd' is a file or model that a data row names, and is not allowed",
         ),
-        ([{"id": "m", "reward_model": {"model": "someone/model"}}], "'someone/model' is a file or model that a row"),
+        (
+            [{"id": "m", "reward_model": {"model": "someone/model"}}],
+            "'someone/model' is a file or model that a data row",
+        ),
         (
             [{"id": "c", "judge": {"criterion": "x", "confidence": {"transform": "calibrated", "calibration": "/c"}}}],
-            "'/c' is a file or model that a row names, and is not allowed",
+            "'/c' is a file or model that a data row names, and is not allowed",
         ),
         (
             [{"id": "k", "judge": {"criterion": "x", "confidence": {"mode": "agreement", "k": 101}}}],
@@ -128,12 +132,18 @@ def test_what_is_wrong_in_a_row_is_told_with_row_and_item(rubrics, message, tmp_
             "{from: '${row.r}', format: grappe}",
             "row_items.format: unknown format 'grappe'; did you mean 'grape'?",
         ),
-        ("{from: rubrics}", "'rubrics' should be a look-up and nothing else, such as ${row.rubrics}"),
-        ("{from: 'see ${row.rubrics}'}", "should be a look-up and nothing else"),
-        ("{from: '${row.a}${row.b}'}", "should be a look-up and nothing else"),
+        ("{from: rubrics}", "'rubrics' should be a single lookup, such as ${row.rubrics}"),
+        ("{from: 'see ${row.rubrics}'}", "should be a single lookup"),
+        ("{from: '${row.a}${row.b}'}", "should be a single lookup"),
         ("{fron: '${row.rubrics}'}", "row_items: unknown key 'fron'; did you mean 'from'?"),
-        ("{from: '${row.r}'}\n    items: [{id: row/x, check: {type: regex, pattern: x}}]", "'row/x' has a name that"),
-        ("{from: '${row.r}'}\n    items: [{id: row, check: {type: regex, pattern: x}}]", "'row' has a name that"),
+        (
+            "{from: '${row.r}'}\n    items: [{id: row/x, check: {type: regex, pattern: x}}]",
+            "item 'row/x': this id is reserved",
+        ),
+        (
+            "{from: '${row.r}'}\n    items: [{id: row, check: {type: regex, pattern: x}}]",
+            "item 'row': this id is reserved",
+        ),
     ],
 )
 def test_bad_row_items_in_the_file(text, message, tmp_path):
@@ -143,7 +153,7 @@ def test_bad_row_items_in_the_file(text, message, tmp_path):
 
 
 def test_without_row_items_a_category_needs_items(tmp_path):
-    with pytest.raises(ValueError, match="no item to reward"):
+    with pytest.raises(ValueError, match="no rewarded item"):
         load(tmp_path, "schema: grape-rubric/1\ncategories:\n  all: {about: all}\n")
 
 
@@ -171,7 +181,7 @@ def test_allowed_code_runs_and_rows_are_read_once(tmp_path, monkeypatch):
 def test_responses_of_a_group_have_the_same_items(tmp_path):
     rubric = load(tmp_path)
     rows = responses(["x"], [regex("a")]) + responses(["x"], [regex("a", "y")])
-    with pytest.raises(ValueError, match="group 4 has responses whose rows bring different items"):
+    with pytest.raises(ValueError, match="group 4 has responses whose rows hold different items"):
         rubric_scorer(rubric, confidence_weighted)(rows, group(4, 4))
     assert rubric_scorer(rubric, confidence_weighted)(rows, group(4, 5)).reward.tolist() == [1, 0]
 
@@ -249,7 +259,7 @@ def test_a_group_has_the_reward_that_it_would_have_alone_to_the_last_bit(aggrega
         score, confidence = job.response.row["says"][job.response.text][job.item.removeprefix("row/")]
         return failed(job.item, "timeout", "") if score is None else Verdict(job.item, score, confidence)
 
-    monkeypatch.setattr("grape_rl.reward.grading.graded", lambda jobs: [read(job) for job in jobs])
+    monkeypatch.setattr("grape_rl.reward.grading.run_checks", lambda jobs: [read(job) for job in jobs])
 
     @settings(max_examples=30, deadline=None)
     @given(batches())

@@ -56,7 +56,7 @@ def test_a_whole_rubric(tmp_path):
         ("{id: x, judg: {criterion: good}}", "unknown key 'judg'; did you mean 'judge'?"),
         ("{id: x}", "items[x]: needs exactly one of check, judge, reward_model and human"),
         ("{id: x, check: {pattern: a}}", "items[x].check: has no type"),
-        ("{id: x, check: exact}", "items[x].check: should be keys with values but is 'exact'"),
+        ("{id: x, check: exact}", "items[x].check: should be a mapping but is 'exact'"),
         (
             "{id: no, check: {type: exact, gold: a}}",
             "items[False].id: should be text but is the boolean False: YAML reads",
@@ -68,17 +68,17 @@ def test_a_whole_rubric(tmp_path):
         ),
         ("{id: 12, check: {type: exact, gold: a}}", "items[12].id: should be text but is 12: put it in quotes"),
         ("{id: '', check: {type: exact, gold: a}}", "id: String should have at least 1 character"),
-        ("{id: x, id: y, check: {type: exact, gold: a}}", "line 5: the key 'id' is there twice"),
+        ("{id: x, id: y, check: {type: exact, gold: a}}", "line 5: duplicate key 'id'"),
         ("{id: x, weight: 0, check: {type: exact, gold: a}}", "weight 0 has no effect: use 'role: monitor'"),
         ("{id: x, weight: .nan, check: {type: exact, gold: a}}", "weight: Input should be a finite number"),
         ("{id: x, weight: .inf, check: {type: exact, gold: a}}", "weight: Input should be a finite number"),
         ("{id: x, weight: yes, check: {type: exact, gold: a}}", "weight: should be a number but is the boolean True"),
         ("{id: x, weight: -1, gate: true, check: {type: exact, gold: a}}", "a gate needs a positive weight"),
         ("{id: x, role: monitor, gate: true, check: {type: exact, gold: a}}", "a gate needs a positive weight"),
-        ("{id: x, role: monitor, check: {type: exact, gold: a}}", "no item to reward"),
+        ("{id: x, role: monitor, check: {type: exact, gold: a}}", "no rewarded item"),
         ("{id: x, check: {type: regex, pattern: 'a('}}", "check.pattern: bad pattern 'a(': missing )"),
         ("{id: x, check: {type: exact, gold: a, extract: '['}}", "check.extract: bad pattern '['"),
-        ("{id: x, check: {type: exact, gold: '${answer}'}}", "check.gold: '${answer}' is no look-up"),
+        ("{id: x, check: {type: exact, gold: '${answer}'}}", "check.gold: '${answer}' is not a lookup"),
         ("{id: x, check: {type: length}}", "a length check needs max_tokens, min_tokens or max_characters"),
         ("{id: x, check: {type: length, min_tokens: 3, max_tokens: 2}}", "min_tokens 3 is over max_tokens 2"),
         (
@@ -86,7 +86,7 @@ def test_a_whole_rubric(tmp_path):
             "abs_tol: Input should be greater than or equal to 0",
         ),
         ("{id: x, check: {type: python, call: 'os:system'}}", "add 'os' to reward.allow"),
-        ("exact", "should be keys with values but is 'exact'"),
+        ("exact", "should be a mapping but is 'exact'"),
     ],
 )
 def test_a_fault_is_one_line_with_its_place(tmp_path, item, message):
@@ -103,7 +103,7 @@ def test_a_fault_is_one_line_with_its_place(tmp_path, item, message):
     [
         (
             HEAD + "      - &x {id: x, check: {type: exact, gold: a}}\n      - *x\n",
-            "categories.sums: the item 'x' is there twice",
+            "categories.sums: duplicate item 'x'",
         ),
         (
             HEAD.replace("/1", "/2") + "      - {id: x, check: {type: exact, gold: a}}",
@@ -118,7 +118,7 @@ def test_a_fault_is_one_line_with_its_place(tmp_path, item, message):
             "categories: a key should be text but is the boolean False",
         ),
         ("schema: grape-rubric/1\ncategories: {}", "categories: Dictionary should have at least 1 item"),
-        ("schema: grape-rubric/1\ncategories: {a: {items: []}}", "categories.a: no item to reward"),
+        ("schema: grape-rubric/1\ncategories: {a: {items: []}}", "categories.a: no rewarded item"),
         (
             "schema: grape-rubric/1\ncategories: {a: {when: [task], items: []}}",
             "categories.a.when: Input should be a valid dictionary",
@@ -128,8 +128,8 @@ def test_a_fault_is_one_line_with_its_place(tmp_path, item, message):
             "categories.a.when.task",
         ),
         ("a: [", "while parsing a flow node"),
-        ("- a", "should be keys with values but is ['a']"),
-        ("", "should be keys with values but is None"),
+        ("- a", "should be a mapping but is ['a']"),
+        ("", "should be a mapping but is None"),
         ("!!python/object/apply:os.getcwd []", "could not determine a constructor"),
     ],
 )
@@ -143,7 +143,7 @@ def test_a_fault_of_the_whole_file(tmp_path, text, message):
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         load_rubric(tmp_path / "none.yaml")
-    with pytest.raises(ValueError, match="the key 'a' is there twice"):
+    with pytest.raises(ValueError, match="duplicate key 'a'"):
         load(tmp_path, '{"a": 1, "a": 2}', name="r.json")
     with pytest.raises(ValueError, match=r"r\.json: Expecting"):
         load(tmp_path, "{", name="r.json")
@@ -172,7 +172,7 @@ def test_categories(tmp_path):
         category_name(rubric, {"task": "a", "level": 3})
     for row in ({"task": "b", "level": 2}, {"task": "a"}, {"task": "a", "level": "1"}, {"task": "a", "level": True}):
         with pytest.raises(
-            ValueError, match=r"belongs to no category of: low .when task is 'a' or 'b' and level is 1.; high"
+            ValueError, match=r"belongs to no category; categories: low .when task is 'a' or 'b' and level is 1.; high"
         ):
             category_name(rubric, row)
     everything = load(tmp_path, f"schema: grape-rubric/1\ncategories: {{all: {{{item}}}}}")

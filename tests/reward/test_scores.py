@@ -8,10 +8,10 @@ import torch
 
 from grape_rl.maths.advantage import group_relative
 from grape_rl.maths.grape import confidence_weighted, mean_score
-from grape_rl.reward.function import function_scorer
-from grape_rl.reward.grading import grade
+from grape_rl.reward.grading import assign_items, grade
+from grape_rl.reward.reward_function import function_scorer
 from grape_rl.reward.rubric import load_rubric
-from grape_rl.reward.scores import checked, item_table, rubric_scorer
+from grape_rl.reward.scores import check_missing, item_table, rubric_scorer
 from grape_rl.types import Response, Scores, Verdict, failed
 
 # Each item reads its verdict off the data row: a number, or None to raise.
@@ -202,7 +202,7 @@ def test_a_group_in_two_categories_or_a_row_in_none_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="group 3 has responses of the categories 'sums' and 'words'"):
         rubric_scorer(rubric, confidence_weighted)(batch, groups(3, 3))
     with pytest.raises(ValueError, match="belongs to no category"):
-        grade(rubric, responses_of(says, "other"))
+        grade(assign_items(rubric, responses_of(says, "other")))
 
 
 def test_the_policy_s_own_fault_scores_the_worst_on_a_pitfall_too(tmp_path):
@@ -257,18 +257,18 @@ def test_too_many_missing_verdicts_stop_the_run():
     def scores(*rows):
         return Scores(torch.zeros(len(rows)), tuple(rows), ("s",) * len(rows))
 
-    assert checked(scores(*[good] * 9, bad)) == 1  # at the limit, not over it
-    assert checked(scores(good, bad), limit=0.5) == 1
-    assert checked(scores()) == 0
-    assert checked(scores(*[good] * 3), limit=0.0) == 0
+    assert check_missing(scores(*[good] * 9, bad)) == 1  # at the limit, not over it
+    assert check_missing(scores(good, bad), limit=0.5) == 1
+    assert check_missing(scores()) == 0
+    assert check_missing(scores(*[good] * 3), limit=0.0) == 0
     with pytest.raises(RuntimeError) as caught:
-        checked(scores(*[good] * 5, bad, bad, other))
+        check_missing(scores(*[good] * 5, bad, bad, other))
     assert str(caught.value) == (
-        "3 of 8 verdicts (38%) are missing, over the limit of 10%; 2 of them of item 'a', mostly timeout: no answer"
+        "3 of 8 verdicts (38%) are missing, above the limit of 10%; 2 of them of item 'a', mostly timeout: no answer"
     )
     rows = [(failed("a", "timeout", reason),) for reason in "rrst"] + [(failed("b", "refused", "q"),)] * 3
     with pytest.raises(RuntimeError, match=r"4 of them of item 'a', mostly timeout: r$"):  # a's own reason
-        checked(scores(*rows))
+        check_missing(scores(*rows))
 
 
 def test_verdicts_that_are_known_stay_and_rewards_are_made_anew_of_all(tmp_path):

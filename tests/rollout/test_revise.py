@@ -38,7 +38,8 @@ def rollout(group, lengths, prompts=PROMPTS, first=10):
 
 def scores(*rewards):
     verdicts = tuple((failed("x", "timeout", "slow") if math.isnan(r) else Verdict("x", r),) for r in rewards)
-    return Scores(torch.tensor(rewards, dtype=torch.float64), verdicts, ("sums",) * len(rewards))
+    category = ("sums",) * len(rewards)
+    return Scores(torch.tensor(rewards, dtype=torch.float64), verdicts, category, items=(("sum",),) * len(rewards))
 
 
 def draw(*rewards):
@@ -68,8 +69,8 @@ def revise(tokenizer, found, new, per_group=1, lengths=None, silent=(), long=(),
 
     out = revised(
         found,
-        lambda response, category, verdicts: (
-            "" if number(response) in silent else f"{category} {number(response)} {verdicts[0].score:g}"
+        lambda response, items, verdicts: (
+            "" if number(response) in silent else f"{items[0]} {number(response)} {verdicts[0].score:g}"
         ),
         lambda response, critique: None if number(response) in long else torch.tensor([40 + number(response), 3]),
         sampler,
@@ -91,7 +92,7 @@ def test_the_worst_of_each_group_are_revised_and_join_it(tokenizer):
     assert (prompts, n, version) == ([[40, 3], [41, 3], [43, 3], [45, 3]], 1, 4), "4 has no reward"
     assert seed == step_seed(9, 4, "revise") != step_seed(9, 4, "sample")
     assert found.revised.of == (0, 1, 3, 5)
-    assert found.revised.critiques == ("sums 0 0.5", "sums 1 0.25", "sums 3 0.75", "sums 5 0")
+    assert found.revised.critiques == ("sum 0 0.5", "sum 1 0.25", "sum 3 0.75", "sum 5 0")
     assert found.revision_of.tolist() == [-1] * 6 + [0, 1, 3, 5]
     assert answers[:6] == before.answers
     answers = answers[6:]
@@ -209,7 +210,7 @@ def test_what_the_log_tells_of_the_policy_is_of_its_own_responses_alone(tokenize
     assert "revised" not in plain.metrics and plain.metrics.keys() < more.metrics.keys()
     notes = [(r.get("revision_of"), r.get("critique")) for r in more.records]
     order = [a["prompt"] for a in more.records]
-    assert notes == [(None, None)] * 6 + [(1, "sums 1 0.25"), (5, "sums 5 0")] and order[6:] == [order[1], order[5]]
+    assert notes == [(None, None)] * 6 + [(1, "sum 1 0.25"), (5, "sum 5 0")] and order[6:] == [order[1], order[5]]
     assert more.records[6]["reward"] is None and more.records[7]["reward"] == 1.0
     assert "revision_of" not in plain.records[0]
     missing = [message for key, message in more.warnings if key == "missing"]

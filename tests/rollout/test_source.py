@@ -278,7 +278,7 @@ def test_what_became_of_each_missing_verdict_is_counted():
 
 
 def test_too_many_missing_verdicts_stop_the_run(tokenizer):
-    with pytest.raises(RuntimeError, match=r"2 of 4 verdicts \(50%\) are missing, over the limit of 40%.*too slow"):
+    with pytest.raises(RuntimeError, match=r"2 of 4 verdicts \(50%\) are missing, above the limit of 40%.*too slow"):
         experience_of(tokenizer, scored(1.0, None, None, 0.5), limit=0.4)
     experience_of(tokenizer, scored(1.0, None, None, 0.5), limit=0.5)
 

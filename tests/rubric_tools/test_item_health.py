@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grape_rl.rubric_tools.item_health import Weighing, item_health
+from grape_rl.rubric_tools.item_health import ItemSettings, measure_health
 from grape_rl.types import Scores, Verdict, failed
 
 N = 24
@@ -35,8 +35,8 @@ def scores_of(columns, category=None, sure=None):
 
 
 def health(columns, group=GROUP, weights=None, judged=(), **more):
-    items = {("all", name): Weighing((weights or {}).get(name, 1.0), name in judged) for name in columns}
-    return {each.item: each for each in item_health(scores_of(columns, **more), group, items)}
+    items = {("all", name): ItemSettings((weights or {}).get(name, 1.0), name in judged) for name in columns}
+    return {each.item: each for each in measure_health(scores_of(columns, **more), group, items)}
 
 
 def kinds(of):
@@ -100,7 +100,7 @@ def test_the_order_of_responses_is_no_matter(order):
 def test_items_that_tell_nothing():
     got = health({"good": SCORE, "all": [1] * N, "none": [0] * N, "half": [0.5] * N}, judged=("good", "half"))
     assert kinds(got["all"]) == ["saturated"] and kinds(got["none"]) == ["unreachable"]
-    assert kinds(got["half"]) == kinds(got["good"]) == ["dead confidence"]
+    assert kinds(got["half"]) == kinds(got["good"]) == ["constant confidence"]
     assert got["all"].flat == 1 and got["all"].share == 0 and got["good"].share == 1
     assert math.isnan(got["all"].rest)
     lively = {"good": [0.5 + (i % 5) / 10 for i in range(N)]}
@@ -126,20 +126,20 @@ def test_a_weight_of_the_wrong_sign():
     other = [(s + n) / 2 for s, n in zip(SCORE, reversed(noise), strict=True)]
     columns = {"a": SCORE, "b": other, "bad": [min(1.0, s) for s in bad]}
     wrong = health(columns)
-    assert "against the rest" in kinds(wrong["bad"]) and wrong["bad"].rest < -0.4
+    assert "negative correlation" in kinds(wrong["bad"]) and wrong["bad"].rest < -0.4
     right = health(columns, weights={"bad": -1.0})
-    assert right["bad"].rest > 0.4 and not any("against the rest" in kinds(of) for of in right.values())
+    assert right["bad"].rest > 0.4 and not any("negative correlation" in kinds(of) for of in right.values())
     # Turning every sign turns everything, and so nothing.
     turned = health(columns, weights={"a": -1.0, "b": -1.0, "bad": 1.0})
     assert [of.rest for of in turned.values()] == pytest.approx([of.rest for of in right.values()])
     monitor = health(columns, weights={"bad": 0.0})
-    assert "against the rest" not in kinds(monitor["bad"]) and math.isnan(monitor["bad"].share)
+    assert "negative correlation" not in kinds(monitor["bad"]) and math.isnan(monitor["bad"].share)
     assert monitor["a"].rest == pytest.approx(statistics.correlation(SCORE, other)), "a monitor is no part of the rest"
 
 
 def test_grading_that_fails_where_the_rest_is_low():
     low = [None if s < 0.3 else 0.5 for s in SCORE]
-    assert kinds(health({"a": SCORE, "b": low})["b"]) == ["missing where low"]
+    assert kinds(health({"a": SCORE, "b": low})["b"]) == ["missing on low scores"]
     high = [None if s > 0.7 else 0.5 for s in SCORE]
     assert not kinds(health({"a": SCORE, "b": high})["b"])
     waits = failed("b", "unlabeled", "nobody yet")
@@ -160,7 +160,7 @@ def test_items_of_the_rows_own_are_one_line():
     for i in range(8):
         own = ("x", "y") if i < 4 else ("z",)
         rows.append(tuple(Verdict(f"row/{name}", {"x": 0.0, "y": 1.0, "z": float(i % 2)}[name]) for name in own))
-    found = item_health(Scores(torch.zeros(8), tuple(rows), ("all",) * 8), torch.arange(8) // 4, {})
+    found = measure_health(Scores(torch.zeros(8), tuple(rows), ("all",) * 8), torch.arange(8) // 4, {})
     (of,) = found
     assert (of.item, of.graded, of.mean) == ("row", 12, 0.5)
     assert of.spread == pytest.approx((0 + 0 + statistics.stdev([0, 1, 0, 1])) / 3) and of.flat == pytest.approx(2 / 3)
@@ -169,7 +169,7 @@ def test_items_of_the_rows_own_are_one_line():
 def test_categories_are_apart():
     both = ["x"] * 12 + ["y"] * 12
     scores = scores_of({"a": SCORE, "b": [1] * 12 + SCORE[12:]}, category=both)
-    found = item_health(scores, GROUP, {("x", "a"): Weighing(1.0, False), ("x", "b"): Weighing(1.0, False)})
+    found = measure_health(scores, GROUP, {("x", "a"): ItemSettings(1.0, False), ("x", "b"): ItemSettings(1.0, False)})
     assert [(of.category, of.item) for of in found] == [("x", "a"), ("x", "b"), ("y", "a"), ("y", "b")]
     assert kinds(found[1]) == ["saturated"] and "redundant" in kinds(found[3]) and "redundant" not in kinds(found[0])
     assert found[2].mean == pytest.approx(statistics.fmean(SCORE[12:]))

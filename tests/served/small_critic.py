@@ -1,4 +1,4 @@
-"""A critic from scratch that leans to short answers: random weights would fill a whole context with one string."""
+"""A critic with random weights and a bias to short answers: without it one string would fill the context."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from torch import nn
 
 from grape_rl.model.scratch import bpe_tokenizer, random_llama
 from grape_rl.reward.critic.judge import Judge
-from grape_rl.reward.critic.prompt import messages
+from grape_rl.reward.critic.prompt import judge_messages
 from grape_rl.types import Response
 
 TEMPLATE = (
@@ -18,8 +18,10 @@ CONTEXT = 2048
 
 
 def saved_critic(folder: Path) -> Path:
-    """The model and its tokenizer, saved in ``folder``: it can write JSON."""
-    asked = messages([Judge(criterion="It is right.")], Response("What is it?", "It is so.", {}, 4, "stop"), "[mark]")
+    """Save a model that can write JSON, and its tokenizer, in ``folder``."""
+    asked = judge_messages(
+        [Judge(criterion="It is right.")], Response("What is it?", "It is so.", {}, 4, "stop"), "[mark]"
+    )
     texts = [message["content"] for message in asked] * 3
     tokenizer = bpe_tokenizer([*texts, "yes", "no", "yes no"], 500)
     tokenizer.chat_template = TEMPLATE

@@ -1,4 +1,4 @@
-"""``grape calibrate``: fit what critics' confidence is worth to people's labels of the same responses."""
+"""``grape calibrate``: fit critics' confidence to human labels of the same responses."""
 
 import math
 from collections.abc import Sequence
@@ -8,138 +8,150 @@ from typing import TYPE_CHECKING
 from grape_rl.cli.arguments import listed, parsed_arguments
 
 if TYPE_CHECKING:
-    from grape_rl.cli.response_data import Existing
+    from jaxtyping import Int
+    from torch import Tensor
+
     from grape_rl.reward.critic.calibration import CalibrationCurve
     from grape_rl.reward.critic.human_labels import ItemComparison
     from grape_rl.reward.critic.judging import Judging
-    from grape_rl.reward.rubric import Rubric
+    from grape_rl.reward.grading import Assignment
 
 HELP = """usage: grape calibrate --rubric FILE --data FILE --critics FILE --output FILE [--KEY VALUE ...]
 
 --rubric    a rubric file, with items that critics judge
---data      rows with a response each, and people's labels of it
---critics   a YAML file with the critics, by name: {default: {base_url: URL, model: NAME}}
---output    where the calibration goes, a .json file: what a rubric names by
-            confidence: {mode: verbalized, transform: calibrated, calibration: FILE}, a path beside the rubric
---human     the column with the labels by item, {ITEM: LABEL}, or the beginning of columns NAME.ITEM (human). A number
-            from 0 to 1 that is no label stands for the one with the nearest score.
---method    isotonic (a rising curve of any shape) or platt (a logistic one, of two numbers) (isotonic)
---fewest    labels that a curve needs; an item with fewer takes that of its critic as a whole (30)
---cache     a file that keeps the critics' answers: what was asked once is not paid for again
---response  the column with the response (response)
---prompt    the column with the prompt (prompt)
---allow     the Python files and modules that the rubric may call, with commas between
+--data      rows with one response each, and human labels of it
+--critics   a YAML file of the critics, by name: {default: {base_url: URL, model: NAME}}
+--output    the .json file of the calibration, which a rubric names, relative to its folder, as
+            confidence: {mode: verbalized, transform: calibrated, calibration: FILE}
+--human     the column of the labels by item, {ITEM: LABEL}, or the prefix of columns NAME.ITEM (default: human). A
+            number from 0 to 1 that is not a label stands for the label with the nearest score.
+--method    isotonic (a non-decreasing curve) or platt (a logistic curve, two parameters) (default: isotonic)
+--fewest    the fewest labels that a curve needs; an item with fewer uses its critic's curve (default: 30)
+--cache     a file that caches the critics' answers, so that no call is made twice
+--response  the column of the response (default: response)
+--prompt    the column of the prompt (default: prompt)
+--allow     Python files and modules that the rubric may call, separated by commas
 
-Only what people have labeled is judged, and the confidence is taken as the critic tells it, whatever transform the
-rubric names. base rate is what always giving people's commonest label would have; κ the agreement beyond chance, with
-its interval of 95 %; ECE how far confidence is from the share of right labels: before, and after, by curves fitted to
-other prompts than those they are measured on.
+Only labeled items are judged. The confidence is the critic's raw confidence, whatever transform the rubric names. base
+rate is the accuracy of always giving the most common label; κ is the agreement beyond chance, with its 95 % confidence
+interval; ECE is the expected calibration error, before, and after with cross-validation over prompts.
 """
 
-KNOWN = ("rubric", "data", "critics", "output", "human", "method", "fewest", "cache", "response", "prompt", "allow")
+_OPTIONS = (
+    "rubric", "data", "critics", "output", "human", "method", "fewest", "cache", "response", "prompt", "allow"
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Judge what people have labeled, fit the curves, print how good they are, and write them."""
+    """Judge the labeled responses, fit the fit_curves, print their quality, and write them.
+
+    Raises:
+        ValueError: the command line, the rubric or the data is invalid, or no critic has enough labels.
+    """
     if not arguments or "--help" in arguments or "-h" in arguments:
         print(HELP)
         return
-    words, own, _ = parsed_arguments(arguments, known=KNOWN)
+    words, own, _ = parsed_arguments(arguments, known=_OPTIONS)
     if words or not {"rubric", "data", "critics", "output"} <= own.keys():
-        raise ValueError("grape calibrate needs --rubric, --data, --critics and --output, a FILE each, and no words")
-    out, told = Path(str(own["output"])), str(own.get("method", "isotonic"))
-    if out.suffix != ".json" or str(out) == own["data"]:
-        raise ValueError(f"--output {out}: should be a .json file, and not the data")
-    if not out.parent.is_dir():
-        raise ValueError(f"--output {out}: there is no folder {out.parent}")
-    if told not in ("isotonic", "platt"):
-        raise ValueError(f"--method {told}: there are isotonic and platt")
-    from grape_rl.cli.human_agreement import people_of
-    from grape_rl.cli.response_data import counter, endpoints_of, existing
+        raise ValueError(
+            "grape calibrate needs --rubric, --data, --critics and --output, each with a FILE, and no other words"
+        )
+    output, method = Path(str(own["output"])), str(own.get("method", "isotonic"))
+    if output.suffix != ".json" or str(output) == own["data"]:
+        raise ValueError(f"--output {output}: should be a .json file, and not the data")
+    if not output.parent.is_dir():
+        raise ValueError(f"--output {output}: there is no folder {output.parent}")
+    if method not in ("isotonic", "platt"):
+        raise ValueError(f"--method {method}: should be isotonic or platt")
+    from grape_rl.cli.human_agreement import labels_by_row
+    from grape_rl.cli.response_data import read_endpoints, read_responses, token_counter
     from grape_rl.reward.critic.calibration import MIN_LABELS, Calibration, calibration_text, without_calibration
     from grape_rl.reward.critic.human_labels import fit_curves
-    from grape_rl.reward.grading import categories_of, rubric_critics
-    from grape_rl.reward.rubric import rubric_of
+    from grape_rl.reward.grading import assign_items, rubric_critics
+    from grape_rl.reward.rubric import rubric_from_data
     from grape_rl.schema import parsed
     from grape_rl.setup.policy import device
 
     fewest = str(own.get("fewest", MIN_LABELS))
     if not fewest.isdigit() or int(fewest) < 2:
-        raise ValueError(f"--fewest {fewest}: should be a whole number of at least 2")
-    path = Path(str(own["rubric"]))
-    # Without its transforms: the calibration that the rubric names may not be there yet.
-    rubric = rubric_of(without_calibration(parsed(path)), path, listed(own.get("allow", "")))
-    columns = str(own.get("response", "response")), str(own.get("prompt", "prompt"))
-    found = existing(rubric, str(own["data"]), *columns, counter(None))
-    kept = Path(str(own["cache"])) if "cache" in own else None
-    critics = rubric_critics(rubric, endpoints_of(own), kept, device("auto"))
-    homes = categories_of(rubric, found.answers, critics)
-    people = people_of(rubric, found, homes, str(own.get("human", "human")), str(own["data"]))
-    assert critics  # people's labels are of judged items
-    items = _judged(rubric, found, homes, people, critics)
-    made = fit_curves(items, told, int(fewest))
-    _print(items, made, str(own["data"]), int(fewest))
-    of = critics.usage
-    tokens = of.prompt_tokens + of.completion_tokens
-    print(f"{of.calls} calls, {of.cached} of them answered by the cache; {tokens} tokens, cost {of.cost:.4g}")
-    if not made:
-        raise ValueError(f"no critic has {fewest} labels to be calibrated by, and nothing is written")
-    out.write_text(calibration_text(Calibration(curves=made)), encoding="utf-8")
-    print(f"written: {out}")
+        raise ValueError(f"--fewest {fewest}: should be an integer of at least 2")
+
+    # Load the rubric without its transforms: the calibration that it names may not exist yet.
+    path, source = Path(str(own["rubric"])), str(own["data"])
+    rubric = rubric_from_data(without_calibration(parsed(path)), path, listed(own.get("allow", "")))
+    data = read_responses(rubric, source, own, token_counter(None))
+    cache = Path(str(own["cache"])) if "cache" in own else None
+    critics = rubric_critics(rubric, read_endpoints(own), cache, device("auto"))
+    assignments = assign_items(rubric, data.responses, critics)
+    labels = labels_by_row(assignments, str(own.get("human", "human")), source)
+    assert critics  # the labels are of judged items
+
+    # Judge, fit and report.
+    items = _judge_labeled(assignments, labels, data.group, critics)
+    fitted = fit_curves(items, method, int(fewest))
+    _print_quality(items, fitted, source, int(fewest))
+    usage = critics.usage
+    tokens = usage.prompt_tokens + usage.completion_tokens
+    print(f"{usage.calls} calls, {usage.cached} of them answered by the cache; {tokens} tokens, cost {usage.cost:.4g}")
+    if not fitted:
+        raise ValueError(f"no critic has {fewest} labels, which a curve needs; nothing is written")
+    output.write_text(calibration_text(Calibration(curves=fitted)), encoding="utf-8")
+    print(f"written: {output}")
 
 
-def _judged(
-    rubric: "Rubric",
-    found: "Existing",
-    homes: Sequence[str],
-    people: Sequence[dict[str, float]],
+def _judge_labeled(
+    assignments: "Sequence[Assignment]",
+    labels: Sequence[dict[str, float]],
+    group: "Int[Tensor, ' b']",
     critics: "Judging",
 ) -> "list[ItemComparison]":
-    """The critics' verdicts on what people have labeled, item by item."""
+    """The critics' verdicts on the labeled items, with the labels, by item."""
     from grape_rl.reward.critic.human_labels import LabeledVerdict, compare_with_people
     from grape_rl.reward.grading import judge_job
-    from grape_rl.reward.rubric import items_of
 
-    asked = [
-        (name, item.judge, judge_job(item, answer), labels[item.id], group)
-        for name, answer, labels, group in zip(homes, found.answers, people, found.group.tolist(), strict=True)
-        for item in items_of(rubric, name, answer.row)
-        if item.judge and item.id in labels
+    labeled = [
+        (assignment, item, row_labels[item.id], group_id)
+        for assignment, row_labels, group_id in zip(assignments, labels, group.tolist(), strict=True)
+        for item in assignment.items
+        if item.judge and item.id in row_labels
     ]
-    verdicts = critics.verdicts([job for _, _, job, _, _ in asked])
+    verdicts = critics.verdicts([judge_job(item, assignment.response) for assignment, item, _, _ in labeled])
     return compare_with_people(
-        LabeledVerdict(name, judge, verdict, human, group)
-        for (name, judge, _, human, group), verdict in zip(asked, verdicts, strict=True)
+        LabeledVerdict(assignment.category, item.judge, verdict, human, group_id)
+        for (assignment, item, human, group_id), verdict in zip(labeled, verdicts, strict=True)
+        if item.judge
     )
 
 
-def _print(items: "Sequence[ItemComparison]", made: "Sequence[CalibrationCurve]", source: str, fewest: int) -> None:
-    """How far the critics agree with people, and what calibration does to their confidence."""
-    from grape_rl.cli.human_agreement import AGREEMENT, agreement_cells
+def _print_quality(
+    items: "Sequence[ItemComparison]", fitted: "Sequence[CalibrationCurve]", source: str, fewest: int
+) -> None:
+    """Print the critics' agreement with human labels, and the calibration error before and after."""
+    from grape_rl.cli.human_agreement import AGREEMENT_COLUMNS, WEIGHTED_KAPPA_NOTE, agreement_cells
     from grape_rl.maths.calibration import brier, expected_calibration_error
     from grape_rl.training.display import table
 
-    def curve_of(judged: object) -> "CalibrationCurve | None":
-        return next((each for each in made if each.source == judged), None)
+    def curve_of(source_of: object) -> "CalibrationCurve | None":
+        return next((curve for curve in fitted if curve.source == source_of), None)
 
     lines: list[list[str | float | int]] = []
-    for of in items:
-        curve = curve_of(of.source)
-        scores = [expected_calibration_error(of.confidence, of.correct), brier(of.confidence, of.correct)]
-        which = "its own" if curve else "its critic's" if curve_of(of.source.whole_critic) else "none"
-        lines.append([*agreement_cells(of), scores[0], _after(curve), scores[1], which])
-    for curve in made:
+    for item in items:
+        curve = curve_of(item.source)
+        ece, brier_score = (score(item.confidence, item.correct) for score in (expected_calibration_error, brier))
+        curve_owner = "its own" if curve else "its critic's" if curve_of(item.source.whole_critic) else "none"
+        lines.append([*agreement_cells(item), ece, _ece_after(curve), brier_score, curve_owner])
+    for curve in fitted:
         if curve.source == curve.source.whole_critic:
             name = f"critic {curve.source.critic} ({curve.source.mode})"
-            lines.append([name, curve.n, *[math.nan] * 3, "", curve.ece_before, _after(curve), math.nan, ""])
-    table(f"critics beside people's labels of {source}", [*AGREEMENT, "ECE", "after", "Brier", "curve"], lines)
-    if any(len(of.source.labels or ()) > 2 for of in items):
-        print("κ beyond two labels: a miss counts by the square of its distance")
-    if failed := sum(of.missing for of in items):
-        print(f"left out: {failed} labels where the critic's verdict failed")
-    if few := [", ".join(of.items) for of in items if len(of.correct) < fewest]:
+            lines.append([name, curve.n, *[math.nan] * 3, "", curve.ece_before, _ece_after(curve), math.nan, ""])
+    table(f"critics vs. human labels of {source}", [*AGREEMENT_COLUMNS, "ECE", "after", "Brier", "curve"], lines)
+    if any(len(item.source.labels or ()) > 2 for item in items):
+        print(WEIGHTED_KAPPA_NOTE)
+    if failures := sum(item.missing for item in items):
+        print(f"left out: {failures} human labels where the critic's verdict is missing")
+    if few := [", ".join(item.items) for item in items if len(item.correct) < fewest]:
         print(f"fewer than {fewest} labels, so no curve of its own: {'; '.join(few)}")
 
 
-def _after(curve: "CalibrationCurve | None") -> float:
+def _ece_after(curve: "CalibrationCurve | None") -> float:
     return math.nan if curve is None or curve.ece_after is None else curve.ece_after

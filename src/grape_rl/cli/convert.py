@@ -1,4 +1,4 @@
-"""``grape convert``: datasets of rubrics brought in, and rubrics taken out."""
+"""``grape convert``: convert a rubric dataset to a rubric file and rows, or a rubric to rows of a dataset."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -10,20 +10,20 @@ from grape_rl.cli.arguments import listed, parsed_arguments
 HELP = """usage: grape convert DATA --from FORMAT --output FOLDER [--drop] [--split NAME]
        grape convert RUBRIC --data ROWS --to FORMAT --output FILE [--drop] [--allow NAME[,NAME]]
 
-The first writes FOLDER/rubric.yaml, and FOLDER/rows.jsonl whose rows bring their items along. DATA is a file of rows or
-a dataset of the Hub, NAME[:CONFIGURATION]. The second writes the items that a rubric has for each row, as rows
-of that form.
+The first form writes FOLDER/rubric.yaml, and FOLDER/rows.jsonl, whose rows hold their own items. DATA is a file of rows
+or a dataset of the Hub, NAME[:CONFIGURATION]. The second form writes the items that a rubric has for each row, as rows
+of a dataset.
 
-FORMAT   healthbench, rar, openrubrics, biggen, or grape: a rubric file's own items, in a column items
---drop   leave out what cannot be converted (rows that cannot be read; items that the form cannot hold), and count it
---split  which split of a dataset of the Hub (train)
---data   rows that the rubric is to grade
---allow  the Python files and modules that the rubric may call
+FORMAT   healthbench, rar, openrubrics, biggen, or grape: items as in a rubric file, in a column named items
+--drop   drop and count what cannot be converted: invalid rows, or items that the format cannot represent
+--split  the split of a dataset of the Hub (default: train)
+--data   rows that the rubric grades
+--allow  Python files and modules that the rubric may call, separated by commas
 """
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Convert, and say what was written and what was left out."""
+    """Convert, and print the files written and the number of dropped rows or items."""
     if not arguments or "--help" in arguments or "-h" in arguments:
         print(HELP)
         return
@@ -36,74 +36,74 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"--{min(other)} goes with --to; --from reads the rows of {words[0]}")
     if "to" in own and "split" in own:
         raise ValueError("--split goes with --from")
-    (_bring if "from" in own else _take)(words[0], own)
+    (_import if "from" in own else _export)(words[0], own)
 
 
-def _bring(source: str, own: Mapping[str, str | bool]) -> None:
+def _import(source: str, own: Mapping[str, str | bool]) -> None:
     import yaml
 
     from grape_rl.data.rows import read_rows
-    from grape_rl.rubric_tools.convert.conversion import brought_in, layout_of
+    from grape_rl.rubric_tools.convert.conversion import import_rows, layout_of
 
-    form, folder = str(own["from"]), Path(str(own["output"]))
-    layout_of(form)
+    format, folder = str(own["from"]), Path(str(own["output"]))
+    layout_of(format)
     try:
-        found = brought_in(read_rows(source, str(own.get("split", "train"))), form, bool(own.get("drop")))
+        converted = import_rows(read_rows(source, str(own.get("split", "train"))), format, bool(own.get("drop")))
     except ValueError as error:
-        raise ValueError(_at(source, error)) from None
-    assert found.rubric
+        raise ValueError(_with_source(source, error)) from None
+    assert converted.rubric
     files = [folder / "rubric.yaml", folder / "rows.jsonl"]
-    if there := [str(file) for file in files if file.exists()]:
-        raise ValueError(f"{there[0]} is there already: name another folder")
+    if existing := [str(file) for file in files if file.exists()]:
+        raise ValueError(f"{existing[0]} exists already: name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    _write(files[1], found.rows)
-    head = f"# The rubrics of {source}, which the rows of rows.jsonl bring along.\n"
-    files[0].write_text(head + yaml.safe_dump(dict(found.rubric), sort_keys=False, allow_unicode=True), "utf-8")
-    print(f"written: {files[0]} ({_several(found.rubric['categories'], 'category')})")
-    print(f"written: {files[1]} ({_several(found.rows, 'row')})")
-    _count(found.left_out)
+    _write(files[1], converted.rows)
+    head = f"# Rubrics of {source}, which each row of rows.jsonl holds.\n"
+    files[0].write_text(head + yaml.safe_dump(dict(converted.rubric), sort_keys=False, allow_unicode=True), "utf-8")
+    print(f"written: {files[0]} ({_counted(converted.rubric['categories'], 'category')})")
+    print(f"written: {files[1]} ({_counted(converted.rows, 'row')})")
+    _print_dropped(converted.dropped)
     print(f"\ngrape lint {files[0]} --data {files[1]}")
     print(f"grape score --rubric {files[0]} --data RESPONSES.jsonl --critics CRITICS.yaml")
     print(f"grape train grape --reward.rubric {files[0]} --data.source {files[1]} --reward.critics '{{default: …}}'")
 
 
-def _take(source: str, own: Mapping[str, str | bool]) -> None:
+def _export(source: str, own: Mapping[str, str | bool]) -> None:
     from grape_rl.data.rows import read_rows
     from grape_rl.reward.rubric import load_rubric
-    from grape_rl.rubric_tools.convert.conversion import layout_of, taken_out
+    from grape_rl.rubric_tools.convert.conversion import export_rows, layout_of
 
-    form, data, out = str(own["to"]), str(own["data"]), Path(str(own["output"]))
-    layout_of(form)
+    format, data, output = str(own["to"]), str(own["data"]), Path(str(own["output"]))
+    layout_of(format)
     rubric = load_rubric(source, listed(own.get("allow", "")))
     try:
-        found = taken_out(rubric, read_rows(data), form, bool(own.get("drop")))
+        converted = export_rows(rubric, read_rows(data), format, bool(own.get("drop")))
     except ValueError as error:
-        raise ValueError(_at(data, error)) from None
-    if out.exists():
-        raise ValueError(f"{out} is there already: name another file")
-    _write(out, found.rows)
-    print(f"written: {out} ({_several(found.rows, 'row')})")
-    _count(found.left_out)
+        raise ValueError(_with_source(data, error)) from None
+    if output.exists():
+        raise ValueError(f"{output} exists already: name another file")
+    _write(output, converted.rows)
+    print(f"written: {output} ({_counted(converted.rows, 'row')})")
+    _print_dropped(converted.dropped)
 
 
-def _several(things: Collection[Any], name: str) -> str:
-    many = name[:-1] + "ies" if name.endswith("y") else name + "s"
-    return f"{len(things)} {name if len(things) == 1 else many}"
+def _counted(things: Collection[Any], name: str) -> str:
+    plural = name[:-1] + "ies" if name.endswith("y") else name + "s"
+    return f"{len(things)} {name if len(things) == 1 else plural}"
 
 
-def _at(source: str, error: ValueError) -> str:
-    told = str(error)
-    return told if told.startswith(f"{source}:") else f"{source}: {told}"
+def _with_source(source: str, error: ValueError) -> str:
+    message = str(error)
+    return message if message.startswith(f"{source}:") else f"{source}: {message}"
 
 
 def _write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     try:
         text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{file}: a row holds what JSON cannot: {error}") from None
+        raise ValueError(f"{file}: a row has a value that JSON cannot represent: {error}") from None
     file.write_text(text, encoding="utf-8")
 
 
-def _count(left_out: Mapping[str, int]) -> None:
-    for what, count in sorted(left_out.items(), key=lambda each: -each[1]):
-        print(f"left out: {count} × {what}")
+def _print_dropped(dropped: Mapping[str, int]) -> None:
+    for reason, count in sorted(dropped.items(), key=lambda entry: -entry[1]):
+        print(f"dropped: {count} × {reason}")

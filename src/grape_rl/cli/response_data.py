@@ -1,9 +1,9 @@
-"""Existing responses to grade: rows of a file, as responses that a rubric has a category for."""
+"""Data for ``grape score`` and ``grape calibrate``: rows that contain responses, and the critics of ``--critics``."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from grape_rl.cli.arguments import listed
 
@@ -17,20 +17,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Existing:
-    """Rows with a response each. Those with the same prompt are one ``group``."""
+class ResponseData:
+    """The responses of a data file. Responses to the same prompt have equal ``group``."""
 
-    rows: "list[dict[str, Any]]"
-    answers: "list[Response]"
+    responses: "list[Response]"
     group: "Int[Tensor, ' b']"
 
 
-def existing(rubric: "Rubric", source: str, response: str, prompt: str, counted: Callable[[str], int]) -> Existing:
-    """The responses in the columns so named of a data file. ``counted`` tells how long one is.
+def read_responses(
+    rubric: "Rubric", source: str, own: Mapping[str, str | bool], count_tokens: Callable[[str], int]
+) -> ResponseData:
+    """Read the responses of a data file, from the columns ``--response`` and ``--prompt``.
+
+    ``count_tokens`` returns a response's length.
 
     Raises:
-        ValueError: a row that lacks a column, or whose prompt is neither text nor messages, or whose response is no
-            text, or that the rubric cannot grade.
+        ValueError: a row lacks a column, its prompt is neither text nor messages, its response is not text, or the
+            rubric cannot grade it.
     """
     import torch
 
@@ -40,25 +43,32 @@ def existing(rubric: "Rubric", source: str, response: str, prompt: str, counted:
     from grape_rl.setup.rows import graders_text
     from grape_rl.types import Response
 
-    found = read_rows(source)
-    require_columns(found, [response, prompt], source)
-    check_rows(rubric, found)
-    answers: list[Response] = []
-    for index, row in enumerate(found):
-        if not isinstance(row[response], str):
-            raise ValueError(f"{source}, row {index}: {response!r} is {row[response]!r:.40}, and should be text")
-        asked = text_or_messages(row[prompt], f"{source}, row {index}: {prompt!r}")
-        answers.append(Response(graders_text(asked), row[response], row, counted(row[response]), "stop"))
-    number: dict[str, int] = {}
-    group = [number.setdefault(each.prompt, len(number)) for each in answers]
-    return Existing(found, answers, torch.tensor(group))
+    response_column, prompt_column = str(own.get("response", "response")), prompt_column_of(own)
+    data_rows = read_rows(source)
+    require_columns(data_rows, [response_column, prompt_column], source)
+    check_rows(rubric, data_rows)
+    responses: list[Response] = []
+    for index, row in enumerate(data_rows):
+        text = row[response_column]
+        if not isinstance(text, str):
+            raise ValueError(f"{source}, row {index}: {response_column!r} should be text but is {text!r:.40}")
+        prompt = text_or_messages(row[prompt_column], f"{source}, row {index}: {prompt_column!r}")
+        responses.append(Response(graders_text(prompt), text, row, count_tokens(text), "stop"))
+    group_ids: dict[str, int] = {}
+    group = [group_ids.setdefault(response.prompt, len(group_ids)) for response in responses]
+    return ResponseData(responses, torch.tensor(group))
 
 
-def endpoints_of(own: Mapping[str, str | bool]) -> "Mapping[str, CriticSettings]":
-    """The critics of the YAML file ``--critics``, by name; none without a file.
+def prompt_column_of(own: Mapping[str, str | bool]) -> str:
+    """The column that ``--prompt`` names, or its default."""
+    return str(own.get("prompt", "prompt"))
+
+
+def read_endpoints(own: Mapping[str, str | bool]) -> "Mapping[str, CriticSettings]":
+    """The critics of the YAML file ``--critics``, by name; none without the option.
 
     Raises:
-        ValueError: the file says something else.
+        ValueError: the file is not a valid list of critics.
     """
     from grape_rl.reward.critic.settings import parse_critics
     from grape_rl.schema import parsed
@@ -66,14 +76,14 @@ def endpoints_of(own: Mapping[str, str | bool]) -> "Mapping[str, CriticSettings]
     file = own.get("critics")
     if not isinstance(file, str):
         return {}
-    told = parsed(Path(file))
-    if not isinstance(told, dict):
-        raise ValueError(f"{file}: should be critics by name, each with base_url and model")
-    return parse_critics(told, file, Path(str(own["rubric"])).parent, listed(own.get("allow", "")))
+    data = parsed(Path(file))
+    if not isinstance(data, dict):
+        raise ValueError(f"{file}: should map the name of each critic to its base_url and model")
+    return parse_critics(data, file, Path(str(own["rubric"])).parent, listed(own.get("allow", "")))
 
 
-def counter(tokenizer: str | bool | None) -> Callable[[str], int]:
-    """How long a response is: in a tokenizer's tokens, or in words.
+def token_counter(tokenizer: str | bool | None) -> Callable[[str], int]:
+    """A function that counts a response's tokens by a tokenizer, or its words without one.
 
     Raises:
         ValueError: the tokenizer cannot be loaded.

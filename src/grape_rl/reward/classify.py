@@ -1,4 +1,4 @@
-"""Which category a prompt is of, where a function or a critic says so and not the columns of its row."""
+"""Classification of prompts into categories by a function or a critic, for data without a category column."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -13,17 +13,17 @@ from grape_rl.schema import Strict, nearest
 from grape_rl.types import Response, Verdict
 
 UNCLASSIFIED = "unclassified"
-"""The category, in name only, of a response to a prompt that the critic could not classify."""
+"""The category name of responses to a prompt that the critic could not classify. No rubric category may have it."""
 
-ITEM = "category"
-"""What the verdict of a classification is called."""
+CLASSIFICATION = "category"
+"""The item name of a classification's verdict."""
 
 
 class Classify(Strict):
-    """Who says which category a prompt is of: a function ``f(row) -> name``, or a ``critic``.
+    """The classifier of prompts: a function ``call``, ``f(row) -> name``, or a ``critic``.
 
-    The function is ``"file.py:name"`` or ``"module:name"``, under the rule of ``allow``. The critic is shown the prompt
-    and what each category says it is ``about``. Each row, or for a critic each prompt, is classified once.
+    The function is ``"file.py:name"`` or ``"module:name"``; ``allow`` must list its file or module. The critic sees the
+    prompt and each category's ``about``. Each row (for a critic: each prompt) is classified once.
     """
 
     call: str | None = None
@@ -33,53 +33,53 @@ class Classify(Strict):
     _known: dict[str, str] = PrivateAttr(default_factory=dict[str, str])
 
     @model_validator(mode="after")
-    def _loaded(self, info: Any) -> "Classify":  # a pydantic.ValidationInfo, which beartype cannot check
+    def _load_function(self, info: Any) -> "Classify":  # a pydantic.ValidationInfo, which beartype cannot check
         if (self.call is None) == (self.critic is None):
             raise ValueError("needs exactly one of call and critic")
         if self.call is not None:
             self._function = python_callable(self.call, info.context["folder"], info.context["allow"])
         return self
 
-    def called(self, row: Mapping[str, Any], names: Iterable[str]) -> str:
-        """The category of a row, as the function says.
+    def by_function(self, row: Mapping[str, Any], names: Iterable[str]) -> str:
+        """The category of a row that the function returns.
 
         Raises:
-            ValueError: it raised, or what it returned is the name of no category.
+            ValueError: the function raised, or returned a value that is not the name of a category.
         """
         key = json.dumps(row, default=repr)
         if key not in self._known:
             try:
-                found = self._function(row)
+                name = self._function(row)
             except Exception as error:
                 raise ValueError(f"classify {self.call!r} failed: {type(error).__name__}: {error}") from error
-            if found not in (known := list(names)):
-                raise ValueError(f"classify {self.call!r} returned {found!r:.80}{nearest(str(found), known)}")
-            self._known[key] = found
+            if name not in (known := list(names)):
+                raise ValueError(f"classify {self.call!r} returned {name!r:.80}{nearest(str(name), known)}")
+            self._known[key] = name
         return self._known[key]
 
     def judge(self, about: Mapping[str, str]) -> Judge | None:
-        """What a critic is asked of a prompt, where one classifies."""
+        """The judge that classifies a prompt, with a label for each category of ``about``; None without a critic."""
         if self.critic is None:
             return None
         return Judge(
             criterion="Which category the prompt belongs to. There is no response to grade.",
-            labels={name: n / (len(about) - 1) for n, name in enumerate(about)},  # any scores: the label is what counts
+            labels={name: n / (len(about) - 1) for n, name in enumerate(about)},  # any scores: only the label is used
             anchors=dict(about),
             show=("prompt",),
             critic=self.critic,
         )
 
-    def judged(
+    def by_critic(
         self, responses: Iterable[Response], about: Mapping[str, str], critics: Judging
     ) -> dict[str, str | Verdict]:
-        """The category of each prompt, as the critic says, or the missing verdict of one that it could not classify.
+        """The category of each prompt as the critic decides, or the missing verdict of a failed classification.
 
-        ``about`` says what each category is about. A prompt that failed is asked again the next time.
+        ``about`` describes each category. A prompt whose classification failed is tried again in the next call.
         """
         judge = self.judge(about)
         assert judge is not None
-        prompts = {each.prompt: Response(each.prompt, "", each.row, 0, "stop") for each in responses}
-        asked = [CriticJob(ITEM, judge, prompts[prompt]) for prompt in prompts if prompt not in self._known]
-        told = {job.response.prompt: each for job, each in zip(asked, critics.verdicts(asked), strict=True)}
-        self._known |= {prompt: each.label for prompt, each in told.items() if not each.missing}
-        return {prompt: self._known.get(prompt) or told[prompt] for prompt in prompts}
+        prompts = {response.prompt: Response(response.prompt, "", response.row, 0, "stop") for response in responses}
+        jobs = [CriticJob(CLASSIFICATION, judge, prompts[prompt]) for prompt in prompts if prompt not in self._known]
+        verdicts = {job.response.prompt: verdict for job, verdict in zip(jobs, critics.verdicts(jobs), strict=True)}
+        self._known |= {prompt: verdict.label for prompt, verdict in verdicts.items() if not verdict.missing}
+        return {prompt: self._known.get(prompt) or verdicts[prompt] for prompt in prompts}

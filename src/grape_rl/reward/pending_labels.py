@@ -1,4 +1,4 @@
-"""A run that waits for people: it stops where responses have no labels yet, and goes on when they do."""
+"""Runs that wait for human labels: a run stops when a response has no label yet, and resumes once it has one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,49 +6,51 @@ from pathlib import Path
 from jaxtyping import Int
 from torch import Tensor
 
-from grape_rl.reward.human import Key, put_on_todo, todo
-from grape_rl.reward.rubric import Rubric, items_of
+from grape_rl.reward.human_item import LabelKey, add_to_todo, todo_file
+from grape_rl.reward.rubric import Rubric
 from grape_rl.reward.scores import Scorer
 from grape_rl.types import Response, Scores
 
 
 class Unlabeled(RuntimeError):
-    """Responses wait for people to label them; then the run can be resumed."""
+    """Raised when responses wait for human labels. The run can be resumed once they are labeled."""
 
 
-def stopping_for_people(scorer: Scorer, rubric: Rubric) -> Scorer:
-    """The scorer of a run, which cannot go on while a verdict is ``unlabeled``.
+def stop_for_labels(scorer: Scorer, rubric: Rubric) -> Scorer:
+    """A scorer that stops the run while a verdict is ``unlabeled``.
 
-    What waits is put on a list beside the file of labels. A resumed run samples the very same responses again, and
-    finds their labels.
+    It lists the unlabeled responses in a file next to the labels file. A resumed run samples identical responses, and
+    reads their labels.
 
     Raises:
-        ValueError: an item's score is a column of the data, which says nothing of responses that are yet to be sampled.
+        ValueError: an item's score is a column of the data, which cannot score sampled responses.
     Raises (the scorer):
-        Unlabeled: some verdicts wait; they are on the list.
+        Unlabeled: some verdicts are unlabeled; they are in the list.
     """
-    for name, item in rubric.known_items:
+    for category, item in rubric.known_items:
         if item.human and item.human.score is not None:
             raise ValueError(
-                f"item {item.id!r} of category {name!r}: {item.human.score} scores responses that the data has (see "
-                "grape score); for sampled ones people need human.labels, a file"
+                f"item {item.id!r} of category {category!r}: the column {item.human.score} scores responses of the "
+                "data (see grape score); to score sampled responses, name a file as human.labels"
             )
 
     def scores(responses: Sequence[Response], group: Int[Tensor, " b"], known: Scores | None = None) -> Scores:
-        found = scorer(responses, group, known)
-        waiting: dict[Path, list[Key]] = {}
-        for response, category, verdicts in zip(responses, found.category, found.verdicts, strict=True):
-            people = {item.id: item.human.file for item in items_of(rubric, category, response.row) if item.human}
+        result = scorer(responses, group, known)
+        waiting: dict[Path, list[LabelKey]] = {}
+        for response, items, verdicts in zip(responses, result.items, result.verdicts, strict=True):
+            files = {item.id: item.human.file for item in items if item.human}
             for verdict in verdicts:
-                if verdict.status == "unlabeled" and verdict.item in people:
+                if verdict.status == "unlabeled" and verdict.item in files:
                     key = (response.prompt, response.text, verdict.item)
-                    waiting.setdefault(people[verdict.item], []).append(key)
+                    waiting.setdefault(files[verdict.item], []).append(key)
         if not waiting:
-            return found
+            return result
         for file, keys in waiting.items():
-            put_on_todo(file, keys)
+            add_to_todo(file, keys)
         count = sum(len(set(keys)) for keys in waiting.values())
-        places = " and ".join(f"from {todo(file)} to {file}" for file in waiting)
-        raise Unlabeled(f"{count} verdicts wait for people: score them, move the lines {places}, and --resume goes on")
+        places = " and ".join(f"from {todo_file(file)} to {file}" for file in waiting)
+        raise Unlabeled(
+            f"{count} verdicts need human labels: score them, move the lines {places}, and run with --resume"
+        )
 
     return scores

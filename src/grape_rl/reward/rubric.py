@@ -1,4 +1,4 @@
-"""The rubric: a file that says, for each category of prompt, what a good response is, item by item."""
+"""Rubric files: categories of prompts, each with the items that its responses are graded on."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -6,168 +6,174 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from grape_rl.reward.check.lookup import lookup_value
 from grape_rl.reward.classify import UNCLASSIFIED, Classify
-from grape_rl.reward.defaults import Headed
-from grape_rl.reward.item import Item, Name
-from grape_rl.reward.lookup import looked_up
+from grape_rl.reward.item import Item, NonEmptyText
+from grape_rl.reward.judge_defaults import RubricHeader
 from grape_rl.reward.row_items import PREFIX, RowItems
 from grape_rl.schema import Strict, parsed, validated
 
 Constant = str | int | float | bool
 
 
-def _choices(value: Any) -> tuple[Any, ...]:
+def _as_tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
 class Category(Strict):
-    """The items for the rows whose columns equal ``when`` (a list there means any of; no ``when`` means every row).
+    """The items for the rows whose columns equal ``when``.
 
-    ``about`` says in words which prompts these are. ``row_items`` are items that each row brings along, beside these.
+    Attributes:
+        about: a description of these prompts, for a critic that classifies.
+        when: column → value, or a list of alternative values. An empty ``when`` matches every row.
+        row_items: where each row holds items of its own, graded in addition to ``items``.
     """
 
-    about: Name | None = None
-    when: dict[Name, Annotated[tuple[Constant, ...], BeforeValidator(_choices)]] = Field(default_factory=dict)
+    about: NonEmptyText | None = None
+    when: dict[NonEmptyText, Annotated[tuple[Constant, ...], BeforeValidator(_as_tuple)]] = Field(default_factory=dict)
     row_items: RowItems | None = None
     items: tuple[Item, ...] = ()
 
     @model_validator(mode="after")
-    def _distinct(self) -> "Category":
+    def _valid_items(self) -> "Category":
         ids = [item.id for item in self.items]
-        twice = next((name for name in ids if ids.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"the item {twice!r} is there twice")
-        if self.row_items and (taken := [name for name in ids if f"{name}/".startswith(PREFIX)]):
-            raise ValueError(f"the item {taken[0]!r} has a name that is kept for the rows' items")
+        duplicate = next((name for name in ids if ids.count(name) > 1), None)
+        if duplicate is not None:
+            raise ValueError(f"duplicate item {duplicate!r}")
+        if self.row_items and (reserved := [name for name in ids if f"{name}/".startswith(PREFIX)]):
+            raise ValueError(f"item {reserved[0]!r}: this id is reserved for the rows' own items")
         if not self.rewarded and not self.row_items:
-            raise ValueError("no item to reward: there has to be one that is no monitor")
+            raise ValueError("no rewarded item: at least one item must have the role 'reward'")
         return self
 
     @property
     def rewarded(self) -> tuple[Item, ...]:
-        """The items that the reward is made of."""
+        """The items that count in the reward, monitors excluded."""
         return tuple(item for item in self.items if item.role == "reward")
 
     def matches(self, row: Mapping[str, Any]) -> bool:
-        """Whether these are the items for a row."""
+        """True if a row belongs to this category by its columns."""
         return all(
-            any(_same(row[column], value) for value in values) if column in row else False
+            any(_equal(row[column], value) for value in values) if column in row else False
             for column, values in self.when.items()
         )
 
 
-class Rubric(Headed):
-    """Categories of prompt, each with its items. A row belongs to exactly one: by its columns, or as ``classify`` says.
+class Rubric(RubricHeader):
+    """Categories of prompts, each with its items.
 
-    ``defaults`` holds what its judges say unless they say it themselves.
+    A row belongs to exactly one category: by its columns, or as ``classify`` decides. ``defaults`` holds the settings
+    that every ``judge`` inherits.
     """
 
     version: Annotated[Literal["grape-rubric/1"], Field(alias="schema")]
     classify: Classify | None = None
-    categories: Annotated[dict[Name, Category], Field(min_length=1)]
+    categories: Annotated[dict[NonEmptyText, Category], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _classifiable(self) -> "Rubric":
+    def _valid_classify(self) -> "Rubric":
         if self.classify is None:
             return self
         for name, category in self.categories.items():
             if category.when:
                 raise ValueError(
-                    f"category {name!r} has a when, and classify says which prompts are its: leave one out"
+                    f"category {name!r} has a 'when', but 'classify' assigns its prompts: remove one of them"
                 )
             if self.classify.critic and not category.about:
-                raise ValueError(f"category {name!r} needs an 'about': the words by which the critic is to know it")
+                raise ValueError(f"category {name!r} needs an 'about': the description that the critic classifies by")
         if UNCLASSIFIED in self.categories:
-            raise ValueError(f"no category can be called {UNCLASSIFIED!r}: what the critic cannot classify is")
+            raise ValueError(f"a category cannot be named {UNCLASSIFIED!r}: prompts that no critic can classify are")
         if self.classify.critic and len(self.categories) < 2:
             raise ValueError("classify needs two categories or more to choose from")
         return self
 
     @property
     def about(self) -> dict[str, str]:
-        """What each category says it is about."""
+        """Each category's description, by name."""
         return {name: category.about or "" for name, category in self.categories.items()}
 
     @property
     def known_items(self) -> Iterator[tuple[str, Item]]:
-        """Every item with its category's name: those of the file, and those of the rows that were read so far."""
+        """Every item with the name of its category: those of the file, and those of the rows read so far."""
         for name, category in self.categories.items():
             for item in (*category.items, *(category.row_items.read if category.row_items else ())):
                 yield name, item
 
 
 def load_rubric(path: str | Path, allow: Collection[str] = ()) -> Rubric:
-    """The rubric of a YAML or JSON file.
+    """Load a rubric from a YAML or JSON file.
 
-    A rubric may come from a stranger. The Python files beside it and the modules that its ``python`` checks name are
-    imported only if ``allow`` names them (``"checks.py"``, ``"package.module"``).
+    A rubric may come from a stranger. Python files next to it, and modules that its ``python`` checks name, are
+    imported only if ``allow`` lists them (``"checks.py"``, ``"package.module"``).
 
     Raises:
-        ValueError: the file does not say what a rubric says; one line, with every fault and its place.
+        ValueError: the file is not a valid rubric; one line with every error and its place.
     """
-    return rubric_of(parsed(Path(path)), path, allow)
+    return rubric_from_data(parsed(Path(path)), path, allow)
 
 
-def rubric_of(told: Any, path: str | Path, allow: Collection[str] = ()) -> Rubric:
-    """The rubric that the plain data of a file says; ``path`` is the file's, for what lies beside it.
+def rubric_from_data(data: Any, path: str | Path, allow: Collection[str] = ()) -> Rubric:
+    """The rubric in the parsed content of a file. Other files that it names are relative to the folder of ``path``.
 
     Raises:
         ValueError: as ``load_rubric``.
     """
     path = Path(path)
     context: dict[str, Any] = {"folder": path.parent, "allow": frozenset(allow), "labels": {}}
-    if isinstance(told, Mapping) and told.get("defaults") is not None:
-        # Before the items, which are read with it: its own faults are told once, and not with each of them.
-        validated(Headed, {"defaults": told["defaults"]}, str(path), context)
-        context["judge_defaults"] = told["defaults"].get("judge")
-    return validated(Rubric, told, str(path), context)
+    if isinstance(data, Mapping) and data.get("defaults") is not None:
+        # Validated before the items, which merge them in: an error in the defaults is reported once, not per item.
+        validated(RubricHeader, {"defaults": data["defaults"]}, str(path), context)
+        context["judge_defaults"] = data["defaults"].get("judge")
+    return validated(Rubric, data, str(path), context)
 
 
 def category_name(rubric: Rubric, row: Mapping[str, Any]) -> str:
-    """The category that a row belongs to, by its columns or as the function says that classifies.
+    """The category of a row, by its columns or by the function of ``classify``.
 
     Raises:
-        ValueError: there is none, or more than one; or a critic classifies, who has to be asked.
+        ValueError: no category matches, more than one does, or only a critic can classify.
     """
     if rubric.classify and rubric.classify.critic:
-        raise ValueError(f"the critic {rubric.classify.critic!r} classifies: no row says its category by itself")
+        raise ValueError(f"the critic {rubric.classify.critic!r} classifies prompts; a row alone has no category")
     if rubric.classify:
         try:
-            return rubric.classify.called(row, rubric.categories)
+            return rubric.classify.by_function(row, rubric.categories)
         except ValueError as error:
             raise ValueError(f"the row {_shown(row)}: {error}") from error
-    found = [name for name, category in rubric.categories.items() if category.matches(row)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ValueError(f"the row {_shown(row)} belongs to more than one category: {', '.join(found)}")
-    wanted = "; ".join(f"{name} (when {_condition(category)})" for name, category in rubric.categories.items())
-    raise ValueError(f"the row {_shown(row)} belongs to no category of: {wanted}")
+    matches = [name for name, category in rubric.categories.items() if category.matches(row)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise ValueError(f"the row {_shown(row)} belongs to more than one category: {', '.join(matches)}")
+    conditions = "; ".join(f"{name} (when {_condition(category)})" for name, category in rubric.categories.items())
+    raise ValueError(f"the row {_shown(row)} belongs to no category; categories: {conditions}")
 
 
 def items_of(rubric: Rubric, category: str, row: Mapping[str, Any]) -> tuple[Item, ...]:
-    """The items that a response to a row's prompt is graded on: its category's, then the row's own.
+    """The items that grade the responses to a row: the category's, then the row's own. None if unclassified.
 
     Raises:
-        ValueError: the row's own are at fault, or there is nothing to reward.
+        ValueError: the row's own items are invalid, or no item is rewarded.
     """
     if category not in rubric.categories:  # unclassified
         return ()
-    part = rubric.categories[category]
-    if part.row_items is None:
-        return part.items
-    items = part.items + part.row_items.of(row)
+    section = rubric.categories[category]
+    if section.row_items is None:
+        return section.items
+    items = section.items + section.row_items.of(row)
     if not any(item.role == "reward" for item in items):
-        raise ValueError(f"no item to reward: neither the category nor {part.row_items.column} has one")
+        raise ValueError(f"no rewarded item: neither the category nor {section.row_items.column} has one")
     return items
 
 
 def check_rows(rubric: Rubric, rows: Sequence[Mapping[str, Any]]) -> None:
-    """That the rubric can grade these rows: each has one category, the columns that its items look up, and sound items
-    of its own where it brings any. Where a critic classifies, a row may come to be of any category.
+    """Raise unless the rubric can grade every row.
+
+    A row needs exactly one category, every column that its items look up, and valid items of its own if it has any.
+    If a critic classifies, a row is checked against all categories.
 
     Raises:
-        ValueError: the first row where that is not so, with the item and the look-up.
+        ValueError: names the first invalid row, with the item and the lookup.
     """
     by_critic = rubric.classify is not None and rubric.classify.critic is not None
     for index, row in enumerate(rows):
@@ -183,14 +189,14 @@ def check_rows(rubric: Rubric, rows: Sequence[Mapping[str, Any]]) -> None:
             for item in items:
                 for lookup in item.lookups:
                     try:
-                        looked_up(lookup, row)
+                        lookup_value(lookup, row)
                     except ValueError as error:
                         raise ValueError(f"row {index}: item {item.id!r} of category {name!r}: {error}") from None
 
 
-def _same(found: Any, wanted: Constant) -> bool:
-    """Equality, with True no number."""
-    return isinstance(found, bool) == isinstance(wanted, bool) and found == wanted
+def _equal(value: Any, expected: Constant) -> bool:
+    """Equality that never treats a boolean as a number."""
+    return isinstance(value, bool) == isinstance(expected, bool) and value == expected
 
 
 def _condition(category: Category) -> str:

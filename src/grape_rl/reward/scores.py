@@ -1,7 +1,7 @@
-"""From responses to rewards: a scorer grades a batch and makes one number of each response's verdicts.
+"""Scorers: functions that grade a batch of responses and aggregate each response's verdicts to one reward.
 
-Rewards stay in float64 here. A rubric of one item has to give back its score to the last bit, and a user's reward
-function the number it returned; what is trained in less precision is the advantage, made of differences of these.
+Rewards are float64 here. A rubric with one item returns its score exactly, and a user's reward function the number that
+it returned. Training computes advantages from differences of rewards, and only those have lower precision.
 """
 
 import math
@@ -18,38 +18,40 @@ from torch import Tensor
 
 from grape_rl.maths.reward_model import StepAggregation
 from grape_rl.reward.critic.judging import Judging
-from grape_rl.reward.grading import Models, grade
-from grape_rl.reward.item import Item
-from grape_rl.reward.model_grader import RewardModel, rewards
+from grape_rl.reward.grading import GradedResponse, RewardModels, assign_items, grade
+from grape_rl.reward.reward_model_grader import RewardModel, reward_verdicts
 from grape_rl.reward.row_items import PREFIX
-from grape_rl.reward.rubric import Rubric, items_of
-from grape_rl.reward.running_confidence import Running
-from grape_rl.reward.verdict_matrix import gated, laid_out
+from grape_rl.reward.rubric import Rubric
+from grape_rl.reward.running_confidence import RunningMeans
+from grape_rl.reward.verdict_matrix import apply_gates, build_matrix
 from grape_rl.types import Response, Scores, Status, Verdict
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Whatever makes verdicts and rewards of responses (on the CPU, as the text is)."""
+    """A function from responses to verdicts and rewards. Tensors are on the CPU."""
 
     def __call__(self, responses: Sequence[Response], group: Int[Tensor, " b"], known: Scores | None = None) -> Scores:
-        """Of the responses, of which ``group`` says which share a prompt.
+        """Score the responses; those with equal ``group`` share a prompt.
 
-        The first of them may be ``known``: their verdicts stay as they are, and the rewards are made of all.
+        ``known`` holds the scores of the first responses: their verdicts are reused, and the rewards are computed from
+        all verdicts.
         """
         ...
 
 
 Aggregate = Callable[..., Float[Tensor, " b"]]
-"""Score, confidence, weight and group → reward, as ``grape_rl.maths.grape.confidence_weighted``; with ``Running`` also
-the running means, as ``running``."""
+"""(score, confidence, weight, group) → reward, as ``grape_rl.maths.grape.confidence_weighted``.
+
+With ``RunningMeans`` it also gets the running means, as ``running``."""
 
 
 @dataclass(frozen=True)
 class ItemSummary:
-    """What a batch says of one item: how many graded, their mean score (NaN if none), the missing by status.
+    """Statistics of one item in a batch: the number of graded responses, their mean score, and missing verdicts.
 
-    The items that rows bring along are one together, ``row``.
+    ``mean`` is NaN if none is graded; ``missing`` counts by status. All items that rows hold themselves share one
+    summary, named ``row``.
     """
 
     category: str
@@ -59,11 +61,12 @@ class ItemSummary:
     missing: Mapping[Status, int]
 
 
-def model_scorer(of: RewardModel, aggregate: StepAggregation | None) -> Scorer:
-    """A scorer by a reward model: the reward is the model's own score (see ``rewards``)."""
+def model_scorer(model: RewardModel, aggregate: StepAggregation | None) -> Scorer:
+    """A scorer whose reward is the reward model's own score (see ``reward_verdicts``)."""
 
     def scores(responses: Sequence[Response], group: Int[Tensor, " b"], known: Scores | None = None) -> Scores:
-        return single_scores(rewards(of, new_responses(responses, known), "reward_model", aggregate), known)
+        verdicts = reward_verdicts(model, new_responses(responses, known), "reward_model", aggregate)
+        return single_scores(verdicts, known)
 
     return scores
 
@@ -72,101 +75,122 @@ def rubric_scorer(
     rubric: Rubric,
     aggregate: Aggregate,
     compared: Aggregate | None = None,
-    models: Models = MappingProxyType({}),
+    models: RewardModels = MappingProxyType({}),
     critics: Judging | None = None,
-    running: Running | None = None,
+    running: RunningMeans | None = None,
 ) -> Scorer:
-    """A scorer by a rubric: ``aggregate`` makes the reward of the rewarded items, category by category.
+    """A scorer that grades by a rubric. See ``rubric_scores`` for ``aggregate``, ``compared`` and ``running``.
 
-    ``compared`` makes of the same what the advantage is to compare, where that is not the reward. ``models`` are those
-    of ``rubric_models``, and ``critics`` those of ``rubric_critics``, for a rubric that names any. Where rows bring
-    items along, each group has columns of its own for them, and in the others' rows they weigh 0. With ``running``,
-    ``aggregate`` is given the running means (``running``) beside the verdicts, and the batch leaves them moved on.
+    ``models`` are those of ``rubric_models``, and ``critics`` those of ``rubric_critics``.
 
     Raises (the scorer):
-        ValueError: a row that belongs to no category or to more than one, or whose own items are at fault; or a group
-            that spans categories, or has different items of its own.
+        ValueError: a row belongs to no category or to more than one, or its own items are invalid; or as
+            ``rubric_scores``.
     """
 
     def scores(responses: Sequence[Response], group: Int[Tensor, " b"], known: Scores | None = None) -> Scores:
-        category, verdicts = grade(rubric, new_responses(responses, known), models, critics)
+        graded = grade(assign_items(rubric, new_responses(responses, known), critics), models, critics)
         if known:
-            category, verdicts = known.category + category, known.verdicts + verdicts
-        home: dict[int, str] = {}
-        for number, name in zip(group.tolist(), category, strict=True):
-            if home.setdefault(number, name) != name:
-                raise ValueError(f"group {number} has responses of the categories {home[number]!r} and {name!r}")
-        left: dict[str, float] = {}
-        made = [torch.full((len(responses),), math.nan, dtype=torch.float64) for _ in (aggregate, compared)]
-        for name in (name for name in dict.fromkeys(category) if name in rubric.categories):
-            rows = [i for i, other in enumerate(category) if other == name]
-            of = group[rows].cpu()
-            columns = laid_out(
-                rubric.categories[name].rewarded,
-                [_rewarded(items_of(rubric, name, responses[i].row)) for i in rows],
-                [verdicts[i] for i in rows],
-                of,
-            )
-            # Whether a gate that could not be graded is open is not known, and neither is the reward behind it.
-            unknown = (columns.score.isnan() & columns.gate).any(dim=1)
-            aggregated = aggregate
-            if running:
-                names = [item.id for item in rubric.categories[name].rewarded]
-                aggregated = partial(aggregate, running=running.means(name, names, columns.score.shape[1]))
-                left |= running.left(name, names, columns.confidence)
-            score, confidence = gated(columns, of)
-            for out, function in zip(made, (aggregated, compared), strict=True):
-                if function:
-                    out[rows] = function(score, confidence, columns.weight, of).masked_fill(unknown, math.nan)
-        return Scores(made[0], verdicts, category, made[1] if compared else None, left)
+            fields = zip(known.category, known.items, known.verdicts, strict=True)
+            graded = (*(GradedResponse(*values) for values in fields), *graded)
+        return rubric_scores(rubric, graded, group, aggregate, compared, running)
 
     return scores
 
 
+def rubric_scores(
+    rubric: Rubric,
+    graded: Sequence[GradedResponse],
+    group: Int[Tensor, " b"],
+    aggregate: Aggregate,
+    compared: Aggregate | None = None,
+    running: RunningMeans | None = None,
+) -> Scores:
+    """The scores of graded responses: ``aggregate`` maps the verdicts on rewarded items to rewards, per category.
+
+    ``compared`` maps them to the values that the advantage compares, if those are not the rewards. If rows hold items
+    of their own, each group has its own columns for them, which weigh 0 in the rows of other groups. With ``running``,
+    ``aggregate`` also gets the running means, and ``Scores.memory`` holds the means after this batch.
+
+    Raises:
+        ValueError: a group spans several categories, or its rows hold different items.
+    """
+    category = tuple(response.category for response in graded)
+    _check_groups(category, group)
+    memory: dict[str, float] = {}
+    reward, comparison = (torch.full((len(graded),), math.nan, dtype=torch.float64) for _ in (aggregate, compared))
+    for name in (name for name in dict.fromkeys(category) if name in rubric.categories):
+        shared = rubric.categories[name].rewarded
+        rows = [i for i, other in enumerate(category) if other == name]
+        group_ids = group[rows].cpu()
+        matrix = build_matrix(shared, [graded[i].rewarded for i in rows], [graded[i].verdicts for i in rows], group_ids)
+        # If a gate's verdict is missing, the gate may be open or closed, so the reward is unknown.
+        unknown = (matrix.score.isnan() & matrix.gate).any(dim=1)
+        category_aggregate = aggregate
+        if running:
+            ids = [item.id for item in shared]
+            means = running.means(name, ids, matrix.score.shape[1])
+            category_aggregate = partial(aggregate, running=means)
+            memory |= running.updated(name, ids, matrix.confidence)
+        score, confidence = apply_gates(matrix, group_ids)
+        for values, function in ((reward, category_aggregate), (comparison, compared)):
+            if function:
+                aggregated = function(score, confidence, matrix.weight, group_ids)
+                values[rows] = aggregated.masked_fill(unknown, math.nan)
+    verdicts, items = tuple(response.verdicts for response in graded), tuple(response.items for response in graded)
+    return Scores(reward, verdicts, category, comparison if compared else None, memory, items)
+
+
 def item_table(scores: Scores) -> tuple[ItemSummary, ...]:
-    """A summary of each item of each category, in the order they come up."""
-    found: dict[tuple[str, str], list[Verdict]] = {}
-    for category, verdicts in zip(scores.category, scores.verdicts, strict=True):
-        for each in verdicts:
-            found.setdefault((category, "row" if each.item.startswith(PREFIX) else each.item), []).append(each)
+    """A summary of each item of each category, in order of first appearance."""
+    by_item: dict[tuple[str, str], list[Verdict]] = {}
+    for category, row in zip(scores.category, scores.verdicts, strict=True):
+        for verdict in row:
+            item = "row" if verdict.item.startswith(PREFIX) else verdict.item
+            by_item.setdefault((category, item), []).append(verdict)
     table: list[ItemSummary] = []
-    for (category, item), verdicts in found.items():
-        graded = [each.score for each in verdicts if not each.missing]
-        missing = Counter[Status](each.status for each in verdicts if each.missing)
+    for (category, item), verdicts in by_item.items():
+        graded = [verdict.score for verdict in verdicts if not verdict.missing]
+        missing = Counter[Status](verdict.status for verdict in verdicts if verdict.missing)
         mean = math.fsum(graded) / len(graded) if graded else math.nan
         table.append(ItemSummary(category, item, len(graded), mean, missing))
     return tuple(table)
 
 
-def checked(scores: Scores, limit: float = 0.1) -> int:
-    """The number of missing verdicts, which may be no larger a share of the batch's than ``limit``.
+def check_missing(scores: Scores, limit: float = 0.1) -> int:
+    """The number of missing verdicts.
 
     Raises:
-        RuntimeError: it is; with the item that fails most, and its commonest reason.
+        RuntimeError: they are a larger share of all verdicts than ``limit``; names the item that fails most, and its
+            most common reason.
     """
-    verdicts = [each for row in scores.verdicts for each in row]
-    missing = [each for each in verdicts if each.missing]
+    verdicts = [verdict for row in scores.verdicts for verdict in row]
+    missing = [verdict for verdict in verdicts if verdict.missing]
     if len(missing) > limit * len(verdicts):
-        item, count = Counter(each.item for each in missing).most_common(1)[0]
-        reason = Counter((each.status, each.reasoning) for each in missing if each.item == item).most_common(1)[0][0]
+        item, count = Counter(verdict.item for verdict in missing).most_common(1)[0]
+        reasons = Counter((verdict.status, verdict.reasoning) for verdict in missing if verdict.item == item)
+        status, reason = reasons.most_common(1)[0][0]
         raise RuntimeError(
-            f"{len(missing)} of {len(verdicts)} verdicts ({len(missing) / len(verdicts):.0%}) are missing, over the "
-            f"limit of {limit:.0%}; {count} of them of item {item!r}, mostly {reason[0]}: {' '.join(reason[1].split())}"
+            f"{len(missing)} of {len(verdicts)} verdicts ({len(missing) / len(verdicts):.0%}) are missing, above the "
+            f"limit of {limit:.0%}; {count} of them of item {item!r}, mostly {status}: {' '.join(reason.split())}"
         )
     return len(missing)
 
 
-def _rewarded(items: Sequence[Item]) -> tuple[Item, ...]:
-    return tuple(item for item in items if item.role == "reward")
+def _check_groups(category: Sequence[str], group: Int[Tensor, " b"]) -> None:
+    categories: dict[int, str] = {}
+    for group_id, name in zip(group.tolist(), category, strict=True):
+        if categories.setdefault(group_id, name) != name:
+            raise ValueError(f"group {group_id} has responses of the categories {categories[group_id]!r} and {name!r}")
 
 
 def new_responses(responses: Sequence[Response], known: Scores | None) -> Sequence[Response]:
-    """The responses behind those that are known."""
+    """The responses after those with known scores."""
     return responses[len(known.verdicts) if known else 0 :]
 
 
-def single_scores(found: Sequence[Verdict], known: Scores | None) -> Scores:
-    """Scores of one verdict a response, which is its reward."""
-    verdicts = (known.verdicts if known else ()) + tuple((each,) for each in found)
-    reward = torch.tensor([each.score for (each,) in verdicts], dtype=torch.float64)
+def single_scores(new: Sequence[Verdict], known: Scores | None) -> Scores:
+    """Scores with one verdict per response, whose score is the reward."""
+    verdicts = (known.verdicts if known else ()) + tuple((verdict,) for verdict in new)
+    reward = torch.tensor([verdict.score for (verdict,) in verdicts], dtype=torch.float64)
     return Scores(reward, verdicts, ("all",) * len(verdicts))

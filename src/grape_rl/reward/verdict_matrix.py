@@ -1,4 +1,4 @@
-"""The verdicts of a category as matrices, where prompts may have items of their own beside the shared ones."""
+"""The verdicts of a category as matrices: a row per response, a column per item."""
 
 import math
 from collections.abc import Sequence
@@ -15,11 +15,16 @@ from grape_rl.types import Verdict
 
 
 @dataclass(frozen=True)
-class Columns:
-    """The verdicts of one category as numbers: a column for each of its items, and for each item of each group's own.
+class VerdictMatrix:
+    """The verdicts of one category as numbers.
 
-    ``weight`` is ``" k"`` where no row has items of its own. ``gate`` and ``positive`` (a weight above 0) are False
-    where the item is none of the response's, whose score and confidence are NaN there.
+    There is a column for each shared item, then a column for each item that only one group has. A response without an
+    item has NaN as its score and confidence there, weight 0, and False in ``gate`` and ``positive``.
+
+    Attributes:
+        weight: ``" k"`` if no row has items of its own, else ``"b k"``.
+        gate: True where the item is a gate.
+        positive: True where the item's weight is above 0.
     """
 
     score: Float[Tensor, "b k"]
@@ -29,54 +34,59 @@ class Columns:
     positive: Bool[Tensor, "b k"]
 
 
-def laid_out(
+def build_matrix(
     shared: Sequence[Item],
     items: Sequence[Sequence[Item]],
     verdicts: Sequence[Sequence[Verdict]],
     group: Int[Tensor, " b"],
-) -> Columns:
-    """The columns of one category, of which each response has the ``shared`` items and then those of its group.
+) -> VerdictMatrix:
+    """The matrix of one category. Each response's ``items`` are the ``shared`` ones, then those of its group.
 
     Raises:
         ValueError: responses of one group have different items.
     """
+    group_ids = group.tolist()
     own: dict[int, Sequence[Item]] = {}
-    for number, each in zip(group.tolist(), items, strict=True):
-        if own.setdefault(number, each[len(shared) :]) != each[len(shared) :]:
-            raise ValueError(f"group {number} has responses whose rows bring different items")
-    of = [*(None for _ in shared), *(number for number, each in own.items() for _ in each)]
-    columns = [*shared, *(item for each in own.values() for item in each)]
+    for group_id, response_items in zip(group_ids, items, strict=True):
+        own_items = response_items[len(shared) :]
+        if own.setdefault(group_id, own_items) != own_items:
+            raise ValueError(f"group {group_id} has responses whose rows hold different items")
+
+    # The columns: their items, the group that each belongs to (None: shared), and where each group's columns start.
+    columns = [*shared, *(item for own_items in own.values() for item in own_items)]
+    owner = [*(None for _ in shared), *(group_id for group_id, own_items in own.items() for _ in own_items)]
+    start, width = dict[int, int](), len(shared)
+    for group_id, own_items in own.items():
+        start[group_id], width = width, width + len(own_items)
+
+    # Fill in the verdicts.
     score = [[math.nan] * len(columns) for _ in items]
     confidence = [[math.nan] * len(columns) for _ in items]
-    start, width = dict[int, int](), len(shared)
-    for number, each in own.items():
-        start[number], width = width, width + len(each)
-    for row, (number, each, told) in enumerate(zip(group.tolist(), items, verdicts, strict=True)):
-        found = {verdict.item: verdict for verdict in told}
-        places = [*range(len(shared)), *range(start[number], start[number] + len(each) - len(shared))]
-        for k, item in zip(places, each, strict=True):
-            score[row][k], confidence[row][k] = found[item.id].score, found[item.id].confidence
-    has = torch.tensor([[each is None or each == number for each in of] for number in group.tolist()])
+    for row, (group_id, response_items, row_verdicts) in enumerate(zip(group_ids, items, verdicts, strict=True)):
+        by_item = {verdict.item: verdict for verdict in row_verdicts}
+        first_own = start[group_id]
+        places = [*range(len(shared)), *range(first_own, first_own + len(response_items) - len(shared))]
+        for k, item in zip(places, response_items, strict=True):
+            score[row][k], confidence[row][k] = by_item[item.id].score, by_item[item.id].confidence
+
+    has_item = torch.tensor([[place is None or place == group_id for place in owner] for group_id in group_ids])
     weight = torch.tensor([item.weight for item in columns], dtype=torch.float64)
-    return Columns(
-        _matrix(score),
-        _matrix(confidence),
-        weight if len(columns) == len(shared) else weight * has,
-        torch.tensor([item.gate for item in columns]) & has,
-        (weight > 0) & has,
+    return VerdictMatrix(
+        torch.tensor(score, dtype=torch.float64),
+        torch.tensor(confidence, dtype=torch.float64),
+        weight if len(columns) == len(shared) else weight * has_item,
+        torch.tensor([item.gate for item in columns]) & has_item,
+        (weight > 0) & has_item,
     )
 
 
-def _matrix(values: list[list[float]]) -> Float[Tensor, "b k"]:
-    return torch.tensor(values, dtype=torch.float64)
+def apply_gates(matrix: VerdictMatrix, group: Int[Tensor, " b"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
+    """Score and confidence, where items of positive weight score 0 if a gate of the response scored 0.
 
-
-def gated(of: Columns, group: Int[Tensor, " b"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
-    """The scores, 0 for the items of positive weight where a gate scored 0; and the confidence.
-
-    That 0 holds whatever the item's own verdict would have been, so a missing one is known here. It takes the item's
-    mean confidence in the group, which leaves the weight of the item there where it was.
+    The 0 holds whatever the item's own verdict would have been, so a missing score becomes 0 as well. Its confidence is
+    then the item's mean confidence in the group, which leaves the item's weight there unchanged.
     """
-    closed = ((of.score == 0) & of.gate).any(dim=1, keepdim=True) & of.positive
-    filled = torch.where(closed & of.confidence.isnan(), group_mean(of.confidence, group), of.confidence)
-    return of.score.masked_fill(closed, 0), filled
+    closed = ((matrix.score == 0) & matrix.gate).any(dim=1, keepdim=True) & matrix.positive
+    missing = closed & matrix.confidence.isnan()
+    confidence = torch.where(missing, group_mean(matrix.confidence, group), matrix.confidence)
+    return matrix.score.masked_fill(closed, 0), confidence

@@ -152,6 +152,7 @@ def _filled(old: ScoredRollout, new: ScoredRollout) -> ScoredRollout:
         joined(old.scores.category, new.scores.category),
         compared,
         old.scores.memory,
+        joined(old.scores.items, new.scores.items) if old.scores.items else (),
     )
     reference_logp = None
     if old.reference_logp is not None and new.reference_logp is not None:

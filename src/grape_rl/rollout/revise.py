@@ -16,13 +16,14 @@ from grape_rl.data.chat import decode_text
 from grape_rl.data.messages import Messages
 from grape_rl.maths.divergence import k3
 from grape_rl.maths.groups import group_rank
-from grape_rl.reward.scores import Scorer, checked
+from grape_rl.reward.item import Item
+from grape_rl.reward.scores import Scorer, check_missing
 from grape_rl.rollout.dynamic_sampling import Revised, ScoredRollout, appended
 from grape_rl.rollout.source import Sampler, step_seed
 from grape_rl.types import Response, Rollout, Sequences, Verdict
 
-Critique = Callable[[Response, str, Sequence[Verdict]], str]
-"""A response, its category and its verdicts → what is held against it; "" where nothing is."""
+Critique = Callable[[Response, Sequence[Item], Sequence[Verdict]], str]
+"""A response, its rubric items and their verdicts → what is held against it; "" where nothing is."""
 
 
 def revision_prompt(prompt: str | Messages, response: str, critique: str, request: str) -> str | Messages:
@@ -76,14 +77,14 @@ def revised(
     began = time.perf_counter()
     rollout, step = drawn.rollout, drawn.rollout.version
     chosen = worst(drawn.scores.reward, rollout.group, per_group)
-    said = {i: critique(drawn.answers[i], drawn.scores.category[i], drawn.scores.verdicts[i]) for i in chosen}
+    said = {i: critique(drawn.answers[i], drawn.scores.items[i], drawn.scores.verdicts[i]) for i in chosen}
     asked = {i: tokens(drawn.answers[i], by) for i, by in said.items() if by}
     prompts = {i: prompt for i, prompt in asked.items() if prompt is not None}
     metrics = {"revised": float(len(prompts)), "revision_too_long": float(len(asked) - len(prompts))}
     if prompts:
         written = sampler(list(prompts.values()), 1, step_seed(seed, step, "revise"), step, None)
         drawn, more = _joined(drawn, written, tuple(prompts), logp, scorer, tokenizer)
-        checked(drawn.scores, failure_limit)
+        check_missing(drawn.scores, failure_limit)
         metrics |= more
     metrics["revise_seconds"] = time.perf_counter() - began
     return replace(drawn, revised=Revised(tuple(prompts), tuple(said[i] for i in prompts), metrics, _warnings(metrics)))

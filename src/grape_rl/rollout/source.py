@@ -21,7 +21,7 @@ from grape_rl.maths.divergence import k3
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.logprobs import compute_logprobs, microbatches, select_rows
 from grape_rl.model.sampler import OnResponse
-from grape_rl.reward.scores import Scorer, checked
+from grape_rl.reward.scores import Scorer, check_missing
 from grape_rl.rollout.advantages import PLAIN, AdvantageInputs, estimate_advantages
 from grape_rl.rollout.dynamic_sampling import Draw, ScoredRollout, stacked_rows
 from grape_rl.rollout.records import records, rollout_metrics, verdict_metrics, warnings_of
@@ -186,7 +186,7 @@ def drawn(
             scores = scorer(answers, rollout.group)
             seconds["sample_seconds"] += sampled - began
             seconds["score_seconds"] += time.perf_counter() - sampled
-        checked(scores, failure_limit)
+        check_missing(scores, failure_limit)
         rounds.append(ScoredRollout(rollout, tuple(answers), scores, waiting.result()))
         return rounds[-1]
 

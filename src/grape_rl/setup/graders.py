@@ -13,16 +13,17 @@ from grape_rl.model.forward import ForwardContext
 from grape_rl.reward.canary import Canary, canaries
 from grape_rl.reward.check.callables import python_callable
 from grape_rl.reward.critic.settings import parse_critics
-from grape_rl.reward.function import function_scorer
-from grape_rl.reward.grading import judging_ahead, rubric_critics, rubric_models
-from grape_rl.reward.model_grader import readable, reward_model
-from grape_rl.reward.pending_labels import stopping_for_people
+from grape_rl.reward.grading import assign_items, prefetch_judging, rubric_critics, rubric_models
+from grape_rl.reward.pending_labels import stop_for_labels
+from grape_rl.reward.reward_function import function_scorer
+from grape_rl.reward.reward_model_grader import check_prompts, load_grader
 from grape_rl.reward.rubric import Rubric, check_rows, load_rubric
-from grape_rl.reward.running_confidence import Running
+from grape_rl.reward.running_confidence import RunningMeans
 from grape_rl.reward.scores import Aggregate, Scorer, model_scorer, rubric_scorer
 from grape_rl.rollout.source import Ahead
 from grape_rl.setup.policy import device
 from grape_rl.setup.rows import Row, graders_text
+from grape_rl.types import Response
 
 CANARY_ROWS = 100
 """Data rows that are searched for a prompt of each category, to check the critics with."""
@@ -40,7 +41,7 @@ class Aggregation:
 
     aggregate: Aggregate = unweighted
     compared: Aggregate | None = None
-    running: Running | None = None
+    running: RunningMeans | None = None
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ def make_grader(config: Config, aggregation: Aggregation, rows: Sequence[Row]) -
     if config.reward.rubric:
         return _rubric_grader(config, aggregation, rows, forward)
     if config.reward.model:
-        model = reward_model(config.reward.model, on, forward.tokens_per_microbatch, forward.precision)
-        model.checked(config.reward.aggregate)
-        readable(model, rows)
+        model = load_grader(config.reward.model, on, forward)
+        model.check_settings(config.reward.aggregate)
+        check_prompts(model, rows)
         return Grader(model_scorer(model, config.reward.aggregate))
     assert config.reward.function is not None
     file, _, name = config.reward.function.rpartition(":")
@@ -89,15 +90,17 @@ def _rubric_grader(config: Config, aggregation: Aggregation, rows: Sequence[Row]
     assert settings.rubric is not None
     rubric = load_rubric(settings.rubric, settings.allow)
     check_rows(rubric, rows)
-    models = rubric_models(rubric, rows, on, forward.tokens_per_microbatch, forward.precision)
+    models = rubric_models(rubric, rows, on, forward)
     cache = Path(settings.critic_cache) if settings.critic_cache else None
     critic_endpoints = parse_critics(settings.critics, "reward.critics", Path(settings.rubric).parent, settings.allow)
-    critics = rubric_critics(rubric, critic_endpoints, cache, on, forward.tokens_per_microbatch, forward.precision)
+    critics = rubric_critics(rubric, critic_endpoints, cache, on, forward)
     scorer = rubric_scorer(rubric, aggregation.aggregate, aggregation.compared, models, critics, aggregation.running)
-    scorer = stopping_for_people(scorer, rubric)
+    scorer = stop_for_labels(scorer, rubric)
     if critics is None:
         return Grader(scorer, rubric)
-    prompts = [(graders_text(row["prompt"]), row) for row in rows[:CANARY_ROWS]]
-    return Grader(
-        scorer, rubric, judging_ahead(rubric, critics), partial(canaries, rubric, prompts, critics), critics.close
-    )
+    prompts = [Response(graders_text(row["prompt"]), "", row, 0, "stop") for row in rows[:CANARY_ROWS]]
+
+    def check_critics() -> tuple[Canary, ...]:
+        return canaries(assign_items(rubric, prompts, critics), critics)
+
+    return Grader(scorer, rubric, prefetch_judging(rubric, critics), check_critics, critics.close)

@@ -9,7 +9,7 @@ from torch import Tensor
 from grape_rl.data.chat import prompt_tokens
 from grape_rl.data.conversation import template_arguments
 from grape_rl.model.sampler import SamplingParams
-from grape_rl.reward.critique import critique
+from grape_rl.reward.critique import write_critique
 from grape_rl.rollout.dynamic_sampling import Draw, ScoredRollout
 from grape_rl.rollout.revise import revised, revision_prompt
 from grape_rl.rollout.source import Sampler, reference_logprobs
@@ -43,16 +43,15 @@ def with_revisions(setup: Setup, draws: Draws, sampler: Sampler, sampling: Sampl
     # A template may refuse an order of roles: each order is tried once, before the first step.
     for row in {_roles(row): row for row in setup.train_rows}.values():
         request_tokens(row, "A response.", "A critique.")
-    write_critique = partial(
-        critique,
-        setup.grader.rubric,
-        items=settings.items,
+    critique = partial(
+        write_critique,
+        max_items=settings.items,
         max_characters=settings.max_characters,
         show_gold=settings.show_gold,
     )
     revise = partial(
         revised,
-        critique=write_critique,
+        critique=critique,
         tokens=fitting_tokens,
         sampler=sampler,
         # At temperature 0 only methods run that imitate: they never read the behavior policy.

@@ -11,7 +11,7 @@ from torch import Tensor
 from grape_rl.config.config import Config
 from grape_rl.model.sampler import SamplingParams
 from grape_rl.model.value_head import PolicyWithValue
-from grape_rl.reward.running_confidence import Running
+from grape_rl.reward.running_confidence import RunningMeans
 from grape_rl.rollout.advantages import AdvantageInputs, remembered
 from grape_rl.rollout.dynamic_sampling import ScoredRollout, once
 from grape_rl.rollout.source import reference_logprobs, responses
@@ -173,7 +173,7 @@ class Responses(SampledSource):
         """``aggregate`` and ``compared`` with their options; the running means if ``scope`` is "running"."""
         running = None
         if self.running and options["scope"] == "running":
-            running = Running(self._bound("running", options), memory)
+            running = RunningMeans(self._bound("running", options), memory)
         compared = self._bound("compared", options) if self.compared else None
         return Aggregation(self._bound("aggregate", options), compared, running)
 

@@ -1,4 +1,4 @@
-"""Programs that try to pass tests without answering them, to harm what runs them, or to stay."""
+"""Programs that try to pass tests without the right answers, to harm the machine, or to outlive their sandbox."""
 
 HOSTILE = {
     "ends as it is loaded": r"""
@@ -54,7 +54,7 @@ import os
 def f(x):
     for n in range(64):
         try:
-                os.write(n, b'{"value": {"int": "0x2a"}, "left": [], "cases": [], "marker": ""}\n' * 9)
+                os.write(n, b'{"value": {"int": "0x2a"}, "args_after": [], "cases": [], "marker": ""}\n' * 9)
         except OSError: pass
     return 0
 """,

@@ -1,3 +1,5 @@
+"""Answers and numbers extracted from text."""
+
 import math
 import time
 from fractions import Fraction
@@ -6,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grape_rl.reward.check.extract import extracted, gold_number, numbers
+from grape_rl.reward.check.extract import extract_text, gold_number, parse_numbers
 
 
 @pytest.mark.parametrize(
@@ -21,8 +23,8 @@ from grape_rl.reward.check.extract import extracted, gold_number, numbers
         ("A: (.*)", "A: ", ""),
     ],
 )
-def test_extracted(pattern, text, found):
-    assert extracted(pattern, text) == found
+def test_extract_text(pattern, text, found):
+    assert extract_text(pattern, text) == found
 
 
 @pytest.mark.parametrize(
@@ -51,26 +53,26 @@ def test_extracted(pattern, text, found):
         ("1/0 inf nan none", []),
     ],
 )
-def test_numbers_as_people_write_them(text, found):
-    assert numbers(text) == tuple(Fraction(number) for number in found)
+def test_notations_of_numbers(text, found):
+    assert parse_numbers(text) == tuple(Fraction(number) for number in found)
 
 
 @given(st.integers(), st.integers(0, 9), st.sampled_from(["{}", "${}", "({})", "it is {}.", "= {}%", "a\n{}\n"]))
-def test_every_written_decimal_is_read_exactly(whole, places, frame):
+def test_every_decimal_is_parsed_exactly(whole, places, frame):
     value = Fraction(whole, 10**places)
     sign = "-" if value < 0 else ""
     text = f"{abs(whole):0{places + 1}d}"
     plain = f"{text[: len(text) - places]}.{text[len(text) - places :]}" if places else text
     grouped = f"{int(plain.split('.')[0]):,}" + plain[len(plain.split(".")[0]) :]
-    assert numbers(frame.format(sign + plain)) == (value,)
-    assert numbers(frame.format(sign + grouped)) == (value,)
+    assert parse_numbers(frame.format(sign + plain)) == (value,)
+    assert parse_numbers(frame.format(sign + grouped)) == (value,)
 
 
-def test_a_hostile_number_is_no_number_and_costs_no_time():
+def test_a_hostile_number_is_skipped_at_once():
     start = time.perf_counter()
-    assert numbers("1" * 5000) == ()
-    assert numbers("1e999999999") == (1,)  # the exponent is not read, or 10**999999999 would be
-    numbers("1," * 20_000 + "1/" * 20_000 + "-" * 20_000)
+    assert parse_numbers("1" * 5000) == ()
+    assert parse_numbers("1e999999999") == (1,)  # the exponent is not read, or 10**999999999 would be
+    parse_numbers("1," * 20_000 + "1/" * 20_000 + "-" * 20_000)
     assert time.perf_counter() - start < 2
 
 
@@ -92,7 +94,7 @@ def test_gold_number(gold, pattern, number):
     ("gold", "pattern", "message"),
     [
         ("none", None, "has 0 numbers"),
-        ("3 or 4", None, "has 2 numbers and should have one; name the one that counts with gold_extract"),
+        ("3 or 4", None, "has 2 numbers and should have one; select one with gold_extract"),
         (True, None, "gold answer True is neither text nor a number"),
         (None, None, "is neither text nor a number"),
         ({"n": 1}, None, "is neither text nor a number"),
@@ -103,6 +105,6 @@ def test_gold_number(gold, pattern, number):
         ("the 4", "#### (.*)", "finds nothing in the gold answer"),
     ],
 )
-def test_a_gold_answer_that_is_no_number_is_an_error(gold, pattern, message):
+def test_a_gold_answer_that_is_not_a_number_is_an_error(gold, pattern, message):
     with pytest.raises(ValueError, match=message):
         gold_number(gold, pattern)

@@ -1,4 +1,4 @@
-"""Hostile programs: none passes a test, hangs, or leaves a process or a file behind."""
+"""Hostile programs: none passes a test, hangs, or leaves a process or a file."""
 
 import os
 import subprocess
@@ -10,22 +10,24 @@ import pytest
 from hostile import HOSTILE
 
 from grape_rl.reward.check import sandbox
-from grape_rl.reward.check.sandbox import Limits
-from grape_rl.reward.check.unit_test_runner import examined
+from grape_rl.reward.check.sandbox import SandboxLimits
+from grape_rl.reward.check.unit_test_runner import run_unit_tests
 
-pytestmark = pytest.mark.skipif(bool(sandbox.unusable()), reason=sandbox.unusable() or "bubblewrap works")
+pytestmark = pytest.mark.skipif(
+    bool(sandbox.bubblewrap_problem()), reason=sandbox.bubblewrap_problem() or "bubblewrap works"
+)
 
-LIMITS = Limits(cpu_s=4, memory_mb=256, files_mb=4, processes=8)
+LIMITS = SandboxLimits(cpu_s=4, memory_mb=256, files_mb=4, processes=8)
 
 
-def ran(program, tests, seconds=4.0, **more):
-    return examined(program, tests, LIMITS, seconds, **more)
+def run(program, tests, seconds=4.0, **more):
+    return run_unit_tests(program, tests, LIMITS, seconds, **more)
 
 
 def sandboxes():
-    """The processes here that belong to a sandbox."""
+    """The host's processes that belong to a sandbox."""
     found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in found.splitlines() if str(sandbox.SANDBOXED) in line]
+    return [line for line in found.splitlines() if str(sandbox.SCRIPTS) in line]
 
 
 TESTS = """
@@ -47,7 +49,7 @@ class Test(unittest.TestCase):
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_program_passes_nothing_and_leaves_nothing(name):
     held, began = len(os.listdir("/proc/self/fd")), time.monotonic()
-    report = ran(HOSTILE[name], TESTS, seconds=2.0)
+    report = run(HOSTILE[name], TESTS, seconds=2.0)
     assert time.monotonic() - began < 8
     assert not any(case.passed for case in report.cases), report
     assert report.fault or len(report.cases) == 7
@@ -55,15 +57,15 @@ def test_a_hostile_program_passes_nothing_and_leaves_nothing(name):
     assert len(os.listdir("/proc/self/fd")) == held
 
 
-def test_the_tests_pass_what_is_right():
-    report = ran("def f(x):\n    return 41 + x", TESTS)
+def test_a_right_program_passes_the_tests():
+    report = run("def f(x):\n    return 41 + x", TESTS)
     assert [case.passed for case in report.cases] == [True] * 7 and not report.fault
 
 
 def said(program):
-    """What a program's ``f`` returns, by way of a test that fails with it."""
-    (case,) = ran(program, "def test_f():\n    raise ValueError(f())").cases
-    return case.why.removeprefix("ValueError: ")
+    """The value of a program's ``f``, read from a test that raises it."""
+    (case,) = run(program, "def test_f():\n    raise ValueError(f())").cases
+    return case.reason.removeprefix("ValueError: ")
 
 
 def test_a_program_sees_no_environment(monkeypatch):
@@ -78,17 +80,17 @@ def test_a_program_sees_no_files_of_the_machine(path):
     assert said(f"import os\ndef f():\n    return os.path.exists({path!r})") == "False"
 
 
-def test_a_program_writes_no_file_that_stays(tmp_path):
+def test_a_program_leaves_no_files(tmp_path):
     before = set(os.listdir(tempfile.gettempdir()))
     assert said("def f():\n    open('/tmp/left', 'w').write('x')\n    return open('/tmp/left').read()") == "x"
     assert not (Path("/tmp/left").exists())
     assert not {name for name in set(os.listdir(tempfile.gettempdir())) - before if "left" in name}
-    for place in (tmp_path / "left", sandbox.SANDBOXED / "left", Path("/usr/left"), Path("/left")):
+    for place in (tmp_path / "left", sandbox.SCRIPTS / "left", Path("/usr/left"), Path("/left")):
         assert "Error" in said(f"def f():\n    return open({str(place)!r}, 'w').write('x')"), place
         assert not place.exists()
 
 
-def test_a_program_s_files_are_bounded():
+def test_the_size_of_a_program_s_files_is_limited():
     program = """
 def f():
     for n in range(100):
@@ -103,7 +105,7 @@ def test_a_program_has_no_network(address):
     assert said("import socket\ndef f():\n    return len(socket.if_nameindex())") == "1", "but the loopback"
 
 
-def test_a_program_has_no_rights():
+def test_a_program_has_no_privileges():
     assert said("import os\ndef f():\n    return os.getuid() != 0 or os.setuid(0)").endswith(("True", "permitted"))
     assert "Error" in said("import os\ndef f():\n    os.setuid(0)\n    os.chroot('/tmp')")
     program = """
@@ -114,7 +116,7 @@ def f():
     assert said(program) == "[0, 0, 0, 1]"
 
 
-def test_objects_that_a_test_builds():
+def test_objects_created_by_a_test():
     program = """
 class Money(Exception): pass
 class Purse:
@@ -144,15 +146,15 @@ def test_assigns():
     purse.coins = [5]
     assert purse.total == 5
 """
-    assert all(case.passed for case in ran(program, plain).cases)
+    assert all(case.passed for case in run(program, plain).cases)
     operators = (
         "assert (Purse([1]) + Purse([2])).total == 3\nassert Purse([1]) == Purse([1])\nassert Purse([1]) != Purse([2])"
     )
-    assert [case.passed for case in ran(program, operators).cases] == [False, False, True]
-    assert all(case.passed for case in ran(program, operators, objects=True).cases)
+    assert [case.passed for case in run(program, operators).cases] == [False, False, True]
+    assert all(case.passed for case in run(program, operators, objects=True).cases)
 
 
-def test_values_come_as_they_are():
+def test_values_keep_their_type():
     program = "def f(x): return x"
     values = [
         "None", "True", "-3", "2**80", "0.1", "float('inf')", "'é\\ud800'", "b'\\xff'", "1+2j", "[1, [2]]",
@@ -162,11 +164,11 @@ def test_values_come_as_they_are():
         "__import__('collections').Counter('aab')", "__import__('collections').deque([1])",
     ]  # fmt: skip
     tests = "\n".join(f"assert f({v}) == {v} and type(f({v})) is type({v})" for v in values)
-    report = ran(program, tests + "\nassert f(float('nan')) != f(float('nan'))")
+    report = run(program, tests + "\nassert f(float('nan')) != f(float('nan'))")
     assert [case for case in report.cases if not case.passed] == []
 
 
-def test_what_passes_between_tests_and_program():
+def test_arguments_functions_and_generators_cross_the_pipe():
     program = """
 def sort(values): values.sort()
 def fill(table, key): table[key] = len(table)
@@ -193,7 +195,7 @@ def test_a_name_that_is_not_there():
     import solution
     assert not hasattr(solution, 'absent')
 """
-    assert [case for case in ran(program, tests).cases if not case.passed] == []
+    assert [case for case in run(program, tests).cases if not case.passed] == []
 
 
 @pytest.mark.parametrize(
@@ -201,47 +203,47 @@ def test_a_name_that_is_not_there():
     [
         ("assert f(1) ==", "the tests do not parse"),
         ("x = 1", "the tests have no case"),
-        ("import numpy_of_nowhere\nassert f(1)", "the tests fail by themselves: ModuleNotFoundError"),
-        ("x = 1 / 0\nassert f(1)", "the tests fail by themselves: ZeroDivisionError"),
+        ("import numpy_of_nowhere\nassert f(1)", "the tests themselves fail: ModuleNotFoundError"),
+        ("x = 1 / 0\nassert f(1)", "the tests themselves fail: ZeroDivisionError"),
         ("def test_f(tmp_path): pass", "test_f has parameters"),
-        ("class Tree: pass\nassert f(Tree())", "an object of the class Tree of the tests' goes to the program"),
+        ("class Tree: pass\nassert f(Tree())", "the tests pass an object of their class Tree to the program"),
     ],
 )
-def test_faults_of_the_tests_are_none_of_the_program(tests, told):
+def test_faulty_tests_are_not_the_program_s_fault(tests, told):
     with pytest.raises(ValueError, match=told):
-        ran("def f(x): return x", tests)
+        run("def f(x): return x", tests)
 
 
-def test_tests_that_never_end_are_none_of_the_program(monkeypatch):
+def test_endless_tests_are_not_the_program_s_fault(monkeypatch):
     monkeypatch.setattr("grape_rl.reward.check.unit_test_runner.GRACE_S", 0.5)
     with pytest.raises(TimeoutError, match="the tests did not end within 2 seconds"):
-        ran("def f(x): return x", "while True: pass\nassert f(1)", seconds=1.0)
+        run("def f(x): return x", "while True: pass\nassert f(1)", seconds=1.0)
     assert not sandboxes()
 
 
 def test_a_program_that_lacks_a_name_fails():
-    assert [case.passed for case in ran("def g(x): return x", "assert g(1) == 1\nassert f(1) == 1").cases] == [
+    assert [case.passed for case in run("def g(x): return x", "assert g(1) == 1\nassert f(1) == 1").cases] == [
         True,
         False,
     ]
-    missing = ran("def g(x): return x", "from solution import f\nassert f(1) == 1")
+    missing = run("def g(x): return x", "from solution import f\nassert f(1) == 1")
     assert [case.passed for case in missing.cases] == [False]
 
 
 def test_an_entry_point():
     tests = "def check(candidate):\n    assert candidate(2) == 4"
-    assert ran("def f(x): return 2 * x", tests, entry_point="f").cases[0].passed
-    assert not ran("def f(x): return x", tests, entry_point="f").cases[0].passed
-    (case,) = ran("def g(x): return x", tests, entry_point="f").cases
-    assert (case.passed, case.why) == (False, "the program has no f")
+    assert run("def f(x): return 2 * x", tests, entry_point="f").cases[0].passed
+    assert not run("def f(x): return x", tests, entry_point="f").cases[0].passed
+    (case,) = run("def g(x): return x", tests, entry_point="f").cases
+    assert (case.passed, case.reason) == (False, "the program has no f")
 
 
-def test_without_bubblewrap_it_refuses(monkeypatch):
+def test_without_bubblewrap_it_refuses_to_run(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    sandbox.unusable.cache_clear()
+    sandbox.bubblewrap_problem.cache_clear()
     try:
-        with pytest.raises(ValueError, match="there is no bwrap here: install it"):
-            ran("def f(x): return x", "assert f(1)")
-        assert ran("def f(x): return x", "assert f(1)", isolation="none").cases[0].passed
+        with pytest.raises(ValueError, match="bwrap is not installed: install it"):
+            run("def f(x): return x", "assert f(1)")
+        assert run("def f(x): return x", "assert f(1)", isolation="none").cases[0].passed
     finally:
-        sandbox.unusable.cache_clear()
+        sandbox.bubblewrap_problem.cache_clear()

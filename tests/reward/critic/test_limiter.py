@@ -1,4 +1,4 @@
-"""The limiter on a clock of its own: so many requests and tokens in any minute."""
+"""The limiter with a simulated clock: at most so many requests and tokens in any minute."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grape_rl.reward.critic.limiter import CostCap, Limiter
+from grape_rl.reward.critic.limiter import CostCapReached, Limiter
 
 
 class Clock:
@@ -31,7 +31,7 @@ def starts(limiter, clock, count, tokens=0, cost=0.0):
     async def run():
         found = []
         for _ in range(count):
-            ended = await limiter.turn()
+            ended = await limiter.acquire()
             found.append(clock.now)
             ended(tokens, cost)
         return found
@@ -49,13 +49,13 @@ def test_tokens_a_minute(clock):
     assert found == pytest.approx([0, 0, 60, 60, 120])
 
 
-def test_no_limits_no_waiting(clock):
+def test_without_limits_nothing_waits(clock):
     assert starts(Limiter(clock=clock), clock, 50, tokens=10**6) == [0] * 50
 
 
 def test_the_cost_cap(clock):
     limiter = Limiter(cost_cap=2.0, clock=clock)
-    with pytest.raises(CostCap):
+    with pytest.raises(CostCapReached):
         starts(limiter, clock, 5, cost=1.0)
     assert limiter.cost == 2
 
@@ -69,38 +69,38 @@ def test_the_running_sum_is_the_sum(calls, tokens):
         clock.now += pause
         recent = sum(t for began, t in told if began > clock.now - 60)
         alone = not any(began > clock.now - 60 for began, _ in told)
-        begun = limiter._begun()
+        begun = limiter._start()
         assert isinstance(begun, float) == (recent >= tokens and not alone)
         if not isinstance(begun, float):
             told.append([clock.now, begun.tokens])
             under_way.append((begun, told[-1], size))
         if ends_now and under_way:
             call, entry, size = under_way.pop(0)
-            limiter._count(call, size, 0.0)
+            limiter._record(call, size, 0.0)
             entry[1] = size
 
 
-def test_a_call_that_begins_is_taken_for_the_mean():
+def test_a_running_call_counts_as_the_mean():
     limiter = Limiter(tokens_per_minute=100, clock=Clock())
 
     async def run():
-        (await limiter.turn())(40, 0.0)
-        await limiter.turn()  # 40 so far, and 40 expected
-        await limiter.turn()  # 80, and 40 expected
-        return limiter._begun()
+        (await limiter.acquire())(40, 0.0)
+        await limiter.acquire()  # 40 so far, and 40 expected
+        await limiter.acquire()  # 80, and 40 expected
+        return limiter._start()
 
     assert asyncio.run(run()) == 60
 
 
-def test_a_call_that_ends_after_its_minute_counts_in_no_other():
+def test_a_call_that_ends_after_its_minute_counts_in_no_later_minute():
     clock = Clock()
     limiter = Limiter(tokens_per_minute=100, clock=clock)
 
     async def run():
-        late = await limiter.turn()
+        late = await limiter.acquire()
         clock.now = 61.0
-        (await limiter.turn())(10, 0.0)
+        (await limiter.acquire())(10, 0.0)
         late(1000, 0.0)
-        return limiter._begun()
+        return limiter._start()
 
     assert not isinstance(asyncio.run(run()), float)

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grape_rl.reward.critic.prompt import messages
+from grape_rl.reward.critic.prompt import judge_messages
 from grape_rl.reward.formats import FORMATS, anchored, openrubrics
-from grape_rl.reward.formats.reading import literal, slug
+from grape_rl.reward.formats.parsing import literal, slug
 from grape_rl.reward.rubric import Item
-from grape_rl.rubric_tools.convert.writing import WRITERS, filled_in
+from grape_rl.rubric_tools.convert.writers import WRITERS, fill_lookups
 from grape_rl.types import Response
 
 HEALTHBENCH = [
@@ -89,8 +89,8 @@ def test_anchored_rubrics_of_any_length():
 def test_a_reference_is_looked_up_and_shown():
     (item,) = items("biggen", {**BIGGEN, "reference": "${row.reference_answer}"})
     assert item.judge.show == ("prompt", "response", "reference") and item.lookups == ("${row.reference_answer}",)
-    told = filled_in(item, {"reference_answer": "Dear friend"})
-    asked = messages([told.judge], Response("p", "r", {}, 1, "stop"), "[m]")[1]["content"]
+    told = fill_lookups(item, {"reference_answer": "Dear friend"})
+    asked = judge_messages([told.judge], Response("p", "r", {}, 1, "stop"), "[m]")[1]["content"]
     assert "Dear friend" in asked and "1: rude\n2: cool\n3: kind" in asked
 
 
@@ -106,47 +106,47 @@ SOFT = {"title": "x", "description": "y", "weight": 1}
 @pytest.mark.parametrize(
     ("form", "told", "complaint"),
     [
-        ("healthbench", "x", "should be a list of {criterion, points, tags}, and is 'x'"),
-        ("healthbench", [], "should be a list of {criterion, points, tags}, and is []"),
-        ("healthbench", [HARD, 3], "[1]: should be keys with values, and is 3"),
-        ("healthbench", [HARD, {"points": 1}], "[1]: criterion should be text, and is missing"),
-        ("healthbench", [{**HARD, "criterion": " "}], "[0]: criterion should be text, and is ' '"),
-        ("healthbench", [{"criterion": "x"}], "[0]: points should be a number, and is missing"),
-        ("healthbench", [{**HARD, "points": True}], "[0]: points should be a number, and is True"),
-        ("healthbench", [{**HARD, "points": "5"}], "[0]: points should be a number, and is '5'"),
-        ("healthbench", [{**HARD, "points": float("nan")}], "[0]: points should be a number, and is nan"),
+        ("healthbench", "x", "should be a list of {criterion, points, tags} but is 'x'"),
+        ("healthbench", [], "should be a list of {criterion, points, tags} but is []"),
+        ("healthbench", [HARD, 3], "[1]: should be a mapping but is 3"),
+        ("healthbench", [HARD, {"points": 1}], "[1]: criterion should be text but is missing"),
+        ("healthbench", [{**HARD, "criterion": " "}], "[0]: criterion should be text but is ' '"),
+        ("healthbench", [{"criterion": "x"}], "[0]: points should be a number but is missing"),
+        ("healthbench", [{**HARD, "points": True}], "[0]: points should be a number but is True"),
+        ("healthbench", [{**HARD, "points": "5"}], "[0]: points should be a number but is '5'"),
+        ("healthbench", [{**HARD, "points": float("nan")}], "[0]: points should be a number but is nan"),
         ("healthbench", [HARD, {**HARD, "points": 0}], "[1]: points is 0, which has no effect: remove the entry"),
-        ("healthbench", [{**HARD, "tags": "axis:x"}], "[0]: tags should be a list of texts, and is 'axis:x'"),
-        ("healthbench", [{**HARD, "tags": [1]}], "[0]: tags should be a list of texts, and is [1]"),
+        ("healthbench", [{**HARD, "tags": "axis:x"}], "[0]: tags should be a list of strings but is 'axis:x'"),
+        ("healthbench", [{**HARD, "tags": [1]}], "[0]: tags should be a list of strings but is [1]"),
         ("rar", [{**SOFT, "weight": 0}], "[0]: weight is 0, which has no effect"),
-        ("rar", [{**SOFT, "title": 3}], "[0]: title should be text, and is 3"),
-        ("rar", [{**SOFT, "description": None}], "[0]: description should be text, and is None"),
+        ("rar", [{**SOFT, "title": 3}], "[0]: title should be text but is 3"),
+        ("rar", [{**SOFT, "description": None}], "[0]: description should be text but is None"),
         (
             "rar",
             [{**SOFT, "description": "Pitfall Criteria: "}],
-            "[0]: description says how much it weighs, and nothing",
+            "[0]: description has only its prefix, without a",
         ),
         ("rar", {"x": 1}, "should be a list of {title, description, weight}"),
-        ("openrubrics", 3, "should be text with a line an item, and is 3"),
-        ("openrubrics", ["x [Principle]", 3], "should be text with a line an item"),
-        ("openrubrics", "", "has no line with an item"),
+        ("openrubrics", 3, "should be text with one item per line but is 3"),
+        ("openrubrics", ["x [Principle]", 3], "should be text with one item per line"),
+        ("openrubrics", "", "has no items"),
         (
             "openrubrics",
             "1. Kind. [Principle]\nRubric:",
             "line 2 does not end in [Hard Rule] or [Principle]: 'Rubric:'",
         ),
-        ("openrubrics", "1. [Principle]", "line 1 says nothing to judge"),
-        ("biggen", "x", "should be {criteria, score1_description, …}, and is 'x'"),
-        ("biggen", {"criteria": "x"}, "should have score1_description and score2_description"),
-        ("biggen", {"criteria": "x", "score1_description": "y"}, "should have score1_description and score2_desc"),
-        ("biggen", {**BIGGEN, "criteria": None}, "criteria should be text, and is None"),
-        ("biggen", {**BIGGEN, "score5_description": "x"}, "score4_description should be text, and is missing"),
+        ("openrubrics", "1. [Principle]", "line 1 has no criterion"),
+        ("biggen", "x", "should be {criteria, score1_description, …} but is 'x'"),
+        ("biggen", {"criteria": "x"}, "needs at least score1_description and score2_description"),
+        ("biggen", {"criteria": "x", "score1_description": "y"}, "needs at least score1_description and score2_desc"),
+        ("biggen", {**BIGGEN, "criteria": None}, "criteria should be text but is None"),
+        ("biggen", {**BIGGEN, "score5_description": "x"}, "score4_description should be text but is missing"),
         (
             "biggen",
             {**BIGGEN, "score99999999999_description": "x"},
-            "score4_description should be text, and is missing",
+            "score4_description should be text but is missing",
         ),
-        ("biggen", {**BIGGEN, "score2_description": ""}, "score2_description should be text, and is ''"),
+        ("biggen", {**BIGGEN, "score2_description": ""}, "score2_description should be text but is ''"),
         ("biggen", {**BIGGEN, "criterion": "x"}, "unknown key 'criterion'"),
         ("grape", {"id": "x"}, "should be a list of items"),
         ("grape", ["x"], "should be a list of items"),
@@ -188,8 +188,8 @@ anchors = st.lists(text, min_size=2, max_size=7)
 
 
 def written(form, found):
-    assert not any(map(WRITERS[form].fault, found))
-    return WRITERS[form].written([filled_in(item, {}) for item in found])
+    assert not any(map(WRITERS[form].obstacle, found))
+    return WRITERS[form].write([fill_lookups(item, {}) for item in found])
 
 
 def plain(criterion):
@@ -218,7 +218,7 @@ def test_rar_there_and_back(told):
     try:
         found = items("rar", told)
     except ValueError as error:  # "Essential Criteria: " and no more, say
-        assert "nothing to judge" in str(error)
+        assert "without a criterion" in str(error)
         return
     again = written("rar", found)
     assert [each["weight"] for each in again] == [each["weight"] for each in told]
@@ -269,24 +269,24 @@ SCALE = {"1": 0.0, "2": 1.0}
         ("healthbench", {"judge": JUDGE, "role": "monitor"}, "is a monitor"),
         ("healthbench", {"judge": JUDGE, "gate": True}, "is a gate"),
         ("healthbench", {"judge": {**JUDGE, "anchors": {"yes": "warm"}}}, "has anchors"),
-        ("healthbench", {"judge": {**JUDGE, "labels": {"a": 0, "b": 0.5, "c": 1}}}, "has other labels than one of"),
-        ("healthbench", {"judge": {**JUDGE, "labels": {"a": 0, "b": 0.5}}}, "has other labels than one of"),
+        ("healthbench", {"judge": {**JUDGE, "labels": {"a": 0, "b": 0.5, "c": 1}}}, "has labels other than one"),
+        ("healthbench", {"judge": {**JUDGE, "labels": {"a": 0, "b": 0.5}}}, "has labels other than one"),
         (
             "healthbench",
             {"judge": {**JUDGE, "show": ["prompt", "response", "reference"], "reference": "r"}},
             "is judged with a reference",
         ),
         ("healthbench", {"judge": {**JUDGE, "labels": {"present": 1, "absent": 0}}, "weight": -2.5}, ""),
-        ("rar", {"judge": JUDGE, "weight": 2.5}, "has a weight that is no whole number"),
+        ("rar", {"judge": JUDGE, "weight": 2.5}, "has a weight that is not an integer"),
         ("rar", {"judge": JUDGE, "weight": -2}, ""),
         ("rar", {"check": CHECK}, "is graded by exact"),
-        ("openrubrics", {"judge": JUDGE, "weight": 2}, "has another weight than 3, a hard rule, or 1"),
-        ("openrubrics", {"judge": JUDGE, "weight": -1}, "has another weight than 3"),
+        ("openrubrics", {"judge": JUDGE, "weight": 2}, "has a weight other than 3 (hard rule) or 1"),
+        ("openrubrics", {"judge": JUDGE, "weight": -1}, "has a weight other than 3"),
         ("openrubrics", {"judge": JUDGE, "gate": True}, "is a gate"),
         ("openrubrics", {"judge": JUDGE, "weight": 3}, ""),
-        ("biggen", {"judge": JUDGE}, "has no labels 1 to N that count the same apart"),
-        ("biggen", {"judge": {**JUDGE, "labels": SCALE, "anchors": {"1": "x"}}}, "has no anchor for each label"),
-        ("biggen", {"judge": {**JUDGE, "labels": {"1": 0, "2": 0.4, "3": 1}}}, "has no labels 1 to N"),
+        ("biggen", {"judge": JUDGE}, "does not have labels 1 to N with equally spaced"),
+        ("biggen", {"judge": {**JUDGE, "labels": SCALE, "anchors": {"1": "x"}}}, "does not have an anchor for each"),
+        ("biggen", {"judge": {**JUDGE, "labels": {"1": 0, "2": 0.4, "3": 1}}}, "does not have labels 1 to N"),
         ("biggen", {"judge": {**JUDGE, "labels": SCALE}, "weight": -1}, "is a pitfall"),
         ("biggen", {"judge": JUDGE, "role": "monitor"}, "is a monitor"),
         ("biggen", {"check": CHECK}, "is graded by exact"),
@@ -295,23 +295,23 @@ SCALE = {"1": 0.0, "2": 1.0}
     ],
 )
 def test_what_a_form_cannot_hold(form, item, fault):
-    found = WRITERS[form].fault(Item.model_validate({"id": "x", **item}))
+    found = WRITERS[form].obstacle(Item.model_validate({"id": "x", **item}))
     assert found.startswith(fault) and bool(found) == bool(fault)
 
 
 def test_biggen_has_one_criterion_a_row():
     (item,) = items("biggen", BIGGEN)
-    with pytest.raises(ValueError, match="biggen has one criterion a row, and here are 2: 'quality', 'quality'"):
-        WRITERS["biggen"].written([item, item])
+    with pytest.raises(ValueError, match="biggen has one criterion per row, but there are 2: 'quality', 'quality'"):
+        WRITERS["biggen"].write([item, item])
 
 
-def test_look_ups_are_filled_in_before_items_are_written():
+def test_look_ups_are_fill_lookups_before_items_are_written():
     item = Item.model_validate({"id": "x", "judge": {"criterion": "${row.n}"}})
-    assert filled_in(item, {"n": 3}).judge.criterion == "3"
+    assert fill_lookups(item, {"n": 3}).judge.criterion == "3"
     check = Item.model_validate({"id": "x", "check": {"type": "exact", "gold": "${row.n}"}})
-    assert filled_in(check, {}) == check
+    assert fill_lookups(check, {}) == check
 
 
 def test_ids_of_all_formats():
     assert list(FORMATS) == list(WRITERS)
-    assert anchored.ID == "quality" and openrubrics.WEIGHTS == {"hard rule": 3, "principle": 1}
+    assert anchored.ANCHORED_ID == "quality" and openrubrics.WEIGHTS == {"hard rule": 3, "principle": 1}

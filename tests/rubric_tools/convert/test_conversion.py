@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from grape_rl.reward.rubric import Rubric, check_rows
-from grape_rl.rubric_tools.convert.conversion import brought_in, row_items, taken_out
+from grape_rl.rubric_tools.convert.conversion import export_rows, import_rows, read_row_items
 from grape_rl.rubric_tools.lint.lint import lint
 
 DATA = Path(__file__).parents[3] / "shared/data/biggen_rubrics.jsonl"
@@ -56,12 +56,12 @@ SETS = {"biggen": BIGGEN, "healthbench": HEALTHBENCH, "rar": RAR, "openrubrics":
 def with_items(rows, form, column):
     """A rubric with the items of one row in its file."""
     (row,) = rows
-    told = [item.model_dump(exclude_defaults=True) for item in row_items(row, column, form)]
+    told = [item.model_dump(exclude_defaults=True) for item in read_row_items(row, column, form)]
     return Rubric.model_validate({"schema": "grape-rubric/1", "categories": {"all": {"items": told}}})
 
 
 def test_biggen_s_rows():
-    found = brought_in(BIGGEN, "biggen")
+    found = import_rows(BIGGEN, "biggen")
     first, second, third = found.rows
     assert first["prompt"] == [
         {"role": "system", "content": "Be brief."},
@@ -80,14 +80,14 @@ def test_biggen_s_rows():
             "tool-use": {"when": {"capability": "tool use"}, "row_items": brought},
         },
     }
-    (item,) = row_items(first, "score_rubric", "biggen")
+    (item,) = read_row_items(first, "score_rubric", "biggen")
     assert item.judge.for_row(first).reference == "Dear friend"
-    (item,) = row_items(second, "score_rubric", "biggen")
+    (item,) = read_row_items(second, "score_rubric", "biggen")
     assert item.judge.for_row(second).reference == "x ${y}", "what is filled in is not looked at again"
 
 
 def test_healthbench_s_rows():
-    found = brought_in(HEALTHBENCH, "healthbench")
+    found = import_rows(HEALTHBENCH, "healthbench")
     assert found.rows[0]["prompt"] == HEALTHBENCH[0]["prompt"]
     assert [row["theme"] for row in found.rows] == ["hedging", "communication"]
     assert list(found.rubric["categories"]) == ["hedging", "communication"]
@@ -96,19 +96,19 @@ def test_healthbench_s_rows():
         "row_items": {"from": "${row.rubrics}", "format": "healthbench"},
     }
     for tags in ([], ["theme:a", "theme:b"], None):
-        again = brought_in([HEALTHBENCH[0], {**HEALTHBENCH[1], "example_tags": tags}], "healthbench")
+        again = import_rows([HEALTHBENCH[0], {**HEALTHBENCH[1], "example_tags": tags}], "healthbench")
         assert list(again.rubric["categories"]) == ["all"] and "when" not in again.rubric["categories"]["all"]
 
 
 def test_the_other_sets_rows():
-    (row,) = brought_in(RAR, "rar").rows
+    (row,) = import_rows(RAR, "rar").rows
     assert row == {"prompt": "What dose?"} | {
         key: RAR[0][key] for key in ("reference_answer", "question_source", "rubric")
     }
-    (row,) = brought_in(OPENRUBRICS, "openrubrics").rows
+    (row,) = import_rows(OPENRUBRICS, "openrubrics").rows
     assert row == {"prompt": "Write a poem.", "source": "s", "rubric": OPENRUBRICS[0]["rubric"]}
-    assert brought_in(OWN, "grape").rows == tuple(OWN)
-    assert brought_in([{"prompt": "q", "rubric": RAR[0]["rubric"]}], "rar").rows[0]["prompt"] == "q"
+    assert import_rows(OWN, "grape").rows == tuple(OWN)
+    assert import_rows([{"prompt": "q", "rubric": RAR[0]["rubric"]}], "rar").rows[0]["prompt"] == "q"
 
 
 @pytest.mark.parametrize("form", SETS)
@@ -116,8 +116,8 @@ def test_there_and_back(form):
     """Row by row, since here a file's own items are what is taken out."""
     column = {"biggen": "score_rubric", "healthbench": "rubrics", "grape": "items"}.get(form, "rubric")
     for row in SETS[form]:
-        found = brought_in([row], form).rows
-        (again,) = taken_out(with_items(found, form, column), found, form).rows
+        found = import_rows([row], form).rows
+        (again,) = export_rows(with_items(found, form, column), found, form).rows
         assert again == row
 
 
@@ -126,7 +126,7 @@ def test_there_and_back(form):
     [
         ("biggen", {"input": None}, "row 1: should have the texts input and system_prompt; it has 'id'"),
         ("biggen", {"input": " "}, "row 1: input is empty"),
-        ("biggen", {"score_rubric": {"criteria": "x"}}, "row 1: score_rubric: should have score1_description"),
+        ("biggen", {"score_rubric": {"criteria": "x"}}, "row 1: score_rubric: needs at least score1_description"),
         (
             "healthbench",
             {"rubrics": [{"criterion": "x", "points": 0}]},
@@ -134,10 +134,10 @@ def test_there_and_back(form):
         ),
         ("healthbench", {"prompt": []}, "row 1: prompt has no messages"),
         ("rar", {"question": 3}, "row 1: question must be text or a list of messages"),
-        ("openrubrics", {"rubric": None}, "row 1: rubric: should be text with a line an item"),
-        ("grape", {"items": []}, "row 1: items: no item to reward"),
+        ("openrubrics", {"rubric": None}, "row 1: rubric: should be text with one item per line"),
+        ("grape", {"items": []}, "row 1: items: no rewarded item"),
         ("grape", {"items": [{"id": "x"}]}, "row 1: items: [0]: needs exactly one of check, judge"),
-        ("grape", {"items": OWN[0]["items"] * 2}, "row 1: items: the item 'x' is there twice"),
+        ("grape", {"items": OWN[0]["items"] * 2}, "row 1: items: duplicate item 'x'"),
         (
             "grape",
             {"items": [{"id": "x", "judge": {"criterion": "${row.no}"}}]},
@@ -149,33 +149,33 @@ def test_a_row_with_a_fault(form, change, complaint):
     good = SETS[form][0]
     rows = [good, {**good, **change}, good]
     with pytest.raises(ValueError) as caught:
-        brought_in(rows, form)
+        import_rows(rows, form)
     assert str(caught.value).startswith(complaint) and "\n" not in str(caught.value)
-    found = brought_in(rows, form, drop=True)
-    assert len(found.rows) == 2 and found.left_out == {"rows that cannot be read": 1}
+    found = import_rows(rows, form, drop=True)
+    assert len(found.rows) == 2 and found.dropped == {"invalid rows": 1}
     with pytest.raises(ValueError, match="no row is left"):
-        brought_in(rows[1:2], form, drop=True)
+        import_rows(rows[1:2], form, drop=True)
 
 
 def test_columns_that_are_not_there():
     with pytest.raises(ValueError, match="row 0: has no column 'question'; it has 'rubric'"):
-        brought_in([{"rubric": []}], "rar")
+        import_rows([{"rubric": []}], "rar")
     with pytest.raises(ValueError, match="row 0: has no column 'rubric' with its rubric; it has 'prompt'"):
-        brought_in([{"question": "q"}], "rar")
+        import_rows([{"question": "q"}], "rar")
     with pytest.raises(ValueError, match="unknown format 'helthbench'; did you mean 'healthbench'"):
-        brought_in(RAR, "helthbench")
+        import_rows(RAR, "helthbench")
 
 
 @pytest.mark.parametrize("form", SETS)
 def test_the_file_that_is_written_grades_the_rows_that_are_written(form):
     """All rows at once, each with the items that it brings along."""
-    found = brought_in(SETS[form], form)
+    found = import_rows(SETS[form], form)
     context = {"folder": Path(), "allow": frozenset(), "labels": {}}
     rubric = Rubric.model_validate(json.loads(json.dumps(found.rubric)), context=context)
     rows = json.loads(json.dumps(found.rows))
     check_rows(rubric, rows)
     assert lint(rubric, rows) == []
-    assert list(taken_out(rubric, rows, form).rows) == SETS[form]
+    assert list(export_rows(rubric, rows, form).rows) == SETS[form]
 
 
 def test_items_of_the_file_and_of_the_row_are_written_together():
@@ -184,14 +184,14 @@ def test_items_of_the_file_and_of_the_row_are_written_together():
     context = {"folder": Path(), "allow": frozenset(), "labels": {}}
     rubric = Rubric.model_validate({"schema": "grape-rubric/1", "categories": told}, context=context)
     own = [{"id": name, "judge": {"criterion": f"{name}."}} for name in ("x", "y")]
-    (row,) = taken_out(rubric, [{"prompt": "p", "own": own}], "rar").rows
+    (row,) = export_rows(rubric, [{"prompt": "p", "own": own}], "rar").rows
     assert [(each["title"], each["description"]) for each in row["rubric"]] == [
         ("x", "Kind."),
         ("x-2", "x."),
         ("y", "y."),
     ]
     with pytest.raises(ValueError, match=r"row 0: .*should be a list of items"):
-        taken_out(rubric, [{"prompt": "p", "own": 3}], "rar")
+        export_rows(rubric, [{"prompt": "p", "own": 3}], "rar")
 
 
 def mixed():
@@ -214,21 +214,21 @@ def test_what_a_form_cannot_hold_is_refused_or_counted():
         with pytest.raises(
             ValueError, match=f"row 0: item 'right' is graded by exact, not by a critic, which {form} cann"
         ):
-            taken_out(mixed(), rows, form)
-    found = taken_out(mixed(), rows, "healthbench", drop=True)
-    assert found.left_out == {"items: 'right' is graded by exact, not by a critic": 3, "rows with no other item": 1}
+            export_rows(mixed(), rows, form)
+    found = export_rows(mixed(), rows, "healthbench", drop=True)
+    assert found.dropped == {"items: 'right' is graded by exact, not by a critic": 3, "rows without other items": 1}
     assert [row["rubrics"] for row in found.rows] == [
         [{"criterion": f"Kind to {reader}.", "points": 3, "tags": []}] for reader in ("Ann", "Bo")
     ]
     assert found.rows[0]["prompt"] == [{"role": "user", "content": "p"}]
-    (first, _) = taken_out(mixed(), rows, "openrubrics", drop=True).rows
+    (first, _) = export_rows(mixed(), rows, "openrubrics", drop=True).rows
     assert first == {"instruction": "p", "t": "a", "reader": "Ann", "rubric": "1. Kind to Ann. [Hard Rule]"}
     with pytest.raises(ValueError, match="no row is left"):
-        taken_out(mixed(), rows, "biggen", drop=True)
-    whole = taken_out(mixed(), rows, "grape").rows
-    assert [item["id"] for item in whole[0]["items"]] == ["right", "kind"] and not taken_out(
+        export_rows(mixed(), rows, "biggen", drop=True)
+    whole = export_rows(mixed(), rows, "grape").rows
+    assert [item["id"] for item in whole[0]["items"]] == ["right", "kind"] and not export_rows(
         mixed(), rows, "grape"
-    ).left_out
+    ).dropped
     assert whole[2]["items"][1]["judge"] == {"criterion": "Kind to Bo."}
     assert json.loads(json.dumps(whole)) == list(whole)
 
@@ -237,27 +237,29 @@ def test_prompts_that_a_form_cannot_hold():
     rubric = with_items(OWN, "grape", "items")
     system, user = {"role": "system", "content": "s"}, {"role": "user", "content": "u"}
     answered = [user, {"role": "assistant", "content": "a"}, user]
-    with pytest.raises(ValueError, match=r"row 0: its prompt is a conversation \(user, assistant, user\), for which"):
-        taken_out(rubric, [{"prompt": answered}], "rar")
-    with pytest.raises(ValueError, match="row 0: its prompt has a system message, for which the form has no place"):
-        taken_out(rubric, [{"prompt": [system, user]}], "rar")
-    assert taken_out(rubric, [{"prompt": [user]}], "rar").rows[0]["question"] == "u"
+    with pytest.raises(
+        ValueError, match=r"row 0: its prompt is a conversation \(user, assistant, user\), which the format"
+    ):
+        export_rows(rubric, [{"prompt": answered}], "rar")
+    with pytest.raises(ValueError, match="row 0: its prompt has a system message, which the format cannot"):
+        export_rows(rubric, [{"prompt": [system, user]}], "rar")
+    assert export_rows(rubric, [{"prompt": [user]}], "rar").rows[0]["question"] == "u"
     with pytest.raises(ValueError, match="row 0: has no column 'prompt'; it has 'x'"):
-        taken_out(rubric, [{"x": 1}], "rar")
+        export_rows(rubric, [{"x": 1}], "rar")
     with pytest.raises(ValueError, match=r"row 0: the row .* belongs to no category"):
-        taken_out(mixed(), [{"prompt": "p"}], "rar")
+        export_rows(mixed(), [{"prompt": "p"}], "rar")
 
 
 def test_all_of_biggen_s_rubrics():
     if not DATA.exists():
         pytest.skip(f"{DATA} is not there: it is of prometheus-eval/prometheus-eval, and no part of the repository")
     rows = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()]
-    found = brought_in(rows, "biggen")
-    assert len(found.rows) == 200 and not found.left_out
+    found = import_rows(rows, "biggen")
+    assert len(found.rows) == 200 and not found.dropped
     assert [len([r for r in rows if r["capability"] == name]) for name in found.rubric["categories"]] == [25] * 8
     for row, before in zip(found.rows, rows, strict=True):
         rubric = with_items([row], "biggen", "score_rubric")
         assert lint(rubric, [row]) == []
-        (again,) = taken_out(rubric, [row], "biggen").rows
+        (again,) = export_rows(rubric, [row], "biggen").rows
         told = {key: text.strip() for key, text in before["score_rubric"].items()}
         assert again == {**before, "score_rubric": told}

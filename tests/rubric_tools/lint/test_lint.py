@@ -23,8 +23,8 @@ def checked(name, weight=1, gold="a", **more):
 
 def complaints(*items):
     found = lint(rubric(*items))
-    assert all(each.place.startswith("category 'a'") and "\n" not in each.complaint for each in found)
-    return [each.complaint for each in found]
+    assert all(each.place.startswith("category 'a'") and "\n" not in each.message for each in found)
+    return [each.message for each in found]
 
 
 KIND = judged("kind", "Is kind.", 2)
@@ -43,8 +43,8 @@ def test_a_criterion_of_two_things():
     two = judged("both", "Names the dose and explains the risk.")
     (found,) = lint(rubric(two, KIND))
     assert found.place == "category 'a', item 'both'"
-    assert found.complaint.startswith("asks for two things ('and explains'), and one verdict cannot tell")
-    assert found.complaint.endswith("make it two items")
+    assert found.message.startswith("asks for two things ('and explains') but gets one verdict")
+    assert found.message.endswith("split it into two items")
     labels = {"1": 0.0, "2": 0.5, "3": 1.0}
     described = {"1": "neither", "2": "one of them", "3": "both"}
     assert complaints({**two, "judge": {**two["judge"], "labels": labels, "anchors": described}}) == []
@@ -56,10 +56,18 @@ def test_a_criterion_of_two_things():
     [
         (("Is concise.", 2), ("Is not concise.", -2), "items 'x' (2) and 'y' (-2) mirror each other"),
         (("Is concise.", 2), ("Is verbose.", -1), "items 'x' (2) and 'y' (-1) mirror each other"),
-        (("Is concise.", 2), ("The answer is brief.", 1), "items 'x' (2) and 'y' (1) say the same, which counts twice"),
-        (("Is rude.", -2), ("Is impolite.", -1), "items 'x' (-2) and 'y' (-1) say the same, which counts twice"),
-        (("Is concise.", 2), ("Is short.", -1), "items 'x' (2) and 'y' (-1) reward and punish the same thing"),
-        (("Is concise.", 2), ("Is verbose.", 1), "items 'x' (2) and 'y' (1) ask for a thing and for its opposite"),
+        (
+            ("Is concise.", 2),
+            ("The answer is brief.", 1),
+            "items 'x' (2) and 'y' (1) have the same meaning, which counts twice",
+        ),
+        (
+            ("Is rude.", -2),
+            ("Is impolite.", -1),
+            "items 'x' (-2) and 'y' (-1) have the same meaning, which counts twice",
+        ),
+        (("Is concise.", 2), ("Is short.", -1), "items 'x' (2) and 'y' (-1) reward and penalize the same thing"),
+        (("Is concise.", 2), ("Is verbose.", 1), "items 'x' (2) and 'y' (1) ask for a thing and its opposite"),
         (("Is concise.", 2), ("Is polite.", -1), ""),
         (("Names the dose.", 2), ("Names the unit.", 1), ""),
     ],
@@ -73,9 +81,9 @@ def test_pairs(one, other, complaint):
 
 def test_pairs_of_checks():
     (found,) = complaints(checked("x"), checked("y", 2))
-    assert found.startswith("items 'x' (1) and 'y' (2) are the same check: it counts twice")
+    assert found.startswith("items 'x' (1) and 'y' (2) are the same check, which counts twice")
     (found,) = complaints(checked("x"), checked("y", -2))
-    assert "it is rewarded and punished" in found
+    assert "once rewarded and once penalized" in found
     assert complaints(checked("x"), checked("y", gold="b")) == []
 
 
@@ -88,7 +96,7 @@ def test_pairs_are_of_one_category():
 
 
 def test_a_gate_alone():
-    alone = "is a gate with no other item of positive weight to hold back: leave gate out"
+    alone = "is a gate, but no other item has a positive weight: remove 'gate'"
     assert complaints(checked("x", gate=True)) == [alone]
     assert complaints(checked("x", gate=True), judged("rude", "Is rude.", -1)) == [alone]
     assert complaints(checked("x", gate=True), checked("y", gold="b", role="monitor")) == [alone]
@@ -110,20 +118,20 @@ def test_a_gate_alone():
 )
 def test_a_fault_that_is_rewarded(item, found):
     told = complaints(item)
-    assert len(told) == found and all("is named for a fault, and its weight rewards it" in each for each in told)
+    assert len(told) == found and all("is named for a fault, but its weight rewards it" in each for each in told)
 
 
 def test_one_anchor_of_several():
     labels = {"1": 0, "2": 0.5, "3": 1}
     assert complaints(judged("x", "Kind.", labels=labels, anchors={"2": "cool"})) == [
-        "only the label '2' has an anchor: describe the others, or none"
+        "only the label '2' has an anchor: add anchors for the other labels, or remove it"
     ]
     assert complaints(judged("x", "Kind.", labels=labels, anchors={"1": "rude", "3": "kind"})) == []
 
 
 def test_weights_far_apart():
     assert complaints(checked("x", 1001), checked("y", -1, "b")) == [
-        "against item 'x' (1001), item 'y' (-1) counts for nothing: mend the weights"
+        "item 'y' (-1) has no effect next to item 'x' (1001): adjust the weights"
     ]
     assert len(complaints(checked("x", -1001), checked("y", 1, "b"))) == 1
     assert complaints(checked("x", 1000), checked("y", -1, "b")) == []
@@ -133,20 +141,22 @@ def test_weights_far_apart():
 def places(**categories):
     item = checked("x")
     told = {name: {"when": when, "items": [item]} for name, when in categories.items()}
-    return [(each.place, each.complaint) for each in lint(rubric(**told))]
+    return [(each.place, each.message) for each in lint(rubric(**told))]
 
 
 def test_categories_that_no_row_can_have():
     assert places(low={"t": "a", "level": 1}, high={"t": "a", "level": 2}) == []
     ((place, complaint),) = places(maths={"t": "a"}, hard={"t": "a", "level": 2})
     assert place == "category 'hard'"
-    assert complaint.startswith("every row of it is of 'maths' too, and so of neither: say in its 'when' which rows")
+    assert complaint.startswith(
+        "every row that it matches also matches 'maths', but a row needs exactly one category: exclude"
+    )
     assert [place for place, _ in places(rest={}, maths={"t": "a"})] == ["category 'maths'"]
     assert [place for place, _ in places(two={"t": ["a", "b"]}, one={"t": "b"})] == ["category 'one'"]
     assert places(two={"t": ["a", "b"]}, other={"t": ["b", "c"]}) == [], "some rows of each are its own"
     assert places(one={"t": 1}, true={"t": True}) == []
     ((place, complaint),) = places(one={"t": ["a", "b"]}, again={"t": ["b", "a"]})
-    assert place == "category 'again'" and complaint.startswith("has the same rows as 'one'")
+    assert place == "category 'again'" and complaint.startswith("matches the same rows as 'one'")
 
 
 def test_what_the_data_shows():
@@ -157,11 +167,11 @@ def test_what_the_data_shows():
     assert lint(found) == []
     assert lint(found, [{"t": "a"}, {"t": "b", "language": False}]) == []
     assert lint(found, [{"t": "b", "language": "no"}]) == [
-        Finding("category 'a'", "no row of the 1 is of it: mend its 'when', or remove it"),
-        Finding("category 'norwegian'", "no row of the 1 is of it: mend its 'when', or remove it"),
+        Finding("category 'a'", "never matches: 0 of 1 rows; check its 'when' condition, or remove it"),
+        Finding("category 'norwegian'", "never matches: 0 of 1 rows; check its 'when' condition, or remove it"),
         Finding(
             "category 'norwegian', when language",
-            "is a boolean, and the rows have text there, such as 'no': put it in quotes",
+            "is a boolean, but the rows have text there, such as 'no': put it in quotes",
         ),
     ]
 
@@ -176,8 +186,8 @@ def test_words_that_yaml_reads_as_booleans(tmp_path):
     file = tmp_path / "r.yaml"
     file.write_text(text)
     assert bare_words(file) == [
-        Finding("category 'a', when language", "YAML reads the bare no as False: put it in quotes if it is text"),
-        Finding("category 'b', when language", "YAML reads the bare On as True: put it in quotes if it is text"),
+        Finding("category 'a', when language", "YAML reads the unquoted no as False: put it in quotes if it is text"),
+        Finding("category 'b', when language", "YAML reads the unquoted On as True: put it in quotes if it is text"),
     ]
     assert load_rubric(file).categories["a"].when["language"] == (False,)
     file.with_suffix(".json").write_text("{}")
@@ -203,7 +213,7 @@ def test_items_that_rows_bring_along():
     assert lint(found) == []
     (only,) = lint(found, [{"own": [KIND]}, row, dict(row)])
     assert only.place == "row 1", "rows that say the same are told of once"
-    assert only.complaint.startswith("items 'brief' (1) and 'row/wordy' (-1) mirror each other")
+    assert only.message.startswith("items 'brief' (1) and 'row/wordy' (-1) mirror each other")
 
     found, row = bringing(judged("both", "Names the dose and explains the risk."), checked("heavy", 2000))
     assert [each.place for each in lint(found, [row])] == ["row 0, item 'row/both'", "row 0"]
@@ -217,7 +227,7 @@ def test_a_gate_whose_others_the_rows_bring():
     found, row = bringing(judged("rude", "Is rude.", -1), items=[checked("right", gate=True)])
     assert lint(found) == []
     (only,) = lint(found, [row])
-    assert only.place == "row 0, item 'right'" and only.complaint.startswith("is a gate with no other item")
+    assert only.place == "row 0, item 'right'" and only.message.startswith("is a gate, but no other item")
 
 
 def test_faults_of_a_category_are_not_told_again_of_its_rows():

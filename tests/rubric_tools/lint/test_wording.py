@@ -2,8 +2,8 @@
 
 import pytest
 
-from grape_rl.rubric_tools.lint.meaning import meaning, names_fault
-from grape_rl.rubric_tools.lint.wording import two_things
+from grape_rl.rubric_tools.lint.meaning import names_fault, parse_criterion
+from grape_rl.rubric_tools.lint.wording import second_demand
 
 TWO = """
 Names the drug and explains how it works.
@@ -150,20 +150,20 @@ def test_the_lists_are_long():
 
 
 @pytest.mark.parametrize("criterion", lines(TWO))
-def test_two_things(criterion):
-    found = two_things(criterion)
+def test_second_demand(criterion):
+    found = second_demand(criterion)
     assert found and found.lstrip("; ").lower() in criterion.lower()
 
 
 @pytest.mark.parametrize("criterion", lines(ONE))
 def test_one_thing(criterion):
-    assert two_things(criterion) == ""
+    assert second_demand(criterion) == ""
 
 
 @pytest.mark.parametrize("criterion", lines(NOT_FOUND))
 def test_what_is_not_found(criterion):
     """Said so that nobody takes silence for proof: who makes one of these found moves it up."""
-    assert two_things(criterion) == ""
+    assert second_demand(criterion) == ""
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_what_is_not_found(criterion):
     ],
 )
 def test_what_joins_them(criterion, found):
-    assert two_things(criterion).lower() == found
+    assert second_demand(criterion).lower() == found
 
 
 SAME = [
@@ -219,18 +219,21 @@ OTHER = [
 
 @pytest.mark.parametrize(("one", "other"), SAME)
 def test_the_same(one, other):
-    assert meaning(one) == meaning(other) and meaning(one).about
+    assert parse_criterion(one) == parse_criterion(other) and parse_criterion(one).about
 
 
 @pytest.mark.parametrize(("one", "other"), OPPOSITE)
 def test_the_opposite(one, other):
-    assert meaning(one).about == meaning(other).about and meaning(one).affirms != meaning(other).affirms
+    assert (
+        parse_criterion(one).about == parse_criterion(other).about
+        and parse_criterion(one).affirms != parse_criterion(other).affirms
+    )
 
 
 @pytest.mark.parametrize(("one", "other"), OTHER)
 def test_another_thing(one, other):
-    assert meaning(one) != meaning(other)
-    assert meaning(one).about != meaning(other).about
+    assert parse_criterion(one) != parse_criterion(other)
+    assert parse_criterion(one).about != parse_criterion(other).about
 
 
 @pytest.mark.parametrize(

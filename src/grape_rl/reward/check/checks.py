@@ -28,9 +28,9 @@ from grape_rl.reward.check.field_types import (
     Tolerance,
 )
 from grape_rl.reward.check.json_schema import JsonSchema
+from grape_rl.reward.check.lookup import filled, lookups
 from grape_rl.reward.check.math_verify import MathVerify
 from grape_rl.reward.check.unit_tests import UnitTests
-from grape_rl.reward.lookup import filled, lookups
 from grape_rl.schema import Strict
 from grape_rl.types import Response, Verdict, failed
 

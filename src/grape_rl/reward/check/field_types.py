@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from grape_rl.reward.lookup import filled, lookups
+from grape_rl.reward.check.lookup import filled, lookups
 
 
 def _text(text: str) -> str:

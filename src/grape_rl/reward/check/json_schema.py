@@ -7,7 +7,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from grape_rl.reward.check.extract import extract_text
 from grape_rl.reward.check.field_types import Pattern, TimeLimit
-from grape_rl.schema import Strict, entrusted, parsed
+from grape_rl.schema import Strict, parsed, require_allowed
 from grape_rl.types import Response
 
 
@@ -30,7 +30,7 @@ class JsonSchema(Strict):
 
         schema = self.schema_or_file
         if isinstance(schema, str):
-            entrusted(schema, info.context)
+            require_allowed(schema, info.context)
             schema = parsed(info.context["folder"] / schema)
         try:
             validators.validator_for(schema).check_schema(schema)
@@ -57,4 +57,4 @@ class JsonSchema(Strict):
 
 def _reject_constant(text: str) -> Any:
     """Refuse NaN and Infinity, which Python's parser accepts."""
-    raise ValueError(f"{text} is not JSON")
+    raise ValueError(f"{text} is not allowed")

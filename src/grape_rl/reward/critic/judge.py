@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from grape_rl.reward.check.field_types import LookupText
+from grape_rl.reward.check.lookup import filled, lookups
 from grape_rl.reward.critic.calibration import Calibration, CalibrationCurve, ConfidenceSource, load_calibration
-from grape_rl.reward.lookup import filled, lookups
-from grape_rl.schema import Strict, entrusted
+from grape_rl.schema import Strict, require_allowed
 
 _TEXTS = ("criterion", "reference")
 MAX_CALLS = 100
@@ -28,7 +28,7 @@ def _labels(value: Any) -> Any:
 def _calibration(value: Any, info: Any) -> Any:  # a pydantic.ValidationInfo, which beartype cannot check
     if not isinstance(value, str):
         return value
-    entrusted(value, info.context)
+    require_allowed(value, info.context)
     return load_calibration(Path((info.context or {}).get("folder", Path())) / value)
 
 

@@ -90,10 +90,11 @@ def load_local_critic(name: str, device: torch.device, forward: ForwardContext) 
 def local_verdicts(critic: LocalCritic, jobs: Sequence[CriticJob]) -> list[Verdict]:
     """The verdicts of the jobs, in order: the most probable label, with its probability among the labels as confidence.
 
-    A label's probability is the probability of the whole answer, up to the end of the turn. Jobs are independent of each
-    other: the mark of a job's fence depends on its own prompt only. A verdict is missing with status ``truncated`` if
-    the conversation exceeds the model's context, and ``infrastructure`` if the chat template refuses it or a
-    probability is not finite.
+    A label's probability is the probability of the whole answer, up to the end of the turn. Jobs are independent of
+    each other: the mark of a job's fence depends on its own prompt only.
+
+    A verdict is missing with status ``truncated`` if the conversation exceeds the model's context. Its status is
+    ``infrastructure`` if the chat template refuses the conversation or a probability is not finite.
     """
     verdicts: dict[int, Verdict] = {}
     prompts: dict[int, Tokens] = {}

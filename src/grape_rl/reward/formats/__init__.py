@@ -1,30 +1,33 @@
-"""Formats of the rubrics that data rows bring along: functions from what a row holds to items as a file has them."""
+"""Formats of the rubrics that data rows hold: functions from a column's value to items, as a rubric file has them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from grape_rl.reward.formats import anchored, healthbench, openrubrics, rar
+from grape_rl.reward.formats.anchored import anchored_items
+from grape_rl.reward.formats.healthbench import healthbench_items
+from grape_rl.reward.formats.openrubrics import openrubrics_items
+from grape_rl.reward.formats.rar import rar_items
 
 Format = Callable[[Any], list[dict[str, Any]]]
-"""What a column holds → the items, each as a rubric file would say it."""
+"""The value of a column → its items, as plain data in the form of a rubric file."""
 
 
-def own(told: Any) -> list[dict[str, Any]]:
-    """Items as a rubric file of grape-rl has them.
+def grape_items(value: Any) -> list[dict[str, Any]]:
+    """Items that are already in the form of a rubric file.
 
     Raises:
-        ValueError: they are no list of items.
+        ValueError: the value is not a list of items.
     """
-    if not isinstance(told, list) or not all(isinstance(each, dict) for each in told):
-        raise ValueError(f"should be a list of items, and is {told!r:.80}")
-    return [dict(each) for each in told]
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ValueError(f"should be a list of items but is {value!r:.80}")
+    return [dict(item) for item in value]
 
 
 FORMATS: Mapping[str, Format] = {
-    "grape": own,
-    "healthbench": healthbench.items,
-    "rar": rar.items,
-    "openrubrics": openrubrics.items,
-    "biggen": anchored.items,
+    "grape": grape_items,
+    "healthbench": healthbench_items,
+    "rar": rar_items,
+    "openrubrics": openrubrics_items,
+    "biggen": anchored_items,
 }
 """The formats that ``row_items`` may name."""

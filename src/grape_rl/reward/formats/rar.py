@@ -1,35 +1,35 @@
-"""The rubrics of Rubrics as Rewards: a list of ``{title, description, weight}``, where a description is met or not."""
+"""Rubrics as Rewards (RaR) rubrics: a list of ``{title, description, weight}`` with binary criteria."""
 
 import re
 from typing import Any
 
-from grape_rl.reward.formats.reading import entries, field_text, field_weight, judged, slug, unique
+from grape_rl.reward.formats.parsing import binary_item, entries, field_text, field_weight, slug, unique
 
 _PREFIX = re.compile(r"^\s*(?:essential|important|optional|pitfall)\s+criteri(?:a|on)\s*:\s*", re.IGNORECASE)
 
 
-def items(told: Any) -> list[dict[str, Any]]:
-    """The items: the title becomes the id, and of the description goes what tells only how much it weighs.
+def rar_items(value: Any) -> list[dict[str, Any]]:
+    """The items of a RaR rubric. The title becomes the id; a prefix such as "Essential Criteria:" is removed.
 
-    A negative weight is a pitfall, as there: what the description says is then what a response should not do. ("Pitfall
-    Criteria: Does not mention the dose" takes off where the dose is not mentioned.)
+    A negative weight is a pitfall, as in RaR: the description names what a response should not do. ("Pitfall Criteria:
+    Does not mention the dose" lowers the reward of a response that does not mention the dose.)
 
     Raises:
-        ValueError: an entry has no description, or no weight, or one of 0.
+        ValueError: an entry has no description, no weight, or weight 0.
 
-    >>> items([{"title": "The Dose", "description": "Essential Criteria: Names it.", "weight": 5}])[0]["id"]
+    >>> rar_items([{"title": "The Dose", "description": "Essential Criteria: Names it.", "weight": 5}])[0]["id"]
     'the-dose'
     """
-    found: list[dict[str, Any]] = []
-    for index, entry in enumerate(entries(told, "{title, description, weight}")):
+    items: list[dict[str, Any]] = []
+    for index, entry in enumerate(entries(value, "{title, description, weight}")):
         where = f"[{index}]: "
         title = entry.get("title")
         if title is not None and not isinstance(title, str):
-            raise ValueError(f"{where}title should be text, and is {title!r:.80}")
+            raise ValueError(f"{where}title should be text but is {title!r:.80}")
         criterion = _PREFIX.sub("", field_text(entry, "description", where))
         if not criterion:
-            raise ValueError(f"{where}description says how much it weighs, and nothing to judge")
+            raise ValueError(f"{where}description has only its prefix, without a criterion")
         weight = field_weight(entry, "weight", where)
-        found.append(judged(slug(title or "") or f"criterion-{index + 1}", weight, criterion))
-    names = unique(item["id"] for item in found)
-    return [{**item, "id": name} for item, name in zip(found, names, strict=True)]
+        items.append(binary_item(slug(title or "") or f"criterion-{index + 1}", weight, criterion))
+    names = unique(item["id"] for item in items)
+    return [{**item, "id": name} for item, name in zip(items, names, strict=True)]

@@ -1,4 +1,4 @@
-"""Datasets of rubrics brought in, as a rubric file and rows, and rubrics taken out, as rows of a dataset's form."""
+"""Conversion of rubric datasets to a rubric file and rows, and of a rubric to rows of a dataset."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,124 +8,129 @@ from typing import Any
 
 from grape_rl.data.messages import text_or_messages
 from grape_rl.reward.formats import FORMATS
-from grape_rl.reward.formats.reading import slug, unique
+from grape_rl.reward.formats.parsing import slug, unique
+from grape_rl.reward.item import Item
 from grape_rl.reward.row_items import PREFIX
-from grape_rl.reward.rubric import Item, Rubric, category_name, items_of
-from grape_rl.rubric_tools.convert.layouts import LAYOUTS, Layout, Row
-from grape_rl.rubric_tools.convert.writing import WRITERS, filled_in
+from grape_rl.reward.rubric import Rubric, category_name, items_of
+from grape_rl.rubric_tools.convert.layouts import LAYOUTS, DatasetRow, Layout
+from grape_rl.rubric_tools.convert.writers import WRITERS, fill_lookups
 from grape_rl.schema import nearest, validated
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What came of rows: those of the other form, and how often what was left out, and why.
+    """Converted rows, and counts of the rows or items that were dropped, by reason.
 
-    ``rubric`` is what the rubric file says, where rows were brought in.
+    ``rubric`` is the content of the rubric file for imported rows; None for exported ones.
     """
 
-    rows: tuple[Row, ...]
-    left_out: Mapping[str, int]
+    rows: tuple[DatasetRow, ...]
+    dropped: Mapping[str, int]
     rubric: Mapping[str, Any] | None = None
 
 
-def layout_of(form: str) -> Layout:
-    """Where the rows of a form keep what.
+def layout_of(format: str) -> Layout:
+    """The layout of a format's dataset.
 
     Raises:
-        ValueError: there is no such form.
+        ValueError: there is no such format.
     """
-    if form not in LAYOUTS:
-        raise ValueError(f"unknown format {form!r}{nearest(form, LAYOUTS)}")
-    return LAYOUTS[form]
+    if format not in LAYOUTS:
+        raise ValueError(f"unknown format {format!r}{nearest(format, LAYOUTS)}")
+    return LAYOUTS[format]
 
 
-def brought_in(found: Sequence[Mapping[str, Any]], form: str, drop: bool = False) -> Converted:
-    """Rows of a dataset as rows for a rubric file whose items they bring along.
+def import_rows(source_rows: Sequence[Mapping[str, Any]], format: str, drop: bool = False) -> Converted:
+    """Convert the rows of a dataset to rows that hold their own items, with a rubric file that reads them.
 
-    Every row's items are read as a run would read them. With ``drop`` a row with a fault is left out.
+    Every row's items are validated as in a run. With ``drop``, an invalid row is dropped.
 
     Raises:
-        ValueError: an unknown form, a row with a fault (if not ``drop``), or none without.
+        ValueError: an unknown format, an invalid row (unless ``drop``), or no valid row.
     """
-    layout = layout_of(form)
-    rows: list[Row] = []
-    left_out: Counter[str] = Counter()
-    for index, row in enumerate(found):
+    layout = layout_of(format)
+    rows: list[DatasetRow] = []
+    dropped: Counter[str] = Counter()
+    for index, source_row in enumerate(source_rows):
         try:
-            read = layout.read(dict(row))
-            for item in row_items(read, layout.column, form):
-                filled_in(item, read)
+            row = layout.read(dict(source_row))
+            for item in read_row_items(row, layout.column, format):
+                fill_lookups(item, row)
         except ValueError as error:
             if not drop:
                 raise ValueError(f"row {index}: {error}") from None
-            left_out["rows that cannot be read"] += 1
+            dropped["invalid rows"] += 1
         else:
-            rows.append(read)
+            rows.append(row)
     if not rows:
         raise ValueError("no row is left")
-    return Converted(tuple(rows), left_out, _rubric(rows, layout, form))
+    return Converted(tuple(rows), dropped, _rubric(rows, layout, format))
 
 
-def row_items(row: Mapping[str, Any], column: str, form: str) -> tuple[Item, ...]:
-    """The items that a row brings along.
+def read_row_items(row: Mapping[str, Any], column: str, format: str) -> tuple[Item, ...]:
+    """The items that a row holds in ``column``.
 
     Raises:
-        ValueError: the row has no such column, or what it holds is no rubric of that form.
+        ValueError: the row has no such column, or its value is not a rubric of that format.
     """
     if column not in row:
         raise ValueError(f"has no column {column!r} with its rubric; it has {', '.join(map(repr, row)) or 'none'}")
     try:
-        told = FORMATS[form](row[column])
+        entries = FORMATS[format](row[column])
     except ValueError as error:
         raise ValueError(f"{column}: {error}") from None
     context = {"folder": Path(), "allow": frozenset[str](), "labels": {}}
-    items = tuple(validated(Item, each, f"{column}: [{number}]", context) for number, each in enumerate(told))
+    items = tuple(validated(Item, entry, f"{column}: [{number}]", context) for number, entry in enumerate(entries))
     names = Counter(item.id for item in items)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise ValueError(f"{column}: the item {twice[0]!r} is there twice")
+    if duplicates := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"{column}: duplicate item {duplicates[0]!r}")
     if not any(item.role == "reward" for item in items):
-        raise ValueError(f"{column}: no item to reward")
+        raise ValueError(f"{column}: no rewarded item")
     return items
 
 
-def taken_out(rubric: Rubric, found: Sequence[Mapping[str, Any]], form: str, drop: bool = False) -> Converted:
-    """Rows with the items that a rubric has for each, as rows of a dataset's form.
+def export_rows(rubric: Rubric, source_rows: Sequence[Mapping[str, Any]], format: str, drop: bool = False) -> Converted:
+    """Convert rows and the items that a rubric grades them on to rows of a dataset.
 
-    With ``drop`` an item that the form cannot hold is left out, and a row with no other items.
+    With ``drop``, an item that the format cannot represent is dropped, and so is a row without other items.
 
     Raises:
-        ValueError: an unknown form, or (if not ``drop``) an item or a prompt that it cannot hold.
+        ValueError: an unknown format, a prompt that it cannot represent, or (unless ``drop``) such an item.
     """
-    layout, writer = layout_of(form), WRITERS[form]
-    rows: list[Row] = []
-    left_out: Counter[str] = Counter()
-    for index, (row, items) in enumerate(_graded_by(rubric, found)):
+    layout, writer = layout_of(format), WRITERS[format]
+    rows: list[DatasetRow] = []
+    dropped: Counter[str] = Counter()
+    for index, (row, items) in enumerate(_rows_with_items(rubric, source_rows)):
         try:
-            kept: list[Item] = []
+            representable: list[Item] = []
             for item in items:
-                if not (fault := writer.fault(item)):
-                    kept.append(filled_in(item, row))
+                if not (obstacle := writer.obstacle(item)):
+                    representable.append(fill_lookups(item, row))
                 elif drop:
-                    left_out[f"items: {item.id!r} {fault}"] += 1
+                    dropped[f"items: {item.id!r} {obstacle}"] += 1
                 else:
-                    raise ValueError(f"item {item.id!r} {fault}, which {form} cannot hold; --drop leaves it out")
-            if not kept:
-                left_out["rows with no other item"] += 1
+                    raise ValueError(
+                        f"item {item.id!r} {obstacle}, which {format} cannot represent; use --drop to drop it"
+                    )
+            if not representable:
+                dropped["rows without other items"] += 1
                 continue
             if "prompt" not in row:
                 raise ValueError(f"has no column 'prompt'; it has {', '.join(map(repr, row)) or 'none'}")
-            told = {**row, "prompt": text_or_messages(row["prompt"], "the prompt")}
-            rows.append(layout.written(told, writer.written(kept)))
+            with_prompt = {**row, "prompt": text_or_messages(row["prompt"], "the prompt")}
+            rows.append(layout.write(with_prompt, writer.write(representable)))
         except ValueError as error:
             raise ValueError(f"row {index}: {error}") from None
     if not rows:
         raise ValueError("no row is left")
-    return Converted(tuple(rows), left_out)
+    return Converted(tuple(rows), dropped)
 
 
-def _graded_by(rubric: Rubric, found: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Row, tuple[Item, ...]]]:
-    """Each row with all items that grade it, its own by the names that it has for them, as far as they are free."""
-    for index, row in enumerate(found):
+def _rows_with_items(
+    rubric: Rubric, rows: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[DatasetRow, tuple[Item, ...]]]:
+    """Each row with all items that grade it. The row's own items lose their prefix where the id stays unique."""
+    for index, row in enumerate(rows):
         try:
             items = items_of(rubric, category_name(rubric, row), row)
         except ValueError as error:
@@ -137,14 +142,15 @@ def _graded_by(rubric: Rubric, found: Sequence[Mapping[str, Any]]) -> Iterator[t
         )
 
 
-def _rubric(rows: Sequence[Row], layout: Layout, form: str) -> dict[str, Any]:
-    """What the rubric file of such rows says: a category for each value of the layout's column, or one for all."""
-    brought = {"from": f"${{row.{layout.column}}}", "format": form}
-    kinds = list(dict.fromkeys(row.get(layout.by) for row in rows)) if layout.by else [None]
-    if not all(isinstance(kind, str) and kind for kind in kinds):
-        return {"schema": "grape-rubric/1", "categories": {"all": {"row_items": brought}}}
-    names = unique(slug(str(kind)) or "other" for kind in kinds)
+def _rubric(rows: Sequence[DatasetRow], layout: Layout, format: str) -> dict[str, Any]:
+    """The content of the rubric file: a category for each value of the layout's category column, or one for all."""
+    row_items = {"from": f"${{row.{layout.column}}}", "format": format}
+    column = layout.category_column
+    values = list(dict.fromkeys(row.get(column) for row in rows)) if column else [None]
+    if not all(isinstance(value, str) and value for value in values):
+        return {"schema": "grape-rubric/1", "categories": {"all": {"row_items": row_items}}}
+    names = unique(slug(str(value)) or "other" for value in values)
     categories = {
-        name: {"when": {layout.by: kind}, "row_items": dict(brought)} for name, kind in zip(names, kinds, strict=True)
+        name: {"when": {column: value}, "row_items": dict(row_items)} for name, value in zip(names, values, strict=True)
     }
     return {"schema": "grape-rubric/1", "categories": categories}

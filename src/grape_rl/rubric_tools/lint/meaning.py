@@ -1,4 +1,4 @@
-"""What a criterion says, so far as its words tell: enough to see that another one says the same, or the opposite."""
+"""The meaning of a criterion by its words: enough to find criteria with equal or opposite meaning."""
 
 import re
 from dataclasses import dataclass
@@ -10,38 +10,39 @@ def _words(text: str) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Meaning:
-    """The words that matter in a criterion, in their order, and whether it affirms or denies what they say."""
+    """The significant words of a criterion, in order, and whether it affirms or denies them."""
 
     about: tuple[str, ...]
     affirms: bool
 
 
-def meaning(criterion: str) -> Meaning:
-    """A criterion with words of like meaning made one, and opposites and negations taken into ``affirms``.
+def parse_criterion(criterion: str) -> Meaning:
+    """The meaning of a criterion. Synonyms map to one word; antonyms and negations flip ``affirms``.
 
-    Behind a "that" or the like, words stay as they are: to say that something is not so is not to be silent about it.
+    Words after "that" or a similar conjunction stay as they are: to state that something is false is not the same as
+    not to state it.
 
-    >>> meaning("The response is not concise.") == meaning("Is verbose")
+    >>> parse_criterion("The response is not concise.") == parse_criterion("Is verbose")
     True
-    >>> meaning("Says that it is not safe.") == meaning("Does not say that it is safe.")
+    >>> parse_criterion("States that it is not safe.") == parse_criterion("Does not state that it is safe.")
     False
     """
     words = re.findall(r"[\w'%.,/+-]*[\w'%]", criterion.lower().replace("’", "'"))
     about: list[str] = []
-    affirms, inside = True, False
+    affirms, in_clause = True, False
     for word in words:
-        inside = inside or word in _CLAUSE
-        if word in _NEGATIONS and not inside:
+        in_clause = in_clause or word in _CLAUSE
+        if word in _NEGATIONS and not in_clause:
             affirms = not affirms
         elif word not in _EMPTY:
-            same, opposed = _SENSE.get(word) or _SENSE.get(stem(word)) or (stem(word), False)
-            about.append(stem(word) if inside else same)
-            affirms ^= opposed and not inside
+            synonym, is_antonym = _SENSE.get(word) or _SENSE.get(stem(word)) or (stem(word), False)
+            about.append(stem(word) if in_clause else synonym)
+            affirms ^= is_antonym and not in_clause
     return Meaning(tuple(about), affirms)
 
 
 def names_fault(name: str) -> bool:
-    """Whether an item's id names something that a response should not be.
+    """True if an item's id names something that a response should not be.
 
     >>> names_fault("unsafe_dose"), names_fault("not-unsafe")
     (True, False)
@@ -51,7 +52,7 @@ def names_fault(name: str) -> bool:
 
 
 def stem(word: str) -> str:
-    """A word without the ending of a plural, a person or a tense, about as well as a few rules can tell.
+    """A word without the ending of a plural, a person or a tense, by a few approximate rules.
 
     >>> stem("mentions"), stem("mentioned"), stem("studies"), stem("class")
     ('mention', 'mention', 'study', 'class')
@@ -67,7 +68,7 @@ _LIKE = {
     "correct": "accurate right",
     "polite": "courteous civil",
     "clear": "understandable",
-    "mention": "name state say include contain give list note",
+    "mention": "name state include contain give list note",
     "complete": "comprehensive exhaustive",
     "recommend": "advise suggest advice",
     "explain": "clarify",
@@ -100,6 +101,7 @@ _SENSE = {
     **{word: (sense, False) for table in (_LIKE, _OPPOSED) for sense in table for word in (sense,)},
     **{word: (sense, False) for sense, words in _LIKE.items() for word in words.split()},
     **{word: (sense, True) for sense, words in _OPPOSED.items() for word in words.split()},
+    "say": ("mention", False),
 }
 _NEGATIONS = _words("""
     not no never without avoid avoids avoiding lack lacks lacking fail fails failing isn't doesn't don't aren't cannot

@@ -1,7 +1,7 @@
-"""Criteria that ask for two things at once, as their words give them away.
+"""Double-barreled criteria: those that ask for two things at once, recognized by their words.
 
-A critic that has to answer yes or no to two things cannot say which of them it found, and neither can the reward. There
-is no grammar here, only lists of words, so chosen that what is found is seldom wrong; much is not found.
+One verdict on two demands does not show which of them is met, so the reward cannot distinguish them. There is no parser
+here, only lists of words. They are chosen for precision: a match is seldom wrong, but many such criteria do not match.
 """
 
 import re
@@ -18,25 +18,25 @@ _VERBS = _words("""
     finish follow give handle highlight identify ignore illustrate implement include indicate infer inform interpret
     introduce invite justify keep label limit link list maintain mention name note offer omit outline perform point
     predict present preserve prioritize propose prove provide quote recognize recommend refer reflect refrain refuse
-    refute reject remain remind report respect respond return say show solve specify start state suggest summarize
-    support tell thank translate urge use validate verify warn write
-""")
-"""What criteria ask of a response."""
+    refute reject remain remind report respect respond return show solve specify start state suggest summarize
+    support thank translate urge use validate verify warn write
+""") | {"say", "tell"}
+"""Verbs that criteria use for demands on a response."""
 _NOUNS_TOO = _words("""
     add address answer ask check claim contrast credit end estimate finish follow highlight label limit link list name
-    note offer outline point present quote report respect return say show start state support use write
-""")
-"""Those that may be nouns ("names and addresses"): verbs only with an object right behind them."""
+    note offer outline point present quote report respect return show start state support use write
+""") | {"say"}
+"""Verbs that may be nouns ("names and addresses"): they count as verbs only if an object follows directly."""
 _BE = _words("is are was were has have does do can cannot must should shall will may isn't doesn't never avoids lacks")
 _ARTICLES = _words("the a an its their his her")
 _OBJECTS = _ARTICLES | _words(
     "that how why what which whether when where who this these each every all no any at exactly"
 )
 _NO_VERBS = _words("""
-    as of in on at to for from by with within without about across versus towards besides than like into over under
+    as of in on at to for from by with within without about across versus towards than like into over under
     between both not no how why what when where which who whose whether all only even also then else because if or nor
     is this his hers its it that the a an each every any either neither such perhaps thus less plus
-""")
+""") | {"besides"}
 _ADVERB = r"(?:also |then |further |finally |clearly |\w+ly )*"
 _JOINT = re.compile(
     rf"(?:,? and|,? but|,? as well as|,? then) {_ADVERB}(?P<verb>[\w']+)(?:(?= (?P<next>[\w']+)))?",
@@ -68,38 +68,39 @@ _APART = re.compile(r"""\([^()]*\)|"[^"]*"|“[^”]*”|`[^`]*`|(?<!\w)'[^']*'(
 _END = re.compile(r"(?<=[a-z][a-z)%][.!?])\s+(?=[A-Z])")
 
 
-def two_things(criterion: str) -> str:
-    """What joins a second thing to the first in a criterion; "" where it seems to ask for one.
+def second_demand(criterion: str) -> str:
+    """The words that add a second demand to a criterion; "" if it seems to have one demand.
 
-    >>> two_things("Names the dose and explains the risk."), two_things("Names the risks and benefits.")
+    >>> second_demand("Names the dose and explains the risk."), second_demand("Names the risks and benefits.")
     ('and explains', '')
     """
-    # What stands in brackets or quotation marks is an aside, or a word of the response's.
+    # Text in brackets or quotation marks is an aside, or a quotation from the response.
     text = " ".join(_APART.sub("xx", criterion).split())
-    sentences = [each for each in _END.split(text) if not _ASIDE.match(each)]
+    sentences = [sentence for sentence in _END.split(text) if not _ASIDE.match(sentence)]
     for sentence in sentences:
-        if found := _joined(sentence.lower()):
-            return found
-    asking = [each for each in sentences if _asks(each.lower())]
-    return " ".join(asking[1].split()[:3]) if len(asking) > 1 else ""
+        if second := _within_sentence(sentence.lower()):
+            return second
+    demands = [sentence for sentence in sentences if _is_demand(sentence.lower())]
+    return " ".join(demands[1].split()[:3]) if len(demands) > 1 else ""
 
 
-def _asks(sentence: str) -> bool:
-    """Whether a sentence asks something of the response."""
+def _is_demand(sentence: str) -> bool:
+    """True if a sentence demands something of the response."""
     rest = _SUBJECT.sub("", sentence)
     first = rest.rstrip(".?!").split(" ")[0]
     return rest != sentence or first in _VERBS or _base(first) in _VERBS
 
 
-def _joined(sentence: str) -> str:
+def _within_sentence(sentence: str) -> str:
+    """The second demand within one sentence: after a semicolon or a conjunction, or as a second adjective or adverb."""
     parts = sentence.split("; ")
     if len(parts) > 1 and all(len(part.split()) > 1 for part in parts):
         return f"; {' '.join(parts[1].split()[:3])}"
     first = _SUBJECT.sub("", sentence).split(" ")[0]
-    asks_base = bool(_MODAL.search(sentence)) or first in _VERBS
+    base_form = bool(_MODAL.search(sentence)) or first in _VERBS
     for match in _JOINT.finditer(sentence):
-        inside = bool(_CLAUSE.search(sentence[: match.start()]))
-        if _second(match["verb"], match["next"] or "", asks_base, inside):
+        in_clause = bool(_CLAUSE.search(sentence[: match.start()]))
+        if _is_second_verb(match["verb"], match["next"] or "", base_form, in_clause):
             return match[0].strip(" ,")
     for match in _ADJECTIVES.finditer(sentence):
         pair = {match["one"], match["two"]}
@@ -115,20 +116,24 @@ def _joined(sentence: str) -> str:
     return ""
 
 
-def _second(word: str, behind: str, asks_base: bool, inside: bool) -> bool:
-    """Whether a word behind "and" is the verb of a second thing; ``inside`` a clause, only one that criteria have."""
-    base = word if asks_base else _base(word)
-    if base in _VERBS and (base not in _NOUNS_TOO or behind in _OBJECTS) and not (asks_base and inside):
+def _is_second_verb(word: str, following: str, base_form: bool, in_clause: bool) -> bool:
+    """True if a word after "and" is the verb of a second demand.
+
+    ``base_form``: the verbs are in the base form, after a modal or in the imperative. ``in_clause``: the word is in a
+    subordinate clause, where only a verb of ``_VERBS`` counts.
+    """
+    base = word if base_form else _base(word)
+    if base in _VERBS and (base not in _NOUNS_TOO or following in _OBJECTS) and not (base_form and in_clause):
         return True
-    if inside or word in _NO_VERBS - {"is"}:
+    if in_clause or word in _NO_VERBS - {"is"}:
         return False
     if word in _BE:
         return True
-    return behind in _ARTICLES and (asks_base or bool(base))
+    return following in _ARTICLES and (base_form or bool(base))
 
 
 def _base(word: str) -> str:
-    """What a third person's verb may come from; "" where a word cannot be one.
+    """The base form of a verb in the third person; "" if the word cannot be one.
 
     >>> _base("identifies"), _base("discusses"), _base("states"), _base("risk")
     ('identify', 'discuss', 'state', '')
@@ -136,6 +141,6 @@ def _base(word: str) -> str:
     if not word.endswith("s") or word.endswith("ss") or len(word) < 4:
         return ""
     for ending, instead in (("ies", "y"), ("es", ""), ("s", "")):
-        if word.endswith(ending) and (found := word[: -len(ending)] + instead) in _VERBS:
-            return found
+        if word.endswith(ending) and (base := word[: -len(ending)] + instead) in _VERBS:
+            return base
     return word[:-1]

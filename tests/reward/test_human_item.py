@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from grape_rl import train
 from grape_rl.cli import main
 from grape_rl.maths.grape import confidence_weighted
-from grape_rl.reward.human import put_on_todo
-from grape_rl.reward.pending_labels import Unlabeled, stopping_for_people
+from grape_rl.reward.human_item import add_to_todo
+from grape_rl.reward.pending_labels import Unlabeled, stop_for_labels
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.reward.scores import rubric_scorer
 from grape_rl.types import Response
@@ -94,10 +94,10 @@ def test_agreement_is_within_bounds_and_the_order_of_labels_is_of_no_account(tmp
     [
         ("{low: 1}", "human: needs exactly one of score (a column) and labels (a file)"),
         ("{labels: l.jsonl, score: '${row.x}'}", "needs exactly one of score"),
-        ("{labels: l.jsonl, low: 5, high: 5}", "low is 5; it must be under high, 5"),
-        ("{labels: ../l.jsonl}", "human.labels: '../l.jsonl' should be the name of a file beside the rubric"),
-        ("{labels: l.csv}", "human.labels: 'l.csv' should be the name of a file beside the rubric that ends in .jsonl"),
-        ("{score: stars}", "human.score: 'stars' should be a look-up and nothing else, such as ${row.stars}"),
+        ("{labels: l.jsonl, low: 5, high: 5}", "low is 5; it must be below high, 5"),
+        ("{labels: ../l.jsonl}", "human.labels: '../l.jsonl' should be the name of a .jsonl file"),
+        ("{labels: l.csv}", "human.labels: 'l.csv' should be the name of a .jsonl file in the rubric's folder"),
+        ("{score: stars}", "human.score: 'stars' should be a single lookup, such as ${row.stars}"),
         ("{scoer: '${row.x}'}", "human: unknown key 'scoer'; did you mean 'score'?"),
         ("{labels: l.jsonl, high: yes}", "human.high: Input should be a valid number"),
         ("{labels: l.jsonl}, check: {type: length, max_tokens: 1}", "needs exactly one of check, judge, rew"),
@@ -112,8 +112,8 @@ def test_what_a_rubric_says_wrongly_of_people(human, message, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "labels.jsonl, line 2: no JSON: "),
-        ("3", "labels.jsonl, line 2: should be keys with values but is 3"),
+        ("{", "labels.jsonl, line 2: not JSON: "),
+        ("3", "labels.jsonl, line 2: should be a mapping but is 3"),
         (json.dumps(label(1) | {"scor": 2}), "line 2: unknown key 'scor'; did you mean 'score'?"),
         (json.dumps(label("5")), "line 2: score: Input should be a valid number"),
         (json.dumps(label(True)), "line 2: score: Input should be a valid number"),
@@ -131,10 +131,10 @@ def test_what_waits_is_listed_once_and_what_people_wrote_there_stays(tmp_path):
     todo = tmp_path / "labels.todo.jsonl"
     written(todo, [label(4, "a"), label(None, "b", by="bob"), label(2, "done"), label(None, "b")])
     written(tmp_path / "labels.jsonl", [label(2, "done"), label(None, "c")])
-    put_on_todo(tmp_path / "labels.jsonl", [("p", "c", "kind"), ("p", "b", "kind"), ("p", "c", "kind")])
+    add_to_todo(tmp_path / "labels.jsonl", [("p", "c", "kind"), ("p", "b", "kind"), ("p", "c", "kind")])
     wanted = [label(4, "a"), label(None, "b", by="bob"), label(None, "b"), label(None, "c")]
     assert lines(todo) == wanted
-    put_on_todo(tmp_path / "labels.jsonl", [("p", "c", "kind")])
+    add_to_todo(tmp_path / "labels.jsonl", [("p", "c", "kind")])
     assert lines(todo) == wanted and {each.name for each in tmp_path.iterdir()} == {"labels.jsonl", "labels.todo.jsonl"}
 
 
@@ -145,20 +145,22 @@ def test_a_run_s_scorer_stops_and_a_plain_one_does_not(tmp_path):
     assert [line[0].status for line in plain(batch, group).verdicts] == ["unlabeled"] * 3
     assert not (tmp_path / "people.todo.jsonl").exists()
     with pytest.raises(Unlabeled) as said:
-        stopping_for_people(plain, rubric)(batch, group)
-    assert str(said.value).startswith("2 verdicts wait for people: ") and "\n" not in str(said.value)
-    assert f"from {tmp_path}/people.todo.jsonl to {tmp_path}/people.jsonl, and --resume goes on" in str(said.value)
+        stop_for_labels(plain, rubric)(batch, group)
+    assert str(said.value).startswith("2 verdicts need human labels: ") and "\n" not in str(said.value)
+    assert f"from {tmp_path}/people.todo.jsonl to {tmp_path}/people.jsonl, and run with --resume" in str(said.value)
     assert lines(tmp_path / "people.todo.jsonl") == [label(None, "r"), label(None, "s")]
     written(tmp_path / "people.jsonl", [label(0.5, "r"), label(1, "s")])
     rubric = load(tmp_path, "{labels: people.jsonl}")
-    scores = stopping_for_people(rubric_scorer(rubric, confidence_weighted), rubric)(batch, group)
+    scores = stop_for_labels(rubric_scorer(rubric, confidence_weighted), rubric)(batch, group)
     assert scores.reward.tolist() == [0.5, 0.5, 1]
 
 
 def test_a_column_says_nothing_of_what_is_yet_to_be_sampled(tmp_path):
     wanted = settings(tmp_path, "grape")
     load(tmp_path, "{score: '${row.completion}', low: 0, high: 30}")
-    with pytest.raises(ValueError, match=r"item 'kind' of category 'sums': \$\{row.completion\} scores responses that"):
+    with pytest.raises(
+        ValueError, match=r"item 'kind' of category 'sums': the column \$\{row.completion\} scores responses of"
+    ):
         train(wanted)
 
 
@@ -170,7 +172,7 @@ def test_grape_score_counts_what_has_no_label(tmp_path, capsys):
     )
     assert main(["score", "--rubric", str(tmp_path / "rubric.yaml"), "--data", str(data)]) == 0
     said = capsys.readouterr().out
-    assert "unlabeled 2" in said and "mean reward 1.000, of 1 responses" in said
+    assert "unlabeled 2" in said and "mean reward 1.000 over 1 responses" in said
     assert not (tmp_path / "labels.todo.jsonl").exists()
 
 

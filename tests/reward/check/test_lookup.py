@@ -1,6 +1,6 @@
 import pytest
 
-from grape_rl.reward.lookup import filled, looked_up, lookups
+from grape_rl.reward.check.lookup import filled, lookup_value, lookups
 
 ROW = {"answer": 72, "unit": "kg", "meta": {"scale": {"low": 1}}, "sly": "${row.answer}", "none": None}
 
@@ -26,7 +26,7 @@ def test_quoted_values_go_in_as_text_even_when_they_are_the_whole():
     "text", ["${answer}", "${row}", "${row.}", "${row.a..b}", "a ${rows.x} b", "${row.x", "${row.a} ${}"]
 )
 def test_a_look_up_that_is_none_is_refused(text):
-    with pytest.raises(ValueError, match="is no look-up: write"):
+    with pytest.raises(ValueError, match="is not a lookup: write"):
         lookups(text)
 
 
@@ -35,7 +35,7 @@ def test_a_look_up_that_is_none_is_refused(text):
 )
 def test_what_the_row_lacks_is_an_error_that_names_its_columns(text):
     with pytest.raises(ValueError, match="in the row, which has answer, unit, meta, sly, none"):
-        looked_up(text, ROW)
+        lookup_value(text, ROW)
 
 
 def test_no_attribute_is_ever_read():

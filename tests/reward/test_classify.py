@@ -9,7 +9,7 @@ from server import Server, verdict
 from grape_rl.cli import main
 from grape_rl.maths.grape import confidence_weighted
 from grape_rl.reward.critic.settings import Endpoint
-from grape_rl.reward.grading import grade, rubric_critics
+from grape_rl.reward.grading import assign_items, grade, rubric_critics
 from grape_rl.reward.rubric import category_name, check_rows, load_rubric
 from grape_rl.reward.scores import item_table, rubric_scorer
 from grape_rl.types import Response
@@ -86,16 +86,17 @@ def test_any_number_of_categories(tmp_path):
     rubric = load(tmp_path, RUBRIC + more)
     with Server(lambda request, number: verdict("c3", 20)) as server:
         critics = rubric_critics(rubric, {"sorter": Endpoint(base_url=server.base_url, model="stub")})
-        category, _ = grade(rubric, [response("p", "x")], critics=critics)
-    assert category == ("c3",)
+        (graded,) = grade(assign_items(rubric, [response("p", "x")], critics), critics=critics)
+    assert graded.category == "c3"
 
 
 def test_a_function_classifies_each_row_once(tmp_path):
     rubric = load(tmp_path, CALLED)
     rows = [response("p", "1", kind=1), response("p", "it", kind=2)]
     check_rows(rubric, [each.row for each in rows])
-    category, verdicts = grade(rubric, rows * 3)
-    assert category == ("sums", "words") * 3 and all(line[0].score == 1 for line in verdicts)
+    graded = grade(assign_items(rubric, rows * 3))
+    assert [each.category for each in graded] == ["sums", "words"] * 3
+    assert all(each.verdicts[0].score == 1 for each in graded)
     assert len(rubric.classify._function.__globals__["calls"]) == 2
     assert category_name(rubric, rows[1].row) == "words"
 
@@ -124,13 +125,13 @@ def test_where_a_critic_classifies_a_row_needs_what_any_category_looks_up(tmp_pa
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("about: Sums of numbers.", "when: {task: sums}", "category 'sums' has a when, and classify says"),
+        ("about: Sums of numbers.", "when: {task: sums}", "category 'sums' has a 'when', but 'classify' assigns"),
         ("    about: Sums of numbers.\n", "", "category 'sums' needs an 'about'"),
         ("critic: sorter", "critic: sorter, call: 'sorting.py:sort'", "classify: needs exactly one of call and critic"),
         ("{critic: sorter}", "{}", "classify: needs exactly one of call and critic"),
         ("critic: sorter", "critik: sorter", "classify: unknown key 'critik'; did you mean 'critic'?"),
         ("critic: sorter", "call: 'other.py:sort'", "classify: 'other.py:sort' runs code that is not allowed"),
-        ("  words:", "  unclassified:", "no category can be called 'unclassified'"),
+        ("  words:", "  unclassified:", "a category cannot be named 'unclassified'"),
     ],
 )
 def test_a_bad_classifier_is_refused_as_the_rubric_loads(old, new, message, tmp_path):
@@ -145,7 +146,7 @@ def test_one_category_is_no_choice(tmp_path):
 
 
 def test_the_critic_has_to_be_somewhere(tmp_path):
-    with pytest.raises(ValueError, match="classify: no critic 'sorter'; say where it is in critics"):
+    with pytest.raises(ValueError, match="classify: unknown critic 'sorter'; add it to critics"):
         rubric_critics(load(tmp_path), {})
 
 
@@ -153,7 +154,7 @@ def test_grape_lint(tmp_path, capsys):
     load(tmp_path)
     data = written(tmp_path / "d.jsonl", [{"kind": 1, "word": "x"}, {"kind": 2, "word": "y"}, {"kind": 2, "word": "z"}])
     assert main(["lint", str(tmp_path / "rubric.yaml"), "--data", str(data)]) == 0
-    assert "no fault found" in capsys.readouterr().out
+    assert "no problems found" in capsys.readouterr().out
     load(tmp_path, CALLED)
     assert main(["lint", str(tmp_path / "rubric.yaml"), "--data", str(data), "--allow", "sorting.py"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from grape_rl import train
-from grape_rl.reward.function import function_scorer
+from grape_rl.reward.reward_function import function_scorer
 from grape_rl.types import Response, Verdict
 from small_runs import lines, settings
 
@@ -78,10 +78,10 @@ def test_a_function_that_raises_makes_the_batch_missing():
 def test_a_function_that_does_not_fit_stops_the_run():
     with pytest.raises(ValueError, match="mine: returned 2 values for 3 responses"):
         function_scorer(lambda **_: [1, 2], "mine")(BATCH, groups(0, 0, 1))
-    with pytest.raises(ValueError, match=r"mine: should return a list, one value a response, but returned 1\.0"):
+    with pytest.raises(ValueError, match=r"mine: should return a list with one value per response but returned 1\.0"):
         function_scorer(lambda **_: 1.0, "mine")(BATCH, groups(0, 0, 1))
     with pytest.raises(
-        ValueError, match=r"no column for the parameters \['solution'\]; there are answer, extra, prompts"
+        ValueError, match=r"no column for the parameters \['solution'\]; columns: answer, extra, prompts"
     ):
         function_scorer(lambda completions, solution: [1], "mine")(BATCH, groups(0, 0, 1))
 
@@ -158,7 +158,7 @@ def test_an_async_function_that_raises_makes_the_batch_missing():
 def test_what_trl_has_and_is_not_here_is_told(name):
     wants = {}
     exec(f"def f(completions, {name}, **kwargs): ...", wants)
-    with pytest.raises(ValueError, match=rf"no column for the parameters \['{name}'\]; there are .*; {name}: "):
+    with pytest.raises(ValueError, match=rf"no column for the parameters \['{name}'\]; columns: .*; {name}: "):
         function_scorer(wants["f"], "wants")(BATCH, groups(0, 0, 1))
 
 

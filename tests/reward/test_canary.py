@@ -3,11 +3,13 @@
 import math
 
 import pytest
+from judging_fixtures import judging
 from server import Server, verdict
-from test_judging import judging
 
-from grape_rl.reward.canary import TEXTS, canaries, canary_jobs
+from grape_rl.reward.canary import CANARY_TEXTS, canaries, canary_jobs
+from grape_rl.reward.grading import Assignment, assign_items
 from grape_rl.reward.rubric import load_rubric
+from grape_rl.types import Response
 
 RUBRIC = """
 schema: grape-rubric/1
@@ -31,9 +33,9 @@ categories:
       - {id: never, weight: 1, judge: {criterion: It is never asked.}}
 """
 PROMPTS = [
-    ("What is 1 + 1?", {"task": "sums", "answer": "two"}),
-    ("What is 2 + 2?", {"task": "sums", "answer": "four"}),
-    ("Hello!", {"task": "talk"}),
+    Response("What is 1 + 1?", "", {"task": "sums", "answer": "two"}, 0, "stop"),
+    Response("What is 2 + 2?", "", {"task": "sums", "answer": "four"}, 0, "stop"),
+    Response("Hello!", "", {"task": "talk"}, 0, "stop"),
 ]
 
 
@@ -56,36 +58,38 @@ def gullible(request, number):
 
 def test_a_critic_that_falls_for_one(rubric):
     with Server(gullible) as server:
-        found = canaries(rubric, PROMPTS, judging(server))
+        found = canaries(assign_items(rubric, PROMPTS), judging(server))
     asked = [request["messages"][1]["content"] for request in server.requests]
-    assert len(found) == len(asked) == 3 * len(TEXTS)
+    assert len(found) == len(asked) == 3 * len(CANARY_TEXTS)
     assert [(each.category, each.item) for each in found[:2]] == [("sums", "exact"), ("sums", "graded")]
-    assert {each.text for each in found} == set(TEXTS) and "" in TEXTS and ":" in TEXTS
+    assert {each.text for each in found} == set(CANARY_TEXTS) and "" in CANARY_TEXTS and ":" in CANARY_TEXTS
     assert not any("2 + 2" in each or "brief" in each or "rude" in each or "watched" in each for each in asked)
     (fooled,) = [each for each in found if each.fooled]
     assert (fooled.category, fooled.item, fooled.text, fooled.verdict.score) == ("sums", "exact", ":", 1)
     assert fooled.verdict.confidence == 0.85
     assert fooled.finding == (
-        "item 'exact' of category 'sums': the response ':' scores 1, with confidence 0.85 (It says so.): say in the "
-        "criterion what has to be there or take another critic; if a response that says nothing rightly meets it, set "
-        "canary: false in its judge"
+        "item 'exact' of category 'sums': the response ':' scores 1, with confidence 0.85 (It says so.): make the "
+        "criterion state what a response must contain, or use another critic; if an empty response rightly meets the "
+        "criterion, set canary: false"
     )
     (missing,) = [each for each in found if each.verdict.missing]
     assert math.isnan(missing.verdict.score) and not missing.fooled
-    assert "the response 'Solution' got no verdict, unparseable: no JSON" in missing.finding
+    assert "the response 'Solution' got no verdict, unparseable: the answer is not JSON" in missing.finding
     assert {each.verdict.score for each in found if each.item == "graded"} == {0.25}, "the least it can give"
     quiet = next(each for each in found if each.text == "")
     assert quiet.finding == "item 'exact' of category 'sums': the response '' scores 0, with confidence 0.85"
 
 
 def test_jobs_are_filled_in_from_the_row(rubric):
-    prompt, row = PROMPTS[1]
-    jobs = canary_jobs(rubric.categories["sums"].items, prompt, row)
+    jobs = canary_jobs(assign_items(rubric, PROMPTS)[1])
     assert {job.judge.criterion for job in jobs} == {"It says four.", "It is fair."}
-    assert [job.response.text for job in jobs[::2]] == list(TEXTS) and jobs[0].response.prompt == prompt
+    assert [job.response.text for job in jobs[::2]] == list(CANARY_TEXTS) and jobs[
+        0
+    ].response.prompt == "What is 2 + 2?"
 
 
 def test_no_items_no_calls(rubric):
     with Server(gullible) as server:
-        assert canaries(rubric, [], judging(server)) == ()
-    assert canary_jobs(rubric.categories["sums"].items[2:], *PROMPTS[0]) == [] and server.requests == []
+        assert canaries([], judging(server)) == ()
+    unjudged = Assignment(PROMPTS[0], "sums", rubric.categories["sums"].items[2:])
+    assert canary_jobs(unjudged) == [] and server.requests == []

@@ -1,4 +1,4 @@
-"""Judging ahead of the batch: the same verdicts, and nothing that stays behind."""
+"""Batches of judging and prefetching: equal verdicts, and no thread, file or connection left over."""
 
 import gc
 import json
@@ -11,27 +11,21 @@ import time
 from collections import Counter
 
 import pytest
+from judging_fixtures import jobs, judging, response
 from server import Server, verdict
-from test_judging import judging, response
 
 from grape_rl.reward.critic.judge import Judge
-from grape_rl.reward.critic.judging import Job, Judging
-from grape_rl.reward.critic.limiter import CostCap
-from grape_rl.reward.critic.questions import planned
+from grape_rl.reward.critic.judging import CriticJob, Judging
+from grape_rl.reward.critic.limiter import CostCapReached
+from grape_rl.reward.critic.questions import plan_questions
 from grape_rl.reward.critic.reply import Reply
-from grape_rl.reward.critic.reply_cache import Cache
+from grape_rl.reward.critic.reply_cache import ReplyCache
 
 CALLS = ("per_item", "batched")
 
 
-def jobs(texts, calls="per_item"):
-    return [
-        Job(word, Judge(criterion=f"It is {word}.", calls=calls), response(text)) for word in "abc" for text in texts
-    ]
-
-
 def by_content(request, number):
-    """A verdict that depends on all that is asked, and on nothing else."""
+    """A verdict that depends on the request alone."""
     mark = request["messages"][0]["content"].split("the mark ")[1].split(".")[0]
     asked = request["messages"][1]["content"].replace(mark, "")
     form = request["response_format"]["json_schema"]["schema"]["properties"]
@@ -45,13 +39,13 @@ def by_content(request, number):
 
 
 def handles():
-    """How many files and connections this process has open."""
+    """The number of files and connections that this process has open."""
     gc.collect()
     return len(os.listdir("/proc/self/fd"))
 
 
 def left():
-    """How many threads of critics there are."""
+    """The number of threads of critics."""
     named = [each for each in threading.enumerate() if each.name.startswith(("critic", "asyncio_"))]
     return len(named)
 
@@ -62,15 +56,15 @@ def said(verdicts):
 
 @pytest.mark.parametrize("calls", CALLS)
 @pytest.mark.parametrize("parts", [[[]], [["t0"], ["t1", "t1"], ["t2"]], [["t2", "t0", "t1", "t1"]], [["t9"], ["t1"]]])
-def test_verdicts_do_not_depend_on_it(calls, parts):
+def test_verdicts_do_not_depend_on_prefetching(calls, parts):
     texts = ["t0", "t1", "t1", "t2", "t3"]
     with Server(by_content) as server:
         plain = judging(server).verdicts(jobs(texts, calls))
         once = len(server.requests)
         critics = judging(server)
         for part in parts:
-            critics.ahead(jobs(part, calls))
-        assert said(critics.begin(jobs(texts, calls)).result()) == said(plain)
+            critics.prefetch(jobs(part, calls))
+        assert said(critics.submit(jobs(texts, calls)).result()) == said(plain)
         asked = len(server.requests) - once
     assert once == (12 if calls == "per_item" else 4), "an equal response is asked about once"
     stray = 1 if ["t9"] in parts else 0
@@ -78,19 +72,19 @@ def test_verdicts_do_not_depend_on_it(calls, parts):
     assert critics.usage.calls == asked and left() == 0
 
 
-def test_half_of_a_call_ahead_is_made_in_vain_but_changes_nothing():
+def test_prefetching_half_of_a_batched_call_is_wasted_but_changes_nothing():
     with Server(by_content) as server:
         plain = judging(server).verdicts(jobs(["t0"], "batched"))
         critics = judging(server)
-        critics.ahead(jobs(["t0"], "batched")[:2])
+        critics.prefetch(jobs(["t0"], "batched")[:2])
         assert said(critics.verdicts(jobs(["t0"], "batched"))) == said(plain)
         assert len(server.requests) == 3
 
 
-def test_it_answers_while_others_are_sampled():
+def test_prefetched_jobs_are_judged_before_submit():
     with Server(by_content, delay=0.05) as server:
         critics = judging(server)
-        critics.ahead(jobs(["t0", "t1"]))
+        critics.prefetch(jobs(["t0", "t1"]))
         until = time.monotonic() + 20
         while critics.usage.calls < 6 and time.monotonic() < until:
             time.sleep(0.01)
@@ -99,7 +93,7 @@ def test_it_answers_while_others_are_sampled():
         assert len(server.requests) == 9
 
 
-def test_what_several_jobs_share_is_paid_once():
+def test_a_shared_answer_is_paid_once():
     with Server(lambda r, n: verdict("yes")) as server:
         critics = judging(server, prompt_price=1.0)
         found = critics.verdicts(jobs(["t", "t", "t"]))
@@ -107,7 +101,7 @@ def test_what_several_jobs_share_is_paid_once():
     assert sum(each.cost for each in found) == pytest.approx(critics.usage.cost) == pytest.approx(3e-4)
 
 
-def test_what_a_step_used_is_a_difference():
+def test_the_usage_of_a_step_is_a_difference():
     with Server(lambda r, n: verdict("yes")) as server:
         critics = judging(server)
         critics.verdicts(jobs(["t"]))
@@ -117,38 +111,38 @@ def test_what_a_step_used_is_a_difference():
     assert (used.calls, used.tries, used.prompt_tokens, critics.usage.calls) == (6, 6, 600, 9)
 
 
-def test_the_cap_is_told_when_the_batch_begins():
+def test_the_cost_cap_of_prefetched_jobs_is_raised_by_the_batch():
     with Server(lambda r, n: verdict("yes")) as server:
         critics = judging(server, concurrency=1, prompt_price=1e4, cost_cap=2.0)
-        critics.ahead(jobs(["t0", "t1"]))
+        critics.prefetch(jobs(["t0", "t1"]))
         until = time.monotonic() + 20
         while left() and time.monotonic() < until:
             time.sleep(0.01)
-        critics.ahead(jobs(["t2"]))
-        with pytest.raises(CostCap):
-            critics.begin(jobs(["t0", "t1", "t2"])).result()
-        with pytest.raises(CostCap):
+        critics.prefetch(jobs(["t2"]))
+        with pytest.raises(CostCapReached):
+            critics.submit(jobs(["t0", "t1", "t2"])).result()
+        with pytest.raises(CostCapReached):
             critics.verdicts(jobs(["t3"]))
     assert len(server.requests) == 2 and left() == 0
     critics.close()
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_closing_ends_what_is_under_way_and_keeps_what_was_answered(begun, tmp_path):
+def test_close_stops_unfinished_calls_and_keeps_cached_answers(begun, tmp_path):
     files = handles()
     with Server(lambda r, n: verdict("yes")) as server:
         critics = judging(server, tmp_path / "cache.sqlite", concurrency=2)
-        critics.ahead(jobs(["t0"]))
+        critics.prefetch(jobs(["t0"]))
         until = time.monotonic() + 20
         while critics.usage.calls < 3 and time.monotonic() < until:
             time.sleep(0.01)
         server.delay = 60.0
-        critics.ahead(jobs(["t1", "t2"]))
-        waiting = critics.begin(jobs(["t0", "t1", "t2"])) if begun else None
+        critics.prefetch(jobs(["t1", "t2"]))
+        waiting = critics.submit(jobs(["t0", "t1", "t2"])) if begun else None
         critics.close()
         assert left() == 0
         if waiting:
-            with pytest.raises(RuntimeError, match="stopped before all of its verdicts"):
+            with pytest.raises(RuntimeError, match="stopped before all verdicts"):
                 waiting.result(timeout=0)
         critics.close()
         server.delay = 0.0
@@ -164,7 +158,7 @@ def test_nothing_is_left_after_many_batches():
         files = handles()
         for n in range(2):
             critics = judging(server, concurrency=3)
-            critics.ahead(jobs([f"{n}"]))
+            critics.prefetch(jobs([f"{n}"]))
             critics.verdicts(jobs([f"{n}", "more"]))
             time.sleep(0.05)  # the server's side of a connection closes a moment later
             assert left() == 0 and handles() <= files
@@ -181,9 +175,9 @@ class Broken:
         type(self).closed += 1
 
 
-def test_a_fault_of_the_program_is_told_as_it_is():
+def test_an_exception_of_a_critic_reaches_the_caller():
     critics = Judging({"default": Broken})
-    critics.ahead(jobs(["t"]))
+    critics.prefetch(jobs(["t"]))
     with pytest.raises(ZeroDivisionError):
         critics.verdicts(jobs(["t"]))
     assert Broken.closed == 1 and left() == 0
@@ -192,30 +186,33 @@ def test_a_fault_of_the_program_is_told_as_it_is():
     assert left() == 0
 
 
-def test_a_cache_that_is_none_is_told_in_a_line(tmp_path):
+def test_a_file_that_is_not_a_cache_is_refused_in_one_line(tmp_path):
     (tmp_path / "text").write_text("no database, but text " * 100)
-    with Server(by_content) as server, pytest.raises(ValueError, match="text: cannot keep critics' answers"):
+    with (
+        Server(by_content) as server,
+        pytest.raises(ValueError, match="text: cannot be used as a cache of critics' answers"),
+    ):
         judging(server, tmp_path / "text").verdicts(jobs(["t"]))
     assert left() == 0
 
 
-def test_a_cache_that_breaks_in_the_middle_stops_the_run_in_a_line(tmp_path):
-    kept = Cache(tmp_path / "cache")
+def test_a_cache_that_fails_later_stops_the_run_in_one_line(tmp_path):
+    kept = ReplyCache(tmp_path / "cache")
     with sqlite3.connect(tmp_path / "cache") as other:
         other.execute("DROP TABLE replies")
-    with pytest.raises(RuntimeError, match=r"cache: critics' answers cannot be kept: no such table: replies"):
+    with pytest.raises(RuntimeError, match=r"cache: the cache of critics' answers failed: no such table: replies"):
         kept.get("a")
     kept.put("a", Reply("x"))
-    with pytest.raises(RuntimeError, match="cannot be kept"):
+    with pytest.raises(RuntimeError, match="answers failed"):
         kept.close()
 
 
-def test_a_table_of_another_form_is_no_cache_and_an_answer_of_another_form_is_asked_again(tmp_path):
+def test_another_table_is_refused_and_an_unreadable_reply_is_requested_again(tmp_path):
     with sqlite3.connect(tmp_path / "other") as other:
         other.execute("CREATE TABLE replies (question TEXT, answer TEXT)")
     other.close()
     with Server(by_content) as server:
-        with pytest.raises(ValueError, match="other: cannot keep critics' answers: no such column"):
+        with pytest.raises(ValueError, match="other: cannot be used as a cache of critics' answers: no such column"):
             judging(server, tmp_path / "other").verdicts(jobs(["t"]))
         first = judging(server, tmp_path / "cache").verdicts(jobs(["t"]))
         for reply in ('{"text": "yes", "mood": "fine"}', "[]", "{"):
@@ -229,17 +226,16 @@ def test_a_table_of_another_form_is_no_cache_and_an_answer_of_another_form_is_as
         assert again.usage.cached == again.usage.calls, "what was asked again is kept"
 
 
-def test_a_program_that_fails_does_not_wait_for_critics_and_keeps_their_answers(tmp_path):
+def test_a_program_that_exits_does_not_wait_for_critics_and_keeps_cached_answers(tmp_path):
     program = f"""
 import sys, time
 sys.path.insert(0, {str(__file__).rsplit("/", 1)[0]!r})
+from judging_fixtures import jobs, judging
 from server import Server, verdict
-from test_judging import judging
-from test_ahead import jobs
 from pathlib import Path
 server = Server(lambda r, n: verdict("yes")).__enter__()
 critics = judging(server, Path({str(tmp_path / "cache.sqlite")!r}))
-critics.ahead(jobs(["t0"]))
+critics.prefetch(jobs(["t0"]))
 while critics.usage.calls < 3:
     time.sleep(0.01)
 raise SystemExit(3)
@@ -250,18 +246,21 @@ raise SystemExit(3)
     kept.close()
 
 
-def test_a_response_is_asked_about_together_and_a_prompt_s_responses_too():
+def test_questions_are_ordered_by_prompt_and_response():
     asked = [
-        Job(word, Judge(criterion=word), response(text, prompt)) for word in "abc" for text in "xy" for prompt in "pq"
+        CriticJob(word, Judge(criterion=word), response(text, prompt))
+        for word in "abc"
+        for text in "xy"
+        for prompt in "pq"
     ]
-    questions, places = planned(asked)
+    questions, places = plan_questions(asked)
     order = [(each.response.prompt, each.response.text, each.judges[0].criterion) for each in questions]
     assert order == [(p, t, w) for p in "pq" for t in "xy" for w in "abc"]
     at = {each.key: each for each in questions}
-    assert [at[place.key].judges[place.judge] for place in places] == [job.judge for job in asked]
+    assert [at[place.key].judges[place.position] for place in places] == [job.judge for job in asked]
 
 
-def test_only_so_many_questions_are_written_at_once(monkeypatch):
+def test_prompts_are_written_only_when_a_worker_is_free(monkeypatch):
     written = Counter()
 
     def messages(judges, answer, mark):
@@ -276,6 +275,8 @@ def test_only_so_many_questions_are_written_at_once(monkeypatch):
             written["answered"] += 1
             return Reply(verdict("yes")["content"])
 
-    monkeypatch.setattr(batch, "messages", messages)
+    from grape_rl.reward.critic import judging_batch
+
+    monkeypatch.setattr(judging_batch, "judge_messages", messages)
     found = Judging({"default": Counting}).verdicts(jobs([str(n) for n in range(300)]))
     assert len(found) == 900 and written["most"] <= 2 and written["now"] == 900
