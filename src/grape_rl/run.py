@@ -26,7 +26,7 @@ from grape_rl.setup.policy import policy_at, start_policy
 from grape_rl.setup.run_folder import resumable, write
 from grape_rl.setup.sampling import policy_sampler, sampling_prompts
 from grape_rl.setup.setup import Setup
-from grape_rl.setup.value_function import value_function
+from grape_rl.setup.value_function import build_value_function
 from grape_rl.sources.responses import current_options
 from grape_rl.training.checkpoint import TrainingState, restore_trainer, save_checkpoint
 from grape_rl.training.experience import Experience
@@ -142,7 +142,7 @@ def _setup(config: Config, method: Method, checkpoint: Path | None) -> Setup:
         grader = make_grader(config, source.aggregation(options, memory), [*train_rows, *test_rows])
     policy = policy_at(checkpoint, start) if checkpoint else start
     settings = source.value_function(options)
-    value = value_function(settings, start, checkpoint) if settings else None
+    value = build_value_function(settings, start, checkpoint) if settings else None
     if config.gradient_checkpointing:
         for model in (policy.model, value):
             if isinstance(model, PreTrainedModel):

@@ -13,7 +13,7 @@ from grape_rl.model.load import load
 from grape_rl.model.scratch import character_tokenizer, random_llama
 from grape_rl.model.value_head import separate_value_model
 from grape_rl.setup.policy import make_policy
-from grape_rl.setup.value_function import value_function
+from grape_rl.setup.value_function import build_value_function
 from grape_rl.training.value import ValueFunctionOptions
 from small_runs import REWARD, settings, sums, written
 
@@ -135,7 +135,7 @@ def test_a_value_model_needs_no_embedding_that_the_policy_has_not(tmp_path):
     start = make_policy(*load(folder(tmp_path / "model"), CPU))
     separate_value_model(start.model).save_pretrained(tmp_path / "value")
     settings = ValueFunctionOptions(value_trunk="own", value_model=str(tmp_path / "value"))
-    assert value_function(settings, start, None).config.num_labels == 1
+    assert build_value_function(settings, start, None).config.num_labels == 1
 
 
 def test_a_larger_vocabulary_is_refused(tmp_path):

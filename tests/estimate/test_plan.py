@@ -11,7 +11,7 @@ from grape_rl.estimate import plan
 from grape_rl.estimate.cost import Machine
 from grape_rl.estimate.fake_model import measure_footprint
 from grape_rl.estimate.flops import Work, forward_work, generation_work
-from grape_rl.estimate.plan import estimated, extra_models, plan_step
+from grape_rl.estimate.plan import count_extra_models, estimated, plan_step
 from grape_rl.methods import objective, resolve_options
 from grape_rl.model.load import load
 from grape_rl.model.lora import add_adapters
@@ -97,11 +97,11 @@ def test_a_step_of_grpo(tmp_path):
     assert (step.decodes, step.rows, step.cached) == (20, 3, 3 * (max(lengths) + 10))  # a prompt at once
     assert step.learned == forward_work(sequences) and step.no_grad_passes == 0 and step.no_grad == Work()
     assert (step.microbatches, step.positions, step.chosen) == (1, step.learned.trunk_tokens, 60)
-    assert extra_models(setup, source, sequences).references == 0
+    assert count_extra_models(setup, source, sequences).references == 0
     setup, source, sequences = of(tmp_path, "grpo")
     step = plan_step(setup, source, sequences)
     assert (step.no_grad, step.no_grad_passes) == (forward_work(sequences), 1)
-    assert extra_models(setup, source, sequences).references == 1
+    assert count_extra_models(setup, source, sequences).references == 1
 
 
 def test_epochs_parts_and_small_micro_batches(tmp_path):
@@ -120,10 +120,14 @@ def test_a_value_function_reads_once_and_learns(tmp_path):
     whole = forward_work(sequences)
     trunk = Work(whole.trunk_tokens, 0, whole.attention_pairs)
     step = plan_step(setup, source, sequences)
-    assert (step.no_grad, step.learned, extra_models(setup, source, sequences).trunks) == (trunk, whole + trunk, 1)
+    assert (step.no_grad, step.learned, count_extra_models(setup, source, sequences).trunks) == (
+        trunk,
+        whole + trunk,
+        1,
+    )
     setup, source, sequences = of(tmp_path, "ppo", log_kl=False, options={"kl_in_reward": 0.0, "value_trunk": "shared"})
     step = plan_step(setup, source, sequences)
-    assert (step.no_grad, step.learned, extra_models(setup, source, sequences).trunks) == (trunk, whole, 0)
+    assert (step.no_grad, step.learned, count_extra_models(setup, source, sequences).trunks) == (trunk, whole, 0)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +145,7 @@ def test_a_value_function_reads_once_and_learns(tmp_path):
 def test_what_is_read_without_a_gradient(method, reads, fixed, tmp_path):
     setup, source, sequences = of(tmp_path, method)
     step = plan_step(setup, source, sequences)
-    assert (step.no_grad_passes, extra_models(setup, source, sequences).references) == (reads, fixed)
+    assert (step.no_grad_passes, count_extra_models(setup, source, sequences).references) == (reads, fixed)
     learned = step.learned.head_tokens
     assert learned == (4 * 10 if method == "online_dpo" else int(sequences.mask.sum()))  # a pair of each group of 3
     if reads:

@@ -18,7 +18,7 @@ from grape_rl.model.scratch import random_llama
 from grape_rl.setup.policy import Policy, make_policy, scratch_tokenizer
 from grape_rl.setup.rows import Row
 
-TOKENS = 16
+PASS_TOKENS = 16
 """Tokens of the smaller of two forward passes whose activations are compared."""
 
 
@@ -61,14 +61,14 @@ def footprint(model: Any, precision: AbstractContextManager[Any]) -> ModelFootpr
     head_width = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
     output = model.get_output_embeddings()
     model_shape = shape_of(model)
-    stored = _stored_bytes(model, 2 * TOKENS, precision) - _stored_bytes(model, TOKENS, precision)
+    stored = _stored_bytes(model, 2 * PASS_TOKENS, precision) - _stored_bytes(model, PASS_TOKENS, precision)
     return ModelFootprint(
         shape=model_shape,
         parameters=sum(p.numel() for p in parameters),
         trunk=sum({id(p): p.numel() for p in model.base_model.parameters()}.values()),
         trained=sum(trained),
         largest=max(trained),
-        activations=stored / TOKENS,
+        activations=stored / PASS_TOKENS,
         cached=2 * 4.0 * heads * head_width * model_shape.layers,
         vocabulary=output.weight.shape[0] if output else 0,
     )

@@ -29,10 +29,10 @@ from grape_rl.training.value import ValueFunctionOptions
 from grape_rl.types import Sequences
 from grape_rl.validation import load_config, load_rows
 
-ROWS = 256
+ESTIMATED_ROWS = 256
 """Data rows that an estimate reads, at most."""
 
-STEPS = 4
+ESTIMATED_STEPS = 4
 """Steps whose mean time and largest memory an estimate takes."""
 
 
@@ -55,7 +55,7 @@ def estimated(config: Config, machine: Callable[[torch.device, torch.dtype], Mac
     available(config.model)
 
     # Set up the run with a fake model and few rows.
-    count = min(config.data.rows or ROWS, max(ROWS, STEPS * config.prompts_per_step))
+    count = min(config.data.rows or ESTIMATED_ROWS, max(ESTIMATED_ROWS, ESTIMATED_STEPS * config.prompts_per_step))
     short = config.model_copy(update={"data": config.data.model_copy(update={"rows": count, "held_out_rows": 0})})
     train_rows, _ = load_rows(short, method, options)
     policy, footprint = measure_footprint(config, train_rows, source.trains_reward_model)
@@ -63,13 +63,13 @@ def estimated(config: Config, machine: Callable[[torch.device, torch.dtype], Mac
 
     # Count the work of some steps, and divide by the machine's rates.
     batch = source.batches(setup)
-    steps = [plan_step(setup, source, batch(step)) for step in range(STEPS)]
+    steps = [plan_step(setup, source, batch(step)) for step in range(ESTIMATED_STEPS)]
     base, on = resident_bytes(), device(config.device)
     rates = (machine or measure_machine)(on, torch.bfloat16 if config.precision == "bf16" else torch.float32)
-    extra = extra_models(setup, source, batch(0))
+    extra = count_extra_models(setup, source, batch(0))
     peaks = [peak_memory(footprint, step, extra, base if on.type == "cpu" else 0.0) for step in steps]
     times = [step_seconds(footprint, step, rates, config.gradient_checkpointing) for step in steps]
-    mean = {name: sum(time[name] for time in times) / STEPS for name in times[0]}
+    mean = {name: sum(time[name] for time in times) / ESTIMATED_STEPS for name in times[0]}
     return Estimate(max(peaks, key=lambda parts: sum(parts.values())), mean, rates)
 
 
@@ -83,7 +83,7 @@ def resident_bytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
 
 
-def extra_models(setup: Setup, source: Source, sequences: Sequences) -> ExtraModels:
+def count_extra_models(setup: Setup, source: Source, sequences: Sequences) -> ExtraModels:
     """Models that the run holds in addition to the policy."""
     references = source.forward_passes(setup, sequences).references
     own_trunk = _has_own_trunk(source.value_function(setup.options))

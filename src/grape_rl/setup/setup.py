@@ -20,7 +20,7 @@ from grape_rl.setup.rows import Row
 from grape_rl.training.fit import Warn
 from grape_rl.training.objective import Objective
 
-Warnings = list[tuple[str, str]]
+StartWarnings = list[tuple[str, str]]
 """Keys and messages of warnings that are logged before the first step."""
 
 

@@ -12,7 +12,7 @@ from grape_rl.training.checkpoint import VALUE_FOLDER
 from grape_rl.training.value import ValueFunctionOptions
 
 
-def value_function(
+def build_value_function(
     settings: ValueFunctionOptions, start: Policy, checkpoint: Path | None
 ) -> nn.Linear | PreTrainedModel:
     """The value function of a policy at the start of a run, or at the checkpoint if there is one.

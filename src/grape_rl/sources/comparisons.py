@@ -14,10 +14,10 @@ from grape_rl.model.forward import ForwardContext
 from grape_rl.model.reward_head import set_step_separator
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.setup.rows import Row
-from grape_rl.setup.setup import Setup, Warnings
+from grape_rl.setup.setup import Setup, StartWarnings
 from grape_rl.sources.drawing import draw_examples
 from grape_rl.sources.method_function import MethodFunction
-from grape_rl.sources.preferences import PAIRS, REWARD_COLUMNS, read_preferences
+from grape_rl.sources.preferences import PAIR_REQUIREMENT, REWARD_COLUMNS, read_preferences
 from grape_rl.sources.requirement import DataRequirement
 from grape_rl.sources.source import HeldOutItems, Source
 from grape_rl.training.experience import ExperienceSource
@@ -25,7 +25,7 @@ from grape_rl.training.objective import COMPARISON_FIELDS
 from grape_rl.training.reward_modeling import RewardPairBatch, comparison_loss_inputs, comparison_metrics
 from grape_rl.types import Sequences
 
-ENCODE_INPUTS = frozenset({"rows", "tokenizer", "end", "max_length", "columns", "source"})
+COMPARISON_INPUTS = frozenset({"rows", "tokenizer", "end", "max_length", "columns", "source"})
 """Inputs of the function that turns rows into comparisons."""
 
 
@@ -33,7 +33,7 @@ ENCODE_INPUTS = frozenset({"rows", "tokenizer", "end", "max_length", "columns", 
 class Comparisons(Source):
     """Pairs are read from data, as ``Preferences``, but the trained model scores them. ``encode`` makes the tokens."""
 
-    requirement: ClassVar[DataRequirement] = PAIRS
+    requirement: ClassVar[DataRequirement] = PAIR_REQUIREMENT
     unit: ClassVar[str] = "pairs"
     trains_reward_model: ClassVar[bool] = True
 
@@ -47,7 +47,7 @@ class Comparisons(Source):
     @property
     def functions(self) -> tuple[MethodFunction, ...]:
         """The function that makes a batch."""
-        return (MethodFunction(self.encode, ENCODE_INPUTS),)
+        return (MethodFunction(self.encode, COMPARISON_INPUTS),)
 
     def rows(self, config: Config, options: Mapping[str, Any]) -> tuple[list[Row], list[Row]]:
         """Training rows and held-out rows, each with a ``prompt``, a ``chosen`` and a ``rejected``."""
@@ -58,7 +58,7 @@ class Comparisons(Source):
         examples, _ = self._encode(setup, setup.train_rows, "data")
         return lambda step: experience_from_comparisons(draw_examples(examples, setup.config, step)).sequences
 
-    def experiences(self, setup: Setup) -> tuple[ExperienceSource, Warnings]:
+    def experiences(self, setup: Setup) -> tuple[ExperienceSource, StartWarnings]:
         """The pairs of each step with their margins. The model is marked as one that scores whole responses."""
         set_step_separator(setup.policy.model, None)
         examples, warnings = self._encode(setup, setup.train_rows, "data")
@@ -70,14 +70,14 @@ class Comparisons(Source):
         test = experience_from_comparisons(examples)
         return lambda: summarize_comparisons(setup.policy.model, test, setup.forward())
 
-    def _encode(self, setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[PairWithMargin], Warnings]:
+    def _encode(self, setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[PairWithMargin], StartWarnings]:
         """The rows as pairs in tokens with their margins, with a warning of pairs left out."""
         data, policy = setup.config.data, setup.policy
         limit = min(data.max_length, policy.context)
         columns = ("margin", *REWARD_COLUMNS)
         if data.source:
             columns = (data.margin, data.chosen_reward, data.rejected_reward)
-        encode = MethodFunction(self.encode, ENCODE_INPUTS).bind(setup.options)
+        encode = MethodFunction(self.encode, COMPARISON_INPUTS).bind(setup.options)
         examples, counts = encode(rows, policy.tokenizer, policy.end_tokens, limit, columns, origin)
         message = f"{counts.dropped} of {counts.rows} pairs do not fit into {limit} tokens, or do not differ: left out"
         return examples, [("left_out", message)] if counts.dropped else []

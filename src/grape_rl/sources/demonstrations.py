@@ -20,7 +20,7 @@ from grape_rl.reward.scores import ItemSummary
 from grape_rl.rollout.experience import TokenExperience
 from grape_rl.schema import did_you_mean
 from grape_rl.setup.rows import Row, read_split, row_origins, with_prompt
-from grape_rl.setup.setup import Setup, Warnings
+from grape_rl.setup.setup import Setup, StartWarnings
 from grape_rl.sources.drawing import draw_examples
 from grape_rl.sources.requirement import DataRequirement, check_columns
 from grape_rl.sources.source import HeldOutItems, Source
@@ -78,7 +78,7 @@ class Demonstrations(Source):
         demonstrations, _ = encode_demonstrations(setup, setup.train_rows, "data")
         return lambda step: collate_examples(draw_examples(demonstrations, setup.config, step))
 
-    def experiences(self, setup: Setup) -> tuple[ExperienceSource, Warnings]:
+    def experiences(self, setup: Setup) -> tuple[ExperienceSource, StartWarnings]:
         """The demonstrations of each step, with warnings of truncated rows and of rows left out."""
         demonstrations, warnings = encode_demonstrations(setup, setup.train_rows, "data")
         return lambda step: experience_from_demonstrations(draw_examples(demonstrations, setup.config, step)), warnings
@@ -91,14 +91,14 @@ class Demonstrations(Source):
         return lambda: summarize_demonstrations(setup.policy.model, demonstrations, setup.forward())
 
 
-def encode_demonstrations(setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[Example], Warnings]:
+def encode_demonstrations(setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[Example], StartWarnings]:
     """The rows in tokens, with warnings of truncated rows and of rows left out."""
     data, policy = setup.config.data, setup.policy
     limit = min(data.max_length, policy.context)
     demonstrations, counts = tokenize_demonstrations(
         rows, policy.tokenizer, policy.end_tokens, limit, origin, data.learn
     )
-    warnings: Warnings = []
+    warnings: StartWarnings = []
     if counts.truncated:
         warnings.append(("cut", f"{counts.truncated} of {counts.rows} demonstrations are truncated to {limit} tokens"))
     if counts.dropped:

@@ -23,7 +23,7 @@ from grape_rl.model.reference_logprobs import LogprobFunction
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.setup.reference import cached_reference
 from grape_rl.setup.rows import Row, read_split, row_origins, with_prompt
-from grape_rl.setup.setup import Setup, Warnings
+from grape_rl.setup.setup import Setup, StartWarnings
 from grape_rl.sources.drawing import draw_examples
 from grape_rl.sources.preferences import as_preferences
 from grape_rl.sources.requirement import DataRequirement, check_columns
@@ -74,7 +74,7 @@ class Labels(Source):
         examples, _ = encode_labels(setup, setup.train_rows, "data")
         return lambda step: _stack(draw_examples(examples, setup.config, step))
 
-    def experiences(self, setup: Setup) -> tuple[ExperienceSource, Warnings]:
+    def experiences(self, setup: Setup) -> tuple[ExperienceSource, StartWarnings]:
         """The labeled responses of each step, with the reference's log-probs.
 
         The log-probs come from a cache, unless the loss reads mismatched responses, which depend on the batch.
@@ -108,12 +108,12 @@ class Labels(Source):
         return ForwardPasses(sequences, (sequences,) * passes, int(reads_mismatched))
 
 
-def encode_labels(setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[LabeledResponse], Warnings]:
+def encode_labels(setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[LabeledResponse], StartWarnings]:
     """The rows as labeled responses in tokens, with warnings of truncated responses and of prompts left out."""
     policy, limit = setup.policy, _limit(setup)
     single = rows if {"completion", "label"} <= rows[0].keys() else unpair(rows)
     examples, counts = tokenize_labeled_responses(single, policy.tokenizer, policy.end_tokens, limit, origin)
-    warnings: Warnings = []
+    warnings: StartWarnings = []
     if counts.truncated:
         warnings.append(("cut", f"{counts.truncated} of {counts.rows} responses are truncated to {limit} tokens"))
     if counts.dropped:

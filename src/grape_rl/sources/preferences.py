@@ -18,7 +18,7 @@ from grape_rl.model.reference_logprobs import LogprobFunction
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.setup.reference import cached_reference
 from grape_rl.setup.rows import Row, as_messages, read_split, row_origins
-from grape_rl.setup.setup import Setup, Warnings
+from grape_rl.setup.setup import Setup, StartWarnings
 from grape_rl.sources.drawing import draw_examples
 from grape_rl.sources.requirement import DataRequirement, check_columns
 from grape_rl.sources.source import ForwardPasses, HeldOutItems, Source
@@ -34,7 +34,7 @@ from grape_rl.training.pairs import (
 )
 from grape_rl.types import PairBatch, Sequences
 
-PAIRS = DataRequirement("pairs (prompt, chosen, rejected)", (("chosen", "rejected"),), ("preference",))
+PAIR_REQUIREMENT = DataRequirement("pairs (prompt, chosen, rejected)", (("chosen", "rejected"),), ("preference",))
 """Pairs of responses. The prompt may be the common prefix of both."""
 
 REWARD_COLUMNS = ("chosen_reward", "rejected_reward")
@@ -45,7 +45,7 @@ REWARD_COLUMNS = ("chosen_reward", "rejected_reward")
 class Preferences(Source):
     """Pairs are read from data: prompts, each with a chosen and a rejected response."""
 
-    requirement: ClassVar[DataRequirement] = PAIRS
+    requirement: ClassVar[DataRequirement] = PAIR_REQUIREMENT
     unit: ClassVar[str] = "pairs"
 
     @property
@@ -62,7 +62,7 @@ class Preferences(Source):
         examples, _ = encode_pairs(setup, setup.train_rows, "data")
         return lambda step: collate_pairs(draw_examples(examples, setup.config, step))
 
-    def experiences(self, setup: Setup) -> tuple[ExperienceSource, Warnings]:
+    def experiences(self, setup: Setup) -> tuple[ExperienceSource, StartWarnings]:
         """The pairs of each step, with the reference's log-probs if the loss reads them.
 
         The log-probs come from a cache, unless the update moves the reference or the loss reads its whole
@@ -104,7 +104,7 @@ def read_preferences(config: Config) -> tuple[list[Row], list[Row]]:
     """
     splits = read_split(config)
     for rows, origin in zip(splits, row_origins(config.data), strict=True):
-        check_columns(config, PAIRS, rows, origin)
+        check_columns(config, PAIR_REQUIREMENT, rows, origin)
     return as_preferences(config, *splits)
 
 
@@ -130,7 +130,7 @@ def as_preferences(config: Config, train: list[Row], test: list[Row]) -> tuple[l
     )
 
 
-def encode_pairs(setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[Pair], Warnings]:
+def encode_pairs(setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[Pair], StartWarnings]:
     """The rows as pairs in tokens, with warnings of truncated pairs and of pairs left out.
 
     A loss that reads rewards is evaluated once on all of them, so that rewards it refuses are reported before training.
@@ -143,7 +143,7 @@ def encode_pairs(setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[P
     columns = (data.chosen_reward, data.rejected_reward) if data.source else REWARD_COLUMNS
     examples, counts = tokenize_pairs(rows, policy.tokenizer, policy.end_tokens, limit, columns, origin)
     _try_rewards(setup, examples, origin, f"the columns {columns[0]!r} and {columns[1]!r}", rows[0])
-    warnings: Warnings = []
+    warnings: StartWarnings = []
     if counts.truncated:
         warnings.append(("cut", f"{counts.truncated} of {counts.rows} pairs are truncated to {limit} tokens"))
     if counts.dropped:

@@ -20,7 +20,7 @@ from grape_rl.rollout.scored_rollout import ScoredRollout
 from grape_rl.setup.graders import Aggregation
 from grape_rl.setup.revisions import with_revisions
 from grape_rl.setup.sampling import policy_sampler
-from grape_rl.setup.setup import Setup, Warnings
+from grape_rl.setup.setup import Setup, StartWarnings
 from grape_rl.sources.method_function import MethodFunction
 from grape_rl.sources.sampled import (
     VERDICT_INPUTS,
@@ -146,7 +146,7 @@ class Responses(SampledSource):
                 "options: kl_target adapts the coefficient kl or kl_in_reward, but both are 0: set one to start from"
             )
 
-    def experiences(self, setup: Setup) -> tuple[ExperienceSource, Warnings]:
+    def experiences(self, setup: Setup) -> tuple[ExperienceSource, StartWarnings]:
         """The graded responses of each step with their advantages."""
         sampling = SamplingParams(**setup.config.sampling.model_dump())
         reference = None

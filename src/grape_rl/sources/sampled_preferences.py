@@ -21,7 +21,7 @@ from grape_rl.rollout.records import response_records
 from grape_rl.rollout.scored_rollout import response_ids
 from grape_rl.setup.revisions import with_revisions
 from grape_rl.setup.sampling import policy_sampler
-from grape_rl.setup.setup import Setup, Warnings
+from grape_rl.setup.setup import Setup, StartWarnings
 from grape_rl.sources.method_function import MethodFunction
 from grape_rl.sources.preferences import experience_from_pair_sequences, pair_reference, reads_reference
 from grape_rl.sources.sampled import (
@@ -72,7 +72,7 @@ class SampledPreferences(SampledSource):
         if config.sampling.temperature == 0:
             raise ValueError(f"sampling: at temperature 0 all responses are equal: {config.method} would learn nothing")
 
-    def experiences(self, setup: Setup) -> tuple[ExperienceSource, Warnings]:
+    def experiences(self, setup: Setup) -> tuple[ExperienceSource, StartWarnings]:
         """The pairs of each step, from graded responses."""
         sampling = SamplingParams(**setup.config.sampling.model_dump())
         start = None

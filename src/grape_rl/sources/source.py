@@ -9,7 +9,7 @@ from grape_rl.config.config import Config
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.setup.graders import Aggregation
 from grape_rl.setup.rows import Row
-from grape_rl.setup.setup import Setup, Warnings
+from grape_rl.setup.setup import Setup, StartWarnings
 from grape_rl.sources.method_function import MethodFunction
 from grape_rl.sources.requirement import DataRequirement
 from grape_rl.training.experience import ExperienceSource
@@ -96,7 +96,7 @@ class Source(Protocol):
         ...
 
     @abstractmethod
-    def experiences(self, setup: Setup) -> tuple[ExperienceSource, Warnings]:
+    def experiences(self, setup: Setup) -> tuple[ExperienceSource, StartWarnings]:
         """A function from a step's number to its experience, and warnings to log before the first step.
 
         Raises:

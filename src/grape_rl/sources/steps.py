@@ -13,7 +13,7 @@ from grape_rl.model.forward import ForwardContext
 from grape_rl.model.reward_head import set_step_separator
 from grape_rl.reward.scores import ItemSummary
 from grape_rl.setup.rows import Row, read_split, row_origins, with_prompt
-from grape_rl.setup.setup import Setup, Warnings
+from grape_rl.setup.setup import Setup, StartWarnings
 from grape_rl.sources.drawing import draw_examples
 from grape_rl.sources.method_function import MethodFunction
 from grape_rl.sources.requirement import DataRequirement, check_columns
@@ -23,7 +23,7 @@ from grape_rl.training.objective import STEP_FIELDS
 from grape_rl.training.reward_modeling import StepLabelBatch, step_loss_inputs, step_metrics
 from grape_rl.types import Sequences
 
-ENCODE_INPUTS = frozenset({"rows", "tokenizer", "max_length", "source"})
+SOLUTION_INPUTS = frozenset({"rows", "tokenizer", "max_length", "source"})
 """Inputs of the function that turns rows into labeled solutions."""
 
 
@@ -49,7 +49,7 @@ class Steps(Source):
     @property
     def functions(self) -> tuple[MethodFunction, ...]:
         """The function that makes a batch."""
-        return (MethodFunction(self.encode, ENCODE_INPUTS),)
+        return (MethodFunction(self.encode, SOLUTION_INPUTS),)
 
     def rows(self, config: Config, options: Mapping[str, Any]) -> tuple[list[Row], list[Row]]:
         """Training rows and held-out rows, each with a ``prompt``, its ``completions`` (steps) and their ``labels``.
@@ -77,7 +77,7 @@ class Steps(Source):
         examples, _ = self._encode(setup, setup.train_rows, "data")
         return lambda step: experience_from_solutions(draw_examples(examples, setup.config, step)).sequences
 
-    def experiences(self, setup: Setup) -> tuple[ExperienceSource, Warnings]:
+    def experiences(self, setup: Setup) -> tuple[ExperienceSource, StartWarnings]:
         """The solutions of each step of the run. The model is marked with the separator of the steps that it scores."""
         set_step_separator(setup.policy.model, setup.options["separator"])
         examples, warnings = self._encode(setup, setup.train_rows, "data")
@@ -89,13 +89,13 @@ class Steps(Source):
         test = experience_from_solutions(examples)
         return lambda: summarize_steps(setup.policy.model, test, setup.forward())
 
-    def _encode(self, setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[LabeledSolution], Warnings]:
+    def _encode(self, setup: Setup, rows: Sequence[Row], origin: str) -> tuple[list[LabeledSolution], StartWarnings]:
         """The rows as solutions in tokens, with warnings of solutions that lost steps and of those left out."""
         policy = setup.policy
         limit = min(setup.config.data.max_length, policy.context)
-        encode = MethodFunction(self.encode, ENCODE_INPUTS).bind(setup.options)
+        encode = MethodFunction(self.encode, SOLUTION_INPUTS).bind(setup.options)
         examples, counts = encode(rows, policy.tokenizer, limit, origin)
-        warnings: Warnings = []
+        warnings: StartWarnings = []
         if counts.truncated:
             warnings.append(("cut", f"{counts.truncated} of {counts.rows} solutions lost steps over {limit} tokens"))
         if counts.dropped:
