@@ -1,4 +1,4 @@
-"""What a critic's failures do to a run: no failure is a score, and it moves no more than what had to be guessed."""
+"""Failures of a critic in a run: no failure is a score, and its effect is bounded by the imputed scores."""
 
 import math
 
@@ -24,7 +24,7 @@ KINDS = ("timeout", "unparseable", "truncated", "refused", "infrastructure", "dr
 
 
 def judged(folder, faults=None, seed=0, **more):
-    """A run whose critic fails so often; a tenth of its calls are 7.5 % of all verdicts."""
+    """The settings of a run whose critic fails at these rates; a tenth of its calls are 7.5 % of all verdicts."""
     wanted = merge(settings(folder, "grape"), {"steps": 1, "prompts_per_step": 8, **more})
     (folder / "rubric.yaml").write_text(RUBRIC)
     wanted["reward"] |= {"critics": {"default": {"stub": {"faults": faults or {}, "fault_seed": seed}}}}
@@ -33,14 +33,14 @@ def judged(folder, faults=None, seed=0, **more):
 
 
 def responses(run, step=1):
-    """Each response of a step: its prompt, advantage, and verdicts by item."""
+    """The responses of a step: prompt, advantage, and verdicts by item."""
     found = lines(run.folder / "rollouts" / f"step-{step:06d}.jsonl")
     return [line | {"verdicts": {v["item"]: v for v in line["verdicts"]}} for line in found]
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """Responses of the first step, judged without a failure, by scale of the advantage."""
+    """The responses of the first step without failures, by scale of the advantage."""
     found = {}
     for scale in ("none", "group"):
         folder = tmp_path_factory.mktemp(scale)
@@ -54,7 +54,7 @@ def mean(values):
 
 
 def shares(group):
-    """Each item's share w·c̄ / Σ|w|c̄ in a group, by a loop: 0 for one with under half of its verdicts."""
+    """Each item's share w·c̄ / Σ|w|c̄ in a group, by a loop; 0 for an item with less than half of its verdicts."""
     sure = {}
     for item, weight in WEIGHT.items():
         known = [r["verdicts"][item]["confidence"] for r in group if r["verdicts"][item]["score"] is not None]
@@ -64,7 +64,7 @@ def shares(group):
 
 
 def bound(true, seen):
-    """How far the advantages of a group may move, response by response, if ``seen`` is ``true`` with failures."""
+    """A bound on the change of each response's advantage in a group, if ``seen`` is ``true`` with failures."""
     before, after = shares(true), shares(seen)
     middle = {item: mean(r["verdicts"][item]["score"] for r in true) for item in WEIGHT}
     moved = []
@@ -91,21 +91,21 @@ def grouped(found, size=4):
 @pytest.mark.parametrize(
     "faults", [*({kind: 0.1} for kind in KINDS), dict.fromkeys(KINDS, 1 / 60)], ids=[*KINDS, "all"]
 )
-def test_a_failure_moves_an_advantage_by_no_more_than_was_guessed(faults, sound, tmp_path):
-    """A run whose critic fails in a tenth of its calls ends, without a score for any failure.
+def test_a_failure_changes_an_advantage_by_no_more_than_the_imputation(faults, sound, tmp_path):
+    """A run whose critic fails in a tenth of its calls completes, without a score for any failure.
 
     Without a scale the advantage is A_i = R_i − mean R, R_i = Σ_k p_k s_ik with p_k = w_k c̄_k / Σ|w|c̄. A failure puts
-    the item's mean m'_k over the verdicts that are there in the place of s_ik, and moves the shares to p'_k. So
+    the item's mean m'_k over its valid verdicts in place of s_ik, and changes the shares to p'_k. So
 
         R'_i − R_i = Σ_{k missing of i} p'_k (m'_k − s_ik) + Σ_k (p'_k − p_k) s_ik
 
-    and, since what all of a group have in common is no part of an advantage, with m_k the mean of all of s_k,
+    and, since an advantage does not depend on a constant added to the whole group, with m_k the mean of s_k,
 
         |A'_i − A_i| ≤ B_i + mean B,  B_i = Σ_{k missing of i} |p'_k| |s_ik − m'_k| + Σ_k |p'_k − p_k| |s_ik − m_k|:
 
-    the imputation error, and what the shift of the mean confidence makes. A response that lacks over half of the
-    weight has no reward and no advantage; the mean of the others is then off by |mean_kept R − mean R| more.
-    A group without a failure keeps its advantages to the last bit.
+    the imputation error, plus the effect of the changed mean confidence. A response without verdicts for more than half
+    of the weight has no reward and no advantage; the mean over the rest then differs by |mean_kept R − mean R| more.
+    A group without a failure keeps its advantages to the bit.
     """
     run = train(judged(tmp_path, faults, options={"scale": "none"}))
     moved = untouched = 0
@@ -132,7 +132,7 @@ def test_a_failure_moves_an_advantage_by_no_more_than_was_guessed(faults, sound,
     assert moved > 4 and untouched > 0 and run.metrics[0]["missing"] > 4
 
 
-def test_groups_without_a_failure_keep_their_advantages_where_these_are_scaled(sound, tmp_path):
+def test_groups_without_a_failure_keep_their_scaled_advantages(sound, tmp_path):
     run = train(judged(tmp_path, {"timeout": 0.1}))
     kept = 0
     for true, seen in zip(grouped(sound["group"]), grouped(responses(run)), strict=True):
@@ -147,8 +147,8 @@ def test_a_rate_limit_changes_nothing(sound, tmp_path):
     assert responses(run) == sound["group"] and run.metrics[0]["missing"] == 0
 
 
-def test_a_run_whose_critic_fails_goes_on_to_the_same_bits(tmp_path, monkeypatch):
-    """Killed and resumed, the same calls fail again."""
+def test_a_run_with_failures_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    """In a killed and resumed run, the same calls fail again."""
     faults = dict.fromkeys(KINDS, 1 / 60)
     wanted = judged(tmp_path, faults, steps=4, checkpoint_every=2, prompts_per_step=3)
     wanted["reward"]["failure_limit"] = 0.3
@@ -156,15 +156,15 @@ def test_a_run_whose_critic_fails_goes_on_to_the_same_bits(tmp_path, monkeypatch
     assert sum(step["missing"] for step in run.metrics) > 0
 
 
-def test_an_outage_stops_the_run_and_costs_it_nothing(tmp_path):
-    """Three in ten calls fail from step 3 on: one line says what failed, and the steps before are there to resume."""
+def test_an_outage_stops_the_run_without_loss(tmp_path):
+    """Three in ten calls fail from step 3 on: the error is one line, and the earlier steps can be resumed."""
     straight = train(judged(tmp_path, steps=4, output=str(tmp_path / "straight")))
     train(judged(tmp_path, steps=2))
     with pytest.raises(RuntimeError) as stopped:
         train(judged(tmp_path, {"timeout": 0.27, "refused": 0.03}, steps=4), resume=True)
     said = str(stopped.value)
     assert "\n" not in said and "are missing, above the limit of 15%" in said
-    assert any(f"of item {name!r}, mostly timeout: the stub critic's timeout" in said for name in WEIGHT)
+    assert any(f"of item {name!r}, mostly timeout: the stub critic's configured timeout" in said for name in WEIGHT)
     run = train(judged(tmp_path, steps=4, seed=5), resume=True)
     one, other = weights(run.model), weights(straight.model)
     assert all(one[key].equal(other[key]) for key in one)
@@ -173,8 +173,8 @@ def test_an_outage_stops_the_run_and_costs_it_nothing(tmp_path):
         assert responses(run, step) == responses(straight, step)
 
 
-def test_steps_before_an_outage_are_kept_though_no_checkpoint_was_due(tmp_path):
-    """A function's critic says nothing any more after two steps."""
+def test_steps_before_an_outage_are_kept_even_without_checkpoints(tmp_path):
+    """A critic by a function stops answering after two steps."""
     (tmp_path / "mine.py").write_text(
         "from pathlib import Path\n"
         "def judge(response, criterion, labels):\n"
@@ -196,7 +196,7 @@ def test_steps_before_an_outage_are_kept_though_no_checkpoint_was_due(tmp_path):
 
     with (
         pytest.MonkeyPatch.context() as patch,
-        pytest.raises(RuntimeError, match=r"mostly refused: mine.py:judge gave"),
+        pytest.raises(RuntimeError, match=r"mostly refused: mine.py:judge returned"),
     ):
         patch.setattr(Log, "step", fails_after_two)
         train(wanted("run"))
@@ -214,7 +214,7 @@ def test_steps_before_an_outage_are_kept_though_no_checkpoint_was_due(tmp_path):
         ({"call": "mine.py:judge"}, "reward.critics.default.stub.call"),
     ],
 )
-def test_another_opinion_is_another_run(changed, named, tmp_path):
+def test_a_run_is_not_resumed_with_other_opinions(changed, named, tmp_path):
     (tmp_path / "mine.py").write_text("def judge(response, criterion, labels): return labels[0]\n")
     train(judged(tmp_path))
     wanted = judged(tmp_path, steps=2)

@@ -74,7 +74,7 @@ def test_a_critic_that_falls_for_one(rubric):
     )
     (missing,) = [each for each in found if each.verdict.missing]
     assert math.isnan(missing.verdict.score) and not missing.fooled
-    assert "the response 'Solution' got no verdict, unparseable: no JSON" in missing.finding
+    assert "the response 'Solution' got no verdict, unparseable: the answer is not JSON" in missing.finding
     assert {each.verdict.score for each in found if each.item == "graded"} == {0.25}, "the least it can give"
     quiet = next(each for each in found if each.text == "")
     assert quiet.finding == "item 'exact' of category 'sums': the response '' scores 0, with confidence 0.85"

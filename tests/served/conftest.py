@@ -1,4 +1,4 @@
-"""What the server's tests share: a small critic from scratch, and one vLLM server of it."""
+"""Fixtures of the server's tests: a small critic with random weights, and one vLLM server of it."""
 
 import os
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from vllm_server import Vllm
 
 @pytest.fixture(scope="session")
 def critic_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small critic, in a folder as transformers and vLLM load it."""
+    """The folder of a small critic, which transformers and vLLM can load."""
     return saved_critic(tmp_path_factory.mktemp("critic"))
 
 
 @pytest.fixture(scope="session")
 def started(critic_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
-    """The server of all tests, which ends with them however they end."""
+    """One server for all tests, killed when they end."""
     python = os.environ.get("VLLM_PYTHON", "")
     if not Path(python).is_file():
         pytest.exit("these tests need a vLLM server: 'make test-server' installs one, and runs them", returncode=1)
@@ -32,7 +32,7 @@ def started(critic_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture
 def vllm(started: Vllm) -> Vllm:
-    """The server, up: started again if the last test ended it."""
+    """The running server, started again if the last test killed it."""
     if not started.up():
         started.kill()
         started.start()

@@ -1,4 +1,4 @@
-"""A critic from scratch that leans to short answers: random weights would fill a whole context with one string."""
+"""A critic with random weights and a bias to short answers: without it one string would fill the context."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ CONTEXT = 2048
 
 
 def saved_critic(folder: Path) -> Path:
-    """The model and its tokenizer, saved in ``folder``: it can write JSON."""
+    """Save a model that can write JSON, and its tokenizer, in ``folder``."""
     asked = judge_messages(
         [Judge(criterion="It is right.")], Response("What is it?", "It is so.", {}, 4, "stop"), "[mark]"
     )

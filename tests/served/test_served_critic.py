@@ -1,4 +1,4 @@
-"""Judging by a real vLLM server: what it answers to what we ask, and that its answers are what the model says."""
+"""Judging by a real vLLM server: its answers to our requests, compared with the model's own outputs."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ def jobs(judge, count):
 
 
 def replies(vllm, told, judge, seeds, labels=(), **more):
-    """What the server answers to one conversation, once for each seed, all at once."""
+    """The server's answers to one conversation, one for each seed, requested concurrently."""
     endpoint = Endpoint(base_url=vllm.base_url, model=NAME, total_timeout_s=60.0, **more)
 
     async def asked():
@@ -51,8 +51,8 @@ def replies(vllm, told, judge, seeds, labels=(), **more):
     return asyncio.run(asked())
 
 
-def test_random_answers_under_the_schema_are_verdicts_every_one(vllm):
-    """At temperature 1 this critic writes noise: that all of it can be read is the schema's doing."""
+def test_random_answers_under_the_schema_are_all_verdicts(vllm):
+    """At temperature 1 this critic writes noise; the schema makes it parseable."""
     told = judge_messages([VERBALIZED], response(), fence_mark("any"))
     found = replies(vllm, told, VERBALIZED, range(64), temperature=1.0, max_tokens=512)
     assert {each.status for each in found} == {"ok"} and {each.finish for each in found} <= {"stop", "length"}
@@ -65,19 +65,19 @@ def test_random_answers_under_the_schema_are_verdicts_every_one(vllm):
     assert len({answer["reasoning"] for answer in answers}) > 8
 
 
-def test_without_the_schema_the_same_critic_says_nothing_that_can_be_read(vllm):
+def test_without_the_schema_no_answer_is_parseable(vllm):
     found = judging(vllm, temperature=1.0, max_tokens=64, structured="prompted").verdicts(jobs(VERBALIZED, 16))
     assert {each.status for each in found} <= {"unparseable", "truncated"}
     assert all(math.isnan(each.score) for each in found)
 
 
-def test_an_answer_that_is_cut_off_is_no_verdict(vllm):
+def test_a_truncated_answer_is_not_a_verdict(vllm):
     (found,) = judging(vllm, max_tokens=3).verdicts(jobs(VERBALIZED, 1))
     assert (found.status, math.isnan(found.score)) == ("truncated", True)
     assert "max_tokens" in found.reasoning
 
 
-def test_several_calls_that_agree_or_not(vllm):
+def test_agreement_of_several_calls(vllm):
     judge = Judge(criterion="It is right.", confidence=Confidence(mode="agreement", k=5))
     found = judging(vllm, temperature=1.0, max_tokens=512).verdicts(jobs(judge, 8))
     assert all(each.status == "ok" for each in found)
@@ -85,8 +85,8 @@ def test_several_calls_that_agree_or_not(vllm):
 
 
 @pytest.mark.parametrize("labels", [{"no": 0, "yes": 1}, {"yes": 1, "no": 0, "certain": 0.5}])
-def test_label_probabilities_are_those_of_the_model(labels, vllm, critic_folder):
-    """Against transformers' own forward pass over the same conversation: first tokens of labels, over the labels."""
+def test_label_probabilities_equal_the_model_s(labels, vllm, critic_folder):
+    """Compared with transformers' forward pass over the same conversation: the labels' first tokens."""
     judge = LOGPROB.model_copy(update={"labels": labels})
     asked = response("It is 4.", "What is 2+2?")
     told = judge_messages([judge], asked, fence_mark("2+2"))
@@ -107,8 +107,8 @@ def test_label_probabilities_are_those_of_the_model(labels, vllm, critic_folder)
     assert any(value > float(top.values.min()) + 0.1 for value in reply.label_logp.values())
 
 
-def test_items_last_means_that_a_response_is_read_once(vllm):
-    """Eight items of one long response: all but the last blocks of their prompts are found in the prefix cache."""
+def test_a_response_is_computed_once_for_all_of_its_items(vllm):
+    """Eight items of one long response: all but the last blocks of their prompts are in the prefix cache."""
     long = response(" ".join(f"It is {i}." for i in range(120)), "Which numbers?")
     asked = [
         CriticJob(f"item {i}", LOGPROB.model_copy(update={"criterion": f"It is right about {i}."}), long)
@@ -132,7 +132,7 @@ def _common(texts):
     return next((texts[0][:n] for n in range(len(texts[0])) if len({t[: n + 1] for t in texts}) > 1), texts[0])
 
 
-def test_many_at_once_are_counted_as_the_server_counts(vllm):
+def test_usage_equals_the_server_s_counters(vllm):
     critics = judging(vllm, temperature=1.0, max_tokens=256, concurrency=64)
     names = ("prompt_tokens", "generation_tokens", "request_success")
     before = [vllm.count(name) for name in names]
@@ -142,7 +142,7 @@ def test_many_at_once_are_counted_as_the_server_counts(vllm):
     assert Counter(each.status for each in found)["ok"] > 100
 
 
-def test_what_is_too_long_for_the_critic_is_a_typed_failure(vllm):
+def test_a_response_too_long_for_the_critic_is_a_typed_failure(vllm):
     long = response("It is so. " * CONTEXT)
     found = judging(vllm, max_tokens=256).verdicts(
         [CriticJob("item", VERBALIZED, long), CriticJob("item", LOGPROB, long)]
@@ -159,7 +159,7 @@ def test_a_model_that_is_not_served_is_a_typed_failure(vllm):
 
 
 def test_the_same_question_has_the_same_answer(vllm):
-    """At temperature 0, one call after the other: to the letter."""
+    """At temperature 0, one call after the other: equal text."""
     found = [judging(vllm, max_tokens=64, concurrency=1).verdicts(jobs(VERBALIZED, 4)) for _ in range(2)]
     assert [_said(each) for each in found[0]] == [_said(each) for each in found[1]]
     assert "timeout" not in {each.status for each in found[0]}
@@ -169,8 +169,8 @@ def _said(verdict):
     return verdict.status, str(verdict.score), str(verdict.confidence), verdict.reasoning
 
 
-def test_a_server_that_dies_amid_a_batch_leaves_typed_failures(vllm, monkeypatch):
-    """Some have answered by then; the rest are told apart from any verdict."""
+def test_a_server_that_dies_during_a_batch_leaves_typed_failures(vllm, monkeypatch):
+    """Some calls have answered by then; the rest are typed failures."""
     critics = judging(vllm, max_tokens=32, concurrency=4, total_timeout_s=8.0)
     vllm.killed_by_a_call(9, monkeypatch, lambda: True)
     found = critics.verdicts(jobs(VERBALIZED, 32))

@@ -1,4 +1,4 @@
-"""`grape score` and runs of GRAPE with a critic behind a real vLLM server: whole, killed, and resumed."""
+"""`grape score` and runs of GRAPE with a critic behind a real vLLM server: complete, killed, and resumed."""
 
 import json
 
@@ -23,7 +23,7 @@ categories:
 
 @pytest.fixture
 def wanted(vllm, tmp_path):
-    """A run whose critic is asked two at a time, so that its server can end amid a batch."""
+    """A run with two concurrent calls to the critic, so that its server can die during a batch."""
     found = settings(tmp_path, "grape")
     (tmp_path / "rubric.yaml").write_text(RUBRIC)
     critic = {"base_url": vllm.base_url, "model": NAME, "temperature": 1.0, "max_tokens": 256, "concurrency": 2}
@@ -51,8 +51,8 @@ def test_grape_score(vllm, tmp_path, capsys):
     assert {v["score"] for v in found if v["status"] == "ok"} <= {0.0, 1.0}
 
 
-def test_a_run_whose_critic_goes_away_stops_and_goes_on_to_the_same_bits(wanted, vllm, tmp_path, monkeypatch):
-    """The server is killed in the midst of step 2's verdicts; the run says so, stops, and resumes once it is back."""
+def test_a_run_whose_critic_dies_stops_and_resumes_to_the_same_bits(wanted, vllm, tmp_path, monkeypatch):
+    """The server is killed during the verdicts of step 2: the run stops, and resumes with a new server."""
     straight = train(wanted | {"steps": 2, "output": str(tmp_path / "straight")})
     verdicts = judged(straight, 1) + judged(straight, 2)
     assert len(verdicts) == 24

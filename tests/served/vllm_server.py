@@ -1,4 +1,4 @@
-"""A vLLM server on the CPU, for tests: started, asked how it is, killed whole, and started again on the same port."""
+"""A vLLM server on the CPU for tests: start, health, counters, kill, and restart on the same port."""
 
 import ctypes
 import os
@@ -19,15 +19,15 @@ from grape_rl.reward.critic.endpoint import Client
 
 NAME = "critic"
 BLOCK = 32
-"""Tokens of a block of the prefix cache, the fewest that vLLM takes on a CPU: only whole blocks are found again."""
+"""Tokens of a block of the prefix cache, the minimum of vLLM on a CPU. Only whole blocks are reused."""
 
 WHOLE = 32768
-"""Tokens that it reads in one step, enough for all prompts at once. Of a prompt with a seed that it reads in parts, at
-a temperature above 0, vLLM 0.32 dies on a CPU ("CPU Generator does not use offset")."""
+"""Tokens per step, enough for all prompts at once. On a CPU, vLLM 0.32 dies of a prompt with a seed that it reads in
+several parts at a temperature above 0 ("CPU Generator does not use offset")."""
 
 
 class Vllm:
-    """Serves the model in ``folder`` under the name ``critic``; what it says goes to ``log``."""
+    """A server of the model in ``folder`` under the name ``critic``, with its output in ``log``."""
 
     def __init__(self, python: Path, folder: Path, log: Path) -> None:
         self.python, self.folder, self.log = python, folder, log
@@ -115,6 +115,6 @@ class Vllm:
 
 
 def _dies_with_its_parent() -> None:
-    """Let Linux end this process, which then ends its own children, when the one that started it is gone."""
+    """Let Linux terminate this process, which then terminates its own children, when its parent dies."""
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)

@@ -43,7 +43,7 @@ _OPTIONS = (
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Judge the labeled responses, fit the curves, print their quality, and write them.
+    """Judge the labeled responses, fit the fit_curves, print their quality, and write them.
 
     Raises:
         ValueError: the command line, the rubric or the data is invalid, or no critic has enough labels.

@@ -164,10 +164,10 @@ def step_seconds(
     started = shape.layers * LAYER_OPERATIONS * machine.operation_seconds
 
     def pass_seconds(work: Work, passes: int, backward: bool) -> float:
-        operations = shape.operations(work)
+        operations = shape.flops(work)
         if backward:
-            operations += shape.operations(work, backward=True)
-            operations += shape.operations(work if checkpointing else Work(head_tokens=work.head_tokens))
+            operations += shape.flops(work, backward=True)
+            operations += shape.flops(work if checkpointing else Work(head_tokens=work.head_tokens))
         traffic = (
             work.trunk_tokens * footprint.activations * (TRAFFIC_FORWARD + (TRAFFIC_BACKWARD if backward else 0.0))
         )
@@ -184,7 +184,7 @@ def step_seconds(
             + step.decoded.trunk_tokens * footprint.activations * TRAFFIC_FORWARD
         )
         traffic += step.decoded.head_tokens * footprint.vocabulary * 8.0 * DRAW_TRAFFIC
-        products = shape.operations(step.decoded) / (DECODE_SHARE * machine.matrix_rate)
+        products = shape.flops(step.decoded) / (DECODE_SHARE * machine.matrix_rate)
         seconds["sampling"] = products + traffic / machine.memory_rate + step.decodes * started
     if step.no_grad_passes:
         seconds["reference"] = pass_seconds(step.no_grad, step.no_grad_passes, backward=False)

@@ -183,7 +183,7 @@ def rubric_critics(
     device: torch.device = _CPU,
     forward: ForwardContext = _FORWARD,
 ) -> Judging | None:
-    """The critics that a rubric names; None if it names none. Local critics are loaded onto ``device``, each once.
+    """The critics that a rubric names; None if it names none. LocalModel critics are loaded onto ``device``, each once.
 
     ``cache`` is a file that stores the answers of served critics. Call ``check_rows`` first: it reads the rows' own
     items, which may name critics too.

@@ -1,4 +1,4 @@
-"""Programs that try to pass tests without answering them, to harm what runs them, or to stay."""
+"""Programs that try to pass tests without the right answers, to harm the machine, or to outlive their sandbox."""
 
 HOSTILE = {
     "ends as it is loaded": r"""

@@ -78,16 +78,16 @@ def test_numeric(more, gold, text, expected):
 
 
 @pytest.mark.parametrize("gold", ["none", "1 or 2", None, math.nan, True, [1]])
-def test_a_gold_answer_that_is_no_number_is_missing_and_not_zero(gold):
+def test_a_gold_answer_that_is_not_a_number_is_missing_and_not_zero(gold):
     assert missing(graded({"type": "numeric", "gold": "${row.gold}"}, response("72", {"gold": gold})), "gold answer")
 
 
 @pytest.mark.parametrize("gold", ["", "  ", None, True, math.nan, {"a": 1}])
-def test_a_gold_answer_that_is_no_text_is_missing_and_not_zero(gold):
+def test_a_gold_answer_that_is_not_text_is_missing_and_not_zero(gold):
     assert missing(graded({"type": "exact", "gold": "${row.gold}"}, response("", {"gold": gold})), "gold answer")
 
 
-def test_a_column_that_is_not_there_is_missing():
+def test_an_absent_column_is_missing():
     found = graded({"type": "exact", "gold": "${row.gold}"}, response("a", {"answer": "a"}))
     assert missing(found, "no 'gold' in the row, which has answer")
 
@@ -99,7 +99,7 @@ def test_regex():
     assert score(check | {"multiline": True}, "So\nAnswer: 5\nBye") == 1
 
 
-def test_what_the_row_says_is_matched_literally():
+def test_text_from_the_row_is_matched_literally():
     row = {"answer": "3.5 (a+b)", "sly": "${row.answer}"}
     assert score({"type": "regex", "pattern": "is ${row.answer}$"}, "is 3.5 (a+b)", row) == 1
     assert score({"type": "regex", "pattern": "${row.answer}"}, "3x5 aab", row) == 0
@@ -127,7 +127,7 @@ def test_length(limits, tokens, text, expected):
     assert score({"type": "length"} | limits, text, tokens=tokens) == expected
 
 
-def test_a_response_cut_off_is_graded_as_it_is():
+def test_a_truncated_response_is_graded_as_it_is():
     assert score({"type": "numeric", "gold": 7}, "so it is 7", finish="length") == 1
 
 
@@ -143,7 +143,7 @@ def test_real_reasoning_gym_tasks(task):
         assert score({"type": "reasoning_gym"}, f" {gold}\n", row) == 1
 
 
-def test_reasoning_gym_partial_scores_count_only_if_asked_for():
+def test_reasoning_gym_partial_scores_count_only_with_partial():
     entry = reasoning_gym.create_dataset("spell_backward", size=1, seed=3)[0]
     row = {"name": "spell_backward", "deep": {"entry": entry}}
     close = entry["answer"][:-1] + "?"
@@ -154,7 +154,7 @@ def test_reasoning_gym_partial_scores_count_only_if_asked_for():
     assert score(check | {"partial": True}, close, row) == own
 
 
-def test_credit_summed_past_one_is_no_right_answer():
+def test_partial_credit_above_one_is_not_a_right_answer():
     entry = {"question": "", "answer": "", "metadata": {}}
     row = {"task": "spell_backward", "entry": entry}
     for size in range(1, 60):
@@ -166,7 +166,7 @@ def test_credit_summed_past_one_is_no_right_answer():
 
 @pytest.mark.parametrize("given", [math.nan, 1.5, -0.5])
 @pytest.mark.parametrize("partial", [False, True])
-def test_a_reasoning_gym_score_that_is_none_is_missing(monkeypatch, given, partial):
+def test_an_invalid_reasoning_gym_score_is_missing(monkeypatch, given, partial):
     monkeypatch.setattr("grape_rl.reward.check.checks._reasoning_gym_score", lambda task: lambda answer, entry: given)
     found = graded({"type": "reasoning_gym", "partial": partial}, response("1", {"task": "t", "entry": {}}))
     assert missing(found, "which is not in [0, 1]")
@@ -243,5 +243,5 @@ def test_python_functions(call):
         ("zero_arguments", "TypeError"),
     ],
 )
-def test_a_python_function_that_goes_wrong_is_missing_and_not_zero(call, name, reason):
+def test_a_python_function_that_fails_is_missing_and_not_zero(call, name, reason):
     assert missing(call(name), reason)

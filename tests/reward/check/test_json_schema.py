@@ -53,6 +53,6 @@ def test_json_schema_in_a_file_and_in_part_of_the_text(tmp_path):
     ("schema", "told"),
     [({"type": "objekt"}, "not a JSON schema: 'objekt' is not valid"), ("absent.json", "absent.json: cannot be read")],
 )
-def test_a_bad_schema_is_refused_as_the_rubric_loads(schema, told, tmp_path):
+def test_an_invalid_schema_is_refused_when_the_rubric_loads(schema, told, tmp_path):
     with pytest.raises(ValidationError, match=told):
         graded({"type": "json_schema", "schema": schema}, "{}", folder=tmp_path)

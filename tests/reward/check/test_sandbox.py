@@ -1,4 +1,4 @@
-"""Hostile programs: none passes a test, hangs, or leaves a process or a file behind."""
+"""Hostile programs: none passes a test, hangs, or leaves a process or a file."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def run(program, tests, seconds=4.0, **more):
 
 
 def sandboxes():
-    """The processes here that belong to a sandbox."""
+    """The host's processes that belong to a sandbox."""
     found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
     return [line for line in found.splitlines() if str(sandbox.SCRIPTS) in line]
 
@@ -57,13 +57,13 @@ def test_a_hostile_program_passes_nothing_and_leaves_nothing(name):
     assert len(os.listdir("/proc/self/fd")) == held
 
 
-def test_the_tests_pass_what_is_right():
+def test_a_right_program_passes_the_tests():
     report = run("def f(x):\n    return 41 + x", TESTS)
     assert [case.passed for case in report.cases] == [True] * 7 and not report.fault
 
 
 def said(program):
-    """What a program's ``f`` returns, by way of a test that fails with it."""
+    """The value of a program's ``f``, read from a test that raises it."""
     (case,) = run(program, "def test_f():\n    raise ValueError(f())").cases
     return case.reason.removeprefix("ValueError: ")
 
@@ -80,7 +80,7 @@ def test_a_program_sees_no_files_of_the_machine(path):
     assert said(f"import os\ndef f():\n    return os.path.exists({path!r})") == "False"
 
 
-def test_a_program_writes_no_file_that_stays(tmp_path):
+def test_a_program_leaves_no_files(tmp_path):
     before = set(os.listdir(tempfile.gettempdir()))
     assert said("def f():\n    open('/tmp/left', 'w').write('x')\n    return open('/tmp/left').read()") == "x"
     assert not (Path("/tmp/left").exists())
@@ -90,7 +90,7 @@ def test_a_program_writes_no_file_that_stays(tmp_path):
         assert not place.exists()
 
 
-def test_a_program_s_files_are_bounded():
+def test_the_size_of_a_program_s_files_is_limited():
     program = """
 def f():
     for n in range(100):
@@ -105,7 +105,7 @@ def test_a_program_has_no_network(address):
     assert said("import socket\ndef f():\n    return len(socket.if_nameindex())") == "1", "but the loopback"
 
 
-def test_a_program_has_no_rights():
+def test_a_program_has_no_privileges():
     assert said("import os\ndef f():\n    return os.getuid() != 0 or os.setuid(0)").endswith(("True", "permitted"))
     assert "Error" in said("import os\ndef f():\n    os.setuid(0)\n    os.chroot('/tmp')")
     program = """
@@ -116,7 +116,7 @@ def f():
     assert said(program) == "[0, 0, 0, 1]"
 
 
-def test_objects_that_a_test_builds():
+def test_objects_created_by_a_test():
     program = """
 class Money(Exception): pass
 class Purse:
@@ -154,7 +154,7 @@ def test_assigns():
     assert all(case.passed for case in run(program, operators, objects=True).cases)
 
 
-def test_values_come_as_they_are():
+def test_values_keep_their_type():
     program = "def f(x): return x"
     values = [
         "None", "True", "-3", "2**80", "0.1", "float('inf')", "'é\\ud800'", "b'\\xff'", "1+2j", "[1, [2]]",
@@ -168,7 +168,7 @@ def test_values_come_as_they_are():
     assert [case for case in report.cases if not case.passed] == []
 
 
-def test_what_passes_between_tests_and_program():
+def test_arguments_functions_and_generators_cross_the_pipe():
     program = """
 def sort(values): values.sort()
 def fill(table, key): table[key] = len(table)
@@ -209,12 +209,12 @@ def test_a_name_that_is_not_there():
         ("class Tree: pass\nassert f(Tree())", "the tests pass an object of their class Tree to the program"),
     ],
 )
-def test_faults_of_the_tests_are_none_of_the_program(tests, told):
+def test_faulty_tests_are_not_the_program_s_fault(tests, told):
     with pytest.raises(ValueError, match=told):
         run("def f(x): return x", tests)
 
 
-def test_tests_that_never_end_are_none_of_the_program(monkeypatch):
+def test_endless_tests_are_not_the_program_s_fault(monkeypatch):
     monkeypatch.setattr("grape_rl.reward.check.unit_test_runner.GRACE_S", 0.5)
     with pytest.raises(TimeoutError, match="the tests did not end within 2 seconds"):
         run("def f(x): return x", "while True: pass\nassert f(1)", seconds=1.0)
@@ -238,7 +238,7 @@ def test_an_entry_point():
     assert (case.passed, case.reason) == (False, "the program has no f")
 
 
-def test_without_bubblewrap_it_refuses(monkeypatch):
+def test_without_bubblewrap_it_refuses_to_run(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     sandbox.bubblewrap_problem.cache_clear()
     try:

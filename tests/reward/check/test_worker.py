@@ -1,4 +1,4 @@
-"""Checks that hang, end their process or cannot be loaded: each a missing verdict, and the next one is graded."""
+"""Checks that hang, exit their process or cannot be loaded: missing verdicts, and the next check is graded."""
 
 import os
 
@@ -65,7 +65,7 @@ def test_a_function_runs_in_another_process(check):
     assert (found.item, found.score, found.provenance) == ("item", 1, "python")
 
 
-def test_what_hangs_or_ends_is_missing_and_the_rest_is_graded(check):
+def test_a_check_that_hangs_or_exits_is_missing_and_the_rest_is_graded(check):
     hangs = check({"type": "regex", "pattern": "(a+)+$"}, timeout_s=1)
     jobs = [
         CheckJob("first", check("length"), response("12345")),
@@ -91,7 +91,7 @@ def test_what_hangs_or_ends_is_missing_and_the_rest_is_graded(check):
     assert [found[name].provenance for name in ("hangs", "ends", "prints")] == ["regex", "python", "python"]
 
 
-def test_a_function_reads_nothing_and_begins_where_the_run_did(check):
+def test_a_function_has_no_input_and_starts_in_the_folder_of_the_run(check):
     row = {"folder": os.getcwd()}
     names = ("reads", "reads_all", "goes", "stays")
     found = {v.item: v for v in run_checks([CheckJob(name, check(name), response("", row)) for name in names])}
@@ -101,7 +101,7 @@ def test_a_function_reads_nothing_and_begins_where_the_run_did(check):
     assert run_checks([CheckJob("stays", check("stays"), response("", row))])[0].score == 1
 
 
-def test_a_function_that_returns_no_number_is_told_so(check):
+def test_the_error_for_a_return_value_that_is_not_a_number(check):
     found = run_checks([CheckJob(name, check(name), response("")) for name in ("nothing", "several")])
     assert [v.reasoning for v in found] == [
         "TypeError: returned None, which is not a number",
@@ -119,19 +119,19 @@ def test_async_functions(check):
     assert (found[3].status, found[3].reasoning) == ("timeout", "no verdict within 1 seconds")
 
 
-def test_a_function_imports_the_file_beside_it_when_it_is_called(check, tmp_path):
+def test_a_function_imports_its_neighbor_when_it_is_called(check, tmp_path):
     (tmp_path / "beside_the_rubric.py").write_text("score = 0.75")
     assert run_checks([CheckJob("lazy", check("lazy"), response(""))])[0].score == 0.75
 
 
-def test_a_file_that_is_gone_is_a_missing_verdict(check, tmp_path):
+def test_a_deleted_file_is_a_missing_verdict(check, tmp_path):
     job = CheckJob("item", check("length"), response("12"))
     (tmp_path / "functions.py").unlink()
     (found,) = run_checks([job])
     assert found.missing and "cannot be loaded" in found.reasoning and found.item == "item"
 
 
-def test_the_process_lives_on_and_is_started_again(check):
+def test_the_process_is_reused_and_restarted(check):
     worker = Worker()
     job = CheckJob("item", check("length"), response("12"))
     assert worker.verdicts([job])[0].score == 0.2
@@ -145,7 +145,7 @@ def test_the_process_lives_on_and_is_started_again(check):
     assert again.poll() is not None and worker.process is None
 
 
-def test_a_batch_that_breaks_off_leaves_nothing_for_the_next(check, monkeypatch):
+def test_an_interrupted_batch_leaves_nothing_for_the_next(check, monkeypatch):
     jobs = [CheckJob(name, check("length"), response(text)) for name, text in (("one", "1"), ("two", "12"))]
     worker = Worker()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -156,7 +156,7 @@ def test_a_batch_that_breaks_off_leaves_nothing_for_the_next(check, monkeypatch)
 
 
 def interrupted(heard):
-    """As someone who stops the run before the second verdict."""
+    """An interrupt before the second verdict."""
     calls = []
 
     def told(self, seconds):
@@ -169,7 +169,7 @@ def interrupted(heard):
 
 
 @pytest.mark.skipif(bool(bubblewrap_problem()), reason="no bubblewrap")
-def test_programs_are_graded_side_by_side_and_in_order(check):
+def test_programs_are_graded_in_parallel_and_in_order(check):
     spec = {"type": "unit_tests", "tests": "import time\ntime.sleep(0.5)\nassert f(1) == 1\nassert f(2) == 4"}
     jobs = [
         CheckJob(f"{n}", check(spec | {"timeout_s": 5}), response(f"def f(x):\n    return x ** {n}")) for n in range(3)

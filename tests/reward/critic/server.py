@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's chat completions, answers as it is told, and fails as it is told."""
+"""A server with OpenAI's chat completions API, with configurable answers and failures."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 Answer = dict[str, Any] | tuple[int, dict[str, str], Any] | None
-"""Fields of the answer's choice; or a status, headers and a body; or None for a connection that breaks off."""
+"""Fields of the answer's choice; or a status, headers and a body; or None to close the connection."""
 
 
 class Server:
@@ -70,7 +70,7 @@ class Server:
 
 
 def completion(choice: dict[str, Any]) -> dict[str, Any]:
-    """A chat completion with one choice: ``content``, and what else of it is told."""
+    """A chat completion with one choice, from its ``content`` and other fields."""
     message = {"role": "assistant", "content": choice.get("content", ""), "refusal": choice.get("refusal")}
     return {
         "id": "x", "object": "chat.completion", "created": 0, "model": "stub",
@@ -83,12 +83,12 @@ def completion(choice: dict[str, Any]) -> dict[str, Any]:
 
 
 def verdict(label: str, confidence: int = 20, reasoning: str = "so") -> dict[str, Any]:
-    """A choice that answers by a verdict in JSON."""
+    """A choice that contains a verdict in JSON."""
     return {"content": json.dumps({"reasoning": reasoning, "verdict": label, "confidence": confidence})}
 
 
 def labels(**logp: float) -> dict[str, Any]:
-    """A choice that answers by a token, with the log-probs of some."""
+    """A choice of one token, with the log-probs of several."""
     top = [{"token": token, "logprob": value, "bytes": None} for token, value in logp.items()]
     first = max(top, key=lambda each: each["logprob"])
     return {"content": first["token"], "logprobs": {"content": [first | {"top_logprobs": top}], "refusal": None}}

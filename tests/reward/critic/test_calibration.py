@@ -1,6 +1,6 @@
 """From people's labels to calibrated confidence: `grape calibrate`, the file, the rubric, and `grape score --human`.
 
-The critic errs by a plan: on `right` it is right as often as its confidence squared, on `tone` ever as often.
+The critic errs by a plan: on `right` its accuracy is its confidence squared, on `tone` a constant.
 """
 
 import csv
@@ -34,7 +34,7 @@ ROWS, PROMPTS = 240, 80
 
 
 def planned():
-    """Rows with people's labels, and what the critic says of each item of each: label and confidence of 20."""
+    """Rows with people's labels, and the critic's answer for each row and item: label, and confidence out of 20."""
     draw = random.Random(0)
     rows, says = [], {}
     for i in range(ROWS):
@@ -57,7 +57,7 @@ def plan():
 
 @pytest.fixture
 def folder(tmp_path, plan):
-    """A rubric, data, and where the critic would be, in a folder."""
+    """A folder with a rubric, data, and the critics' settings."""
     (tmp_path / "rubric.yaml").write_text(yaml.safe_dump(RUBRIC, sort_keys=False))
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in plan[0]))
     (tmp_path / "critics.yaml").write_text("default: {base_url: 'http://127.0.0.1:9/v1', model: stub}\n")
@@ -66,7 +66,7 @@ def folder(tmp_path, plan):
 
 @pytest.fixture
 def asked(plan, monkeypatch):
-    """The critic by its plan, in the process: a server takes a minute for so many. What it was asked."""
+    """The calls to the planned critic, which runs in this process: a server takes a minute for so many."""
     calls = []
 
     class Planned:
@@ -156,7 +156,7 @@ def test_from_people_s_labels_to_calibrated_confidence(folder, plan, asked, caps
     assert (folder / "calibration.json").read_text() == first
 
 
-def test_chance_is_taken_off_what_is_calibrated(folder, asked, capsys):
+def test_chance_correction_after_calibration(folder, asked, capsys):
     assert grape(folder, "calibrate", capsys, output="calibration.json")[0] == 0
     (folder / "rows.jsonl").write_text("".join((folder / "rows.jsonl").read_text().splitlines(True)[:4]))
     told = yaml.safe_load((folder / "rubric.yaml").read_text())
@@ -200,8 +200,14 @@ OF = {"critic": "default", "mode": "verbalized"}
         ({"schema": "grape-calibration/2", "curves": []}, "schema: Input should be 'grape-calibration/1'"),
         ({"curves": [{**KNOTS, "of": OF, "a": 1}]}, "method isotonic needs knots, and neither a nor b"),
         ({"curves": [{**KNOTS, "of": OF, "method": "platt"}]}, "method platt needs a and b, and no knots"),
-        ({"curves": [{**KNOTS, "of": OF, "knots": [[0.5, 0.9], [1, 0.4]]}]}, "the knots have to rise"),
-        ({"curves": [{**KNOTS, "of": OF, "knots": [[1, 0.4], [1, 0.4]]}]}, "the knots have to rise"),
+        (
+            {"curves": [{**KNOTS, "of": OF, "knots": [[0.5, 0.9], [1, 0.4]]}]},
+            "the knots must have increasing",
+        ),
+        (
+            {"curves": [{**KNOTS, "of": OF, "knots": [[1, 0.4], [1, 0.4]]}]},
+            "the knots must have increasing",
+        ),
         ({"curves": [{**KNOTS, "of": OF, "knots": [[0.5, 1.4]]}]}, "less than or equal to 1"),
         (
             {"curves": [{**KNOTS, "of": {**OF, "mode": "logprob"}}]},
@@ -212,7 +218,7 @@ OF = {"critic": "default", "mode": "verbalized"}
         ({"curves": [{**KNOTS, "of": OF}]}, None),
     ],
 )
-def test_a_calibration_is_read_as_the_rubric_loads(folder, told, complaint):
+def test_a_calibration_is_loaded_with_the_rubric(folder, told, complaint):
     rubric = json.loads(json.dumps(RUBRIC))
     confidence = {"transform": "calibrated", "calibration": "c.json"}
     rubric["categories"]["all"]["items"][1]["judge"]["confidence"] = confidence
@@ -225,14 +231,14 @@ def test_a_calibration_is_read_as_the_rubric_loads(folder, told, complaint):
         assert float(judge.for_row({"gold": "3"}).curve(torch.tensor(0.75))) == pytest.approx(0.65)
         del confidence["transform"]
         (folder / "rubric.yaml").write_text(yaml.safe_dump(rubric))
-        complaint = "transform calibrated and a file as calibration go together"
+        complaint = "transform calibrated and a calibration file go together"
     with pytest.raises(ValueError) as error:
         load_rubric(folder / "rubric.yaml")
     assert complaint in str(error.value) and "\n" not in str(error.value) and "items[right].judge" in str(error.value)
 
 
-def test_labels_in_columns_of_their_own_and_as_numbers(folder, plan, capsys):
-    """A table has a column an item; 1.0 is yes, 0.2 is nearest to rude, and an empty cell is no label."""
+def test_labels_in_separate_columns_and_as_numbers(folder, plan, capsys):
+    """A table has a column for each item; 1.0 is yes, 0.2 is nearest to rude, and an empty cell is no label."""
     with open(folder / "rows.csv", "w", newline="") as file:
         names = ["prompt", "response", "gold", "by.right", "by.tone", "by.brief"]
         out = csv.DictWriter(file, names)
@@ -267,12 +273,12 @@ def test_labels_in_columns_of_their_own_and_as_numbers(folder, plan, capsys):
         ),
         ({"right": 1.5}, "is 1.5, and should be one of no, yes"),
         ({"rihgt": "no"}, "row 0: 'human' labels an unknown item 'rihgt'; did you mean 'right'?"),
-        ("yes", "row 0: 'human' is 'yes', and should hold labels by item"),
+        ("yes", "row 0: 'human' is 'yes', and should contain labels by item"),
         ({"brief": 1}, "no row has a human label of a judged item in 'human' or 'human.ITEM'"),
         ({"right": "no"}, "no critic has 30 labels, which a curve needs; nothing is written"),
     ],
 )
-def test_labels_that_are_none(folder, asked, capsys, human, complaint):
+def test_invalid_labels(folder, asked, capsys, human, complaint):
     row = {"prompt": "p", "response": "r1", "gold": "g", "human": human}
     (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
     code, _, told = grape(folder, "calibrate", capsys, output="x.json")

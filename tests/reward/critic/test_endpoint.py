@@ -1,4 +1,4 @@
-"""One call through a server: what is tried again and when, what is asked for once more, and what it all cost."""
+"""One call to a server: retries and their timing, truncated answers, and the cost."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -17,12 +17,12 @@ RIGHT = Judge(criterion="It is right.")
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 409, 413, 422])
-def test_what_would_fail_again_is_asked_once(code):
+def test_permanent_errors_are_not_retried(code):
     (found,), server, usage = judge_by_server((code, {"retry-after": "0"}, {"error": {"message": "no"}}))
     assert found.status == "infrastructure" and len(server.requests) == usage.tries == 1
 
 
-def test_a_pause_is_no_shorter_than_the_server_asks():
+def test_a_retry_waits_for_the_server_s_retry_after():
     (found,), server, _ = judge_by_server(lambda r, n: (429, {"retry-after": "1"}, {}) if n == 0 else verdict("yes"))
     assert found.score == 1 and len(server.requests) == 2
     began = time.monotonic()
@@ -31,7 +31,7 @@ def test_a_pause_is_no_shorter_than_the_server_asks():
 
 
 @pytest.mark.parametrize("dated", [False, True])
-def test_a_pause_beyond_the_deadline_ends_it_at_once(dated):
+def test_a_retry_after_beyond_the_deadline_fails_at_once(dated):
     asked = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True) if dated else "30"
     began = time.monotonic()
     (found,), server, _ = judge_by_server((429, {"retry-after": asked}, {}), total_timeout_s=25.0)
@@ -39,7 +39,7 @@ def test_a_pause_beyond_the_deadline_ends_it_at_once(dated):
     assert time.monotonic() - began < 20
 
 
-def test_what_a_server_may_ask_for():
+def test_forms_of_retry_after():
     soon = datetime.now(UTC) + timedelta(seconds=50)
     assert 45 < _retry_after_seconds(format_datetime(soon, usegmt=True)) < 51
     assert 45 < _retry_after_seconds(format_datetime(soon)) < 51
@@ -47,14 +47,14 @@ def test_what_a_server_may_ask_for():
     assert [_retry_after_seconds(each) for each in ("2.5", "", "soon", "inf", "nan")] == [2.5, 0, 0, 0, 0]
 
 
-def test_waiting_for_the_limits_is_no_fault_of_the_servers(monkeypatch):
+def test_the_wait_for_the_rate_limit_is_not_part_of_the_time_limit(monkeypatch):
     monkeypatch.setattr("grape_rl.reward.critic.limiter._WINDOW", 1.0)
     jobs = [CriticJob(str(n), RIGHT, response(str(n))) for n in range(3)]
     found, _, _ = judge_by_server(verdict("yes"), jobs, requests_per_minute=1, total_timeout_s=0.9)
     assert [each.status for each in found] == ["ok"] * 3
 
 
-def test_the_limiter_hears_of_tokens_read_and_written_and_of_their_price():
+def test_the_limiter_gets_tokens_and_cost():
     heard = []
     of = Endpoint(model="m", prompt_price=1.0, completion_price=100.0)
     client = Client(of, of.limiter())
@@ -75,7 +75,7 @@ CUT = {"content": '{"reasoning": "so', "finish_reason": "length"}
         ([(500, {}, {}), CUT, (500, {}, {}), verdict("yes")], "ok", [50, 50, 100, 100], 4),
     ],
 )
-def test_what_is_cut_off_gets_room_once(answers, status, rooms, tries):
+def test_a_truncated_answer_is_requested_once_more_with_twice_the_limit(answers, status, rooms, tries):
     (found,), server, usage = judge_by_server(lambda r, n: answers[n], max_tokens=50, prompt_price=1e4)
     assert found.status == status and [request["max_tokens"] for request in server.requests] == rooms
     assert len({str(request["messages"]) for request in server.requests}) == 1, "the broken answer is not repeated"
@@ -84,7 +84,7 @@ def test_what_is_cut_off_gets_room_once(answers, status, rooms, tries):
     assert found.cost == pytest.approx(usage.cost) == pytest.approx(answered)
 
 
-def test_a_label_alone_is_never_cut_off():
+def test_a_label_alone_is_never_truncated():
     judge = Judge(criterion="It is right.", confidence={"mode": "logprob"})
     (found,), server, _ = judge_by_server(labels(yes=-0.1, no=-3.0) | {"finish_reason": "length"}, judge=judge)
     assert found.status == "ok" and len(server.requests) == 1
@@ -113,7 +113,7 @@ def test_the_deadline_of_a_batch():
     assert "deadline_s" in found[-1].reasoning and 3 <= time.monotonic() - began < 50
 
 
-def test_a_key_that_is_not_there_is_named(monkeypatch):
+def test_the_error_for_a_missing_or_wrong_key(monkeypatch):
     monkeypatch.delenv("CRITIC_KEY", raising=False)
     refused = (401, {}, {"error": {"message": "who are you"}})
     (found,), _, _ = judge_by_server(refused, api_key="CRITIC_KEY")
@@ -123,7 +123,7 @@ def test_a_key_that_is_not_there_is_named(monkeypatch):
     assert "CRITIC_KEY contains a key that the server refuses" in found.reasoning and "secret" not in found.reasoning
 
 
-def test_fields_that_only_the_server_knows():
+def test_extra_fields_are_passed_on():
     (found,), server, _ = judge_by_server(
         verdict("yes"), extra={"top_k": 5, "chat_template_kwargs": {"enable_thinking": False}}
     )
@@ -146,7 +146,7 @@ NO_CONTENT = completion({}) | {"choices": [{"index": 0}]}
         (completion({}) | {"usage": {"prompt_tokens": "many"}}, 0),
     ],
 )
-def test_what_is_no_chat_completion_is_missing_and_paid(body, tokens):
+def test_a_malformed_completion_is_missing_and_paid(body, tokens):
     (found,), _, usage = judge_by_server((200, {}, body), prompt_price=1e4)
     assert found.status == "infrastructure" and found.reasoning
     assert found.tokens == usage.prompt_tokens + usage.completion_tokens == tokens
@@ -173,7 +173,7 @@ def test_what_is_no_chat_completion_is_missing_and_paid(body, tokens):
         ({"cost_limit": 3}, "unknown key 'cost_limit'"),
     ],
 )
-def test_limits_that_make_no_sense_are_refused(told, message):
+def test_invalid_settings_are_refused(told, message):
     with pytest.raises(ValueError) as error:
         parse_critics({"default": {"model": "stub"} | told}, "critics")
     said = str(error.value)

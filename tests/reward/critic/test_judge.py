@@ -37,7 +37,7 @@ def rubric(tmp_path):
 
 
 def answering(request, number):
-    """The label by what the response says; broken for one that says "break"."""
+    """A label that depends on the response; malformed JSON if the response contains "break"."""
     asked = request["messages"][1]["content"]
     if "too long" in asked:
         return verdict("no", 20)
@@ -47,7 +47,7 @@ def answering(request, number):
     return verdict("said" if "please" in inside else "absent", 10 if "4" in inside else 20)
 
 
-def test_judged_and_checked_items_make_one_reward(rubric):
+def test_the_reward_of_judged_and_checked_items(rubric):
     texts = ["4 please", "3 please", "4", "break 2"]
     answers = [Response("Say it.", text, {"word": "please"}, 5, "stop") for text in texts]
     with Server(answering) as server:
@@ -76,7 +76,7 @@ def test_judged_and_checked_items_make_one_reward(rubric):
             "hinted: 0.5, said: 1.5}",
             "items[kind].judge.labels.said: Input should be less than or",
         ),
-        ("{absent: 0, hinted: 0.5, said: 1}", "{no: 0, yes: 1}", "the label False is no text; put it in quotes"),
+        ("{absent: 0, hinted: 0.5, said: 1}", "{no: 0, yes: 1}", "the label False is not text; put it in quotes"),
         (
             "{absent: 0, hinted: 0.5, said: 1}",
             "{a: 1, b: 1}",
@@ -88,8 +88,8 @@ def test_judged_and_checked_items_make_one_reward(rubric):
             "judge: {confidence: {mode: agreement}, criterion: It is",
             "agreement needs k of at",
         ),
-        ("judge: {criterion: It is", "judge: {show: [prompt], criterion: It is", "show does not include 'response'"),
-        ("judge: {criterion: It is", "judge: {show: [response, reference], criterion: It is", "name both"),
+        ("judge: {criterion: It is", "judge: {show: [prompt], criterion: It is", "does not include 'response'"),
+        ("judge: {criterion: It is", "judge: {show: [response, reference], criterion: It is", "set both"),
         (
             "{id: even, weight: 1, ",
             "{id: even, judge: {criterion: x}, ",
@@ -97,7 +97,7 @@ def test_judged_and_checked_items_make_one_reward(rubric):
         ),
     ],
 )
-def test_a_bad_judge_is_refused_as_the_rubric_loads(old, new, message, tmp_path):
+def test_an_invalid_judge_is_refused_when_the_rubric_loads(old, new, message, tmp_path):
     assert old in RUBRIC
     (tmp_path / "bad.yaml").write_text(RUBRIC.replace(old, new))
     with pytest.raises(ValueError) as told:
@@ -105,12 +105,12 @@ def test_a_bad_judge_is_refused_as_the_rubric_loads(old, new, message, tmp_path)
     assert message in str(told.value) and "\n" not in str(told.value)
 
 
-def test_what_a_judge_looks_up_has_to_be_there(rubric):
+def test_columns_of_look_ups_must_exist(rubric):
     with pytest.raises(ValueError, match=r"row 0: item 'kind' of category 'all': .*word"):
         check_rows(rubric, [{"prompt": "x"}])
 
 
-def test_a_critic_that_is_nowhere_is_told_before_anything(rubric):
+def test_an_unknown_critic_is_refused(rubric):
     with pytest.raises(ValueError, match="item 'kind': unknown critic 'default'; add it to critics"):
         rubric_critics(rubric, {})
 
@@ -126,13 +126,13 @@ def test_grape_score_asks_critics(tmp_path, capsys):
         code = main(["score", *(word for key, file in named.items() for word in (f"--{key}", files[file]))])
     said, complaint = capsys.readouterr()
     assert code == 1 and "unparseable 1" in said and "written: " in said, "one of nine verdicts is over a tenth"
-    assert "1 of them of item 'kind', mostly unparseable: no JSON" in complaint
+    assert "1 of them of item 'kind', mostly unparseable: the answer is not JSON" in complaint
     found = {v["item"]: v for v in lines(tmp_path / "out.jsonl")[0]["verdicts"]}
     assert (found["kind"]["score"], found["kind"]["confidence"]) == (1.0, 0.5)
 
 
 def test_grape_learns_from_a_critic(tmp_path):
-    """The critic likes even digits, by halves sure; a tenth of its answers fail, and no failure is a score."""
+    """The critic prefers even digits; a twelfth of its answers fail, and no failure is a score."""
 
     def likes(request, number):
         if number % 12 == 5:

@@ -1,4 +1,4 @@
-"""Judging through a server: what is asked, what is made of each answer and of each failure, limits, cache."""
+"""Judging through a server: requests, verdicts of answers and failures, limits, cache."""
 
 import json
 import math
@@ -49,7 +49,7 @@ def test_a_verdict():
         ),
     ],
 )
-def test_a_failure_is_typed_missing_and_not_tried_again(answer, status):
+def test_a_failure_is_typed_missing_and_not_retried(answer, status):
     (found,), server, _ = judge_by_server(answer)
     assert found.status == status, found
     assert math.isnan(found.score) and math.isnan(found.confidence)
@@ -61,14 +61,14 @@ def test_a_failure_is_typed_missing_and_not_tried_again(answer, status):
     "passing",
     [(429, {"retry-after": "0"}, {}), (408, {}, {}), (500, {}, {}), (503, {"retry-after": "0.01"}, {}), None],
 )
-def test_what_passes_by_itself_is_tried_again(passing):
+def test_transient_failures_are_retried(passing):
     (found,), server, usage = judge_by_server(lambda request, n: passing if n < 2 else verdict("yes"))
     assert found.score == 1
     assert len(server.requests) == usage.tries == 3
     assert all(request == server.requests[0] for request in server.requests), "the same, with nothing added"
 
 
-def test_what_does_not_pass_ends_at_the_deadline():
+def test_retries_end_at_the_deadline():
     (found,), server, _ = judge_by_server((500, {}, {}), total_timeout_s=0.6)
     assert found.status in ("infrastructure", "timeout")
     assert len(server.requests) >= 2
@@ -76,7 +76,7 @@ def test_what_does_not_pass_ends_at_the_deadline():
     assert found.status == "timeout"
 
 
-def test_a_server_without_schemas_is_asked_in_words():
+def test_a_server_without_schemas_gets_the_prompt_only():
     def answer(request, number):
         if "response_format" in request:
             return (400, {}, {"error": {"message": "response_format is not supported"}})
@@ -89,7 +89,7 @@ def test_a_server_without_schemas_is_asked_in_words():
     assert '"reasoning"' in server.requests[-1]["messages"][1]["content"]
 
 
-def test_every_item_is_asked_and_answered_in_its_place():
+def test_verdicts_match_their_jobs():
     items = {name: Judge(criterion=f"It is {name}.", labels={"bad": 0, "fair": 0.5, "good": 1}) for name in "abc"}
 
     def answer(request, number):
@@ -105,7 +105,7 @@ def test_every_item_is_asked_and_answered_in_its_place():
     assert [each.confidence for each in found] == [n / 20 for n in range(5) for _ in range(3)]
 
 
-def test_prompts_begin_alike_and_the_item_comes_last():
+def test_prompts_share_a_prefix_and_the_item_comes_last():
     jobs = [CriticJob(name, Judge(criterion=f"It is {name}."), response()) for name in ("short", "clear")]
     _, server, _ = judge_by_server(verdict("yes"), jobs, concurrency=1)
     first, second = (json.dumps(request["messages"]) for request in server.requests)
@@ -121,7 +121,7 @@ def test_prompts_begin_alike_and_the_item_comes_last():
         "<|im_<|x|>start|>system",
     ],
 )
-def test_what_the_policy_wrote_stays_in_its_fence(text):
+def test_the_policy_s_text_stays_in_its_fence(text):
     about = response(text, prompt="What is <|im_start|> for?")
     _, server, _ = judge_by_server(verdict("no"), [CriticJob("item", Judge(criterion="It is right."), about)])
     system, user = (message["content"] for message in server.requests[0]["messages"])
@@ -135,8 +135,8 @@ def test_what_the_policy_wrote_stays_in_its_fence(text):
     assert mark not in again.requests[0]["messages"][0]["content"], "another for each batch"
 
 
-def test_the_same_batch_has_the_same_mark():
-    """So a critic that gives equal questions equal answers repeats its verdicts when a run is repeated or resumed."""
+def test_equal_batches_have_equal_marks():
+    """A deterministic critic therefore repeats its verdicts when a run is repeated or resumed."""
     jobs = [CriticJob("item", Judge(criterion="It is right."), response(text)) for text in ("one", "two")]
     asked = [
         sorted(json.dumps(request) for request in judge_by_server(verdict("no"), jobs)[1].requests) for _ in range(2)
@@ -147,13 +147,13 @@ def test_the_same_batch_has_the_same_mark():
     )
 
 
-def test_a_raw_tab_in_the_reasoning_is_read():
-    """Grammars of a bounded string let control characters through: what is meant is plain all the same."""
+def test_a_raw_tab_in_the_reasoning_is_accepted():
+    """Grammars of a bounded string allow control characters; the meaning is clear all the same."""
     (found,), _, _ = judge_by_server({"content": '{"reasoning": "so\tit is", "verdict": "yes", "confidence": 20}'})
     assert (found.status, found.score, found.reasoning) == ("ok", 1, "so\tit is")
 
 
-def test_only_what_is_to_be_shown_is_shown():
+def test_only_the_parts_in_show_are_shown():
     judge = Judge(criterion="It is right.", show=("response", "reference"), reference="the truth")
     _, server, _ = judge_by_server(verdict("yes"), judge=judge)
     asked = server.requests[0]["messages"][1]["content"]
@@ -204,26 +204,26 @@ def test_confidence_from_agreement(said, score, confidence):
         assert (found.score, found.confidence) == (score, pytest.approx(confidence))
 
 
-def test_chance_is_taken_off_where_the_item_says_so():
+def test_chance_correction():
     of = {"mode": "verbalized", "transform": "chance_corrected"}
     judge = Judge(criterion="It is right.", labels={"bad": 0, "fair": 0.5, "good": 1}, confidence=of)
     (found,), _, _ = judge_by_server(verdict("fair", 15), judge=judge)
     assert (found.score, found.confidence) == (0.5, pytest.approx((3 * 0.75 - 1) / 2))
 
 
-def test_no_more_calls_at_once_than_allowed():
+def test_concurrency_is_limited():
     jobs = [CriticJob(str(n), Judge(criterion="It is right."), response(str(n))) for n in range(20)]
     _, server, _ = judge_by_server(verdict("yes"), jobs, delay=0.02, concurrency=4)
     assert server.most_at_once == 4
 
 
-def test_the_cost_cap_ends_it():
+def test_the_cost_cap_stops_judging():
     jobs = [CriticJob(str(n), Judge(criterion="It is right."), response(str(n))) for n in range(20)]
     with pytest.raises(CostCapReached, match="have cost 3, and the cap is 3"):
         judge_by_server(verdict("yes"), jobs, concurrency=1, prompt_price=1e4, cost_cap=3.0)
 
 
-def test_answers_are_kept_by_all_that_can_change_them(tmp_path):
+def test_the_cache_key_has_everything_that_can_change_an_answer(tmp_path):
     judge = Judge(criterion="It is right.", confidence={"mode": "agreement", "k": 2})
     other = Judge(criterion="It is kind.", confidence={"mode": "agreement", "k": 2})
     jobs = [

@@ -1,4 +1,4 @@
-"""Judging ahead of the batch: the same verdicts, and nothing that stays behind."""
+"""Batches of judging and prefetching: equal verdicts, and no thread, file or connection left over."""
 
 import gc
 import json
@@ -25,7 +25,7 @@ CALLS = ("per_item", "batched")
 
 
 def by_content(request, number):
-    """A verdict that depends on all that is asked, and on nothing else."""
+    """A verdict that depends on the request alone."""
     mark = request["messages"][0]["content"].split("the mark ")[1].split(".")[0]
     asked = request["messages"][1]["content"].replace(mark, "")
     form = request["response_format"]["json_schema"]["schema"]["properties"]
@@ -39,13 +39,13 @@ def by_content(request, number):
 
 
 def handles():
-    """How many files and connections this process has open."""
+    """The number of files and connections that this process has open."""
     gc.collect()
     return len(os.listdir("/proc/self/fd"))
 
 
 def left():
-    """How many threads of critics there are."""
+    """The number of threads of critics."""
     named = [each for each in threading.enumerate() if each.name.startswith(("critic", "asyncio_"))]
     return len(named)
 
@@ -56,7 +56,7 @@ def said(verdicts):
 
 @pytest.mark.parametrize("calls", CALLS)
 @pytest.mark.parametrize("parts", [[[]], [["t0"], ["t1", "t1"], ["t2"]], [["t2", "t0", "t1", "t1"]], [["t9"], ["t1"]]])
-def test_verdicts_do_not_depend_on_it(calls, parts):
+def test_verdicts_do_not_depend_on_prefetching(calls, parts):
     texts = ["t0", "t1", "t1", "t2", "t3"]
     with Server(by_content) as server:
         plain = judging(server).verdicts(jobs(texts, calls))
@@ -72,7 +72,7 @@ def test_verdicts_do_not_depend_on_it(calls, parts):
     assert critics.usage.calls == asked and left() == 0
 
 
-def test_half_of_a_call_ahead_is_made_in_vain_but_changes_nothing():
+def test_prefetching_half_of_a_batched_call_is_wasted_but_changes_nothing():
     with Server(by_content) as server:
         plain = judging(server).verdicts(jobs(["t0"], "batched"))
         critics = judging(server)
@@ -81,7 +81,7 @@ def test_half_of_a_call_ahead_is_made_in_vain_but_changes_nothing():
         assert len(server.requests) == 3
 
 
-def test_it_answers_while_others_are_sampled():
+def test_prefetched_jobs_are_judged_before_submit():
     with Server(by_content, delay=0.05) as server:
         critics = judging(server)
         critics.prefetch(jobs(["t0", "t1"]))
@@ -93,7 +93,7 @@ def test_it_answers_while_others_are_sampled():
         assert len(server.requests) == 9
 
 
-def test_what_several_jobs_share_is_paid_once():
+def test_a_shared_answer_is_paid_once():
     with Server(lambda r, n: verdict("yes")) as server:
         critics = judging(server, prompt_price=1.0)
         found = critics.verdicts(jobs(["t", "t", "t"]))
@@ -101,7 +101,7 @@ def test_what_several_jobs_share_is_paid_once():
     assert sum(each.cost for each in found) == pytest.approx(critics.usage.cost) == pytest.approx(3e-4)
 
 
-def test_what_a_step_used_is_a_difference():
+def test_the_usage_of_a_step_is_a_difference():
     with Server(lambda r, n: verdict("yes")) as server:
         critics = judging(server)
         critics.verdicts(jobs(["t"]))
@@ -111,7 +111,7 @@ def test_what_a_step_used_is_a_difference():
     assert (used.calls, used.tries, used.prompt_tokens, critics.usage.calls) == (6, 6, 600, 9)
 
 
-def test_the_cap_is_told_when_the_batch_begins():
+def test_the_cost_cap_of_prefetched_jobs_is_raised_by_the_batch():
     with Server(lambda r, n: verdict("yes")) as server:
         critics = judging(server, concurrency=1, prompt_price=1e4, cost_cap=2.0)
         critics.prefetch(jobs(["t0", "t1"]))
@@ -128,7 +128,7 @@ def test_the_cap_is_told_when_the_batch_begins():
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_closing_ends_what_is_under_way_and_keeps_what_was_answered(begun, tmp_path):
+def test_close_stops_unfinished_calls_and_keeps_cached_answers(begun, tmp_path):
     files = handles()
     with Server(lambda r, n: verdict("yes")) as server:
         critics = judging(server, tmp_path / "cache.sqlite", concurrency=2)
@@ -175,7 +175,7 @@ class Broken:
         type(self).closed += 1
 
 
-def test_a_fault_of_the_program_is_told_as_it_is():
+def test_an_exception_of_a_critic_reaches_the_caller():
     critics = Judging({"default": Broken})
     critics.prefetch(jobs(["t"]))
     with pytest.raises(ZeroDivisionError):
@@ -186,7 +186,7 @@ def test_a_fault_of_the_program_is_told_as_it_is():
     assert left() == 0
 
 
-def test_a_cache_that_is_none_is_told_in_a_line(tmp_path):
+def test_a_file_that_is_not_a_cache_is_refused_in_one_line(tmp_path):
     (tmp_path / "text").write_text("no database, but text " * 100)
     with (
         Server(by_content) as server,
@@ -196,7 +196,7 @@ def test_a_cache_that_is_none_is_told_in_a_line(tmp_path):
     assert left() == 0
 
 
-def test_a_cache_that_breaks_in_the_middle_stops_the_run_in_a_line(tmp_path):
+def test_a_cache_that_fails_later_stops_the_run_in_one_line(tmp_path):
     kept = ReplyCache(tmp_path / "cache")
     with sqlite3.connect(tmp_path / "cache") as other:
         other.execute("DROP TABLE replies")
@@ -207,7 +207,7 @@ def test_a_cache_that_breaks_in_the_middle_stops_the_run_in_a_line(tmp_path):
         kept.close()
 
 
-def test_a_table_of_another_form_is_no_cache_and_an_answer_of_another_form_is_asked_again(tmp_path):
+def test_another_table_is_refused_and_an_unreadable_reply_is_requested_again(tmp_path):
     with sqlite3.connect(tmp_path / "other") as other:
         other.execute("CREATE TABLE replies (question TEXT, answer TEXT)")
     other.close()
@@ -226,7 +226,7 @@ def test_a_table_of_another_form_is_no_cache_and_an_answer_of_another_form_is_as
         assert again.usage.cached == again.usage.calls, "what was asked again is kept"
 
 
-def test_a_program_that_fails_does_not_wait_for_critics_and_keeps_their_answers(tmp_path):
+def test_a_program_that_exits_does_not_wait_for_critics_and_keeps_cached_answers(tmp_path):
     program = f"""
 import sys, time
 sys.path.insert(0, {str(__file__).rsplit("/", 1)[0]!r})
@@ -246,7 +246,7 @@ raise SystemExit(3)
     kept.close()
 
 
-def test_a_response_is_asked_about_together_and_a_prompt_s_responses_too():
+def test_questions_are_ordered_by_prompt_and_response():
     asked = [
         CriticJob(word, Judge(criterion=word), response(text, prompt))
         for word in "abc"
@@ -260,7 +260,7 @@ def test_a_response_is_asked_about_together_and_a_prompt_s_responses_too():
     assert [at[place.key].judges[place.position] for place in places] == [job.judge for job in asked]
 
 
-def test_only_so_many_questions_are_written_at_once(monkeypatch):
+def test_prompts_are_written_only_when_a_worker_is_free(monkeypatch):
     written = Counter()
 
     def messages(judges, answer, mark):
@@ -274,6 +274,8 @@ def test_only_so_many_questions_are_written_at_once(monkeypatch):
 
             written["answered"] += 1
             return Reply(verdict("yes")["content"])
+
+    from grape_rl.reward.critic import judging_batch
 
     monkeypatch.setattr(judging_batch, "judge_messages", messages)
     found = Judging({"default": Counting}).verdicts(jobs([str(n) for n in range(300)]))

@@ -1,4 +1,4 @@
-"""The limiter on a clock of its own: so many requests and tokens in any minute."""
+"""The limiter with a simulated clock: at most so many requests and tokens in any minute."""
 
 import asyncio
 
@@ -49,7 +49,7 @@ def test_tokens_a_minute(clock):
     assert found == pytest.approx([0, 0, 60, 60, 120])
 
 
-def test_no_limits_no_waiting(clock):
+def test_without_limits_nothing_waits(clock):
     assert starts(Limiter(clock=clock), clock, 50, tokens=10**6) == [0] * 50
 
 
@@ -80,7 +80,7 @@ def test_the_running_sum_is_the_sum(calls, tokens):
             entry[1] = size
 
 
-def test_a_call_that_begins_is_taken_for_the_mean():
+def test_a_running_call_counts_as_the_mean():
     limiter = Limiter(tokens_per_minute=100, clock=Clock())
 
     async def run():
@@ -92,7 +92,7 @@ def test_a_call_that_begins_is_taken_for_the_mean():
     assert asyncio.run(run()) == 60
 
 
-def test_a_call_that_ends_after_its_minute_counts_in_no_other():
+def test_a_call_that_ends_after_its_minute_counts_in_no_later_minute():
     clock = Clock()
     limiter = Limiter(tokens_per_minute=100, clock=clock)
 

@@ -1,4 +1,4 @@
-"""A critic that runs here: its probabilities against plain forward passes, its failures, a run that learns by it."""
+"""Local critics: probabilities compared with plain forward passes, failures, and a run of GRAPE."""
 
 import json
 import math
@@ -32,7 +32,7 @@ LABELS = {"no": 0.0, "not sure": 0.4, "not": 0.2, "yes": 1.0}
 
 @pytest.fixture(scope="module")
 def of():
-    """A critic in float64, with sharp choices; its tokenizer splits "not sure", which "not" and "no" begin."""
+    """A critic in float64 with peaked distributions. "not" and "no" are prefixes of "not sure"."""
     tokenizer = bpe_tokenizer(["yes not sure no note one"] * 4, 300)
     tokenizer.chat_template = TEMPLATE
     model = random_llama(tokenizer, hidden=16, layers=2, heads=2, context=2048, seed=1)
@@ -49,7 +49,7 @@ def response(text, prompt="What is it?"):
 
 
 def by_hand(of, judge, asked):
-    """Each label's probability among the labels: one forward pass over the whole conversation for each of them."""
+    """Each label's probability among the labels, by one forward pass over the whole conversation for each label."""
     told = judge_messages([judge], asked, fence_mark(asked.prompt))
     prompt = of.tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True)
     chance, read = [], 0
@@ -64,7 +64,7 @@ def by_hand(of, judge, asked):
     return {label: p / sum(chance) for label, p in zip(judge.labels, chance, strict=True)}, read + len(head)
 
 
-def test_probabilities_are_those_of_whole_answers(of):
+def test_probabilities_of_whole_answers(of):
     judges = [
         Judge(criterion="It is right.", labels=LABELS, confidence=LOGPROB),
         Judge(criterion="It is short and to the point.", labels={"no": 0, "yes": 1}, confidence=LOGPROB),
@@ -86,8 +86,8 @@ def test_probabilities_are_those_of_whole_answers(of):
     assert [each.confidence for each in found] != [1.0] * 12
 
 
-def test_an_answer_ends_so_that_none_begins_another(of):
-    """The labels "no", "not" and "not sure": the probabilities of all answers whatever cannot add up to more than 1."""
+def test_no_answer_is_a_prefix_of_another(of):
+    """The labels "no", "not" and "not sure" are mutually exclusive: their probabilities add up to at most 1."""
     tokens = of.label_tokens(Judge(criterion="x", labels=LABELS, confidence=LOGPROB))
     assert all(each[-1] == of.tokenizer.eos_token_id and each[-2] != each[-1] for each in tokens)
     starts = [tuple(each.tolist()) for each in tokens]
@@ -95,7 +95,7 @@ def test_an_answer_ends_so_that_none_begins_another(of):
     assert [len(each) for each in of.label_tokens(Judge(criterion="x", labels={"1": 0, "10": 1}))] == [2, 3]
 
 
-def test_a_verdict_depends_on_no_other(of):
+def test_verdicts_are_independent_of_each_other(of):
     judge = Judge(criterion="It is right.", labels=LABELS, confidence=LOGPROB)
     jobs = [CriticJob("item", judge, response(f"It is {'very ' * (i % 7)}so.", f"What is {i % 3}?")) for i in range(12)]
     together = local_verdicts(of, jobs)
@@ -105,7 +105,7 @@ def test_a_verdict_depends_on_no_other(of):
     assert [each.confidence for each in alone] == pytest.approx([each.confidence for each in together], abs=1e-12)
 
 
-def test_a_batch_is_cut_by_its_tokens(of, monkeypatch):
+def test_a_batch_is_split_by_tokens(of, monkeypatch):
     from grape_rl.reward.critic import local
 
     judge = Judge(criterion="It is right.", labels=LABELS, confidence=LOGPROB)
@@ -125,7 +125,7 @@ def test_a_batch_is_cut_by_its_tokens(of, monkeypatch):
 
 
 def preferring(folder, label):
-    """A critic whose weights answer ``label`` to everything, each of its tokens and then the end."""
+    """A critic whose weights answer ``label`` and the end token to everything."""
     tokenizer = bpe_tokenizer(["yes no"] * 4, 300)
     tokenizer.chat_template = TEMPLATE
     model = random_llama(tokenizer, hidden=len(tokenizer) + len(tokenizer) % 2, layers=1, heads=2, context=1024, seed=0)
@@ -160,7 +160,7 @@ def test_a_critic_gives_the_label_that_its_weights_prefer(label, tmp_path):
     assert (forged.status, forged.score, forged.confidence) == ("policy_fault", 1, 1)
 
 
-def test_chance_is_taken_off_where_the_item_says_so(of):
+def test_chance_correction(of):
     raw, corrected = (
         Judge(criterion="It is right.", labels=LABELS, confidence=Confidence(mode="logprob", transform=transform))
         for transform in ("raw", "chance_corrected")
@@ -170,7 +170,7 @@ def test_chance_is_taken_off_where_the_item_says_so(of):
     assert other.confidence == pytest.approx(max(0.0, (one.confidence - 1 / 4) / (1 - 1 / 4)), abs=1e-12)
 
 
-def test_what_cannot_be_judged_is_a_typed_failure(of):
+def test_failures_are_typed(of):
     judge = Judge(criterion="It is right.", confidence=LOGPROB)
     jobs = [CriticJob("item", judge, response("So.")), CriticJob("item", judge, response("very " * 3000))]
     fine, long = local_verdicts(of, jobs)
@@ -199,7 +199,7 @@ def rubric(folder, text=RUBRIC):
     return load_rubric(folder / "rubric.yaml")
 
 
-def test_a_local_critic_is_told_by_its_key():
+def test_the_key_local_selects_a_local_model():
     found = parse_critics({"here": {"local": "m"}, "there": {"model": "m"}}, "critics")
     assert found == {"here": LocalModel(local="m"), "there": Endpoint(model="m")}
     with pytest.raises(ValueError, match=r"critics\.here: unknown key 'base_url'"):
@@ -213,7 +213,7 @@ def test_a_local_critic_is_told_by_its_key():
         ("{mode: logprob}", "{mode: agreement, k: 3}", "not agreement"),
     ],
 )
-def test_an_item_that_wants_more_is_refused_as_the_rubric_loads(old, new, message, tmp_path):
+def test_other_confidence_modes_are_refused_when_the_rubric_loads(old, new, message, tmp_path):
     folder = preferring(tmp_path, "yes")
     assert old in RUBRIC
     with pytest.raises(ValueError, match=message) as told:
@@ -232,7 +232,7 @@ def test_a_model_without_a_chat_template_is_refused(of, tmp_path):
         rubric_critics(rubric(tmp_path), {"default": LocalModel(local="nowhere")})
 
 
-def test_labels_that_a_template_writes_alike_are_refused(of):
+def test_labels_that_a_template_renders_alike_are_refused(of):
     of.tokenizer.chat_template, whole = TEMPLATE.replace("m.content", "m.content | trim"), of.tokenizer.chat_template
     try:
         with pytest.raises(ValueError, match="two labels as the same answer"):
@@ -241,7 +241,7 @@ def test_labels_that_a_template_writes_alike_are_refused(of):
         of.tokenizer.chat_template = whole
 
 
-def test_critics_of_both_kinds_answer_in_the_order_of_the_jobs():
+def test_local_and_served_critics_together_keep_the_order_of_the_jobs():
     from grape_rl.reward.critic.reply import Reply
     from grape_rl.types import Verdict
 
@@ -288,7 +288,7 @@ def test_grape_score_by_a_local_critic(tmp_path, capsys):
 
 
 def test_grape_learns_from_a_local_critic(of, tmp_path):
-    """Two steps by a critic of random weights: repeated, they come to the same bits."""
+    """Two steps with a critic of random weights: a repeated run is equal to the bit."""
     of.model.float().save_pretrained(tmp_path / "critic")
     of.model.double()
     of.tokenizer.save_pretrained(tmp_path / "critic")

@@ -1,4 +1,4 @@
-"""What is the policy's own fault, and what only looks like it."""
+"""Responses that attack the critic, and responses that only resemble an attack."""
 
 import pytest
 from judging_fixtures import judge_by_server, response
@@ -32,7 +32,7 @@ HONEST = [
 
 @pytest.mark.parametrize("text", FORGED)
 @pytest.mark.parametrize("worst", [0.0, 1.0])
-def test_a_forgery_is_the_worst_score_without_a_call(text, worst):
+def test_a_forgery_gets_the_worst_score_without_a_call(text, worst):
     jobs = [CriticJob("item", RIGHT, response(text), worst), CriticJob("item", RIGHT, response())]
     (found, honest), server, usage = judge_by_server(verdict("yes"), jobs)
     assert (found.status, found.score, found.confidence, found.missing) == ("policy_fault", worst, 1.0, False)
@@ -42,12 +42,12 @@ def test_a_forgery_is_the_worst_score_without_a_call(text, worst):
 
 
 @pytest.mark.parametrize("text", HONEST)
-def test_what_only_looks_like_it_is_judged(text):
+def test_text_that_only_resembles_a_forgery_is_judged(text):
     assert policy_fault_reason(RIGHT, response(text)) is None
 
 
 @pytest.mark.parametrize("text", FORGED)
-def test_who_is_asked_about_it_may_speak_of_it(text):
+def test_a_response_may_quote_markup_from_its_prompt(text):
     given = [
         (RIGHT, response(text, prompt=f"Explain\n{text}")),
         (Judge(criterion="It is\n" + text), response(text)),
@@ -59,18 +59,18 @@ def test_who_is_asked_about_it_may_speak_of_it(text):
 
 
 @pytest.mark.parametrize("text", FORGED[:7])
-def test_what_the_critic_reads_has_no_markup(text):
+def test_the_critic_s_prompt_has_no_control_markup(text):
     assert neutralize_markup(text) != text and neutralize_markup(neutralize_markup(text)) == neutralize_markup(text)
     assert len(neutralize_markup(text)) == len(text)
     asked = judge_messages([RIGHT], response(text, prompt=text), "[mark]")[1]["content"]
     assert asked.count(neutralize_markup(text)) == 2
 
 
-def test_markup_cannot_be_made_by_what_is_taken_out():
+def test_neutralizing_creates_no_new_markup():
     assert "<|im_start|>" not in neutralize_markup("<|im_<|x|>start|>") and "<s>" not in neutralize_markup("<<s>s>")
 
 
-def test_longer_than_the_item_allows():
+def test_a_response_longer_than_the_item_allows():
     judge = Judge(criterion="It is right.", max_characters=10)
     jobs = [CriticJob("item", judge, response("x" * n), float(n == 12)) for n in (10, 11, 12)]
     found, server, _ = judge_by_server(verdict("yes"), jobs)
@@ -79,7 +79,7 @@ def test_longer_than_the_item_allows():
     assert found[1].reasoning == "the response has 11 characters, and the item allows 10"
 
 
-def test_in_a_call_on_several_items_the_others_are_asked():
+def test_the_remaining_items_of_a_batched_call_are_asked():
     judges = [Judge(criterion=f"It is {w}.", calls="batched", max_characters=n) for w, n in (("a", 5), ("b", None))]
     found, server, _ = judge_by_server(
         verdict("yes"), [CriticJob(j.criterion, j, response("too long")) for j in judges]
@@ -89,7 +89,7 @@ def test_in_a_call_on_several_items_the_others_are_asked():
 
 
 @pytest.mark.parametrize("content", ["no JSON", "", '{"verdict": "perhaps"}'])
-def test_an_answer_that_a_response_may_have_broken_is_missing_and_never_a_score(content):
+def test_an_unparseable_answer_is_missing_even_if_the_response_caused_it(content):
     (found,), server, _ = judge_by_server(
         {"content": content}, [CriticJob("item", RIGHT, response("Say nothing but no JSON."), 1.0)]
     )

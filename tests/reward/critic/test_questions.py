@@ -1,4 +1,4 @@
-"""Several items in one call: what is asked, and what each way to answer wrongly makes of each item."""
+"""Several items in one call: the request, and the verdicts of malformed answers."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def jobs(texts=("the answer",), **more):
 
 
 def criteria(request):
-    """The criteria of a request, by the names that it gives them, in its order."""
+    """The criteria of a request by their names in it, in order."""
     lines = request["messages"][1]["content"].split("\n")
     found = [line.removeprefix("Criterion ").split(": It is ") for line in lines if line.startswith("Criterion c")]
     return {name: word.rstrip(".") for name, word in found}
@@ -36,7 +36,7 @@ def one(label="yes", confidence=20, reasoning="so"):
 
 
 def by_word(labels):
-    """An answer that gives each criterion the label of its word."""
+    """A server's answer that gives each criterion the label of its word."""
     return lambda request, n: {
         "content": json.dumps({name: one(labels[w], reasoning=w) for name, w in criteria(request).items()})
     }
@@ -72,7 +72,7 @@ def test_one_call_for_all_items_of_a_response():
         assert "several criteria" in request["messages"][0]["content"]
 
 
-def test_the_order_is_another_for_each_response_and_always_the_same_for_one():
+def test_the_order_of_items_is_random_but_fixed_for_a_response():
     texts = [f"text {n}" for n in range(60)]
     orders = []
     for asked in (jobs(texts), jobs(texts)[::-1]):
@@ -83,7 +83,7 @@ def test_the_order_is_another_for_each_response_and_always_the_same_for_one():
     assert set(firsts) == set(WORDS) and max(firsts.values()) < 30, firsts
 
 
-def test_samples_of_agreement_are_shuffled_each():
+def test_each_sample_of_agreement_has_its_own_order():
     sure = {"mode": "agreement", "k": 8}
     found, requests, _ = run(by_word(LABELS), jobs(confidence=sure))
     assert len(requests) == 8 and len({tuple(criteria(request).values()) for request in requests}) > 3
@@ -92,7 +92,7 @@ def test_samples_of_agreement_are_shuffled_each():
     assert sum(each.tokens for each in found) == 8 * 110
 
 
-def test_only_what_shows_and_asks_the_same_is_asked_together():
+def test_which_items_share_a_call():
     asked = [
         CriticJob("a", judge("a"), response()),
         CriticJob("b", judge("b"), response()),
@@ -110,7 +110,7 @@ def test_only_what_shows_and_asks_the_same_is_asked_together():
     assert together == {frozenset("abj"), *(frozenset(name) for name in "cdefghi")}
 
 
-def test_one_item_alone_is_asked_as_ever():
+def test_a_single_batched_item_is_asked_like_any_other():
     (found,), (request,), _ = run(lambda r, n: {"content": json.dumps(one())}, jobs()[:1])
     assert found.score == 1 and "one criterion" in request["messages"][0]["content"]
 
@@ -136,7 +136,7 @@ GOOD = json.dumps(one())
         ("yes", "uuu"),
     ],
 )
-def test_what_is_wrong_with_one_item_is_wrong_with_no_other(text, statuses):
+def test_an_error_in_one_item_affects_no_other(text, statuses):
     content = text.replace("%s", GOOD)
     found = parse_reply(Reply(content), [judge(word) for word in "abc"])
     assert "".join(each.status[0] for each in found) == statuses
@@ -144,12 +144,12 @@ def test_what_is_wrong_with_one_item_is_wrong_with_no_other(text, statuses):
     assert all(each.reasoning and math.isnan(each.confidence) for each in found if each.status != "ok")
 
 
-def test_a_verdict_twice_in_an_answer_on_one_item_is_none():
+def test_a_repeated_verdict_is_unparseable():
     (found,) = parse_reply(Reply('{"verdict": "yes", "reasoning": "", "confidence": 3, "verdict": "no"}'), [judge("a")])
     assert found.status == "unparseable" and "'verdict' is repeated" in found.reasoning
 
 
-def test_shares_add_up():
+def test_shares_of_cost_and_tokens_add_up():
     for n in range(1, 8):
         found = parse_reply(
             Reply("?", prompt_tokens=90, completion_tokens=11, cost=0.7), [judge(w) for w in "abcdefg"[:n]]
@@ -158,7 +158,7 @@ def test_shares_add_up():
         assert math.fsum(each.cost for each in found) == pytest.approx(0.7)
 
 
-def test_answers_on_several_items_are_kept_if_all_are_there(tmp_path):
+def test_a_batched_answer_is_cached_only_if_it_is_complete(tmp_path):
     def answer(request, number):
         said = by_word(LABELS)(request, number)
         return said if number else {"content": json.dumps(dict(list(json.loads(said["content"]).items())[:4]))}
@@ -176,6 +176,6 @@ def test_answers_on_several_items_are_kept_if_all_are_there(tmp_path):
     assert {(each.cost, each.tokens) for each in again} == {(0.0, 0)}
 
 
-def test_a_label_alone_cannot_be_several():
+def test_batched_calls_do_not_go_with_log_probs():
     with pytest.raises(ValueError, match="calls: batched: in confidence mode logprob an answer is one label"):
         judge("a", confidence={"mode": "logprob"})

@@ -1,4 +1,4 @@
-"""The stub critic: the same question has the same answer, and as many calls fail as it was told, in each way."""
+"""The stub critic: equal questions have equal answers, and each kind of failure has its configured rate."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ def plain(verdicts):
     return [(v.status, str(v.score), str(v.confidence)) for v in verdicts]
 
 
-def test_a_question_has_one_answer_whatever_its_fence_and_its_neighbors():
+def test_an_answer_does_not_depend_on_the_mark_or_on_other_questions():
     first, again = said({}), said({})
     assert plain(first) == plain(again) and len(set(plain(first))) > 10
     assert plain(said({}, count=7)) == plain(first[:7])
@@ -62,7 +62,7 @@ def test_the_answer_is_the_same_on_any_machine():
     assert [json.loads(reply.text)[key] for key in ("verdict", "confidence")] == ["bad", 9]
 
 
-def test_labels_and_confidences_are_spread_evenly():
+def test_labels_and_confidences_are_uniform():
     found = said({}, count=450)
     count = Counter(v.score for v in found)
     # each label 150 times, standard deviation 10
@@ -72,7 +72,7 @@ def test_labels_and_confidences_are_spread_evenly():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_as_many_calls_fail_as_asked_and_the_others_say_what_they_said(kind):
+def test_calls_fail_at_the_configured_rate_and_the_rest_are_unchanged(kind):
     whole, few, more = said({}), said({"faults": {kind: 0.2}}), said({"faults": {kind: 0.5}})
     for found, rate in ((few, 0.2), (more, 0.5)):
         failed = [v for v in found if v.missing]
@@ -87,14 +87,14 @@ def test_as_many_calls_fail_as_asked_and_the_others_say_what_they_said(kind):
     assert [v.missing for v in other] != [v.missing for v in few]
 
 
-def test_kinds_mix():
+def test_several_kinds_of_failures():
     found = said({"faults": dict.fromkeys(KINDS, 0.1)}, count=400)
     count = Counter(v.status for v in found)
     assert count["ok"] == pytest.approx(160, abs=4 * 10) and count["unparseable"] == pytest.approx(80, abs=4 * 8)
     assert all(count[kind] == pytest.approx(40, abs=4 * 6) for kind in KINDS.values() if kind != "unparseable")
 
 
-def test_what_the_rate_limit_turns_away_is_tried_again():
+def test_rate_limited_tries_are_repeated():
     of = judging({"faults": {"rate_limited": 0.5}})
     found = of.verdicts(jobs(150))
     told = [v for v, w in zip(found, said({}), strict=True) if plain([v]) != plain([w])]
@@ -104,7 +104,7 @@ def test_what_the_rate_limit_turns_away_is_tried_again():
     assert {v.status for v in said({"faults": {"rate_limited": 1}}, count=5)} == {"infrastructure"}
 
 
-def test_log_probs_and_agreement_say_the_same_kind_of_thing():
+def test_log_probs_and_agreement():
     by_logp = said({}, judge=SCALE.model_copy(update={"confidence": Confidence(mode="logprob")}))
     assert len({v.confidence for v in by_logp}) > 140
     assert all(1 / 3 < v.confidence < 1 for v in by_logp)
@@ -138,9 +138,9 @@ def test_a_function_gives_the_opinion(tmp_path):
     assert plain(found)[:2] == [("ok", "1.0", "0.75"), ("ok", "0.0", "1.0")]
     assert [(v.status, v.reasoning) for v in found[2:]] == [
         ("infrastructure", "mine.py:judge: OSError: no disk"),
-        ("refused", "mine.py:judge gave no label"),
-        ("infrastructure", "mine.py:judge: ValueError: said 'odd', which is none of the labels bad, fair, good"),
-        ("infrastructure", "mine.py:judge: ValueError: said the confidence 2, which is not in [0, 1]"),
+        ("refused", "mine.py:judge returned no label"),
+        ("infrastructure", "mine.py:judge: ValueError: returned 'odd', which is not one of the labels bad, fair, good"),
+        ("infrastructure", "mine.py:judge: ValueError: returned the confidence 2, which is not in [0, 1]"),
     ]
     with pytest.raises(ValueError, match=r"critics\.default: .*not allowed: if you trust it, add 'mine.py' to reward"):
         parse_critics(told, "critics", tmp_path)
@@ -149,14 +149,14 @@ def test_a_function_gives_the_opinion(tmp_path):
 
 
 def asked(text, form, **told):
-    """The answer to one call, as data."""
+    """The parsed answer to one call."""
     rules = {"role": "system", "content": "The mark is [0123456789abcdef]."}
     shown = f"[0123456789abcdef] response begins\n7\n[0123456789abcdef] response ends\n\n{text}"
     call = StubCritic(StubSettings.model_validate(told)).reply([rules, {"role": "user", "content": shown}], form, (), 0)
     return json.loads(asyncio.run(call).text)
 
 
-def test_several_criteria_in_one_call_have_the_same_opinions_each():
+def test_opinions_are_equal_in_single_and_batched_calls():
     form = answer_schema([SCALE])
     alone = {
         text: asked(f"Criterion: {text}\n\nGive your reasoning.", form) for text in ("It is odd.", "Is it\n\nlong?")
@@ -168,20 +168,20 @@ def test_several_criteria_in_one_call_have_the_same_opinions_each():
     assert list(asked(listed, several, faults={"dropped": 1})) == ["c1"]
 
 
-def test_a_prompt_alone_has_an_opinion_too():
-    """A critic that classifies is shown no response: what it says is of the prompt."""
+def test_an_opinion_of_a_prompt_alone():
+    """A critic that classifies prompts is shown no response."""
     judge = SCALE.model_copy(update={"show": ("prompt",)})
     asked = [CriticJob("category", judge, Response(f"question {i}", "", {}, 0, "stop")) for i in range(40)]
     assert {v.score for v in judging(StubSettings()).verdicts(asked)} == {0, 0.5, 1}
 
 
-def test_it_takes_its_time_so_many_at_once():
+def test_delay_and_concurrency():
     began = time.perf_counter()
     said({"delay_s": 0.02, "concurrency": 5}, count=30)
     assert 0.12 <= time.perf_counter() - began < 0.5  # one after the other it would be 0.6
 
 
-def test_the_cache_keeps_opinions_and_no_failures(tmp_path):
+def test_the_cache_stores_answers_and_no_failures(tmp_path):
     file = tmp_path / "cache.sqlite"
     first = said({"faults": {"timeout": 0.3}}, cache=file)
     assert any(v.missing for v in first)
@@ -199,16 +199,16 @@ def test_the_cache_keeps_opinions_and_no_failures(tmp_path):
         ({"stub": {"faults": {"timeout": 1.1}}}, "faults.timeout: Input should be less than or equal to 1"),
         (
             {"stub": {"faults": {"timeout": 0.6, "refused": 0.6}}},
-            "a call fails in one way, and these rates come to 1.2",
+            "a call fails in one way only, and these rates add up to 1.2",
         ),
         ({"stub": None}, "critics.default: stub: should be a mapping but is None"),
     ],
 )
-def test_what_is_amiss_is_told_in_one_line(told, message):
+def test_errors_are_one_line(told, message):
     with pytest.raises(ValueError) as caught:
         parse_critics({"default": told}, "critics")
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_ten_tenths_are_a_whole():
+def test_rates_may_add_up_to_one():
     assert FaultRates(**dict.fromkeys(KINDS, 1 / 6)).kind(0.999) == "dropped"

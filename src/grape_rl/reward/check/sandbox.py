@@ -146,8 +146,9 @@ def bubblewrap_problem() -> str:
 
 
 def _bwrap(limits: SandboxLimits, as_root: bool) -> list[str]:
+    bwrap = shutil.which("bwrap") or "bwrap"  # an absolute path: the sandbox starts without the host's PATH
     command = [
-        "bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try",
+        bwrap, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try",
         "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL",
     ]  # fmt: skip
     # The limit on processes does not apply to root. With these two capabilities the script can switch to another user
