@@ -149,7 +149,7 @@ def test_categories_that_no_row_can_have():
     ((place, complaint),) = places(maths={"t": "a"}, hard={"t": "a", "level": 2})
     assert place == "category 'hard'"
     assert complaint.startswith(
-        "every row that it matches also matches 'maths', but a row needs exactly one category: exclude"
+        "every row that it matches also matches 'maths', but a row needs exactly one category: narrow"
     )
     assert [place for place, _ in places(rest={}, maths={"t": "a"})] == ["category 'maths'"]
     assert [place for place, _ in places(two={"t": ["a", "b"]}, one={"t": "b"})] == ["category 'one'"]

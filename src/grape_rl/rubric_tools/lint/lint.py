@@ -186,8 +186,8 @@ def _lint_categories(rubric: Rubric) -> Iterator[Finding]:
         elif covers and not covered:
             yield Finding(
                 place,
-                f"every row that it matches also matches {other_name!r}, but a row needs exactly one category: exclude "
-                f"these rows in the 'when' of {other_name!r}",
+                f"every row that it matches also matches {other_name!r}, but a row needs exactly one category: narrow "
+                f"the 'when' of {other_name!r}",
             )
 
 
