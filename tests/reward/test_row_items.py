@@ -249,7 +249,7 @@ def test_a_group_has_the_reward_that_it_would_have_alone_to_the_last_bit(aggrega
         score, confidence = job.response.row["says"][job.response.text][job.item.removeprefix("row/")]
         return failed(job.item, "timeout", "") if score is None else Verdict(job.item, score, confidence)
 
-    monkeypatch.setattr("grape_rl.reward.grading.graded", lambda jobs: [read(job) for job in jobs])
+    monkeypatch.setattr("grape_rl.reward.grading.run_checks", lambda jobs: [read(job) for job in jobs])
 
     @settings(max_examples=30, deadline=None)
     @given(batches())
