@@ -80,7 +80,7 @@ def test_a_whole_rubric(tmp_path):
         ("{id: x, check: {type: exact, gold: a, extract: '['}}", "check.extract: bad pattern '['"),
         ("{id: x, check: {type: exact, gold: '${answer}'}}", "check.gold: '${answer}' is not a lookup"),
         ("{id: x, check: {type: length}}", "a length check needs max_tokens, min_tokens or max_characters"),
-        ("{id: x, check: {type: length, min_tokens: 3, max_tokens: 2}}", "min_tokens 3 is over max_tokens 2"),
+        ("{id: x, check: {type: length, min_tokens: 3, max_tokens: 2}}", "min_tokens 3 is greater than max_tokens 2"),
         (
             "{id: x, check: {type: numeric, gold: 1, abs_tol: -1}}",
             "abs_tol: Input should be greater than or equal to 0",
