@@ -60,9 +60,9 @@ def test_confidence_is_completed_key_by_key(own, mode, k, transform, tmp_path):
         ("{labels: {no: 0, yes: 1}}", "defaults.judge.labels: the label False is not text; put it in quotes"),
         ("{labels: {bad: 0, good: 2}}", "defaults.judge.labels.good: Input should be less than or equal to 1"),
         ("{show: [promt]}", "defaults.judge.show[0]: Input should be 'prompt'"),
-        ("{reference: '${answer}'}", "defaults.judge.reference: '${answer}' is no look-up"),
+        ("{reference: '${answer}'}", "defaults.judge.reference: '${answer}' is not a lookup"),
         ("{confidence: {k: 3}}", "items[x].judge.confidence: k is the number of calls in mode agreement"),
-        ("3", "defaults.judge: should be keys with values but is 3"),
+        ("3", "defaults.judge: should be a mapping but is 3"),
     ],
 )
 def test_a_fault_in_the_defaults_is_told_once_and_where(defaults, message, tmp_path):
