@@ -38,8 +38,8 @@ def whitened(
     """Whitened per-token advantages: ``(advantage − mean) / (std + 1e-6)`` over the batch.
 
     The statistics are over the tokens where ``mask`` is True, with Bessel's correction; other tokens are 0. Equal
-    advantages become 0. ``whiten`` "batch" applies the formula; "none" returns the advantages unchanged, so the scale of the rewards is the scale
-    of the loss. From PPO's code; the paper does not describe it.
+    advantages become 0. ``whiten`` "batch" applies the formula; "none" returns the advantages
+    unchanged, so the scale of the rewards is the scale of the loss. From PPO's code; the paper does not describe it.
 
     Raises:
         ValueError: an unknown ``whiten``.
