@@ -130,11 +130,11 @@ def slope(samples: Sequence[tuple[int, float]]) -> float:
 
 def in_process(function: Any, *given: Any) -> tuple[Any, Any]:
     """The first message of a function that runs in a process of its own, and the process."""
-    here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=function, args=(*given, there), daemon=True)
+    receiver, sender = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=function, args=(*given, sender), daemon=True)
     process.start()
-    there.close()
-    return here.recv(), process
+    sender.close()
+    return receiver.recv(), process
 
 
 def main() -> None:
