@@ -1,18 +1,18 @@
-"""The methods side by side, measured.
+"""Benchmark of all methods under equal conditions.
 
     python benchmarks/methods.py online  [--methods NAMES] [--seeds 0,1,2] [--jobs 1] [--small]
     python benchmarks/methods.py offline --data FILE [--methods NAMES] [--seeds 0,1,2] [--jobs 1] [--small]
     python benchmarks/methods.py report
 
-``online`` runs the methods that sample on the demo's tasks, ``offline`` those of pairs on GSM8K; FILE is OpenAI's
-example_model_solutions.jsonl (github.com/openai/grade-school-math). Without NAMES (with commas between them) it is all
-of the table's, of online forms only a few. What is measured already is not run again. ``report`` writes the tables and
-the picture of docs/benchmarks/methods.md.
+``online`` runs the methods that sample, on the demo tasks. ``offline`` runs the methods that learn from preference
+pairs, on GSM8K; FILE is OpenAI's example_model_solutions.jsonl (github.com/openai/grade-school-math). NAMES are
+methods, separated by commas; the default is all methods, with a few of the online forms. Recorded runs are skipped.
+``report`` writes the tables and the figure of docs/benchmarks/methods.md.
 
---folder   where the runs lie while they last, and the models that they start from (runs/benchmark)
---results  where the results are written, one line a run (benchmarks/results/methods)
---jobs     how many methods run side by side
---small    a step or two, to see that it works: the results mean nothing then
+--folder   folder for runs in progress and for the initial models (runs/benchmark)
+--results  folder of the result files, one line a run (benchmarks/results/methods)
+--jobs     number of methods that run in parallel
+--small    smoke test of a step or two; the results are meaningless
 """
 
 import multiprocessing
@@ -27,17 +27,17 @@ import online
 from grape_rl.algorithms import ALGORITHMS
 from grape_rl.cli.arguments import listed, parsed_arguments
 from grape_rl.schema import nearest
-from measured import records
+from result_file import read_records
 from tables import by_method, grid_table, inserted, offline_table, online_table
 
 HERE = Path(__file__).resolve().parent
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run what the command line asks for.
+    """Run the command line.
 
     Raises:
-        ValueError: an unknown command, flag or method, or a flag that is missing.
+        ValueError: an unknown command, flag or method, or a missing flag.
     """
     known = ["methods", "seeds", "jobs", "folder", "results", "data"]
     if not arguments or "--help" in arguments:
@@ -51,50 +51,51 @@ def main(arguments: Sequence[str]) -> None:
     seeds = [int(seed) for seed in listed(own.get("seeds", "0,1,2"))]
     small, jobs = bool(own.get("small")), int(own.get("jobs", 1))
     if words[0] == "online":
-        bench = online.Bench(folder, results / "online.jsonl", small)
+        workspace = online.Workspace(folder, results / "online.jsonl", small)
         for seed in seeds:
-            online.start(bench, seed)
-        run = partial(online.run_method, bench, seeds)
-        side_by_side(run, named(own.get("methods"), online.sampling_methods()), jobs)
+            online.initial_model(workspace, seed)
+        run = partial(online.run_method, workspace, seeds)
+        run_all(run, selected(own.get("methods"), online.sampling_methods()), jobs)
     elif words[0] == "offline":
         if "data" not in own:
             raise ValueError("offline needs --data FILE, OpenAI's example_model_solutions.jsonl of GSM8K")
-        pairs = offline.Bench(Path(str(own["data"])), folder, results / "offline.jsonl", small)
-        offline.prepared(pairs)
-        side_by_side(partial(offline.run_method, pairs, seeds), named(own.get("methods"), offline.pair_methods()), jobs)
+        workspace = offline.PairWorkspace(Path(str(own["data"])), folder, results / "offline.jsonl", small)
+        offline.prepared(workspace)
+        run = partial(offline.run_method, workspace, seeds)
+        run_all(run, selected(own.get("methods"), offline.pair_methods()), jobs)
     else:
         report(results, HERE.parent / "docs" / "benchmarks" / "methods.md")
 
 
 def report(results: Path, page: Path) -> None:
-    """Write the tables and the picture of what is measured into the page, whose own text stays as it is."""
+    """Write the tables and the figure into the page, whose own text stays as it is."""
     text = page.read_text(encoding="utf-8")
-    if found := records(results / "online.jsonl"):
-        from picture import draw  # matplotlib, which nothing else needs
+    if records := read_records(results / "online.jsonl"):
+        from learning_curves import draw  # imports matplotlib, which only the report needs
 
-        text = inserted(inserted(text, "online", online_table(found)), "grid", grid_table(found))
-        draw(by_method(found), page.with_name("methods.png"))
-    if found := records(results / "offline.jsonl"):
-        text = inserted(text, "offline", offline_table(found))
+        text = inserted(inserted(text, "online", online_table(records)), "grid", grid_table(records))
+        draw(by_method(records), page.with_name("methods.png"))
+    if records := read_records(results / "offline.jsonl"):
+        text = inserted(text, "offline", offline_table(records))
     page.write_text(text, encoding="utf-8")
     print(page)
 
 
-def named(value: str | bool | None, every: list[str]) -> list[str]:
-    """The methods that a flag names, or all of them.
+def selected(value: str | bool | None, default: list[str]) -> list[str]:
+    """Methods in the value of a flag, or the default ones.
 
     Raises:
-        ValueError: a method that the table has not.
+        ValueError: an unknown method.
     """
-    names = listed(value) if value else every
+    names = listed(value) if value else default
     for name in names:
         if name not in ALGORITHMS:
             raise ValueError(f"unknown method {name!r}{nearest(name, ALGORITHMS)}")
     return names
 
 
-def side_by_side(run: Callable[[str], None], methods: list[str], jobs: int) -> None:
-    """Run for each method, ``jobs`` of them at a time, each in a process of its own."""
+def run_all(run: Callable[[str], None], methods: list[str], jobs: int) -> None:
+    """Call ``run`` for each method, ``jobs`` in parallel, each in a process of its own."""
     if jobs == 1:
         for method in methods:
             run(method)

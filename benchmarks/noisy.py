@@ -1,8 +1,9 @@
-"""Critics whose noise is known: seven a category, each right about as often as its rate says, and sure of itself.
+"""Simulated critics with known error rates: seven per category, overconfident.
 
-A run has this file beside its rubric (as noisy.py) with critics.json: the seed, how confidence is made (``KINDS``), and
-the calibration. The rubric's items call the functions at the end. Every number here is a function of the seed, the
-prompt, the response's text and the item: the same response is judged the same way in every arm, whenever it comes up.
+A run has a copy of this file (as noisy.py) in the folder of its rubric, with critics.json: the seed, the kind of
+confidence (``KINDS``) and the calibration. The rubric's items call the functions at the end. Every number is a
+deterministic function of the seed, the prompt, the text of the response and the item: the same response gets the same
+verdict in every arm and at every step.
 """
 
 import hashlib
@@ -20,28 +21,31 @@ from grape_rl.reward.check.checks import Check, Exact, Length, ReasoningGym, Reg
 from grape_rl.types import Response, Verdict
 
 CATEGORIES = {"chain_sum": "arithmetic", "spell_backward": "spelling", "number_sorting": "ordering"}
-"""Each task's category."""
+"""Category of each task."""
 CRITICS = ("judge_a", "judge_b", "judge_c", "judge_d", "judge_e")
-"""Those that judge whether the answer is right."""
+"""The critics of correctness."""
 ITEMS = (*CRITICS, "judge_format", "judge_brevity")
 TRUE = {"correct": 6.0, "format": 1.0, "brevity": 1.0}
-"""The true items, and what each is worth."""
+"""The true items and their weights in the true reward."""
 WEIGHTS = {**dict.fromkeys(CRITICS, TRUE["correct"] / len(CRITICS)), "judge_format": 1.0, "judge_brevity": 1.0}
-FLIPPED = {
+FLIP_RATES = {
     "arithmetic": (0.05, 0.30, 0.40, 0.45, 0.45, 0.15, 0.40),
     "spelling": (0.45, 0.45, 0.05, 0.30, 0.40, 0.30, 0.15),
     "ordering": (0.30, 0.40, 0.45, 0.45, 0.05, 0.40, 0.30),
 }
-"""How often each of ``ITEMS`` is judged the wrong way round: a critic good at one kind of task is bad at another."""
+"""Flip rate of each of ``ITEMS``: a critic that is accurate in one category is inaccurate in another."""
 LOWEST, SPREAD, BIAS, JITTER = 0.76, 0.22, 0.03, 0.04
-"""What critics say: LOWEST + SPREAD (1 − 2 flipped), off by BIAS (a critic and category) and JITTER (a verdict)."""
+"""Stated confidence: LOWEST + SPREAD (1 − 2 rate), plus noise of scales BIAS and JITTER.
+
+The bias is drawn per critic and category, the jitter per verdict.
+"""
 KINDS = ("one", "raw", "chance", "calibrated", "calibrated_chance", "shuffled", "oracle")
 ANSWER = "Answer: (.*)"
 
 
 @dataclass(frozen=True)
 class Critics:
-    """The critics of one run. ``knots`` and ``heights`` are the steps of the calibration: above a knot, its height."""
+    """The critics of one run. ``knots`` and ``heights`` are the calibration, a step function."""
 
     seed: int
     kind: str = "raw"
@@ -50,68 +54,68 @@ class Critics:
     heights: tuple[float, ...] = ()
 
     def flipped(self, category: str, item: str, prompt: str, text: str) -> bool:
-        """Whether this verdict is the wrong way round."""
-        rate = FLIPPED[category][ITEMS.index(item)]
+        """True if this verdict is flipped."""
+        rate = FLIP_RATES[category][ITEMS.index(item)]
         return self.noisy and _uniform(self.seed, "flip", category, item, prompt, text) < rate
 
-    def said(self, category: str, item: str, prompt: str, text: str) -> float:
-        """The confidence that the critic states: overconfident, squeezed, and only roughly what it should be."""
-        rate = FLIPPED[category][ITEMS.index(item)]
+    def stated(self, category: str, item: str, prompt: str, text: str) -> float:
+        """Stated confidence of the critic: overconfident, compressed into a narrow range, and noisy."""
+        rate = FLIP_RATES[category][ITEMS.index(item)]
         bias = BIAS * _normal(self.seed, "bias", category, item)
         jitter = JITTER * _normal(self.seed, "jitter", category, item, prompt, text)
         return min(1.0, max(0.5, LOWEST + SPREAD * (1 - 2 * rate) + bias + jitter))
 
     def confidence(self, category: str, item: str, prompt: str, text: str) -> float:
-        """The confidence that the verdict is given, by ``kind``."""
+        """Confidence of the verdict, by ``kind``."""
         match self.kind:
             case "one":
                 return 1.0
             case "oracle":
-                return 1 - 2 * FLIPPED[category][ITEMS.index(item)]
+                return 1 - 2 * FLIP_RATES[category][ITEMS.index(item)]
             case "raw":
-                return self.said(category, item, prompt, text)
+                return self.stated(category, item, prompt, text)
             case "chance":
-                return 2 * self.said(category, item, prompt, text) - 1
+                return 2 * self.stated(category, item, prompt, text) - 1
             case "calibrated":
-                return self.calibrated(self.said(category, item, prompt, text))
+                return self.calibrated(self.stated(category, item, prompt, text))
             case "calibrated_chance":
-                return max(0.0, 2 * self.calibrated(self.said(category, item, prompt, text)) - 1)
+                return max(0.0, 2 * self.calibrated(self.stated(category, item, prompt, text)) - 1)
             case "shuffled":
                 other = shuffled(self.seed, category)[item]
-                return max(0.0, 2 * self.calibrated(self.said(category, other, prompt, text)) - 1)
+                return max(0.0, 2 * self.calibrated(self.stated(category, other, prompt, text)) - 1)
             case _:
                 raise ValueError(f"kind is {self.kind!r}; it must be one of {', '.join(KINDS)}")
 
-    def calibrated(self, said: float) -> float:
-        """The share of verdicts of such a confidence that are right, by the labeled ones."""
-        return self.heights[max(0, bisect_right(self.knots, said) - 1)]
+    def calibrated(self, stated: float) -> float:
+        """Calibrated confidence: the estimated share of correct verdicts at a stated confidence."""
+        return self.heights[max(0, bisect_right(self.knots, stated) - 1)]
 
 
 def fitted(seed: int, labels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """An isotonic fit to ``labels`` labeled verdicts of each critic in each category, all taken together.
+    """Isotonic fit to ``labels`` labeled verdicts per critic and category, as knots and heights.
 
-    One curve for all: what a critic of a category is worth is told by its confidence alone. The labeled responses are
-    none of those that are trained on.
+    There is one curve for all critics and categories: only the stated confidence distinguishes them. No labeled
+    response is a training response.
     """
     critics = Critics(seed)
-    found: list[tuple[float, float]] = []
-    for category in FLIPPED:
+    points: list[tuple[float, float]] = []
+    for category in FLIP_RATES:
         for item in ITEMS:
             for number in range(labels):
-                asked = (category, item, "labeled", str(number))
-                found.append((critics.said(*asked), float(not critics.flipped(*asked))))
-    found.sort(key=lambda each: (each[0], -each[1]))  # so that equal confidences fall into one pool
-    return pooled([said for said, _ in found], [right for _, right in found])
+                verdict_id = (category, item, "labeled", str(number))
+                points.append((critics.stated(*verdict_id), float(not critics.flipped(*verdict_id))))
+    points.sort(key=lambda point: (point[0], -point[1]))  # so that equal confidences share a pool
+    return pooled([stated for stated, _ in points], [right for _, right in points])
 
 
-def pooled(at: Sequence[float], values: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The rising steps nearest to the values (squares), by pooling adjacent violators; ``at`` is in rising order.
+def pooled(x: Sequence[float], values: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Least-squares non-decreasing step function, by pool adjacent violators; ``x`` is in ascending order.
 
     >>> pooled([0.1, 0.2, 0.3, 0.4], [0.0, 1.0, 0.0, 1.0])
     ((0.1, 0.2, 0.4), (0.0, 0.5, 1.0))
     """
     blocks: list[tuple[float, float, int]] = []
-    for knot, value in zip(at, values, strict=True):
+    for knot, value in zip(x, values, strict=True):
         start, total, count = knot, value, 1
         while blocks and blocks[-1][1] * count >= total * blocks[-1][2]:
             before = blocks.pop()
@@ -122,14 +126,14 @@ def pooled(at: Sequence[float], values: Sequence[float]) -> tuple[tuple[float, .
 
 @cache
 def shuffled(seed: int, category: str) -> Mapping[str, str]:
-    """Whose confidence each item is given where they are shuffled: drawn once for a seed and a category."""
+    """Permutation of the items whose confidences are exchanged: drawn once per seed and category."""
     order = list(ITEMS)
     random.Random(f"{seed} shuffled {category}").shuffle(order)
     return dict(zip(ITEMS, order, strict=True))
 
 
 def rubric() -> dict[str, Any]:
-    """The rubric: the critics' items are rewarded, the true ones reported only."""
+    """The rubric: the critics' items give the reward, and the true items are monitored only."""
     categories: dict[str, Any] = {}
     for task, category in CATEGORIES.items():
         judged = [{"id": item, "weight": WEIGHTS[item], "check": _call(item)} for item in ITEMS]
@@ -153,22 +157,22 @@ TRUTH: Mapping[str, Mapping[str, Check]] = {
         "format": Regex(type="regex", pattern=r"\AAnswer: \[" if category == "ordering" else r"\AAnswer: \S"),
         "brevity": Length(type="length", max_characters=29 if category == "ordering" else 12),
     }
-    for category in FLIPPED
+    for category in FLIP_RATES
 }
-"""The demo's checks: what the critics judge."""
+"""The demo's checks, the ground truth of the critics."""
 
 
 def judged(item: str, response: Response) -> Verdict:
-    """A critic's verdict: the truth, or the other way round, with a confidence."""
+    """Verdict of a critic: the true score, or the flipped one, with a confidence."""
     category = CATEGORIES[response.row["task"]]
     true = "correct" if item in CRITICS else item.removeprefix("judge_")
-    found = check_verdict(item, TRUTH[category][true], response)
-    if found.missing:
-        return found
-    asked = (category, item, response.prompt, response.text)
+    truth = check_verdict(item, TRUTH[category][true], response)
+    if truth.missing:
+        return truth
+    verdict_id = (category, item, response.prompt, response.text)
     critics = _critics()
-    score = 1 - found.score if critics.flipped(*asked) else found.score
-    return Verdict(item, score, critics.confidence(*asked))
+    score = 1 - truth.score if critics.flipped(*verdict_id) else truth.score
+    return Verdict(item, score, critics.confidence(*verdict_id))
 
 
 @cache

@@ -1,7 +1,8 @@
-"""Every method of pairs, on GSM8K: a right solution over a wrong one of the same question, of four models' solutions.
+"""Benchmark of the methods that learn from preference pairs, on GSM8K.
 
-All start from one model, built from random weights and taught by SFT on right solutions to the training questions. The
-held-out pairs are of other questions. Each run sees ``STEPS`` times ``PAIRS`` pairs, in an order that its seed draws.
+A pair is a correct and a wrong solution to one question, from the solutions of four models. All methods start from one
+model: random weights, then SFT on correct solutions to the training questions. Held-out pairs are of other questions.
+Each run has ``STEPS`` steps of ``PAIRS`` pairs, in an order drawn by its seed.
 """
 
 import json
@@ -28,37 +29,37 @@ from grape_rl.setup.policy import make_policy
 from grape_rl.sources.preferences import Preferences
 from grape_rl.training.pairs import pair_logprobs
 from grape_rl.validation import load_config
-from measured import Record, append, key, records, where
 from online import quiet
+from result_file import Record, append_record, environment, read_records, run_key
 
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
-"""Whose solutions the file has, from the least often right to the most often."""
-HELD_OUT, OF_EACH = 180, 2
-"""Questions with pairs, of which none is trained on, and the most pairs of one of them that a policy is tried on."""
+"""The models whose solutions the file contains, from the least to the most accurate."""
+HELD_OUT, PAIRS_PER_QUESTION = 180, 2
+"""Number of held-out questions, and maximum number of held-out pairs of a question."""
 STEPS, PAIRS, RATE = 30, 16, 3e-4
 CONTEXT = 512
 SCRATCH = {"tokenizer": "bpe", "vocabulary": 1024, "hidden": 96, "layers": 3, "heads": 4, "context": CONTEXT}
 SMALL = {"sft": {"steps": 2, "prompts_per_step": 2}, "offline": {"steps": 1, "prompts_per_step": 2}}
-"""What makes a run of seconds, to see that it works."""
+"""Settings of a smoke test."""
 
 Row = dict[str, Any]
 
 
 def pair_methods() -> list[str]:
-    """The rows of the table that learn from pairs of data."""
-    return [name for name, row in ALGORITHMS.items() if row.source == Preferences()]
+    """Names of the methods that learn from preference pairs in data."""
+    return [name for name, method in ALGORITHMS.items() if method.source == Preferences()]
 
 
 def solutions(row: Mapping[str, Any], right: bool) -> list[tuple[str, str]]:
-    """The question's solutions that are right, or wrong, each with its model; none twice."""
-    found = {row[model]["solution"].strip(): model for model in MODELS if row[model]["is_correct"] is right}
-    return [(text, model) for text, model in found.items() if text]
+    """Distinct correct (or wrong) solutions to a question, each with its model."""
+    by_text = {row[model]["solution"].strip(): model for model in MODELS if row[model]["is_correct"] is right}
+    return [(text, model) for text, model in by_text.items() if text]
 
 
 def preference_rows(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Each question's right solutions over each of its wrong ones, with the models that wrote them.
+    """Pairs of every correct with every wrong solution to each question, and the models that wrote them.
 
-    The rewards are 1 and 0, for the methods that read some.
+    The rewards are 1 and 0, for the methods that read rewards.
     """
     return [
         {
@@ -67,39 +68,41 @@ def preference_rows(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
             "rejected": bad,
             "chosen_reward": 1.0,
             "rejected_reward": 0.0,
-            "models": [of_good, of_bad],
+            "models": [good_model, bad_model],
         }
         for row in rows
-        for good, of_good in solutions(row, True)
-        for bad, of_bad in solutions(row, False)
+        for good, good_model in solutions(row, True)
+        for bad, bad_model in solutions(row, False)
         if good != bad
     ]
 
 
-def few(rows: list[Row], order: Random) -> list[Row]:
-    """``OF_EACH`` of the rows by chance, or all if they are fewer."""
-    return order.sample(rows, min(OF_EACH, len(rows)))
+def subsample(rows: list[Row], random: Random) -> list[Row]:
+    """Random ``PAIRS_PER_QUESTION`` of the rows, or all if there are fewer."""
+    return random.sample(rows, min(PAIRS_PER_QUESTION, len(rows)))
 
 
 def split(rows: Sequence[Mapping[str, Any]], held_out: int) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """The questions to train on, and ``held_out`` of those that make pairs; the same ones every time.
+    """Training questions, and ``held_out`` held-out questions that have pairs; a fixed split.
 
     Raises:
-        ValueError: no question is left that makes pairs to train on.
+        ValueError: no question with pairs remains for training.
     """
     order = list(rows)
     Random(0).shuffle(order)
-    telling = [row for row in order if preference_rows([row])]
-    if len(telling) <= held_out:
-        raise ValueError(f"{len(telling)} questions have a right and a wrong solution; {held_out} are to be held out")
-    test = telling[:held_out]
+    with_pairs = [row for row in order if preference_rows([row])]
+    if len(with_pairs) <= held_out:
+        raise ValueError(
+            f"{len(with_pairs)} questions have a correct and a wrong solution; more than {held_out} are required"
+        )
+    test = with_pairs[:held_out]
     return [row for row in order if row not in test], test
 
 
 def baselines(rows: Sequence[Row]) -> dict[str, float]:
-    """How often a rule without a model prefers the chosen response, a tie counting half.
+    """Accuracy of two rules without a policy; a tie counts half.
 
-    ``shorter`` in characters, and ``better_model``: the one of the model that is right more often.
+    ``shorter`` prefers the response with fewer characters, ``better_model`` the response of the more accurate model.
     """
 
     def share(scores: Sequence[float]) -> float:
@@ -112,8 +115,8 @@ def baselines(rows: Sequence[Row]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """The file of solutions, where runs lie, where results go, and whether they are only to see that all works."""
+class PairWorkspace:
+    """File of solutions, folder for runs in progress, result file, and True for a smoke test."""
 
     data: Path
     folder: Path
@@ -121,30 +124,31 @@ class Bench:
     small: bool = False
 
 
-def prepared(bench: Bench) -> tuple[Path, Path, Path]:
-    """The start model, and the files of training and held-out pairs; made where they are not there yet.
+def prepared(workspace: PairWorkspace) -> tuple[Path, Path, Path]:
+    """Initial model, and files of training and held-out pairs; creates the ones that do not exist.
 
     Raises:
-        ValueError: no such file, or not one of questions with the four models' solutions.
+        ValueError: the data file does not exist, or lacks the questions or the solutions of the four models.
     """
-    if not bench.data.is_file():
-        raise ValueError(f"{bench.data}: no such file; it should be OpenAI's example_model_solutions.jsonl")
-    rows = [json.loads(line) for line in bench.data.read_text(encoding="utf-8").splitlines()]
+    data = workspace.data
+    if not data.is_file():
+        raise ValueError(f"{data}: no such file; it should be OpenAI's example_model_solutions.jsonl")
+    rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
     if missing := [name for name in ("question", *MODELS) if name not in rows[0]]:
-        raise ValueError(f"{bench.data}: its rows have no {', '.join(missing)}")
-    train_rows, test_rows = split(rows, 2 if bench.small else HELD_OUT)
+        raise ValueError(f"{data}: its rows have no {', '.join(missing)}")
+    train_rows, test_rows = split(rows, 2 if workspace.small else HELD_OUT)
     texts = [
         {"prompt": row["question"].strip() + "\n", "completion": text}
         for row in train_rows
         for text, _ in solutions(row, True)
     ]
-    home = bench.folder / "offline"
+    home = workspace.folder / "offline"
     home.mkdir(parents=True, exist_ok=True)
-    some = Random(0)
-    test = [row for each in test_rows for row in few(preference_rows([each]), some)]
+    random = Random(0)
+    test = [pair for row in test_rows for pair in subsample(preference_rows([row]), random)]
     files = {"sft": texts, "train": preference_rows(train_rows), "test": test}
-    for name, made in files.items():
-        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    for name, content in files.items():
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
     model = home / "start" / "checkpoints" / "last"
     if not model.exists():
         shutil.rmtree(home / "start", ignore_errors=True)
@@ -160,32 +164,32 @@ def prepared(bench: Bench) -> tuple[Path, Path, Path]:
             "device": "cpu",
         }
         with quiet():
-            train(load_config(merge(settings, SMALL["sft"] if bench.small else {})))
+            train(load_config(merge(settings, SMALL["sft"] if workspace.small else {})))
     return model, home / "train.jsonl", home / "test.jsonl"
 
 
-def run_method(bench: Bench, seeds: list[int], method: str) -> None:
-    """Run what is not in the results yet: the method with each seed."""
+def run_method(workspace: PairWorkspace, seeds: list[int], method: str) -> None:
+    """Run the method with each seed; skips recorded runs."""
     torch.set_num_threads(1)  # these models are too small for more
     for seed in seeds:
         run = {"method": method, "seed": seed, "set": {"optimizer": {"learning_rate": RATE}}}
-        if key(run) in map(key, records(bench.results)):
+        if run_key(run) in map(run_key, read_records(workspace.results)):
             continue
-        home = bench.folder / f"{method}-{seed}-{time.time_ns()}"
+        home = workspace.folder / f"{method}-{seed}-{time.time_ns()}"
         try:
             with quiet():
-                record = run | measured(bench, method, seed, home) | {"where": where()}
-        except RuntimeError as error:  # a gradient that is not finite is a result too
-            record = run | {"failed": str(error), "where": where()}
+                record = run | measured(workspace, method, seed, home) | {"where": environment()}
+        except RuntimeError as error:  # a non-finite gradient is a result too
+            record = run | {"failed": str(error), "where": environment()}
         finally:
             shutil.rmtree(home, ignore_errors=True)
-        append(bench.results, record)
+        append_record(workspace.results, record)
         print(f"{method}, seed {seed}: {record.get('failed') or record['held_out']}", flush=True)
 
 
-def measured(bench: Bench, method: str, seed: int, home: Path) -> Record:
-    """Train by a method, and say how the start and the trained policy stand to the held-out pairs."""
-    model, train_file, test_file = prepared(bench)
+def measured(workspace: PairWorkspace, method: str, seed: int, home: Path) -> Record:
+    """Train with a method, and return its curves and the evaluation on held-out pairs."""
+    model, train_file, test_file = prepared(workspace)
     settings: dict[str, Any] = {
         "method": method,
         "model": {"name": str(model)},
@@ -199,73 +203,76 @@ def measured(bench: Bench, method: str, seed: int, home: Path) -> Record:
         "device": "cpu",
     }
     began = time.process_time()
-    run = train(load_config(merge(settings, SMALL["offline"] if bench.small else {})))
+    run = train(load_config(merge(settings, SMALL["offline"] if workspace.small else {})))
     seconds = time.process_time() - began
     rows = [json.loads(line) for line in test_file.read_text(encoding="utf-8").splitlines()]
     names = ("loss", "accuracy", "margin", "grad_norm", "entropy", "tokens")
-    curve = {name: [told.get(name, math.nan) for told in run.metrics] for name in names}
-    held_out = standing(str(run.model), str(model), rows)
+    curve = {name: [metrics.get(name, math.nan) for metrics in run.metrics] for name in names}
+    held_out = evaluated(str(run.model), str(model), rows)
     return {"curve": curve, "held_out": held_out, "baselines": baselines(rows), "seconds": seconds}
 
 
-def standing(model: str, start: str, rows: Sequence[Row]) -> dict[str, float]:
-    """How a policy stands to pairs, beside the one that it started from; a tie counts half.
+def evaluated(model: str, initial: str, rows: Sequence[Row]) -> dict[str, float]:
+    """Evaluation of a trained policy and of the initial one on pairs; a tie counts half.
 
-    ``accuracy``: how often the chosen response has gained more log-probability than the rejected one, with its standard
-    error, for which pairs of one question are no independent ones; and the same where the chosen response is of the
-    model that is right more often, and where the rejected one is: they tell what was learned of who is right from what
-    was learned of what is. ``likelier``, and
-    ``likelier_per_token``: how often it has more of it, before and after. ``chosen`` and ``rejected``: the mean change
-    of their log-probabilities, in nats a response.
+    ``accuracy`` is the share of pairs whose chosen response gained more log-probability than the rejected one, and
+    ``accuracy_error`` its standard error, clustered by question. ``accuracy_better_chosen`` is over the pairs whose
+    chosen response is from the more accurate model, ``accuracy_better_rejected`` over those whose rejected response is:
+    the two separate preferring a model from preferring correct solutions.
+
+    ``likelier`` is the share of pairs whose chosen response has the higher log-probability, in sum or per token, after
+    training and before. ``chosen`` and ``rejected`` are the mean changes of log-probability, in nats per response.
     """
-    found, chosen, rejected = summed(model, tuple(map(json.dumps, rows)))
-    _, was_chosen, was_rejected = summed(start, tuple(map(json.dumps, rows)))
-    length = torch.tensor([[len(pair.chosen), len(pair.rejected)] for pair in found])
+    examples, chosen, rejected = pair_logp(model, tuple(map(json.dumps, rows)))
+    _, chosen_before, rejected_before = pair_logp(initial, tuple(map(json.dumps, rows)))
+    length = torch.tensor([[len(pair.chosen), len(pair.rejected)] for pair in examples])
     better = torch.tensor([MODELS.index(row["models"][0]) - MODELS.index(row["models"][1]) for row in rows])
-    gained = ((chosen - was_chosen) - (rejected - was_rejected)).sign() / 2 + 0.5
+    gained = ((chosen - chosen_before) - (rejected - rejected_before)).sign() / 2 + 0.5
     return {
-        "pairs": len(found),
+        "pairs": len(examples),
         "accuracy": float(gained.mean()),
         "accuracy_error": clustered_error(gained.tolist(), [row["prompt"] for row in rows]),
         "accuracy_better_chosen": float(gained[better > 0].mean()),
         "accuracy_better_rejected": float(gained[better < 0].mean()),
-        "likelier_before": wins(was_chosen, was_rejected),
-        "likelier": wins(chosen, rejected),
-        "likelier_per_token_before": wins(was_chosen / length[:, 0], was_rejected / length[:, 1]),
-        "likelier_per_token": wins(chosen / length[:, 0], rejected / length[:, 1]),
-        "chosen": float((chosen - was_chosen).mean()),
-        "rejected": float((rejected - was_rejected).mean()),
+        "likelier_before": win_rate(chosen_before, rejected_before),
+        "likelier": win_rate(chosen, rejected),
+        "likelier_per_token_before": win_rate(chosen_before / length[:, 0], rejected_before / length[:, 1]),
+        "likelier_per_token": win_rate(chosen / length[:, 0], rejected / length[:, 1]),
+        "chosen": float((chosen - chosen_before).mean()),
+        "rejected": float((rejected - rejected_before).mean()),
     }
 
 
-@cache  # for the start, which every run asks for
-def summed(model: str, rows: tuple[str, ...]) -> tuple[list[Pair], Float[Tensor, " p"], Float[Tensor, " p"]]:
-    """The pairs in tokens, and the log-probability of each one's chosen response, and of its rejected one."""
-    at = make_policy(*load(model, torch.device("cpu")))
+@cache  # for the initial model, which every run evaluates
+def pair_logp(model: str, rows: tuple[str, ...]) -> tuple[list[Pair], Float[Tensor, " p"], Float[Tensor, " p"]]:
+    """Tokenized pairs, and the log-probabilities (nats) of the chosen and of the rejected responses."""
+    loaded_policy = make_policy(*load(model, torch.device("cpu")))
     columns = ("chosen_reward", "rejected_reward")
-    found, _ = tokenize_pairs(
-        list(map(json.loads, rows)), at.tokenizer, at.end_tokens, min(CONTEXT, at.context), columns, "held out"
+    context = min(CONTEXT, loaded_policy.context)
+    data = list(map(json.loads, rows))
+    end = loaded_policy.end_tokens
+    examples, _ = tokenize_pairs(data, loaded_policy.tokenizer, end, context, columns, "held out")
+    sequences = collate_pairs(examples)
+    logp = (
+        pair_logprobs(loaded_policy.model, sequences, ForwardContext(8192)).masked_fill(~sequences.mask, 0).sum(dim=1)
     )
-    sequences = collate_pairs(found)
-    chosen, rejected = (
-        pair_logprobs(at.model, sequences, ForwardContext(8192)).masked_fill(~sequences.mask, 0).sum(dim=1).chunk(2)
-    )
-    return found, chosen, rejected
+    chosen, rejected = logp.chunk(2)
+    return examples, chosen, rejected
 
 
-def wins(one: Float[Tensor, " p"], other: Float[Tensor, " p"]) -> float:
-    """How often the one is larger, a tie counting half."""
-    return float(((one - other).sign() + 1).mean() / 2)
+def win_rate(a: Float[Tensor, " p"], b: Float[Tensor, " p"]) -> float:
+    """Share of entries in which ``a`` is larger; a tie counts half."""
+    return float(((a - b).sign() + 1).mean() / 2)
 
 
 def clustered_error(values: Sequence[float], cluster: Sequence[str]) -> float:
-    """The standard error of the mean of values of which those of one cluster may go together.
+    """Standard error of the mean of values that may be correlated within a cluster.
 
     >>> clustered_error([1.0, 1.0, 0.0, 0.0], ["a", "a", "b", "b"]) == clustered_error([1.0, 0.0], ["a", "b"])
     True
     """
     mean = math.fsum(values) / len(values)
     sums: dict[str, float] = {}
-    for value, each in zip(values, cluster, strict=True):
-        sums[each] = sums.get(each, 0.0) + value - mean
-    return math.sqrt(math.fsum(each * each for each in sums.values())) / len(values)
+    for value, name in zip(values, cluster, strict=True):
+        sums[name] = sums.get(name, 0.0) + value - mean
+    return math.sqrt(math.fsum(total * total for total in sums.values())) / len(values)

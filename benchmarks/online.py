@@ -1,8 +1,8 @@
-"""Every method that samples, on the demo's tasks: the same start, the same prompts, as many responses.
+"""Benchmark of the methods that sample, on the demo tasks: equal initial models, prompts and numbers of responses.
 
-One run is ``STEPS`` steps of ``PROMPTS`` prompts with ``GROUP`` responses each. All start from a model of the demo's
-SFT phase: one for each seed, for the seed draws the tasks too, and what one seed holds out another trains on. What is
-set on a method beside that (``grid``) is chosen on the first seed, by the reward of the last quarter of the steps.
+One run is ``STEPS`` steps of ``PROMPTS`` prompts with ``GROUP`` responses each. The initial model is the result of the
+demo's SFT phase, one a seed: the seed also draws the tasks, and held-out tasks of one seed are training tasks of
+another. The settings in ``grid`` are selected on the first seed, by the reward over the last quarter of the steps.
 """
 
 import contextlib
@@ -32,101 +32,103 @@ from grape_rl.run import Run
 from grape_rl.setup.policy import make_policy
 from grape_rl.setup.sampling import sampling_prompts
 from grape_rl.validation import load_rows
-from measured import Record, append, key, records, where
+from result_file import Record, append_record, environment, read_records, run_key
 
 STEPS, PROMPTS, GROUP = 32, 16, 8
 RATES = (1e-4, 3e-4, 1e-3)
 DELTAS = (0.003, 0.01, 0.03)
 ONLINE = ("dpo", "ipo", "rpo", "simpo")
-"""The losses whose online forms are run unasked: a logistic, a square, one of rewards, one without a reference."""
-LEFT_OUT = ("phase", "step", "time", "reward_std", "missing", "missing_verdicts", "learning_rate")
+"""Losses whose online forms run by default: logistic, squared, reward-aware, and reference-free."""
+NOT_RECORDED = ("phase", "step", "time", "reward_std", "missing", "missing_verdicts", "learning_rate")
+"""Metrics that a record leaves out, in addition to seconds and items."""
 SMALL = {"sft": {"steps": 4, "data": {"rows": 60, "held_out_rows": 6}}, "online": {"steps": 1}}
-"""What makes a run of seconds, to see that it works."""
+"""Settings of a smoke test."""
 
 
 def sampling_methods() -> list[str]:
-    """The rows of the table that learn from rewards of their own responses; of online forms those of ``ONLINE``."""
-    sampled = {name: row for name, row in ALGORITHMS.items() if row.source.samples}
-    return [name for name, row in sampled.items() if not row.online_of or row.online_of in ONLINE]
+    """Names of the methods that learn from rewards of their own responses; of the online forms only ``ONLINE``."""
+    sampled = {name: method for name, method in ALGORITHMS.items() if method.source.samples}
+    return [name for name, method in sampled.items() if not method.online_of or method.online_of in ONLINE]
 
 
-def grid(row: Method) -> list[dict[str, Any]]:
-    """What is tried on a method: learning rates, or where its update has none, the size of its step."""
-    if "optimizer" in inspect.signature(row.update).parameters:
+def grid(method: Method) -> list[dict[str, Any]]:
+    """Settings to try on a method: learning rates, or step sizes if its update has no optimizer."""
+    if "optimizer" in inspect.signature(method.update).parameters:
         return [{"optimizer": {"learning_rate": rate}} for rate in RATES]
-    return [{"options": {"delta": delta}} for delta in DELTAS] if "delta" in method_options(row) else [{}]
+    return [{"options": {"delta": delta}} for delta in DELTAS] if "delta" in method_options(method) else [{}]
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Where runs lie, where their results go, and whether they are only to see that all works."""
+class Workspace:
+    """Folder for runs in progress, result file (or folder), and True for a smoke test."""
 
     folder: Path
     results: Path
     small: bool = False
 
 
-def run_method(bench: Bench, seeds: list[int], method: str) -> None:
-    """Run what is not in the results yet: the method's grid on the first seed, then the best of it on the others."""
+def run_method(workspace: Workspace, seeds: list[int], method: str) -> None:
+    """Run the method's grid on the first seed, then the best setting on all further seeds; skips recorded runs."""
     torch.set_num_threads(1)  # these models are too small for more
-    tried = [once(bench, method, seeds[0], given) for given in grid(ALGORITHMS[method])]
+    tried = [recorded_run(workspace, method, seeds[0], given) for given in grid(ALGORITHMS[method])]
     for seed in seeds[1:]:
-        once(bench, method, seed, best(tried)["set"])
+        recorded_run(workspace, method, seed, best(tried)["set"])
 
 
 def best(tried: list[Record]) -> Record:
-    """The run with the highest reward over the last quarter of its steps; one that failed is worse than any."""
+    """Run with the highest reward over the last quarter of its steps; a failed run ranks last."""
     return max(tried, key=last_reward)
 
 
 def last_reward(record: Record) -> float:
-    """The mean training reward over the last quarter of a run's steps; −inf for a run that failed."""
-    rewards = [each for each in record.get("curve", {}).get("reward", []) if each is not None]
+    """Mean training reward over the last quarter of a run's steps; −inf for a failed run."""
+    rewards = [reward for reward in record.get("curve", {}).get("reward", []) if reward is not None]
     last = rewards[-max(1, len(rewards) // 4) :]
     return math.fsum(last) / len(last) if last else -math.inf
 
 
-def start(bench: Bench, seed: int) -> Path:
-    """The model of the demo's SFT phase with this seed, trained where it is not there yet."""
-    home = bench.folder / f"start-{seed}"
+def initial_model(workspace: Workspace, seed: int) -> Path:
+    """Folder of the model after the demo's SFT phase with this seed; trains it if it does not exist."""
+    home = workspace.folder / f"start-{seed}"
     model = home / "checkpoints" / "last"
     if not model.exists():
         shutil.rmtree(home, ignore_errors=True)
         given: dict[str, Any] = {"seed": seed, "output": str(home), "checkpoint_every": 0, "device": "cpu"}
         given |= {"evaluation": {"samples": 1}}
         with quiet():
-            train(resolve_config("sft", "demo", merge(given, SMALL["sft"] if bench.small else {})))
+            train(resolve_config("sft", "demo", merge(given, SMALL["sft"] if workspace.small else {})))
     return model
 
 
-def once(bench: Bench, method: str, seed: int, given: Mapping[str, Any]) -> Record:
-    """One run's result: from the file, or else measured and added to it."""
+def recorded_run(workspace: Workspace, method: str, seed: int, given: Mapping[str, Any]) -> Record:
+    """Record of one run, from the result file, or from a new run that is appended to the file."""
     run = {"method": method, "seed": seed, "set": dict(given)}
-    for record in records(bench.results):
-        if key(record) == key(run):
+    for record in read_records(workspace.results):
+        if run_key(record) == run_key(run):
             return record
-    model = start(bench, seed)
-    home = bench.folder / f"{method}-{seed}-{time.time_ns()}"
+    model = initial_model(workspace, seed)
+    home = workspace.folder / f"{method}-{seed}-{time.time_ns()}"
     try:
         with quiet():
-            record = run | measured(settings(method, seed, given, model, home, bench.small), model) | {"where": where()}
-    except RuntimeError as error:  # a gradient that is not finite is a result too
-        record = run | {"failed": str(error), "where": where()}
+            config = settings(method, seed, given, model, home, workspace.small)
+            record = run | measured(config, model) | {"where": environment()}
+    except RuntimeError as error:  # a non-finite gradient is a result too
+        record = run | {"failed": str(error), "where": environment()}
     finally:
         shutil.rmtree(home, ignore_errors=True)
-    append(bench.results, record)
+    append_record(workspace.results, record)
     print(f"{method}, seed {seed}, {given}: {record.get('failed') or f'reward {last_reward(record):.3f}'}", flush=True)
     return record
 
 
 def settings(method: str, seed: int, given: Mapping[str, Any], model: Path, home: Path, small: bool = False) -> Config:
-    """The demo's configuration of a method, with what all methods of the benchmark share."""
+    """Demo configuration of a method, with the settings that all methods of the benchmark share."""
     shared: dict[str, Any] = {
         "model": {"name": str(model)},
         "steps": STEPS,
         "prompts_per_step": PROMPTS,
         "group_size": GROUP,
-        # constant, so that a run that is cut at some number of tokens is as good as one that was planned so
+        # Constant: the first n tokens of a run are then the same as a run that was planned for n tokens.
         "optimizer": {"warmup": 3, "schedule": "constant"},
         "checkpoint_every": 0,
         "seed": seed,
@@ -139,37 +141,37 @@ def settings(method: str, seed: int, given: Mapping[str, Any], model: Path, home
 
 
 def measured(config: Config, model: Path) -> Record:
-    """Train, and say what came of it: curves over the steps, held-out results, and the seconds of CPU that it took."""
+    """Train, and return the curves over steps, the held-out results, the final KL and entropy, and the CPU seconds."""
     began = time.process_time()
     run = train(config)
     seconds = time.process_time() - began
     steps = run.metrics
-    names = [n for n in dict.fromkeys(n for told in steps for n in told) if not n.startswith("item/")]
-    curve = {n: [told.get(n, math.nan) for told in steps] for n in names if n not in LEFT_OUT and "seconds" not in n}
-    first, last = run.evaluations[0], run.evaluations[config.steps]
-    held_out = {"before": first, "after": last}
-    told = {
-        when: {"reward": each.reward, "length": each.length, "truncated": each.truncated}
-        | {item: each.mean(item) for item in dict.fromkeys(i.item for i in each.items)}
-        for when, each in held_out.items()
+    names = [n for n in dict.fromkeys(n for metrics in steps for n in metrics) if not n.startswith("item/")]
+    names = [n for n in names if n not in NOT_RECORDED and "seconds" not in n]
+    curve = {n: [metrics.get(n, math.nan) for metrics in steps] for n in names}
+    evaluations = {"before": run.evaluations[0], "after": run.evaluations[config.steps]}
+    held_out = {
+        when: {"reward": result.reward, "length": result.length, "truncated": result.truncated}
+        | {item: result.mean(item) for item in dict.fromkeys(i.item for i in result.items)}
+        for when, result in evaluations.items()
     }
-    return {"curve": curve, "held_out": told, "end": end(run, model), "seconds": seconds}
+    return {"curve": curve, "held_out": held_out, "end": final_policy(run, model), "seconds": seconds}
 
 
-def end(run: Run, model: Path) -> dict[str, float]:
-    """The trained policy on held-out prompts: its entropy, and its KL (k3) from the start, in nats a token.
+def final_policy(run: Run, model: Path) -> dict[str, float]:
+    """Entropy of the trained policy on held-out prompts, and its KL (k3) from the initial model, in nats per token.
 
-    Both over all tokens of its responses, for every method alike; a run's own metric of entropy is over the responses
-    that the update ran on.
+    Both are over all tokens of its responses, for every method alike. A run's own entropy metric covers only the
+    responses in the update.
     """
     config = run.config
     cpu = torch.device("cpu")
-    now = make_policy(*load(str(run.model), cpu))
+    trained = make_policy(*load(str(run.model), cpu))
     method = ALGORITHMS[config.method]
     sampling = SamplingParams(**config.sampling.model_dump(), generation_batch_size=config.generation_batch_size)
     _, test_rows = load_rows(config, method, resolve_options(method, config.options))
-    prompts = sampling_prompts(test_rows, now, sampling.max_tokens, "held-out data")
-    rollout = sample(now.model, [p.tokens for p in prompts], 2, sampling, now.end_tokens, config.seed)
+    prompts = sampling_prompts(test_rows, trained, sampling.max_tokens, "held-out data")
+    rollout = sample(trained.model, [p.tokens for p in prompts], 2, sampling, trained.end_tokens, config.seed)
     reference = reference_logprobs(
         load(str(model), cpu)[0], ForwardContext(config.tokens_per_microbatch, temperature=sampling.temperature)
     )
@@ -179,6 +181,6 @@ def end(run: Run, model: Path) -> dict[str, float]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the lines that a run shows of itself."""
+    """Suppress the output of a run."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield

@@ -1,6 +1,8 @@
-"""The models that the benchmarks of speed run: random weights in real shapes, with a tokenizer made from GSM8K.
+"""Models of the speed benchmarks: random weights in real shapes, with a tokenizer trained on GSM8K.
 
-python benchmarks/shapes.py NAME FOLDER --data DATA     (NAME: tiny, gsm, wide or qwen05; DATA: see speed/data.py)
+    python benchmarks/shapes.py NAME FOLDER --data DATA
+
+NAME is tiny, gsm, wide or qwen05. DATA is the folder of GSM8K (see speed/data.py). The model is written to FOLDER.
 """
 
 import sys
@@ -31,27 +33,27 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         "vocab_size": 151_936,
     },
 }
-"""Qwen2's shapes: 0.8M parameters and 81 tokens; 17M and 8k; 26M and 32k, whose head is half the work; and that of
-Qwen2.5-0.5B, 494M and 152k, for a GPU. Where none is told, the feed-forward layer is 3 times as wide as the model, and
-the vocabulary is the tokenizer's."""
+"""Shapes of Qwen2 models, by parameters and vocabulary: tiny 0.8M and 81, gsm 17M and 8k, wide 26M and 32k (the LM head
+is half the work), and qwen05 494M and 152k (Qwen2.5-0.5B, for a GPU). Defaults: a feed-forward width of 3 times the
+hidden size, and the vocabulary of the tokenizer."""
 
 CONTEXT = 2048
 END = "<|endoftext|>"
 SPECIAL = ["<pad>", END]
 LETTERS = "0123456789+-*/=()?.,abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ:<>!'\"_"
-"""No white space: where a tokenizer of bytes takes the place of this one, it says the same."""
+"""Without white space, so that a byte-level tokenizer in its place encodes texts identically."""
 
 
 def letters() -> PreTrainedTokenizerFast:
-    """A token a character, 81 in all."""
+    """Character-level tokenizer with 81 tokens."""
     return _wrapped(Tokenizer(models.BPE(vocab={t: i for i, t in enumerate([*SPECIAL, *LETTERS])}, merges=[])))
 
 
 def byte_pairs(texts: Iterable[str], vocabulary: int = 8192) -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on the texts, cut as Qwen's is.
+    """Byte-level BPE tokenizer trained on the texts, with Qwen's pre-tokenizer.
 
-    transformers gives every Qwen2 model Qwen's way of cutting text, whatever its tokenizer's file says, and an end
-    token of that name: with another way, a program that reads the file itself would run on other tokens.
+    transformers applies Qwen's pre-tokenizer and end token to every Qwen2 model, whatever the tokenizer file contains.
+    With another pre-tokenizer, a program that reads the file itself would get different tokens.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -72,20 +74,20 @@ def byte_pairs(texts: Iterable[str], vocabulary: int = 8192) -> PreTrainedTokeni
 
 
 def built(name: str, texts: Iterable[str]) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
-    """The model of that name, the same random weights each time, and its tokenizer, made from the texts.
+    """Model of the named shape with deterministic random weights, and its tokenizer, trained on the texts.
 
     Raises:
-        ValueError: there is no such shape.
+        ValueError: an unknown shape.
     """
     if name not in SHAPES:
-        raise ValueError(f"unknown shape {name!r}{nearest(name, SHAPES)}; there are {', '.join(SHAPES)}")
+        raise ValueError(f"unknown shape {name!r}{nearest(name, SHAPES)}; choose from {', '.join(SHAPES)}")
     tokenizer = letters() if name == "tiny" else byte_pairs(texts)
     shape = {"vocab_size": len(tokenizer), "intermediate_size": 3 * SHAPES[name]["hidden_size"], **SHAPES[name]}
     return model(shape), tokenizer
 
 
 def model(shape: Mapping[str, Any]) -> Qwen2ForCausalLM:
-    """A Qwen2 model of that shape with random weights, its head tied to its embeddings."""
+    """Qwen2 model of this shape with random weights, its LM head tied to its embeddings."""
     ends: dict[str, Any] = {"pad_token_id": SPECIAL.index("<pad>"), "eos_token_id": SPECIAL.index(END)}
     config = Qwen2Config(max_position_embeddings=CONTEXT, tie_word_embeddings=True, **shape, **ends)
     with torch.random.fork_rng(devices=[]):
@@ -94,10 +96,10 @@ def model(shape: Mapping[str, Any]) -> Qwen2ForCausalLM:
 
 
 def write(name: str, folder: Path, texts: Iterable[str]) -> None:
-    """The model and its tokenizer as a folder in Hugging Face layout."""
-    made, tokenizer = built(name, texts)
-    made.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)  # last: with it, the folder is whole
+    """Write the model and its tokenizer as a folder in Hugging Face layout."""
+    network, tokenizer = built(name, texts)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)  # last: its file marks the folder as complete
 
 
 def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:

@@ -1,11 +1,10 @@
-"""The benchmark of the methods: what it runs, what it makes of the data, and what it makes of the results."""
+"""The benchmark of the methods: its runs, its data, and the tables of its results."""
 
 import json
 import math
 
 import pytest
 
-import measured
 import methods
 import offline
 import online
@@ -17,13 +16,14 @@ from grape_rl.sources.demonstrations import Demonstrations
 from grape_rl.sources.preferences import Preferences
 from grape_rl.sources.responses import Responses
 from grape_rl.validation import load_config
+from result_file import append_record, read_records
 
 
 def solved(question, right, wrong):
-    """A question with the solutions of four models: the first ``right`` of them, then those of ``wrong``."""
-    told = [{"is_correct": True, "solution": text} for text in right]
-    told += [{"is_correct": False, "solution": text} for text in wrong]
-    return {"question": question, "ground_truth": "A: 4"} | dict(zip(offline.MODELS, told, strict=True))
+    """A question with the solutions of four models: the correct ones first, then the wrong ones."""
+    solutions = [{"is_correct": True, "solution": text} for text in right]
+    solutions += [{"is_correct": False, "solution": text} for text in wrong]
+    return {"question": question, "ground_truth": "A: 4"} | dict(zip(offline.MODELS, solutions, strict=True))
 
 
 QUESTIONS = [
@@ -33,7 +33,7 @@ QUESTIONS = [
 
 
 def record(method, seed, rate, reward, tokens=30_000, **more):
-    """A result as ``online`` writes it: two steps."""
+    """A record of ``online`` with two steps."""
     held_out = {"reward": 0.4, "correct": 0.3}
     told = {
         "method": method,
@@ -48,7 +48,7 @@ def record(method, seed, rate, reward, tokens=30_000, **more):
     return told | more
 
 
-def test_all_methods_that_sample_are_found_and_no_others():
+def test_sampling_methods_are_all_methods_that_sample():
     found = online.sampling_methods()
     for name, row in ALGORITHMS.items():
         if isinstance(row.source, Responses):
@@ -58,13 +58,13 @@ def test_all_methods_that_sample_are_found_and_no_others():
     assert set(offline.pair_methods()) == {n for n, row in ALGORITHMS.items() if isinstance(row.source, Preferences)}
 
 
-def test_what_is_tried_is_what_the_method_has():
+def test_the_grid_is_over_settings_that_the_method_has():
     assert [each["optimizer"]["learning_rate"] for each in online.grid(ALGORITHMS["grpo"])] == list(online.RATES)
     assert [each["options"]["delta"] for each in online.grid(ALGORITHMS["trpo"])] == list(online.DELTAS)
 
 
 @pytest.mark.parametrize("name", online.sampling_methods())
-def test_every_method_gets_the_same_responses_and_keeps_its_own_options(name, tmp_path):
+def test_all_methods_share_the_budget_and_keep_their_own_options(name, tmp_path):
     demo = load_config(from_file(demo_config(name), name))
     for given in online.grid(ALGORITHMS[name]):
         config = online.settings(name, 3, given, tmp_path / "model", tmp_path / "run")
@@ -77,11 +77,11 @@ def test_every_method_gets_the_same_responses_and_keeps_its_own_options(name, tm
         assert config.optimizer.learning_rate == rate
 
 
-def test_the_best_of_a_grid_is_by_the_last_quarter_and_a_failure_is_worse_than_all():
+def test_the_best_of_a_grid_is_by_the_last_quarter_and_failures_rank_last():
     rising = {"curve": {"reward": [0.0] * 6 + [0.4, 0.6]}}
     falling = {"curve": {"reward": [0.9] * 6 + [0.1, None]}}
     assert online.last_reward(rising) == pytest.approx(0.5)
-    assert online.last_reward(falling) == pytest.approx(0.1), "the last of the seven that are known"
+    assert online.last_reward(falling) == pytest.approx(0.1), "the last of the seven rewards that are not None"
     assert online.best([{"failed": "no"}, falling | {"name": 1}, {"failed": "no"}])["name"] == 1
 
 
@@ -89,15 +89,15 @@ def test_a_run_from_start_to_report(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(online, "RATES", (1e-3,))
     arguments = ["--small", "--seeds", "0", "--folder", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     methods.main(["online", "--methods", "rloo", *arguments])
-    (told,) = measured.records(tmp_path / "results" / "online.jsonl")
-    assert told["method"] == "rloo" and told["set"] == {"optimizer": {"learning_rate": 1e-3}}
-    assert len(told["curve"]["reward"]) == 1 and told["curve"]["tokens"][0] > 0
-    assert told["held_out"]["before"].keys() == told["held_out"]["after"].keys() >= {"reward", "correct", "length"}
-    assert told["end"]["entropy"] > 0 and told["end"]["kl"] > 0, "one step has moved the policy"
+    (result,) = read_records(tmp_path / "results" / "online.jsonl")
+    assert result["method"] == "rloo" and result["set"] == {"optimizer": {"learning_rate": 1e-3}}
+    assert len(result["curve"]["reward"]) == 1 and result["curve"]["tokens"][0] > 0
+    assert result["held_out"]["before"].keys() == result["held_out"]["after"].keys() >= {"reward", "correct", "length"}
+    assert result["end"]["entropy"] > 0 and result["end"]["kl"] > 0, "one step has moved the policy"
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["start-0"], "the run's own folder is gone"
 
     methods.main(["online", "--methods", "rloo", *arguments])
-    assert len(measured.records(tmp_path / "results" / "online.jsonl")) == 1, "what is measured is not run again"
+    assert len(read_records(tmp_path / "results" / "online.jsonl")) == 1, "recorded runs are skipped"
 
     page = tmp_path / "page.md"
     page.write_text(
@@ -116,17 +116,17 @@ def test_a_run_on_pairs(tmp_path):
     data.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
     arguments = ["--small", "--seeds", "0", "--folder", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     methods.main(["offline", "--data", str(data), "--methods", "dpo", *arguments])
-    (told,) = measured.records(tmp_path / "results" / "offline.jsonl")
-    held_out = told["held_out"]
+    (result,) = read_records(tmp_path / "results" / "offline.jsonl")
+    held_out = result["held_out"]
     assert held_out["pairs"] == 4, "two questions, each with a right solution over two wrong ones"
     assert 0 <= held_out["accuracy"] <= 1 and 0 <= held_out["likelier"] <= 1
     assert held_out["chosen"] != 0 and held_out["rejected"] != 0, "one step has moved the policy"
-    assert told["baselines"] == {"shorter": 0.0, "better_model": 0.0}
-    text = tables.offline_table([told])
+    assert result["baselines"] == {"shorter": 0.0, "better_model": 0.0}
+    text = tables.offline_table([result])
     assert "| `dpo` | " in text and "| *shorter* | 0.000 | " in text and "4 held-out pairs" in text
 
 
-def test_pairs_are_all_right_solutions_over_all_wrong_ones_and_none_twice():
+def test_pairs_are_all_correct_with_all_wrong_solutions_without_duplicates():
     row = solved("Why? ", ["a ", "b"], ["c", "c"])
     made = offline.preference_rows([row])
     assert [(each["chosen"], each["rejected"]) for each in made] == [("a", "c"), ("b", "c")]
@@ -136,17 +136,17 @@ def test_pairs_are_all_right_solutions_over_all_wrong_ones_and_none_twice():
     assert not offline.preference_rows([solved("Why?", ["same"], ["same", "same ", "same"])]), "they do not differ"
 
 
-def test_held_out_questions_are_none_that_is_trained_on():
+def test_held_out_questions_are_not_trained_on():
     rows = [*QUESTIONS, solved("All right?", list("abcd"), [])]
     train, test = offline.split(rows, 2)
     assert len(test) == 2 and len(train) == 4
     assert {row["question"] for row in train}.isdisjoint(row["question"] for row in test)
     assert offline.split(rows, 2) == (train, test)
-    with pytest.raises(ValueError, match="5 questions have a right and a wrong solution; 5 are to be held out"):
+    with pytest.raises(ValueError, match="5 questions have a correct and a wrong solution; more than 5 are required"):
         offline.split(rows, 5)
 
 
-def test_rules_without_a_model_count_a_tie_half():
+def test_rules_without_a_policy_count_a_tie_half():
     def row(chosen, rejected, of_chosen, of_rejected):
         return {
             "chosen": chosen,
@@ -160,19 +160,19 @@ def test_rules_without_a_model_count_a_tie_half():
 
 def test_a_file_of_results_survives_a_kill(tmp_path):
     path = tmp_path / "results" / "online.jsonl"
-    assert measured.records(path) == []
-    measured.append(path, {"a": 1.23456789, "b": math.nan})
+    assert read_records(path) == []
+    append_record(path, {"a": 1.23456789, "b": math.nan})
     with path.open("a") as file:
         file.write('{"a": 2, "cut o')
-    assert measured.records(path) == [{"a": 1.2346, "b": None}]
-    measured.append(path, {"a": 3})
-    assert measured.records(path) == [{"a": 1.2346, "b": None}, {"a": 3}]
+    assert read_records(path) == [{"a": 1.2346, "b": None}]
+    append_record(path, {"a": 3})
+    assert read_records(path) == [{"a": 1.2346, "b": None}, {"a": 3}]
     path.write_text("broken\n{}\n")
     with pytest.raises(ValueError, match="line 1: not JSON"):
-        measured.records(path)
+        read_records(path)
 
 
-def test_a_method_is_shown_under_what_did_best_on_the_first_seed():
+def test_a_method_is_shown_with_the_best_settings_of_its_first_seed():
     found = [
         record("grpo", 0, 1e-4, 0.6),
         record("grpo", 0, 3e-4, 0.8),
@@ -203,14 +203,14 @@ def test_a_method_is_shown_under_what_did_best_on_the_first_seed():
     assert "Measured: 1 May, 1 thread of 2 cores (M), torch 2, Python 3." in lines
 
 
-def test_the_reward_at_a_number_of_tokens_is_that_of_the_steps_before_it():
+def test_the_reward_at_a_number_of_tokens_is_over_the_steps_before_it():
     told = {"curve": {"tokens": [10.0] * 10, "reward": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, None, 7.0, 8.0, 9.0]}}
     assert tables.reward_at(told, 40) == (2.0 + 3.0) / 2, "the steps that end at 30 and 40"
     assert tables.reward_at(told, 80) == (5.0 + 7.0) / 2, "at 60, 70 and 80; that at 70 has no reward"
     assert tables.reward_at(told, 1000) == (7.0 + 8.0 + 9.0) / 3, "it ends at 100: those at 80, 90 and 100"
 
 
-def test_chance_is_what_methods_and_seeds_do_not_add_up_to():
+def test_the_error_of_a_difference_is_the_interaction_of_methods_and_seeds():
     def of(*rewards):
         records = tuple({"seed": seed, "reward": reward} for seed, reward in enumerate(rewards))
         return tables.MethodRuns("m", records, False)
@@ -218,21 +218,21 @@ def test_chance_is_what_methods_and_seeds_do_not_add_up_to():
     def reward(told):
         return told["reward"]
 
-    assert tables.chance([of(1.0, 2.0, 3.0), of(2.0, 3.0, 4.0)], reward) == pytest.approx(0.0, abs=1e-12)
+    assert tables.difference_error([of(1.0, 2.0, 3.0), of(2.0, 3.0, 4.0)], reward) == pytest.approx(0.0, abs=1e-12)
     # Differences 0, 2, 1 between the two: their variance is 1, and that of the mean of three is 1/3.
-    assert tables.chance([of(1.0, 2.0, 3.0), of(1.0, 4.0, 4.0)], reward) == pytest.approx(math.sqrt(1 / 3))
-    assert math.isnan(tables.chance([of(1.0, 2.0)], reward))
+    assert tables.difference_error([of(1.0, 2.0, 3.0), of(1.0, 4.0, 4.0)], reward) == pytest.approx(math.sqrt(1 / 3))
+    assert math.isnan(tables.difference_error([of(1.0, 2.0)], reward))
 
 
-def test_a_page_has_a_place_for_what_is_measured():
+def test_text_is_inserted_between_its_comments():
     page = "a\n<!-- online -->\nold\n<!-- end of online -->\nb\n"
     assert tables.inserted(page, "online", "new \\1\n") == page.replace("old", "new \\1")
-    with pytest.raises(ValueError, match="no place <!-- offline -->"):
+    with pytest.raises(ValueError, match="lacks the comments <!-- offline -->"):
         tables.inserted(page, "offline", "new")
 
 
 def test_a_panel_has_no_more_curves_than_colors():
-    picture = pytest.importorskip("picture", reason="the picture needs matplotlib: pip install -e '.[bench]'")
+    picture = pytest.importorskip("learning_curves", reason="the picture needs matplotlib: pip install -e '.[bench]'")
     shown = picture.panels(online.sampling_methods())
     assert [name for _, members in shown for name in members] == [
         row.name for rows in FAMILIES.values() for row in rows if row.name in online.sampling_methods()
@@ -250,15 +250,15 @@ def test_a_panel_has_no_more_curves_than_colors():
         (["online", "--small", "1"], "name one of online"),
     ],
 )
-def test_a_command_that_is_none_is_refused(arguments, message, tmp_path, monkeypatch):
+def test_an_invalid_command_raises(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(online, "start", lambda *_: None)
+    monkeypatch.setattr(online, "initial_model", lambda *_: None)
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         methods.main(arguments)
 
 
-def test_what_a_seed_is_worth_to_all_methods_is_no_difference_between_its_curves():
-    picture = pytest.importorskip("picture", reason="the picture needs matplotlib: pip install -e '.[bench]'")
+def test_the_effect_of_a_seed_is_subtracted_from_its_curves():
+    picture = pytest.importorskip("learning_curves", reason="the picture needs matplotlib: pip install -e '.[bench]'")
 
     def of(name, *rewards):
         tokens = [2_000.0, 20_000.0, 18_000.0]
@@ -266,7 +266,7 @@ def test_what_a_seed_is_worth_to_all_methods_is_no_difference_between_its_curves
         return tables.MethodRuns(name, tuple(records), False)
 
     found = picture.curves([of("a", 0.1, 0.5), of("b", 0.3, 0.7), of("c", 0.6)])
-    assert found["a"][:, 0].tolist() == pytest.approx([0.3, 0.3]), "its mean, on both seeds alike"
+    assert found["a"][:, 0].tolist() == pytest.approx([0.3, 0.3]), "its mean, on both seeds"
     assert found["b"][:, 0].tolist() == pytest.approx([0.5, 0.5])
-    assert found["c"][:, 0].tolist() == pytest.approx([0.8]), "its one seed is worth 0.2 less than the other"
-    assert picture.alike(["a", "b", "d"], found | {"d": found["a"]}) == [["a", "d"], ["b"]]
+    assert found["c"][:, 0].tolist() == pytest.approx([0.8]), "the effect of its one seed is 0.2 below the other's"
+    assert picture.equal_curves(["a", "b", "d"], found | {"d": found["a"]}) == [["a", "d"], ["b"]]

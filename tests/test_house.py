@@ -156,3 +156,28 @@ def test_only_the_command_line_prints():
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
     ]
     assert not faults, "\n".join(faults)
+
+
+def test_no_import_goes_in_a_circle_in_benchmarks():
+    folder = Path(__file__).parents[1] / "benchmarks"
+    files = {".".join(path.relative_to(folder).with_suffix("").parts): path for path in folder.rglob("*.py")}
+    graph = {name: set(_benchmark_imports(path)) & files.keys() for name, path in files.items()}
+    assert len(graph) > 15 and sum(map(len, graph.values())) > 30, "imports are not found any more"
+
+    def walk(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " → ".join((*trail, module))
+        for used in graph[module]:
+            walk(used, (*trail, module))
+
+    for module in graph:
+        walk(module, ())
+
+
+def _benchmark_imports(path: Path) -> Iterator[str]:
+    """Every name that a file imports, at its top or later, as a module's name."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)

@@ -1,4 +1,4 @@
-"""The benchmark of speed beside TRL: what both sides are told and tell, and what a step costs at the least."""
+"""The comparison with TRL: the specification and the measurements of both sides, and the lower bounds of a step."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ import vs_trl
 from grape_rl.estimate.flops import count_flops, forward_work
 from grape_rl.validation import load_config
 from speed import data, floors, ours, peer, turns
-from speed.rows import ROWS, STARTS, Row
+from speed.workloads import STARTS, WORKLOADS, Workload
 
 SHAPE = {
     "hidden_size": 32,
@@ -26,9 +26,9 @@ SHAPE = {
     "vocab_size": 96,
 }
 SMALL = {
-    "grpo": Row("g", "grpo", "s", 2, 3, prompt_tokens=7, new_tokens=4),
-    "sft": Row("s", "sft", "s", 2, longest=64),
-    "dpo": Row("d", "dpo", "s", 2, longest=64),
+    "grpo": Workload("g", "grpo", "s", 2, 3, prompt_tokens=7, new_tokens=4),
+    "sft": Workload("s", "sft", "s", 2, max_length=64),
+    "dpo": Workload("d", "dpo", "s", 2, max_length=64),
 }
 
 
@@ -54,36 +54,36 @@ def rows_of(method, steps):
 
 @pytest.fixture(scope="module")
 def runs(model, tmp_path_factory):
-    """What our side tells of three steps of each method, with its spec."""
-    told = {}
+    """Spec and measurements of three steps of each method on the grape-rl side."""
+    result = {}
     for method, row in SMALL.items():
         place = tmp_path_factory.mktemp(method)
-        spec = row.spec(model, turns.written(place / "rows.jsonl", rows_of(method, 3)), 3)
+        spec = row.spec(model, turns.write_rows(place / "rows.jsonl", rows_of(method, 3)), 3)
         ours.main(spec, place / "out.json")
-        told[method] = spec, json.loads((place / "out.json").read_text())
-    return told
+        result[method] = spec, json.loads((place / "out.json").read_text())
+    return result
 
 
 @pytest.mark.parametrize("method", SMALL)
-def test_our_side_tells_of_every_step_but_the_first(runs, method):
-    _, told = runs[method]
+def test_ours_measures_every_step_but_the_first(runs, method):
+    _, result = runs[method]
     for name in ("seconds", "update_seconds", "tokens", "operations", "update_operations"):
-        assert len(told[name]) == 2 and min(told[name]) > 0, name
-    assert told["versions"].keys() == {"grape-rl", "transformers", "torch"} and told["peak"] is None
-    assert all(s >= u for s, u in zip(told["seconds"], told["update_seconds"], strict=True)) or method == "grpo"
+        assert len(result[name]) == 2 and min(result[name]) > 0, name
+    assert result["versions"].keys() == {"grape-rl", "transformers", "torch"} and result["peak"] is None
+    assert all(s >= u for s, u in zip(result["seconds"], result["update_seconds"], strict=True)) or method == "grpo"
 
 
-def test_a_step_lasts_from_the_end_of_one_to_the_end_of_the_next(model):
+def test_a_step_begins_at_the_end_of_the_step_before(model):
     spec = {**SMALL["grpo"].spec(model, model, 3), "bf16": True}
     steps = [{"time": t, "update_seconds": 1.0, "sample_seconds": 0.5, "length": t} for t in (1.0, 3.5, 4.0)]
-    told = ours.account(spec, steps)
-    assert told["seconds"] == [2.5, 0.5] and told["length"] == [3.5, 4.0] and told["sample_seconds"] == [0.5, 0.5]
+    result = ours.measurements(spec, steps)
+    assert result["seconds"] == [2.5, 0.5] and result["length"] == [3.5, 4.0] and result["sample_seconds"] == [0.5, 0.5]
     half = floors.weightless(str(model))
-    assert told["decode_bytes"] == [floors.decode_bytes(half, spec, each, 2) for each in (3.5, 4.0)]
+    assert result["decode_bytes"] == [floors.decode_bytes(half, spec, each, 2) for each in (3.5, 4.0)]
 
 
-def test_our_run_is_set_as_the_row_says(model, tmp_path):
-    spec = replace(SMALL["grpo"], bf16=True, longest=48).spec(model, tmp_path / "rows.jsonl", 3)
+def test_the_settings_of_our_run(model, tmp_path):
+    spec = replace(SMALL["grpo"], bf16=True, max_length=48).spec(model, tmp_path / "rows.jsonl", 3)
     found = load_config(ours.settings(spec, tmp_path))
     assert (found.steps, found.prompts_per_step, found.group_size, found.seed) == (3, 2, 3, ours.SEED)
     assert (found.sampling.max_tokens, found.sampling.temperature, found.data.max_length) == (4, 1.0, 48)
@@ -92,23 +92,23 @@ def test_our_run_is_set_as_the_row_says(model, tmp_path):
     assert load_config(ours.settings(SMALL["sft"].spec(model, model, 3), tmp_path)).precision == "fp32"
 
 
-def test_a_sampled_step_counts_prompts_once_a_row(runs):
-    _, told = runs["grpo"]
-    assert all(0 < each <= 4 for each in told["length"])
-    assert told["tokens"] == pytest.approx([6 * (7 + each) for each in told["length"]])
+def test_tokens_of_a_sampled_step_count_the_prompt_for_each_response(runs):
+    _, result = runs["grpo"]
+    assert all(0 < each <= 4 for each in result["length"])
+    assert result["tokens"] == pytest.approx([6 * (7 + each) for each in result["length"]])
 
 
 @pytest.mark.parametrize(("method", "keys"), [("sft", ["completion"]), ("dpo", ["chosen", "rejected"])])
-def test_the_other_side_reads_the_rows_that_a_run_of_ours_draws(runs, method, keys):
-    """Lengths tell the rows apart. A character is a token, and an end token follows each response."""
-    _, told = runs[method]
-    ordered = data.as_drawn(rows_of(method, 3), 2, ours.SEED)
+def test_both_sides_read_the_rows_in_the_same_order(runs, method, keys):
+    """Lengths identify the rows. A character is a token, and an end token follows each response."""
+    _, result = runs[method]
+    ordered = data.in_training_order(rows_of(method, 3), 2, ours.SEED)
     read = [sum(len(row["prompt"]) + len(row[key]) + 1 for key in keys) for row in ordered]
-    assert told["tokens"] == [read[2] + read[3], read[4] + read[5]]
+    assert result["tokens"] == [read[2] + read[3], read[4] + read[5]]
     assert sorted(map(str, ordered)) == sorted(map(str, rows_of(method, 3))), "each row once"
 
 
-def test_a_sampled_step_costs_two_forward_passes_and_a_backward_one_that_costs_two(model):
+def test_a_sampled_step_costs_two_forward_passes_and_a_backward_pass_of_two(model):
     spec, made = SMALL["grpo"].spec(model, model, 3), floors.weightless(str(model))
     trunk, head, pairs = 2 * 7 + 6 * 3, 6 * 4, 0
     for _ in range(2):  # prompts
@@ -123,10 +123,10 @@ def test_a_sampled_step_costs_two_forward_passes_and_a_backward_one_that_costs_t
 def test_pairs_pay_for_the_reference_and_demonstrations_do_not(model, runs):
     made = floors.weightless(str(model))
     for method, passes in (("sft", 3), ("dpo", 4)):
-        spec, told = runs[method]
+        spec, result = runs[method]
         one = [count_flops(made, forward_work(batch)) for batch in ours.read_steps(spec)[1:]]
-        assert told["operations"] == [passes * each for each in one]
-        assert told["update_operations"] == [3 * each for each in one]
+        assert result["operations"] == [passes * each for each in one]
+        assert result["update_operations"] == [3 * each for each in one]
 
 
 def test_a_prompt_of_a_pair_is_encoded_once(model):
@@ -136,55 +136,55 @@ def test_a_prompt_of_a_pair_is_encoded_once(model):
     assert forward_work(read).trunk_tokens == 4 + 2 + 1 and forward_work(read).head_tokens == 5
 
 
-def test_decoding_reads_weights_and_what_was_said_so_far_once_a_token(model):
+def test_decoding_reads_weights_and_the_cache_once_a_token(model):
     spec, made = SMALL["grpo"].spec(model, model, 3), floors.weightless(str(model))
     matrices = sum(w.numel() for name, w in made.named_parameters() if w.ndim == 2 and "embed" not in name)
     read = 4 * 32 * 96  # the head, for each of four tokens
-    for said in (1, 2, 3):
+    for cached in (1, 2, 3):
         read += matrices
         read += 2 * 7 * (2 * 2 * 16)  # two prompts; keys and values of two layers, one head of 16
-        read += 6 * said * (2 * 2 * 16)
+        read += 6 * cached * (2 * 2 * 16)
     assert floors.decode_bytes(made, spec, 4.0, 2) == 2 * read
 
 
-def test_a_child_is_seen_to_hold_what_it_holds_and_not_what_this_process_does(tmp_path):
+def test_the_peak_memory_of_a_command_is_its_own(tmp_path):
     here = torch.ones(50_000_000)  # 200 MB
-    seconds, peak = turns.finished([sys.executable, "-S", "-c", "x = bytearray(60 * 10**6)"])
+    seconds, peak = turns.run_command([sys.executable, "-S", "-c", "x = bytearray(60 * 10**6)"])
     assert 60e6 < peak < 130e6 < here.nbytes and 0 < seconds < 30
     with pytest.raises(RuntimeError, match=r"exit code 3\nsaid this"):
-        turns.finished([sys.executable, "-S", "-c", "import sys; print('said this'); sys.exit(3)"])
+        turns.run_command([sys.executable, "-S", "-c", "import sys; print('said this'); sys.exit(3)"])
 
 
-def test_a_side_is_told_the_spec_and_tells_its_steps(tmp_path):
+def test_a_side_gets_the_spec_and_returns_its_measurements(tmp_path):
     script = "import json, sys; s = json.load(open(sys.argv[1])); json.dump({'peak': s['n']}, open(sys.argv[2], 'w'))"
-    assert turns.side([sys.executable, "-S", "-c", script], {"n": 5}, tmp_path) == {"peak": 5}, "a GPU's own"
-    assert turns.side([sys.executable, "-S", "-c", script], {"n": None}, tmp_path)["peak"] > 10**6
+    assert turns.run_side([sys.executable, "-S", "-c", script], {"n": 5}, tmp_path) == {"peak": 5}, "a GPU's own"
+    assert turns.run_side([sys.executable, "-S", "-c", script], {"n": None}, tmp_path)["peak"] > 10**6
 
 
-def test_the_peer_is_set_as_the_row_says(tmp_path, monkeypatch):
+def test_the_settings_of_the_peer(tmp_path, monkeypatch):
     from transformers import TrainerCallback
 
     class Trainer:
         def __init__(self, **given):
-            self.given, self.heard = given, []
+            self.given, self.callbacks = given, []
             logged = [{"loss": 1.0, "num_tokens": n, "completions/mean_length": n / 10} for n in (10, 30, 60)]
             self.state = SimpleNamespace(log_history=[{"eval": 1}, *logged, {"train_runtime": 1.0}])
 
         def add_callback(self, callback):
             assert isinstance(callback, TrainerCallback)
-            self.heard.append(callback)
+            self.callbacks.append(callback)
 
         def train(self):
             for _ in range(3):
-                self.heard[0].on_step_begin(None, None, None)
+                self.callbacks[0].on_step_begin(None, None, None)
 
     names = [f"{method}{kind}" for method in ("GRPO", "SFT", "DPO") for kind in ("Config", "Trainer")]
     fake = SimpleNamespace(**{name: dict if name.endswith("Config") else Trainer for name in names})
     monkeypatch.setitem(sys.modules, "trl", fake)
     monkeypatch.setattr(peer, "version", lambda name: name)
-    data_file = turns.written(tmp_path / "rows.jsonl", [{"prompt": "a"}])
+    data_file = turns.write_rows(tmp_path / "rows.jsonl", [{"prompt": "a"}])
     row = replace(SMALL["grpo"], bf16=True, peer={"use_transformers_continuous_batching": True})
-    told = peer.trainer(row.spec(tmp_path, data_file, 3), "out").given
+    result = peer.trainer(row.spec(tmp_path, data_file, 3), "out").given
     asked = {"per_device_train_batch_size": 6, "num_generations": 3, "max_completion_length": 4, "max_steps": 3}
     asked |= {
         "bf16": True,
@@ -194,33 +194,35 @@ def test_the_peer_is_set_as_the_row_says(tmp_path, monkeypatch):
         "use_transformers_continuous_batching": True,
         "output_dir": "out",
     }
-    assert told["args"].items() >= asked.items() and told["args"]["beta"] == 0.0 and told["model"] == str(tmp_path)
-    assert len(told["reward_funcs"](completions=["a", "b"], prompts=[])) == 2
+    assert (
+        result["args"].items() >= asked.items() and result["args"]["beta"] == 0.0 and result["model"] == str(tmp_path)
+    )
+    assert len(result["reward_funcs"](completions=["a", "b"], prompts=[])) == 2
     for method in ("sft", "dpo"):
-        told = peer.trainer(replace(SMALL[method], peer={}).spec(tmp_path, data_file, 3), "out").given
-        assert told["args"]["train_sampling_strategy"] == "sequential" and told["args"]["max_length"] == 64
+        result = peer.trainer(replace(SMALL[method], peer={}).spec(tmp_path, data_file, 3), "out").given
+        assert result["args"]["train_sampling_strategy"] == "sequential" and result["args"]["max_length"] == 64
 
     peer.main(replace(SMALL["grpo"], peer={}).spec(tmp_path, data_file, 3), tmp_path / "out.json")
     found = json.loads((tmp_path / "out.json").read_text())
     assert len(found["seconds"]) == 2 and found["tokens"] == [20, 30] and found["length"] == [3.0, 6.0]
 
 
-def told_by(lengths, tokens, **more):
+def measured_by(lengths, tokens, **more):
     return {"seconds": [2.0], "length": lengths, "tokens": tokens, "peak": 5, **more}
 
 
-def test_sides_that_did_other_work_are_told():
-    alike = {"peer": told_by([3.0], [60.0]), "ours": told_by([4.0], [66.0])}
+def test_sides_with_different_work_are_reported():
+    alike = {"peer": measured_by([3.0], [60.0]), "ours": measured_by([4.0], [66.0])}
     row = SMALL["grpo"]  # 6 rows: 42 tokens of prompts on both sides
     assert turns.disagreement(row, alike) == "" == turns.disagreement(row, {"ours": alike["ours"]})
-    other = alike | {"peer": told_by([3.0], [61.0])}
-    assert turns.disagreement(row, other) == "g: TRL read [43.0] tokens a step, and we [42.0]"
+    other = alike | {"peer": measured_by([3.0], [61.0])}
+    assert turns.disagreement(row, other) == "g: TRL read [43.0] tokens a step, grape-rl [42.0]"
 
 
 def test_a_run_writes_each_turn_and_alternates(tmp_path, monkeypatch, capsys):
     order, files = [], {}
 
-    def finished(script, spec, folder):
+    def run_side(script, spec, folder):
         if spec["method"] == "dpo":
             raise RuntimeError("it burst")
         order.append("peer" if script[1].endswith("peer.py") else script[2])
@@ -229,55 +231,59 @@ def test_a_run_writes_each_turn_and_alternates(tmp_path, monkeypatch, capsys):
         files[order[-1]] = rows
         if "machine" in order[-1]:
             return {"matrix_rate": 1e9, "bandwidth": 1e9}
-        return told_by([5.0], [20.0], operations=[1e9])
+        return measured_by([5.0], [20.0], operations=[1e9])
 
     shapes.letters().save_pretrained(tmp_path / "tiny")
-    monkeypatch.setattr(turns, "side", finished)
-    monkeypatch.setattr(turns, "started", lambda command, python: {"seconds": [len(command)], "peak": 5})
+    monkeypatch.setattr(turns, "run_side", run_side)
+    monkeypatch.setattr(turns, "measured_start", lambda command, python: {"seconds": [len(command)], "peak": 5})
     arguments = ["run", "--data", str(tmp_path), "--folder", str(tmp_path), "--results", str(tmp_path / "out.jsonl")]
     more = ["--turns", "2", "--steps", "2", "--only", "grpo_wide,import", "--small", "--peer-python", sys.executable]
     vs_trl.main(arguments + more)
     assert order == ["peer", "speed.ours", "speed.machine"] * 2
-    told = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [(each["row"], each["turn"]) for each in told] == [(n, t) for n in ("grpo_wide", "import") for t in (0, 1)]
+    result = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(each["row"], each["turn"]) for each in result] == [(n, t) for n in ("grpo_wide", "import") for t in (0, 1)]
     assert "grpo_wide: ours 2 s" in capsys.readouterr().out
 
-    turns.written(tmp_path / "train.jsonl", [{"question": f"{n}?", "answer": f"{n}"} for n in range(9)])
-    turns.written(tmp_path / "example_model_solutions.jsonl", [])
+    turns.write_rows(tmp_path / "train.jsonl", [{"question": f"{n}?", "answer": f"{n}"} for n in range(9)])
+    turns.write_rows(tmp_path / "example_model_solutions.jsonl", [])
     del order[:]
     more[5] = "dpo_gsm,sft_gsm,gpu_sft"
     with pytest.raises(RuntimeError, match=r"^dpo_gsm: it burst$"):
         vs_trl.main(arguments + more)
     assert order == ["peer", "speed.ours", "speed.machine"] * 2 + ["speed.ours", "speed.machine"] * 2
-    assert files["peer"] != files["speed.ours"] and data.as_drawn(files["speed.ours"], 2, 0) == files["peer"]
+    assert files["peer"] != files["speed.ours"] and data.in_training_order(files["speed.ours"], 2, 0) == files["peer"]
 
 
 @pytest.mark.parametrize(
-    ("of", "arguments", "message"),
+    ("script", "arguments", "message"),
     [
         (vs_trl, ["runn"], "name one of run and report, not runn"),
         (vs_trl, ["run"], "run needs --data FOLDER"),
-        (vs_trl, ["run", "--data", "x", "--only", "grpo_wid"], "unknown row 'grpo_wid'; did you mean 'grpo_wide'?"),
+        (
+            vs_trl,
+            ["run", "--data", "x", "--only", "grpo_wid"],
+            "unknown workload 'grpo_wid'; did you mean 'grpo_wide'?",
+        ),
         (vs_trl, ["run", "--data", "x", "--steps", "1"], "--steps 1: the first step does not count"),
-        (vs_trl, ["run", "--data", "x", "--small"], "--small measures nothing"),
+        (vs_trl, ["run", "--data", "x", "--small"], "--small is a smoke test"),
         (growth, ["run", "report"], "name one of run and report, not run report"),
         (growth, ["run", "--only", "promt"], "unknown dimension 'promt'; did you mean 'prompt'?"),
         (growth, ["run", "--steps", "1"], "--steps 1: the first step does not count"),
-        (growth, ["run", "--small"], "--small measures nothing"),
+        (growth, ["run", "--small"], "--small is a smoke test"),
     ],
 )
-def test_a_command_that_is_none_is_refused(of, arguments, message):
+def test_an_invalid_command_raises(script, arguments, message):
     with pytest.raises(ValueError) as error:
-        of.main(arguments)
+        script.main(arguments)
     assert message in str(error.value)
 
 
-def test_every_row_is_chosen_once_and_small_rows_are_small():
-    names = [row.name for row in ROWS]
+def test_every_workload_is_selected_once_and_small_ones_are_small():
+    names = [row.name for row in WORKLOADS]
     assert len(set(names)) == len(names) and not set(names) & set(STARTS)
-    assert sorted(vs_trl.chosen(None, False) + vs_trl.chosen(None, True)) == sorted([*names, *STARTS])
-    assert vs_trl.chosen("gpu_sft,help", False) == ["gpu_sft", "help"]
-    assert {row.shape for row in ROWS} <= set(shapes.SHAPES)
-    for row in ROWS:
+    assert sorted(vs_trl.selected(None, False) + vs_trl.selected(None, True)) == sorted([*names, *STARTS])
+    assert vs_trl.selected("gpu_sft,help", False) == ["gpu_sft", "help"]
+    assert {row.shape for row in WORKLOADS} <= set(shapes.SHAPES)
+    for row in WORKLOADS:
         assert row.small().shape == "tiny" and row.small().method == row.method and not row.small().gpu
         assert row.small().per_step * row.small().group <= 4

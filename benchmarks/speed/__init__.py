@@ -1,1 +1,1 @@
-"""What the benchmarks of speed are made of: vs_trl.py compares, and growth.py varies one thing at a time."""
+"""Shared modules of the speed benchmarks: vs_trl.py compares with TRL, growth.py varies one dimension at a time."""

@@ -1,7 +1,7 @@
-"""Runs a command and says how long it took and how much memory it held: ``python launch.py OUT COMMAND ...``.
+"""Run a command and record its time and peak memory: ``python launch.py OUT COMMAND ...``.
 
-In a small process of its own: the system counts what a process held before it became another program, so that no
-command started from a large process would be seen to hold less than that.
+The launcher is a small process of its own. The peak memory of a process includes the memory before ``exec``: started
+from a large process, every command would appear at least as large.
 """
 
 import json
@@ -12,13 +12,13 @@ import time
 
 
 def main(out: str, command: list[str]) -> None:
-    """Run it to its end, and write its wall seconds, its peak of memory in bytes and its exit code."""
+    """Run the command, and write its wall-clock seconds, its peak memory in bytes and its exit code."""
     began = time.perf_counter()
     process = subprocess.Popen(command)
-    _, status, used = os.wait4(process.pid, 0)
+    _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
     process.returncode = os.waitstatus_to_exitcode(status)
-    peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     with open(out, "w", encoding="utf-8") as file:
         json.dump({"seconds": seconds, "peak": peak, "code": process.returncode}, file)
 

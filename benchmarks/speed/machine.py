@@ -1,6 +1,6 @@
-"""What the machine reaches at present: ``python -m speed.machine SPEC OUT``, with what ``rows.Row.spec`` says in SPEC.
+"""Matrix rate and memory bandwidth of the machine: ``python -m speed.machine SPEC OUT``; SPEC is ``Workload.spec``.
 
-In a process of its own, whose memory is no side's.
+The measurement is a process of its own, so that its memory counts for neither side of the comparison.
 """
 
 import json
@@ -15,8 +15,8 @@ import torch
 from grape_rl.estimate.flops import matmul_throughput
 
 
-def reached(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Operations a second on large matrices in the row's precision, bytes a second through memory, and the device."""
+def machine_rates(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Operations per second on large matrices in the workload's precision, memory bandwidth, and the device."""
     device = torch.device("cuda" if spec["gpu"] else "cpu")
     return {
         "matrix_rate": matmul_throughput(device, torch.bfloat16 if spec["bf16"] else torch.float32),
@@ -25,8 +25,8 @@ def reached(spec: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def bandwidth(device: torch.device, megabytes: int = 512, turns: int = 5) -> float:
-    """Bytes a second that the machine's memory moves: a copy, read and written, the best of some turns."""
+def bandwidth(device: torch.device, megabytes: int = 512, repeats: int = 5) -> float:
+    """Memory bandwidth in bytes per second, from a large copy (one read, one write); the best of ``repeats``."""
     source = torch.ones(megabytes * 2**18, device=device)
     target = torch.empty_like(source)
 
@@ -38,8 +38,9 @@ def bandwidth(device: torch.device, megabytes: int = 512, turns: int = 5) -> flo
         return time.perf_counter() - began
 
     seconds()
-    return 2 * source.nbytes / min(seconds() for _ in range(turns))
+    return 2 * source.nbytes / min(seconds() for _ in range(repeats))
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(json.dumps(reached(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))
+    specification = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    Path(sys.argv[2]).write_text(json.dumps(machine_rates(specification)))

@@ -1,6 +1,6 @@
-"""Our side of the comparison, a real run: ``python -m speed.ours SPEC OUT``, with what ``rows.Row.spec`` says in SPEC.
+"""The grape-rl side of the comparison, a real run: ``python -m speed.ours SPEC OUT``; SPEC is ``Workload.spec``.
 
-It writes what ``peer.py`` writes, and beside that what the step's parts took, and what it costs at the least.
+OUT has the fields that ``peer.py`` writes, plus the seconds of the parts of a step and lower bounds on its cost.
 """
 
 import json
@@ -23,20 +23,20 @@ from speed.floors import decode_bytes, read_rows, read_tokens, step_operations, 
 
 Spec = Mapping[str, Any]
 SEED = 0
-"""Of the rows' order, which is the other side's too."""
+"""Seed of the order of the rows, which both sides share."""
 
 
-def by_chance(completions: Sequence[str]) -> list[float]:
+def random_reward(completions: Sequence[str]) -> list[float]:
     """A random reward for each response."""
     return [random.random() for _ in completions]
 
 
 def settings(spec: Spec, output: Path) -> dict[str, Any]:
-    """The run's configuration: defaults, but for what the spec says, and without the pass that only measures the KL."""
-    found = {
+    """Configuration of the run: the defaults, except for the spec's settings and the pass that only measures the KL."""
+    config = {
         "method": spec["method"],
         "model": {"name": spec["model"]},
-        "data": {"source": spec["data"], "max_length": spec["longest"]},
+        "data": {"source": spec["data"], "max_length": spec["max_length"]},
         "steps": spec["steps"],
         "seed": SEED,
         "prompts_per_step": spec["per_step"],
@@ -47,61 +47,61 @@ def settings(spec: Spec, output: Path) -> dict[str, Any]:
         "checkpoint_every": 0,
         "output": str(output),
     }
-    if spec["positions"]:
-        found["tokens_per_microbatch"] = spec["positions"]
+    if spec["tokens_per_microbatch"]:
+        config["tokens_per_microbatch"] = spec["tokens_per_microbatch"]
     if spec["method"] == "grpo":
-        found |= {
+        config |= {
             "group_size": spec["group"],
             "sampling": {"max_tokens": spec["new_tokens"]},
-            "reward": {"function": "speed.ours:by_chance"},
+            "reward": {"function": "speed.ours:random_reward"},
         }
-    return found
+    return config
 
 
 def main(spec: Spec, out: Path) -> None:
-    """Train, and write the account of it."""
+    """Train, and write the measurements."""
     with tempfile.TemporaryDirectory() as folder:
         metrics = train(settings(spec, Path(folder) / "run")).metrics
-    told = account(spec, metrics) | {
+    result = measurements(spec, metrics) | {
         "peak": torch.cuda.max_memory_allocated() if spec["gpu"] else None,
         "versions": {name: version(name) for name in ("grape-rl", "transformers", "torch")},
     }
-    out.write_text(json.dumps(told), encoding="utf-8")
+    out.write_text(json.dumps(result), encoding="utf-8")
 
 
-def account(spec: Spec, metrics: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """What each step but the first took, read and needed. A step lasts from the end of one to the end of the next."""
+def measurements(spec: Spec, metrics: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Seconds, tokens and operations of each step but the first. A step begins at the end of the step before."""
     later, model = metrics[1:], weightless(spec["model"])
-    # DPO's reference reads all rows, each of which comes up once, before the first step: each step bears its share.
-    ahead = metrics[0].get("reference_seconds", 0.0) / len(metrics) if spec["method"] == "dpo" else 0.0
-    told: dict[str, Any] = {
-        "seconds": [b["time"] - a["time"] + ahead for a, b in zip(metrics, later, strict=False)],
-        "update_seconds": [each["update_seconds"] for each in later],
+    # DPO's reference reads all rows before the first step; each row occurs once, so each step is charged its share.
+    reference = metrics[0].get("reference_seconds", 0.0) / len(metrics) if spec["method"] == "dpo" else 0.0
+    result: dict[str, Any] = {
+        "seconds": [b["time"] - a["time"] + reference for a, b in zip(metrics, later, strict=False)],
+        "update_seconds": [step["update_seconds"] for step in later],
     }
     if spec["method"] == "grpo":
-        rows, length = spec["per_step"] * spec["group"], [each["length"] for each in later]
-        work = [step_work(spec, each) for each in length]
+        rows, lengths = spec["per_step"] * spec["group"], [step["length"] for step in later]
+        work = [step_work(spec, length) for length in lengths]
         width = 2 if spec["bf16"] else 4
-        told |= {
-            "tokens": [rows * (spec["prompt_tokens"] + each) for each in length],
-            "length": length,
-            "sample_seconds": [each["sample_seconds"] for each in later],
-            "decode_bytes": [decode_bytes(model, spec, each, width) for each in length],
+        result |= {
+            "tokens": [rows * (spec["prompt_tokens"] + length) for length in lengths],
+            "length": lengths,
+            "sample_seconds": [step["sample_seconds"] for step in later],
+            "decode_bytes": [decode_bytes(model, spec, length, width) for length in lengths],
         }
     else:
         batches = read_steps(spec)[1:]
-        work = [forward_work(each) for each in batches]
-        told |= {"tokens": [read_tokens(each) for each in batches], "length": None}
-    costs = [step_operations(model, spec["method"], each) for each in work]
-    return told | {"operations": [c["step"] for c in costs], "update_operations": [c["update"] for c in costs]}
+        work = [forward_work(batch) for batch in batches]
+        result |= {"tokens": [read_tokens(batch) for batch in batches], "length": None}
+    costs = [step_operations(model, spec["method"], one) for one in work]
+    return result | {"operations": [c["step"] for c in costs], "update_operations": [c["update"] for c in costs]}
 
 
 def read_steps(spec: Spec) -> list[Sequences]:
-    """The demonstrations or pairs of each step, as the run drew them: a file of rows that each come up once."""
+    """Demonstrations or pairs of each step in the order of the run, from a file in which each row occurs once."""
     rows = [json.loads(line) for line in Path(spec["data"]).read_text(encoding="utf-8").splitlines()]
     tokenizer = AutoTokenizer.from_pretrained(spec["model"])
-    drawn = [rows_of_step(len(rows), spec["per_step"], step, SEED) for step in range(spec["steps"])]
-    return [read_rows([rows[i] for i in each], spec["method"], tokenizer, spec["longest"]) for each in drawn]
+    steps = [rows_of_step(len(rows), spec["per_step"], step, SEED) for step in range(spec["steps"])]
+    return [read_rows([rows[i] for i in indices], spec["method"], tokenizer, spec["max_length"]) for indices in steps]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""TRL's side of the comparison: ``python peer.py SPEC OUT``, run by a Python that has trl==1.16.0.
+"""The TRL side of the comparison: ``python peer.py SPEC OUT``, run by a Python that has trl==1.16.0.
 
-SPEC is a file with what ``rows.Row.spec`` says; OUT is where this writes its steps' seconds, tokens and lengths.
-TRL's defaults, except that nothing is checkpointed, saved or drawn as a bar, and that demonstrations and pairs come in
-the order of the file: that in which the other side draws them.
+SPEC is a file with ``Workload.spec``. OUT gets the seconds, tokens and lengths of the steps. TRL has its defaults,
+except that gradient checkpointing, saving and progress bars are off. Demonstrations and pairs are read in the order of
+the file, which is the order in which the grape-rl side draws them.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def trainer(spec: dict[str, Any], folder: str) -> Any:
-    """TRL's trainer of the spec's method."""
+    """TRL trainer of the spec's method."""
     import trl  # pyright: ignore[reportMissingImports]
     from datasets import Dataset
 
@@ -38,20 +38,21 @@ def trainer(spec: dict[str, Any], folder: str) -> Any:
     given = {"model": spec["model"], "train_dataset": data}
     if spec["method"] == "grpo":
         own = {"num_generations": spec["group"], "max_completion_length": spec["new_tokens"], "beta": 0.0}
-        of = trl.GRPOConfig(**common, **own, temperature=1.0)
-        return trl.GRPOTrainer(**given, args=of, reward_funcs=by_chance)
-    config, made = {"sft": (trl.SFTConfig, trl.SFTTrainer), "dpo": (trl.DPOConfig, trl.DPOTrainer)}[spec["method"]]
-    of = config(**common, max_length=spec["longest"], train_sampling_strategy="sequential")
-    return made(**given, args=of)
+        config = trl.GRPOConfig(**common, **own, temperature=1.0)
+        return trl.GRPOTrainer(**given, args=config, reward_funcs=random_reward)
+    classes = {"sft": (trl.SFTConfig, trl.SFTTrainer), "dpo": (trl.DPOConfig, trl.DPOTrainer)}
+    config_class, trainer_class = classes[spec["method"]]
+    config = config_class(**common, max_length=spec["max_length"], train_sampling_strategy="sequential")
+    return trainer_class(**given, args=config)
 
 
-def by_chance(completions: list[Any], **_: Any) -> list[float]:
+def random_reward(completions: list[Any], **_: Any) -> list[float]:
     """A random reward for each response."""
     return [random.random() for _ in completions]
 
 
 def main(spec: dict[str, Any], out: Path) -> None:
-    """Train, and write when each step began and what TRL logged of it; the last entry is when training ended."""
+    """Train, and write the seconds, tokens, lengths and memory of the steps."""
     import torch
     from transformers import TrainerCallback
 
@@ -62,22 +63,22 @@ def main(spec: dict[str, Any], out: Path) -> None:
             began.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
-        made = trainer(spec, folder)
-        made.add_callback(Clock())
-        made.train()
+        built = trainer(spec, folder)
+        built.add_callback(Clock())
+        built.train()
     if spec["gpu"]:
         torch.cuda.synchronize()
-    began.append(time.perf_counter())
-    logged = [each for each in made.state.log_history if "loss" in each]
-    seen = [0, *(each["num_tokens"] for each in logged)]
-    told = {
+    began.append(time.perf_counter())  # the end of the last step
+    logged = [entry for entry in built.state.log_history if "loss" in entry]
+    seen = [0, *(entry["num_tokens"] for entry in logged)]
+    result = {
         "seconds": [b - a for a, b in zip(began, began[1:])][1:],  # noqa: B905, RUF007 (the peer's Python may be old)
         "tokens": [b - a for a, b in zip(seen, seen[1:])][1:],  # noqa: B905, RUF007
-        "length": [each["completions/mean_length"] for each in logged[1:]] if spec["method"] == "grpo" else None,
+        "length": [entry["completions/mean_length"] for entry in logged[1:]] if spec["method"] == "grpo" else None,
         "peak": torch.cuda.max_memory_allocated() if spec["gpu"] else None,
         "versions": {name: version(name) for name in ("trl", "transformers", "torch")},
     }
-    out.write_text(json.dumps(told), encoding="utf-8")
+    out.write_text(json.dumps(result), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shared by the tests of expected gradients: small worlds, advantages and losses by name."""
+"""Shared by the tests of expected gradients: small worlds, and advantages and losses by name."""
 
 import torch
 
@@ -13,7 +13,7 @@ FIXED = enumerated(3, 2)
 VARIED = enumerated(3, 2, end=2)
 TINY = enumerated(2, 2, end=1)
 ADVANTAGES = {
-    "nothing": lambda reward, group: baseline_advantage(reward, group, "none"),
+    "none": lambda reward, group: baseline_advantage(reward, group, "none"),
     "batch mean": lambda reward, group: baseline_advantage(reward, group, "batch"),
     "others' mean": lambda reward, group: baseline_advantage(reward, group, "leave_one_out"),
     "leave one out": leave_one_out,

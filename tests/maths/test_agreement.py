@@ -1,4 +1,4 @@
-"""Cohen's κ against tables worked by hand, an independent loop, limits, and its interval by simulation."""
+"""Cohen's κ against tables by hand, an independent loop and limits; its interval by simulation."""
 
 import math
 import statistics
@@ -18,7 +18,7 @@ def columns(found):
 
 
 def by_loop(found, agree):
-    """κ from every example beside every other: chance agreement is that of labels from two different draws."""
+    """κ from all pairs of examples: chance agreement is the agreement of labels of two independent draws."""
     n = len(found)
     observed = sum(agree(a, b) for a, b in found) / n
     expected = sum(agree(a, b) for a, _ in found for _, b in found) / n**2
@@ -60,27 +60,27 @@ def test_kappa_by_an_independent_loop(found):
     assert (turned.kappa, turned.low) == pytest.approx((got.kappa, got.low), nan_ok=True)
 
 
-def test_two_labels_leave_weights_nothing_to_do():
+def test_for_two_labels_the_weighted_kappa_equals_the_unweighted_one():
     found = columns([(0, 0), (0, 1), (1, 1), (1, 1), (1, 0), (0, 0), (1, 1)])
     plain, weighted = cohen_kappa(*found, labels=2), weighted_kappa(*found, torch.tensor([0.0, 1.0]))
     assert (plain.kappa, plain.low, plain.high) == pytest.approx((weighted.kappa, weighted.low, weighted.high))
 
 
-def test_near_misses_cost_less_on_a_scale():
+def test_on_a_scale_near_misses_cost_less():
     near, far = [(0, 1), (1, 2), (2, 2), (0, 0)], [(0, 2), (1, 1), (2, 2), (0, 0)]
     scale = torch.tensor([0.0, 0.5, 1.0])
     assert weighted_kappa(*columns(near), scale).kappa > cohen_kappa(*columns(near), 3).kappa
     assert weighted_kappa(*columns(far), scale).kappa < cohen_kappa(*columns(far), 3).kappa
 
 
-def test_where_there_is_nothing_to_tell():
+def test_degenerate_tables():
     same = torch.ones(5, dtype=torch.long)
     got = cohen_kappa(same, same, labels=2)
     assert math.isnan(got.kappa) and math.isnan(got.low) and (got.accuracy, got.base_rate, got.count) == (1, 1, 5)
     none = cohen_kappa(same[:0], same[:0], labels=2)
     assert none.count == 0 and all(map(math.isnan, (none.kappa, none.low, none.high, none.accuracy, none.base_rate)))
     half = torch.tensor([0, 1, 0, 1])
-    assert cohen_kappa(same[:4], half, labels=2).kappa == 0  # a rater with one word knows nothing
+    assert cohen_kappa(same[:4], half, labels=2).kappa == 0  # a constant rater has κ = 0
     perfect = cohen_kappa(half, half, labels=2)
     assert (perfect.kappa, perfect.low, perfect.high) == (1, 1, 1)
     opposite = cohen_kappa(half, 1 - half, labels=2)
@@ -88,8 +88,8 @@ def test_where_there_is_nothing_to_tell():
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.3])
-def test_the_interval_covers(noise):
-    """A rater that errs with a known chance: the true κ is inside 95 % of the intervals, plain and weighted."""
+def test_the_interval_has_its_coverage(noise):
+    """For a known error rate the true κ is inside 95 % of the intervals, unweighted and weighted."""
     draws = torch.Generator().manual_seed(1)
     truth = torch.randint(3, (400, 500), generator=draws)
     told = torch.where(torch.rand(400, 500, generator=draws) < noise, torch.randint(3, (400, 500), generator=draws), truth)  # fmt: skip  # noqa: E501
@@ -100,7 +100,7 @@ def test_the_interval_covers(noise):
         assert 0.92 <= sum(inside) / 400 <= 0.98
 
 
-def test_correlations_by_hand_and_by_a_peer():
+def test_correlations_against_the_standard_library():
     x, y = torch.tensor([1.0, 2.0, 3.0, 5.0]), torch.tensor([2.0, 1.0, 4.0, 4.0])
     assert correlation(x, y) == pytest.approx(statistics.correlation(x.tolist(), y.tolist()))
     ranks = [1, 2, 3, 4], [2, 1, 3.5, 3.5]

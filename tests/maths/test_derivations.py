@@ -1,4 +1,4 @@
-"""What the derivations say of where a loss comes from and where it ends: by enumeration, and as identities.
+"""Claims of the derivations about origins and optima of losses, by enumeration and as identities.
 
 A loss on pairs is "at rest" where its expected gradient is 0, over pairs that the reference draws and labels by Bradley
 and Terry (``chances``).
@@ -89,7 +89,7 @@ def rests(loss, probability):
 
 
 @pytest.mark.parametrize("weight", [0.3, -0.2])
-def test_r_dpo_ends_at_the_optimum_of_the_reward_less_the_price_of_length(weight):
+def test_r_dpo_has_the_optimum_of_the_reward_minus_a_length_penalty(weight):
     """max E[R − α|y|] − β KL: so the sign of the length's term is +."""
     beta = 0.4
     end = tilted((REWARD - weight * LENGTH) / beta)
@@ -101,13 +101,13 @@ def test_r_dpo_ends_at_the_optimum_of_the_reward_less_the_price_of_length(weight
     assert other.abs().max() > 1e-3
 
 
-def test_ipo_ends_at_the_optimum_of_the_chance_to_win():
+def test_ipo_has_the_optimum_of_the_win_probability():
     """h = w/β + a number of the prompt, with sums in the place of means over tokens."""
     one = torch.ones(len(REWARD) ** 2, dtype=torch.float64)
     rests(lambda *four: ipo(*four[:4], one, one, 0.7), tilted(winning(REWARD) / 0.7))
 
 
-def test_nca_ends_at_the_distribution_of_the_winners():
+def test_nca_has_its_optimum_at_the_distribution_of_the_chosen_responses():
     """At β = 1; those are π_ref times twice the chance to win."""
     winners = 2 * winning(REWARD) * probabilities(WORLD, REFERENCE)
     torch.testing.assert_close(winners.sum(), torch.tensor(1.0, dtype=torch.float64), **EXACT)
@@ -124,7 +124,7 @@ def points(loss, gain, beta):
 
 
 @pytest.mark.parametrize("beta", [0.3, 1.0])
-def test_losses_on_single_responses_have_a_place_for_each(beta):
+def test_pointwise_losses_have_a_target_for_each_response(beta):
     """With every h free: NCA's is log(2w)/β, BCO's the log-odds of w over β, SPPO's (w − ½)/β."""
     w = winning(REWARD)
     places = {nca: (2 * w).log() / beta, bco: (w / (1 - w)).log() / beta, sppo: (w - 0.5) / beta}
@@ -139,11 +139,11 @@ DIVERGENCES = {
     "js": (lambda u: u * u.log() - (u + 1) * ((u + 1) / 2).log(), lambda u: (2 * u / (1 + u)).log()),
     "alpha": (lambda u: (u**0.5 - 0.5 * u - 0.5) / -0.25, lambda u: 2 - 2 * u**-0.5),
 }
-"""f, and its derivative; that of alpha = ½ is ∫ (1 − u^(α−1))/(1 − α)."""
+"""f and its derivative; for alpha = ½, f is ∫ (1 − u^(α−1))/(1 − α)."""
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-def test_f_dpo_ends_at_the_optimum_under_its_divergence(divergence):
+def test_f_dpo_has_the_optimum_under_its_divergence(divergence):
     """Where R = β f'(π/π_ref) + a number, E[R] − β E_ref[f(π/π_ref)] has no gradient, nor has the loss."""
     f, derivative = DIVERGENCES[divergence]
     u = torch.linspace(0.3, 3.0, 9, dtype=torch.float64).requires_grad_()
@@ -186,7 +186,7 @@ def test_slopes_by_the_margin():
     assert robust_dpo(z[-1:], 0 * z[-1:], 0 * z[-1:], 0 * z[-1:], 1.0, e).item() < 0
 
 
-def test_discopop_has_its_bump_where_the_text_says():
+def test_discopop_is_not_monotone_where_the_derivation_claims():
     z = torch.tensor([-0.13, -0.119, -0.11, 0.06, 0.072, 0.08], dtype=torch.float64)
     low, bottom, on, up, top, down = discopop(z, 0 * z, 0 * z, 0 * z, 1.0, 0.05).tolist()
     assert low > bottom < on < up < top > down
@@ -197,7 +197,7 @@ def test_bco_bounds_dpo_from_above():
     assert (bco(*draw, 0.7) > dpo(*draw, 0.7)).all()
 
 
-def test_cal_dpo_rests_just_past_its_places():
+def test_cal_dpo_has_its_optimum_just_past_its_targets():
     zero, beta = torch.zeros(1, dtype=torch.float64), 0.5
     h = 1.0
     for _ in range(100):  # h_w = 1/(2β) + σ(−2 h_w)
@@ -223,7 +223,7 @@ def test_the_odds_are_steeper_than_the_likelihood():
     torch.testing.assert_close(found, -1 - (-gap).sigmoid() / (1 - mean.exp()), **EXACT)
 
 
-def test_odpo_is_the_chance_that_a_noisy_difference_is_above_its_offset():
+def test_odpo_is_the_probability_that_a_noisy_difference_exceeds_its_offset():
     """With Gumbel noise on each of the two, in an integral over one of them."""
     chosen, gap, alpha = 0.9, 1.7, 0.8
     x = torch.linspace(-6, 40, 200_001, dtype=torch.float64)  # beyond, the density is under 1e-17
@@ -243,7 +243,7 @@ def test_aot_is_dpo_where_the_orders_agree():
     )
 
 
-def test_simpo_is_rpo_with_a_gap_without_end():
+def test_simpo_is_rpo_in_the_limit_of_an_infinite_gap():
     draw = torch.randn(2, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     length, zero, beta, gamma = torch.arange(1.0, 10.0).double(), torch.zeros(9).double(), 1.3, 0.6
     found = rpo(draw[0] / length - gamma / beta, draw[1] / length, zero, zero, zero + 40, zero, beta)
@@ -278,7 +278,7 @@ def test_rpo_s_squares_of_many_responses_are_leave_one_out_reinforce(size):
 
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("reward", [REWARD, (REWARD > 0).double()], ids=["distinct", "tied"])
-def test_the_best_of_n_is_no_further_away_than_its_bound(reward, size):
+def test_the_kl_of_best_of_n_is_within_its_bound(reward, size):
     """KL(p_best‖p) ≤ log N − (N−1)/N, whatever the reward."""
     table = random_table(WORLD, 0).detach()
 
@@ -291,7 +291,7 @@ def test_the_best_of_n_is_no_further_away_than_its_bound(reward, size):
     assert 0.05 < kl < math.log(size) - (size - 1) / size
 
 
-def test_imitation_off_policy_is_a_pull_to_the_policy_that_sampled():
+def test_off_policy_imitation_pulls_to_the_behavior_policy():
     """E_old[−log π] is KL(π_old‖π) plus what does not depend on π: AsymRE's β is the weight of that KL."""
     table, old = random_table(WORLD, 0), random_table(WORLD, 9).detach()
     found = expectation(WORLD, old, 1, lambda index: -logprobs(WORLD, table)[index].sum())
@@ -300,7 +300,7 @@ def test_imitation_off_policy_is_a_pull_to_the_policy_that_sampled():
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0])
-def test_red_weight_imitates_on_balance_and_bounds_what_is_pushed_down(temperature):
+def test_red_weight_imitates_on_average_and_bounds_negative_weights(temperature):
     reward = 2 * torch.randn(60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     group = torch.arange(60) % 10
     advantage = red_weight(reward, group, temperature)
@@ -310,7 +310,7 @@ def test_red_weight_imitates_on_balance_and_bounds_what_is_pushed_down(temperatu
     assert not equal.any()
 
 
-def test_grpos_deviation_makes_the_goal_the_arc_of_the_chance():
+def test_grpos_scaling_makes_the_objective_the_arcsine_of_the_success_probability():
     """For rewards of 0 and 1 and a large group, A tends to (R − p)/√(p(1−p)), and the gradient to ∇ 2 arcsin √p."""
     for p in (0.1, 0.5, 0.8):
         ones = round(2000 * p)

@@ -1,6 +1,6 @@
-"""Losses that hold a part of their gradient back: of which quantities it flows, and what their constants are worth.
+"""Preference losses with stop-gradients: the quantities that gradients flow through, and the values of the constants.
 
-Values are checked in test_preference.py against a loop, in float64; so is all here.
+test_preference.py checks the values against a loop. All tests are in float64.
 """
 
 import math
@@ -35,7 +35,7 @@ def test_token_level_dpo_without_divergence_is_dpo():
     torch.testing.assert_close(tdpo2(*SIDES, KW, KL, 0.4, 1.0), tdpo1(*SIDES, KW, KL, 0.4), **EXACT)
 
 
-def test_the_first_form_s_gradient_flows_through_both_divergences_and_the_second_s_through_the_rejected_one():
+def test_gradients_flow_through_both_kls_in_tdpo1_and_through_the_rejected_kl_in_tdpo2():
     assert torch.autograd.gradcheck(lambda *k: tdpo1(*SIDES, *k, 0.4), (KW, KL))
     up, down = slopes(tdpo1(*SIDES, KW, KL, 0.4), KW, KL)
     assert all(a == -b < 0 for a, b in zip(up, down, strict=True)), "the chosen's KL may grow, the rejected's may not"
@@ -44,7 +44,7 @@ def test_the_first_form_s_gradient_flows_through_both_divergences_and_the_second
     assert held is None and all(slope > 0 for slope in down)
 
 
-def test_a_pair_s_weight_is_a_constant():
+def test_the_weight_of_a_pair_is_a_constant():
     length = torch.tensor([2.0, 3.0, 4.0], dtype=torch.float64)
     collisions = numbers(-3, -4, -9), numbers(-2.5, -5, -4)
     for limit in (1.0, 100.0):
@@ -71,7 +71,7 @@ def test_a_uniform_policy_gives_every_response_the_weight_1():
     assert rare < 0.001 < 1 < likely
 
 
-def test_beta_goes_with_how_far_a_pair_is_from_the_batch_s_mean():
+def test_beta_rises_with_the_implied_reward_relative_to_the_batch_mean():
     margins = [((W - RW)[i] - (L - RL)[i]).item() for i in range(3)]
     mean = sum(margins) / 3
     betas = [0.4 * max(0.0, 1 + 0.9 * 0.4 * (m - mean)) for m in margins]
@@ -87,7 +87,7 @@ def test_beta_goes_with_how_far_a_pair_is_from_the_batch_s_mean():
     torch.testing.assert_close(beta_dpo(*(x[:1] for x in SIDES), 0.4), dpo(*(x[:1] for x in SIDES), 0.4), **EXACT)
 
 
-def test_unpaired_transport_sorts_each_side_by_itself():
+def test_aot_unpaired_sorts_each_side_independently():
     good, bad = sorted((W - RW).tolist()), sorted((L - RL).tolist())
     expected = [math.log1p(math.exp(-0.4 * (g - b))) for g, b in zip(good, bad, strict=True)]
     found = aot_unpaired(*SIDES, 0.4)

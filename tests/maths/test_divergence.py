@@ -54,7 +54,7 @@ def test_k1_and_k3_are_unbiased_values(estimator, world, read):
     torch.testing.assert_close(found, response_kl(world, table, other), **EXACT)
 
 
-def test_k2_as_a_value_is_off_by_the_third_order():
+def test_the_bias_of_k2_is_of_third_order():
     """KL = E[d²]/2 − E[d³]/6 + …, so what k2 is off by shrinks 8-fold as the distance halves, and KL 4-fold."""
     table, direction = random_table(ONE, 1).detach(), random_table(ONE, 2).detach()
     off, relative = [], []
@@ -76,7 +76,7 @@ def test_k3_is_never_negative_and_zero_only_at_zero():
     assert ((value == 0) == (d == 0)).all()
 
 
-def test_k3_keeps_its_digits_near_zero():
+def test_k3_is_accurate_near_zero():
     """In float32 exp(−d) − 1 + d would be wrong by 100 % here; the series d²/2 − d³/6 is the truth."""
     d = torch.tensor([[1e-4]], dtype=torch.float32)
     truth = 1e-8 / 2 - 1e-12 / 6
@@ -88,7 +88,7 @@ def test_k3_keeps_its_digits_near_zero():
 
 @pytest.mark.parametrize("read", [per_token, per_response])
 @pytest.mark.parametrize("world", WORLDS)
-def test_k1_as_a_loss_does_nothing(world, read):
+def test_k1_as_a_loss_has_no_expected_gradient(world, read):
     table, other = random_table(world, 1), random_table(world, 2).detach()
     found = gradient(expectation(world, table, 1, lambda index: k1(*read(world, table, other)(index)).sum()), table)
     torch.testing.assert_close(found, torch.zeros_like(found), **EXACT)
@@ -109,7 +109,7 @@ def test_k3_on_whole_responses_descends_the_kl_from_the_reference(world):
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_per_token_losses_descend_the_kl_of_the_choices_at_the_prefixes_that_the_sampler_visits(world):
+def test_per_token_losses_descend_the_kl_at_the_sampled_prefixes(world):
     table, other = random_table(world, 1), random_table(world, 2).detach()
 
     def of(estimator):
@@ -157,7 +157,7 @@ def test_off_policy_a_ratio_with_gradient_makes_an_unbiased_value_an_unbiased_lo
     ("estimator", "slope", "truth"),
     [(k1, torch.ones_like, "zero"), (k2, lambda d: d, "to"), (k3, lambda d: 1 - (-d).exp(), "back")],
 )
-def test_off_policy_without_a_ratio_the_gradient_is_of_something_else(estimator, slope, truth):
+def test_off_policy_without_a_ratio_the_gradient_is_biased(estimator, slope, truth):
     """It is Σ p_old(y) k'(d) (1[y] − π) by the logits: even k1 moves the policy, towards the old one's samples."""
     table, old, other = (random_table(ONE, seed).detach()[0] for seed in (1, 3, 2))
     policy = table.softmax(0)
@@ -189,7 +189,7 @@ def test_exact_kl_against_a_loop():
         ([0.0, -5000.0], [-5000.0, 0.0], 5000.0),
     ],
 )
-def test_exact_kl_where_a_probability_is_zero(logits, other, expected):
+def test_exact_kl_with_zero_probabilities(logits, other, expected):
     logits = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
     other = torch.tensor(other, dtype=torch.float64, requires_grad=True)
     value = exact_kl(logits, other)
@@ -198,7 +198,7 @@ def test_exact_kl_where_a_probability_is_zero(logits, other, expected):
         assert all(part.isfinite().all() for part in torch.autograd.grad(value, (logits, other)))
 
 
-def test_entropy_against_a_loop_and_with_impossible_choices():
+def test_entropy_against_a_loop_and_with_zero_probabilities():
     logits = torch.tensor(
         [[0.3, -1.0, 2.0, -INF], [0.0, 0.0, 0.0, 0.0], [1.0, -INF, -INF, -5000.0]], dtype=torch.float64
     )

@@ -52,7 +52,7 @@ def test_equal_prefixes_have_equal_rows_and_different_ones_different_rows(world)
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_probabilities_are_products_of_choices_and_sum_to_one(world):
+def test_probabilities_are_products_over_tokens_and_sum_to_one(world):
     table = random_table(world, seed=1)
     choice = table.detach().softmax(-1)
     found = probabilities(world, table)
@@ -80,7 +80,7 @@ def test_expected_reward_and_its_gradient(world):
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_kl_of_responses_is_the_kl_of_each_choice_over_the_prefixes_visited(world):
+def test_kl_of_responses_is_the_expected_sum_of_the_kl_of_tokens(world):
     """The chain rule: Σ over prefixes of (probability to get there) × KL of the choice made there."""
     table, other = random_table(world, seed=3).detach(), random_table(world, seed=4).detach()
     p = probabilities(world, table)
@@ -92,7 +92,7 @@ def test_kl_of_responses_is_the_kl_of_each_choice_over_the_prefixes_visited(worl
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_table_of_gives_back_the_distribution(world):
+def test_table_of_reproduces_the_distribution(world):
     p = torch.arange(1, len(world.tokens) + 1, dtype=torch.float64)
     p = p / p.sum()
     torch.testing.assert_close(probabilities(world, table_of(world, p)), p, rtol=1e-12, atol=0)
@@ -126,13 +126,13 @@ def test_expectation_passes_no_gradient_through_the_sampling():
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-14)
 
 
-def test_expectation_leaves_out_what_cannot_occur():
+def test_expectation_skips_impossible_responses():
     world = enumerated(2, 1)
     table = torch.tensor([[0.0, -torch.inf]], dtype=torch.float64)
     assert expectation(world, table, 2, lambda index: 1.0 / (1.0 - index.double())).tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("bad", [(1, 2, None), (3, 0, None), (3, 2, 3), (3, 2, -1)])
-def test_a_world_that_cannot_be_is_refused(bad):
+def test_an_invalid_world_raises(bad):
     with pytest.raises(ValueError, match="vocabulary"):
         enumerated(*bad)

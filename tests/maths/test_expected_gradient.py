@@ -1,4 +1,4 @@
-"""What each advantage × loss does on average: its expected gradient, by enumeration, against the exact ∇J.
+"""Expected gradient of each advantage and loss, by enumeration, against the exact ∇J.
 
 The expected gradient of −(1/G) Σ_i A_i log π(y_i) depends on an advantage only through its *credit*: the mean of A_i
 given y_i, over the other responses of the group. It is −∇J with the credit in the reward's place, held fixed. An
@@ -51,7 +51,7 @@ def credit(world, table, reward, size, name):
     """The mean of A_i given y_i. For a baseline in closed form; with a deviation, a loop over the other responses."""
     expected = expected_reward(world, table, reward).detach()
     match name:
-        case "nothing":
+        case "none":
             return reward
         case "leave one out" | "others' mean":
             return reward - expected
@@ -68,7 +68,7 @@ def credit(world, table, reward, size, name):
 @pytest.mark.parametrize("loss", TOKEN_LOSSES)
 @pytest.mark.parametrize("name", ADVANTAGES)
 @pytest.mark.parametrize(("world", "size"), CASES)
-def test_at_the_behavior_policy_every_token_loss_has_the_gradient_of_the_credit(world, size, name, loss):
+def test_at_the_behavior_policy_every_token_loss_has_the_gradient_of_the_advantage(world, size, name, loss):
     table, reward = random_table(world, 0), rewards(world)
     found = expected_gradient(world, table, table, reward, size, ADVANTAGES[name], TOKEN_LOSSES[loss])
     truth = expected_reward_gradient(world, table, credit(world, table, reward, size, name))
@@ -77,12 +77,12 @@ def test_at_the_behavior_policy_every_token_loss_has_the_gradient_of_the_credit(
 
 @pytest.mark.parametrize("name", ADVANTAGES)
 @pytest.mark.parametrize(("world", "size"), CASES)
-def test_who_is_unbiased(world, size, name):
+def test_which_advantages_are_unbiased(world, size, name):
     """Baselines without the response's own reward are; with it (G−1)/G times; with a deviation no factor is right."""
     table, reward = random_table(world, 0), rewards(world)
     found = expected_gradient(world, table, table, reward, size, ADVANTAGES[name], TOKEN_LOSSES["policy gradient"])
     truth = -expected_reward_gradient(world, table, reward)
-    if name in ("nothing", "leave one out", "others' mean"):
+    if name in ("none", "leave one out", "others' mean"):
         torch.testing.assert_close(found, truth, **EXACT)
     elif name in ("group mean", "batch mean"):
         torch.testing.assert_close(found, truth * (size - 1) / size, **EXACT)
@@ -93,7 +93,7 @@ def test_who_is_unbiased(world, size, name):
 
 @pytest.mark.parametrize("name", ADVANTAGES)
 @pytest.mark.parametrize(("world", "size"), CASES)
-def test_gspo_at_the_behavior_policy_divides_the_credit_by_the_length(world, size, name):
+def test_gspo_at_the_behavior_policy_divides_the_advantage_by_the_length(world, size, name):
     """Row means of GSPO's loss climb E[credit / |y|], credit and length fixed: ∇J / T only where all lengths are T."""
     table, reward = random_table(world, 0), rewards(world)
     found = expected_gradient(world, table, table, reward, size, ADVANTAGES[name], sequence_clipped, row_mean)
@@ -107,7 +107,7 @@ def test_gspo_at_the_behavior_policy_divides_the_credit_by_the_length(world, siz
         assert (found - factor * undivided).norm() > 0.01 * found.norm()
 
 
-def test_gspo_with_a_baseline_also_moves_the_length():
+def test_gspo_with_a_baseline_also_changes_the_length():
     """In closed form: E[(R_i − R_j)/|y_i| ∇log π] = ∇E[R/|y|] − J ∇E[1/|y|]."""
     table, reward, length = random_table(VARIED, 0), rewards(VARIED), lengths(VARIED)
     found = expected_gradient(VARIED, table, table, reward, 2, leave_one_out, sequence_clipped, row_mean)
@@ -133,7 +133,7 @@ def test_at_the_behavior_policy_gspo_and_the_policy_gradient_agree_row_by_row_un
 # Scaling by a deviation
 
 
-def test_groups_of_two_over_their_deviation_climb_the_chance_to_win():
+def test_scaled_groups_of_two_ascend_the_win_probability():
     """A_i = ±1/√2 by who is better, so they climb P(y beats y') with y' fixed, and see only the ranks of rewards."""
     table, reward = random_table(VARIED, 0), rewards(VARIED)
     p = probabilities(VARIED, table).detach()
@@ -145,7 +145,7 @@ def test_groups_of_two_over_their_deviation_climb_the_chance_to_win():
         torch.testing.assert_close(found, truth, rtol=0, atol=1e-4)
 
 
-def test_with_one_reward_that_dwarfs_the_others_scaling_turns_the_gradient_elsewhere():
+def test_with_one_outlier_reward_scaling_rotates_the_gradient():
     table, reward = random_table(VARIED, 0), rewards(VARIED)
     reward[3] = 100
     found = expected_gradient(VARIED, table, table, reward, 2, group_relative, TOKEN_LOSSES["ratio"])
@@ -155,7 +155,7 @@ def test_with_one_reward_that_dwarfs_the_others_scaling_turns_the_gradient_elsew
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_with_rewards_of_0_and_1_the_deviation_only_rescales(seed, size):
+def test_with_binary_rewards_scaling_only_rescales_the_gradient(seed, size):
     """The expected gradient is c(p) ∇p, p the chance of a 1, with c the mean gain of a 1 over a 0.
 
     c is constant for groups of two and three, and from four on depends on p: prompts weigh by their difficulty.
@@ -189,7 +189,7 @@ def test_for_four_the_factor_depends_on_the_difficulty(logit):
     torch.testing.assert_close(found, truth, rtol=1e-5, atol=0)  # the 1e-6 in the divisor
 
 
-def test_the_batchs_deviation_lets_one_prompt_scale_anothers_gradient():
+def test_batch_scaling_couples_the_gradients_of_prompts():
     """Two prompts, two responses each. Move the second's rewards away by c: its own spread stays, the deviation of all
     four tends to c/√3, and the expected gradient of the first to √3/c times its unscaled one."""
     table, reward = random_table(ONE, 0), rewards(ONE)

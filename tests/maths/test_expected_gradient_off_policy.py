@@ -1,4 +1,4 @@
-"""Responses of an older policy: which losses still have the exact gradient on average, and what the others lose."""
+"""Off-policy responses: the losses whose expected gradient is exact, and the bias of all further losses."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def factor_of(name, size):
     return (size - 1) / size if name in ("group mean", "batch mean") else 1.0
 
 
-UNSCALED = ["nothing", "leave one out", "group mean", "batch mean"]
+UNSCALED = ["none", "leave one out", "group mean", "batch mean"]
 
 
 @pytest.mark.parametrize("name", UNSCALED)
@@ -43,10 +43,10 @@ def test_off_policy_the_ratio_of_whole_responses_is_exact(world, name):
 
 
 @pytest.mark.parametrize("world", [FIXED, VARIED])
-def test_off_policy_the_ratio_of_tokens_is_exact_for_changing_one_step_at_a_time(world):
+def test_off_policy_the_ratio_of_tokens_is_exact_for_a_change_at_one_step(world):
     """Σ_t J(the policy at step t, the old one at all others) is what it climbs: TRPO's surrogate, and not J."""
     (table, old), reward = apart(world), rewards(world)
-    found = expected_gradient(world, table, old, reward, 1, ADVANTAGES["nothing"], TOKEN_LOSSES["ratio"])
+    found = expected_gradient(world, table, old, reward, 1, ADVANTAGES["none"], TOKEN_LOSSES["ratio"])
     each = []
     for t in range(world.mask.shape[1]):
         here = torch.zeros(world.prefixes, 1, dtype=torch.bool)
@@ -57,10 +57,10 @@ def test_off_policy_the_ratio_of_tokens_is_exact_for_changing_one_step_at_a_time
     assert (found - truth).norm() > 0.1 * truth.norm()
 
 
-def test_off_policy_without_a_ratio_the_old_policy_is_climbed():
+def test_off_policy_without_a_ratio_the_objective_of_the_old_policy_is_ascended():
     """The policy gradient loss takes the old policy's word for it: Σ p_old R ∇log π, here by the logits."""
     (table, old), reward = apart(ONE), rewards(ONE)
-    found = expected_gradient(ONE, table, old, reward, 1, ADVANTAGES["nothing"], TOKEN_LOSSES["policy gradient"])
+    found = expected_gradient(ONE, table, old, reward, 1, ADVANTAGES["none"], TOKEN_LOSSES["policy gradient"])
     pull = probabilities(ONE, old) * reward
     torch.testing.assert_close(found[0], -(pull - table.detach()[0].softmax(0) * pull.sum()), **EXACT)
 
@@ -76,9 +76,9 @@ def let_through(world, table, old, kept):
     return expected[None]
 
 
-def test_off_policy_clipping_loses_exactly_the_responses_that_went_far_enough():
+def test_off_policy_clipping_drops_exactly_the_responses_past_their_bound():
     (table, old), reward = apart(ONE), rewards(ONE)
-    found = expected_gradient(ONE, table, old, reward, 1, ADVANTAGES["nothing"], TOKEN_LOSSES["clipped"])
+    found = expected_gradient(ONE, table, old, reward, 1, ADVANTAGES["none"], TOKEN_LOSSES["clipped"])
 
     def kept(rho, a):
         return 0 if (a > 0 and rho > 1.2) or (a < 0 and rho < 0.8) else rho
@@ -88,9 +88,9 @@ def test_off_policy_clipping_loses_exactly_the_responses_that_went_far_enough():
     assert (found - truth).norm() > 0.1 * truth.norm()
 
 
-def test_off_policy_cispo_caps_a_weight_and_loses_none():
+def test_off_policy_cispo_caps_weights_and_drops_no_response():
     (table, old), reward = apart(ONE), rewards(ONE)
-    found = expected_gradient(ONE, table, old, reward, 1, ADVANTAGES["nothing"], TOKEN_LOSSES["cispo"])
+    found = expected_gradient(ONE, table, old, reward, 1, ADVANTAGES["none"], TOKEN_LOSSES["cispo"])
     kept = let_through(ONE, table, old, lambda rho, a: min(rho, 1.28))
     torch.testing.assert_close(found, -kept, **EXACT)
     truth = -expected_reward_gradient(ONE, table, reward)

@@ -1,4 +1,4 @@
-"""GDPO's sum of batch_normalized items against a loop, and what normalizing before summing is for."""
+"""GDPO's sum of normalized items against a loop, and the effect of normalizing before summing."""
 
 import math
 import statistics
@@ -62,7 +62,7 @@ def test_against_the_rules_in_plain_python(batch):
 
 @unhurried
 @given(graded(st.tuples(scores, st.just(1.0)), st.just(1.0), max_items=1))
-def test_one_item_is_grpos_advantage_to_the_last_bit_and_over_the_batch_that_times_one_factor(batch):
+def test_one_item_gives_grpos_advantage_to_the_last_bit_up_to_the_batch_scale(batch):
     score, _, _, group = batch
     found, grpo = normalize_then_sum(*batch), group_relative(score[:, 0], group)
     assert torch.equal(found, grpo)
@@ -76,7 +76,7 @@ def test_one_item_is_grpos_advantage_to_the_last_bit_and_over_the_batch_that_tim
 
 @unhurried
 @given(whole, st.sampled_from([2.0**-7, 2.0**9]), st.integers(-9, 9))
-def test_items_of_different_scale_count_alike(batch, factor, offset):
+def test_the_scale_of_an_item_does_not_matter(batch, factor, offset):
     """But for the 1e-6 beside the deviation: of scores this large, less than 1e-8 of it."""
     score, confidence, weight, group = batch
     other = score.clone()
@@ -85,7 +85,7 @@ def test_items_of_different_scale_count_alike(batch, factor, offset):
     close(normalize_then_sum(other * 2.0**20, confidence, weight, group), exact, tolerance=1e-7)
 
 
-def test_the_range_of_an_item_decides_in_the_rewards_mean_and_not_here():
+def test_the_range_of_an_item_matters_for_the_mean_score_only():
     """Right or wrong in 0 and 1, brevity in 0 to 30: summed first, brevity is all that is seen."""
     score = torch.tensor([[1.0, 0.0], [0.0, 30.0], [1.0, 0.0], [0.0, 30.0]], dtype=torch.float64)
     ones, weight, group = torch.ones_like(score), torch.tensor([2.0, 1.0]).double(), torch.zeros(4, dtype=torch.int64)
@@ -93,7 +93,7 @@ def test_the_range_of_an_item_decides_in_the_rewards_mean_and_not_here():
     assert (normalize_then_sum(score, ones, weight, group) > 0).tolist() == [True, False, True, False]
 
 
-def test_combinations_that_sum_to_one_reward_keep_advantages_of_their_own():
+def test_different_scores_with_one_sum_have_different_advantages():
     """(1, 1) and (2, 0) are one reward. The second item spreads less, so that lacking it is further from the rest."""
     score = torch.tensor([[1.0, 1.0], [2.0, 0.0], [0.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
     ones, weight, group = torch.ones_like(score), torch.ones(2).double(), torch.zeros(4, dtype=torch.int64)
@@ -108,7 +108,7 @@ def test_combinations_that_sum_to_one_reward_keep_advantages_of_their_own():
 
 @unhurried
 @given(whole, scores, weights)
-def test_an_item_that_is_the_same_for_all_adds_nothing(batch, same, importance):
+def test_a_constant_item_adds_nothing(batch, same, importance):
     score, confidence, weight, group = batch
     longer = torch.cat([score, torch.full_like(score[:, :1], same)], 1)
     surer = torch.cat([confidence, torch.ones_like(confidence[:, :1])], 1)
@@ -118,7 +118,7 @@ def test_an_item_that_is_the_same_for_all_adds_nothing(batch, same, importance):
 
 @unhurried
 @given(graded(), st.randoms(use_true_random=False))
-def test_responses_and_items_may_come_in_any_order(batch, random):
+def test_the_order_of_responses_and_items_does_not_matter(batch, random):
     score, confidence, weight, group = batch
     rows, items = list(range(len(score))), list(range(len(weight)))
     random.shuffle(rows)
@@ -129,14 +129,14 @@ def test_responses_and_items_may_come_in_any_order(batch, random):
 
 @unhurried
 @given(whole)
-def test_the_mean_of_every_group_is_zero_and_the_sign_of_a_weight_turns_its_item(batch):
+def test_the_mean_of_every_group_is_zero_and_a_negative_weight_inverts_its_item(batch):
     score, confidence, weight, group = batch
     found = normalize_then_sum(*batch)
     close(group_mean(found, group), torch.zeros_like(found))
     close(normalize_then_sum(score, confidence, -weight, group), -found, tolerance=0)
 
 
-def test_confidence_counts_for_nothing_until_it_is_missing():
+def test_confidence_matters_only_if_it_is_missing():
     score = torch.tensor([[1.0, 0.5], [0.0, 0.25], [0.5, 1.0]])
     weight, group = torch.ones(2), torch.zeros(3, dtype=torch.int64)
     sure = normalize_then_sum(score, torch.ones(3, 2), weight, group)
@@ -147,7 +147,7 @@ def test_confidence_counts_for_nothing_until_it_is_missing():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_exactly_half_is_not_over_half_however_the_weights_round(dtype):
+def test_exactly_half_is_not_over_half_despite_rounding(dtype):
     weight, group = torch.tensor([0.1, 0.2, 0.3], dtype=dtype), torch.tensor([0, 0])
     for first in ([NAN, NAN, 1.0], [1.0, 1.0, NAN]):
         score = torch.tensor([first, [0.5, 0.5, 0.5]], dtype=dtype)
@@ -155,7 +155,7 @@ def test_exactly_half_is_not_over_half_however_the_weights_round(dtype):
         assert found.isfinite().all() and found.dtype == dtype
 
 
-def test_what_cannot_be_a_score_or_a_weight_is_refused():
+def test_invalid_scores_and_weights_raise():
     ones, group = torch.ones(2, 1), torch.tensor([0, 0])
     with pytest.raises(ValueError, match="score has an infinite entry"):
         normalize_then_sum(torch.tensor([[1.0], [math.inf]]), ones, torch.ones(1), group)

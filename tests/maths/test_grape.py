@@ -1,4 +1,4 @@
-"""GRAPE's reward against a plain loop, and the properties that the paper's formula promises."""
+"""GRAPE's reward against a plain loop, and the properties of the paper's formula."""
 
 import math
 from fractions import Fraction
@@ -97,12 +97,12 @@ def reward_of(score, confidence=None, weight=None, group=None, scope="group"):
     return confidence_weighted(score, confidence, weight, group, scope).tolist()
 
 
-def test_a_missing_score_is_read_as_the_items_mean_in_the_group():
+def test_a_missing_score_is_replaced_by_the_items_mean_in_the_group():
     close(reward_of([[1.0, NAN], [0.0, 0.2], [0.5, 0.4]]), [(1 + 0.3) / 2, 0.1, 0.45])
 
 
 @pytest.mark.parametrize("holder", ["score", "confidence"])
-def test_a_verdict_needs_both_of_its_numbers(holder):
+def test_a_verdict_needs_score_and_confidence(holder):
     score, confidence = [[1.0, 0.9], [0.0, 0.2], [0.5, 0.4]], [[0.5, 0.5], [0.5, 0.2], [0.5, 0.8]]
     {"score": score, "confidence": confidence}[holder][0][1] = NAN
     close(reward_of(score, confidence), [(1 + 0.3) / 2, 0.1, 0.45])
@@ -123,20 +123,20 @@ def test_a_response_without_over_half_of_its_weight_has_no_reward():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
-def test_exactly_half_is_not_over_half_however_the_weights_round(order, dtype):
+def test_exactly_half_is_not_over_half_despite_rounding(order, dtype):
     score = torch.tensor([[NAN, NAN, 1.0], [0.5, 0.5, 0.5]], dtype=dtype)[:, order]
     weight = torch.tensor([0.1, 0.2, 0.3], dtype=dtype)[order]
     for flipped in (score, torch.tensor([[1.0, 1.0, NAN], [0.5, 0.5, 0.5]], dtype=dtype)[:, order]):
         assert mean_score(flipped, weight, torch.tensor([0, 0])).isfinite().all()
 
 
-def test_nothing_to_go_by_is_no_reward():
+def test_a_group_without_usable_items_has_no_reward():
     close(reward_of([[1.0, 0.0], [0.0, 1.0]], confidence=[[0.0, 0.0], [0.0, 0.0]]), [NAN, NAN])
     close(reward_of([[1.0], [0.0]], weight=[0.0]), [NAN, NAN])
     close(reward_of([[NAN], [NAN], [0.3]], group=[0, 0, 1]), [NAN, NAN, 0.3])
 
 
-def test_scope_says_whose_confidence_counts():
+def test_scope_selects_the_samples_of_the_mean_confidence():
     score, confidence = [[1.0, 0.0], [1.0, 0.0]], [[0.2, 0.6], [1.0, 0.2]]
     close(reward_of(score, confidence, group=[0, 1]), [0.25, 1 / 1.2])
     close(reward_of(score, confidence, group=[0, 1], scope="batch"), [0.6, 0.6])
@@ -144,7 +144,7 @@ def test_scope_says_whose_confidence_counts():
     close(default.tolist(), [0.25, 1 / 1.2], tolerance=1e-6)
 
 
-def test_own_confidence_does_not_pay():
+def test_a_lower_confidence_of_ones_own_does_not_raise_the_reward():
     """Two responses alike but for their critic's confidence get the same reward."""
     found = reward_of([[1.0, 0.0], [1.0, 0.0], [0.2, 0.8]], [[0.9, 0.1], [0.1, 0.9], [0.5, 0.5]])
     assert found[0] == found[1]
@@ -182,7 +182,7 @@ def test_rescaling_all_confidences_changes_nothing(batch, scope, factor):
 
 @unhurried
 @given(whole, scores, confidences, weights)
-def test_an_item_with_one_score_for_all_rescales_the_advantages_by_one_positive_factor(batch, same, sure, importance):
+def test_a_constant_item_rescales_the_advantages_by_a_positive_factor(batch, same, sure, importance):
     """By Σ|w|c over (Σ|w|c + the new item's): below 1, and the same for the whole group."""
     score, confidence, weight, group = batch
     group = torch.zeros_like(group)
@@ -239,7 +239,7 @@ def test_permuting_responses_permutes_advantages(batch, random, scope):
 
 @unhurried
 @given(graded(), st.randoms(use_true_random=False))
-def test_items_may_come_in_any_order(batch, random):
+def test_the_order_of_items_does_not_matter(batch, random):
     score, confidence, weight, group = batch
     order = list(range(len(weight)))
     random.shuffle(order)
@@ -274,6 +274,6 @@ def test_the_reward_stays_in_the_range_of_the_scores_and_a_pitfall_lowers_it(bat
         ([[1.0]], [[1.0]], [math.inf], "every item's weight must be finite"),
     ],
 )
-def test_what_is_no_score_confidence_or_weight_is_refused(score, confidence, weight, message):
+def test_invalid_scores_confidences_and_weights_raise(score, confidence, weight, message):
     with pytest.raises(ValueError, match=message):
         confidence_weighted(torch.tensor(score), torch.tensor(confidence), torch.tensor(weight), torch.tensor([0]))

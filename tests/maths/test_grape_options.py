@@ -1,4 +1,4 @@
-"""What GRAPE's reward leaves open: running means of confidence, a power of it, no normalizer, another baseline."""
+"""Options of GRAPE's reward: running mean confidence, power, normalizer, and leave-one-out baseline."""
 
 import inspect
 import math
@@ -111,7 +111,7 @@ def test_rescaling_all_confidences_changes_nothing_at_any_power(given_, power, f
     close(confidence_weighted(score, confidence * factor, weight, group, power=power), plain)
 
 
-def test_a_large_power_leaves_the_surest_item_alone():
+def test_a_large_power_selects_the_most_confident_item():
     score = exact([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5]])
     confidence = exact([[0.9, 0.8, 0.1], [0.9, 0.8, 0.1]])
     found = confidence_weighted(score, confidence, torch.ones(3).double(), torch.tensor([0, 0]), power=400.0)
@@ -136,7 +136,7 @@ def test_one_item_is_grpo_to_the_last_bit_at_any_power(given_, power):
 
 @unhurried
 @given(whole, st.integers(-8, 8))
-def test_without_the_normaliser_confidence_scales_the_reward_and_groups_scale_takes_it_out(given_, power):
+def test_without_the_normalizer_confidence_scales_the_reward_and_group_scaling_removes_it(given_, power):
     (score, confidence, weight, group), _ = given_
     plain = confidence_weighted(score, confidence, weight, group, normalizer="none")
     scaled = confidence_weighted(score, confidence * 2.0**power, weight, group, normalizer="none")
@@ -150,7 +150,7 @@ def test_without_the_normaliser_confidence_scales_the_reward_and_groups_scale_ta
 
 @unhurried
 @given(whole, scores, confidences, weights)
-def test_without_the_normaliser_an_item_with_one_score_for_all_changes_no_advantage(given_, same, sure, importance):
+def test_without_the_normalizer_a_constant_item_changes_no_advantage(given_, same, sure, importance):
     (score, confidence, weight, group), _ = given_
     longer = torch.cat([score, torch.full_like(score[:, :1], same)], 1)
     surer = torch.cat([confidence, torch.full_like(confidence[:, :1], sure)], 1)
@@ -162,7 +162,7 @@ def test_without_the_normaliser_an_item_with_one_score_for_all_changes_no_advant
     close(after, before)
 
 
-def test_without_the_normaliser_nothing_to_go_by_is_no_reward_either():
+def test_without_the_normalizer_a_group_without_usable_items_has_no_reward():
     found = confidence_weighted(
         torch.tensor([[1.0], [0.0]]), torch.zeros(2, 1), torch.ones(1), torch.tensor([0, 0]), normalizer="none"
     )
@@ -174,7 +174,7 @@ def test_without_the_normaliser_nothing_to_go_by_is_no_reward_either():
 
 @unhurried
 @given(graded(), normalizers)
-def test_without_means_so_far_running_is_the_groups(given_, normalizer):
+def test_without_running_means_the_groups_mean_is_used(given_, normalizer):
     batch, running = given_
     of_group = confidence_weighted(*batch, "group", normalizer=normalizer)
     for none in (None, torch.full_like(running, NAN)):
@@ -183,7 +183,7 @@ def test_without_means_so_far_running_is_the_groups(given_, normalizer):
 
 @unhurried
 @given(graded())
-def test_with_all_means_there_the_batchs_own_confidence_counts_for_nothing(given_):
+def test_with_all_running_means_the_batchs_confidence_does_not_matter(given_):
     (score, confidence, weight, group), running = given_
     running = running.nan_to_num(0.5)
     found = confidence_weighted(score, confidence, weight, group, "running", running=running)
@@ -203,7 +203,7 @@ def test_permuting_responses_permutes_rewards_with_running_means(given_, random)
 
 @unhurried
 @given(st.lists(st.lists(st.lists(means, min_size=2, max_size=2), min_size=1, max_size=4), min_size=1, max_size=5))
-def test_running_means_are_those_of_a_loop(batches):
+def test_running_means_against_a_loop(batches):
     found = torch.full((2,), NAN).double()
     expected: list[float] = [NAN, NAN]
     for batch in batches:
@@ -216,7 +216,7 @@ def test_running_means_are_those_of_a_loop(batches):
     close(found, expected)
 
 
-def test_decay_0_keeps_the_last_batchs_mean_and_1_the_firsts():
+def test_decay_0_gives_the_last_batchs_mean_and_1_the_firsts():
     first, second = (exact([[c], [c]]) for c in (0.1, 0.7))
     start = running_confidence(first, exact([NAN]))
     close([running_confidence(second, start, decay)[0] for decay in (0.0, 1.0)], [0.7, 0.1], tolerance=0)
@@ -230,7 +230,7 @@ def test_decay_0_keeps_the_last_batchs_mean_and_1_the_firsts():
 
 @unhurried
 @given(st.lists(st.tuples(st.one_of(scores, st.just(NAN)), st.sampled_from([0, 3])), min_size=1, max_size=9))
-def test_leaving_one_out_is_a_factor_for_each_group(batch):
+def test_leave_one_out_multiplies_by_a_factor_per_group(batch):
     reward, group = exact([r for r, _ in batch]), torch.tensor([g for _, g in batch])
     close(group_relative(reward, group, "none", "leave_one_out"), leave_one_out(reward, group), tolerance=0)
     for scale in ("group", "batch", "none"):
@@ -240,7 +240,7 @@ def test_leaving_one_out_is_a_factor_for_each_group(batch):
             close(apart[i], plain[i] * n / (n - 1) if n > 1 else NAN)
 
 
-def test_leaving_one_out_by_hand():
+def test_leave_one_out_by_hand():
     found = group_relative(exact([0.0, 1.0, 0.5]), torch.tensor([0, 0, 1]), "group", "leave_one_out")
     close(found, [-1 / (math.sqrt(0.5) + EPSILON), 1 / (math.sqrt(0.5) + EPSILON), NAN])
 

@@ -1,4 +1,4 @@
-"""Conjugate gradients against a direct solver, Fisher products against the enumerated Fisher matrix, and their step."""
+"""Conjugate gradient against a direct solver, Fisher-vector products against the enumerated matrix, and their step."""
 
 import math
 
@@ -32,7 +32,7 @@ def test_conjugate_gradient_against_a_direct_solver(n):
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 4])
-def test_few_iterations_give_the_best_of_the_krylov_space(iterations):
+def test_few_iterations_give_the_optimum_of_the_krylov_space(iterations):
     """The least of ½xᵀAx − bᵀx over combinations of b, Ab, …, found by solving in a basis of them."""
     a, b = positive_definite(8)
     basis = [b / b.norm()]
@@ -53,7 +53,7 @@ def calls_until(tolerance, a, b):
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
-def test_it_stops_at_the_tolerance_whatever_the_size_of_b(scale):
+def test_it_stops_at_the_tolerance_for_any_scale_of_b(scale):
     a, b = positive_definite(12)
     few, rough = calls_until(1e-1, a, b * scale)
     more, fine = calls_until(1e-6, a, b * scale)
@@ -62,7 +62,7 @@ def test_it_stops_at_the_tolerance_whatever_the_size_of_b(scale):
     assert fine <= 1e-6
 
 
-def test_in_float32_it_stops_at_rounding_and_a_singular_matrix_does_no_harm():
+def test_in_float32_it_stops_at_rounding_also_for_a_singular_matrix():
     """The noise left in the residual has a part that the matrix sends to 0; a step along it would have no bound."""
     p = torch.tensor([0.5, 0.3, 0.15, 0.05])
     fisher = p.diag() - p[:, None] * p
@@ -72,19 +72,19 @@ def test_in_float32_it_stops_at_rounding_and_a_singular_matrix_does_no_harm():
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_nothing_to_solve_for_is_solved_by_nothing():
+def test_the_solution_for_b_0_is_0():
     assert not conjugate_gradient(lambda x: 1 / 0 * x, torch.zeros(3)).any()
 
 
 @pytest.mark.parametrize(
     "apply", [lambda x: -x, torch.zeros_like, lambda x: x * torch.nan, lambda x: x * torch.inf], ids=range(4)
 )
-def test_a_matrix_that_is_not_positive_is_refused(apply):
+def test_a_non_positive_matrix_raises(apply):
     with pytest.raises(ValueError, match=r"curvature is .* in iteration 0"):
         conjugate_gradient(apply, torch.tensor([1.0, 2.0]))
 
 
-def test_numbers_that_stop_being_finite_later_are_refused():
+def test_later_non_finite_numbers_raise():
     calls = []
 
     def apply(x):
@@ -118,7 +118,7 @@ def fisher_matrix(world, table):
 
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("damping", [0.0, 0.3])
-def test_products_are_those_of_the_enumerated_fisher_matrix(world, damping):
+def test_products_against_the_enumerated_fisher_matrix(world, damping):
     table = random_table(world, 0)
     kl, matrix = response_kl(world, table.detach(), table), fisher_matrix(world, table)
     for row in torch.eye(table.numel(), dtype=torch.float64):  # the same graph serves all of them
@@ -133,14 +133,14 @@ def test_it_stops_before_a_direction_of_no_curvature_at_all():
     assert found.tolist() == [1.25, 0.625], "the first iteration's"
 
 
-def test_it_makes_ten_iterations_unless_told_otherwise():
+def test_the_default_is_ten_iterations():
     a, b = positive_definite(30)
     calls = []
     conjugate_gradient(lambda x: (calls.append(1), a @ x)[1], b)
     assert len(calls) == 10
 
 
-def test_a_vector_that_depends_on_the_parameters_is_a_constant_to_the_product():
+def test_the_vector_is_a_constant_even_if_it_depends_on_the_parameters():
     """g itself, say: else the derivative of v by the parameters would be added."""
     x = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
     kl = (x**4).sum() / 12  # H = diag(x²)
@@ -149,7 +149,7 @@ def test_a_vector_that_depends_on_the_parameters_is_a_constant_to_the_product():
     torch.testing.assert_close(found, (x**2 * x**3 / 3).detach())
 
 
-def test_parameters_are_joined_in_order_and_idle_ones_give_zero():
+def test_parameters_are_concatenated_in_order_and_unused_ones_give_zero():
     world = enumerated(3, 1)
     left, right = random_table(world, 0), random_table(world, 1)
     idle = torch.ones(2, dtype=torch.float64, requires_grad=True)
@@ -163,7 +163,7 @@ def test_parameters_are_joined_in_order_and_idle_ones_give_zero():
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_a_vector_of_another_size_is_refused(size):
+def test_a_vector_of_another_size_raises(size):
     table = random_table(enumerated(3, 1), 0)
     kl = response_kl(enumerated(3, 1), table.detach(), table)
     with pytest.raises(ValueError, match=f"vector has {size} entries; the parameters have 3"):
@@ -177,7 +177,7 @@ def natural(world, table, reward):
     return gradient, direction
 
 
-def test_on_one_choice_the_natural_gradient_is_the_reward_itself():
+def test_for_single_tokens_the_natural_gradient_is_the_reward():
     """(diag p − p pᵀ) x = p (R − J) is solved by x = R less any constant; conjugate gradients find that of mean 0."""
     world, reward = enumerated(4, 1), torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
     _, direction = natural(world, random_table(world, 0), reward)
@@ -185,7 +185,7 @@ def test_on_one_choice_the_natural_gradient_is_the_reward_itself():
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_the_trust_region_step_uses_up_its_kl(world):
+def test_the_trust_region_step_has_the_kl_of_its_bound(world):
     """Of length √(2δ / gᵀF⁻¹g): its KL is δ up to the third order, so their ratio tends to 1 like √δ."""
     table = random_table(world, 0)
     gradient, direction = natural(world, table, (torch.arange(len(world.tokens)) * 1.7).cos().double())

@@ -1,4 +1,4 @@
-"""REINFORCE on an older policy's responses: each loss against a loop, its gradient, and what the theory says it is."""
+"""Off-policy REINFORCE: each loss against a loop, its gradient, and its theory."""
 
 import math
 
@@ -71,7 +71,7 @@ REC = {
 
 @pytest.mark.parametrize("importance", [None, "none", "token"])
 @pytest.mark.parametrize("name", REC)
-def test_rec_lets_through_what_its_region_says_and_weighs_it(name, importance):
+def test_rec_masks_and_weights_tokens_by_their_ratio(name, importance):
     loss, inside, default = REC[name]
     given = {} if importance is None else {"importance": importance}
     found, cases = weights(lambda *f: loss(*f, **given))
@@ -85,7 +85,7 @@ def test_rec_lets_through_what_its_region_says_and_weighs_it(name, importance):
 
 
 @pytest.mark.parametrize("name", REC)
-def test_rec_has_the_value_of_the_policy_gradient_where_it_lets_through(name):
+def test_rec_equals_the_policy_gradient_inside_the_mask(name):
     logp, old, advantage, _ = fields()
     loss, inside, _ = REC[name]
     found = loss(logp, old, advantage, importance="none").flatten().tolist()
@@ -93,7 +93,7 @@ def test_rec_has_the_value_of_the_policy_gradient_where_it_lets_through(name):
         assert math.isclose(value, -a * x * inside(math.exp(x - o), a), rel_tol=1e-12, abs_tol=1e-12)
 
 
-def test_a_ratio_without_bound_that_is_left_out_leaves_no_nan():
+def test_a_masked_infinite_ratio_gives_no_nan():
     logp = torch.tensor([[0.0]], dtype=torch.float64, requires_grad=True)
     old, advantage = torch.tensor([[-1e4]], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
     for loss in (rec_one_side, rec_two_side, rec_ring):
@@ -102,7 +102,7 @@ def test_a_ratio_without_bound_that_is_left_out_leaves_no_nan():
         assert value.item() == 0 and slope.item() == 0
 
 
-def test_one_side_with_weights_has_ppos_gradient_and_with_the_deviation_grpos():
+def test_one_side_with_weights_has_the_gradient_of_ppo_and_scaled_that_of_grpo():
     logp, old, _, _ = fields()
     reward, group = torch.randn(36, generator=torch.Generator().manual_seed(4)).double(), torch.arange(36) % 3
     for scale in ("none", "group"):
@@ -114,7 +114,7 @@ def test_one_side_with_weights_has_ppos_gradient_and_with_the_deviation_grpos():
 
 
 @pytest.mark.parametrize("a", [1.0, -1.0])
-def test_a_token_on_the_bound_itself_is_let_through(a):
+def test_a_token_on_the_bound_is_not_masked(a):
     """Ratios of ½ and 2, exact in binary as the bounds are; at bounds of 0, what has not moved is."""
     logp = torch.full((1, 3), -1.5, dtype=torch.float64, requires_grad=True)
     rho = torch.tensor([[0.5, 1.0, 2.0]], dtype=torch.float64)
@@ -133,7 +133,7 @@ def test_a_token_on_the_bound_itself_is_let_through(a):
     assert kept(rec_ring, 0.0, 0.0, 0.5, 1.0) == ([1, 1, 0] if a > 0 else [0, 1, 1])
 
 
-def test_with_bounds_that_nothing_passes_rec_is_reinforce():
+def test_with_infinite_bounds_rec_is_reinforce():
     logp, old, advantage, _ = fields()
     far = (1e9, 1e9)
     for found in (
@@ -147,7 +147,7 @@ def test_with_bounds_that_nothing_passes_rec_is_reinforce():
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("cap", [0.5, 2.0, math.inf])
-def test_truncated_and_topr_against_a_loop(level, cap):
+def test_truncated_importance_and_topr_against_a_loop(level, cap):
     logp, old, advantage, mask = fields()
     capped = truncated_importance(logp, old, advantage, mask, cap, level)
     tapered = topr(logp, old, advantage, mask, level)
@@ -167,7 +167,7 @@ def test_truncated_and_topr_against_a_loop(level, cap):
     assert len(seen) == 4
 
 
-def test_the_whole_response_s_ratio_reads_only_the_mask():
+def test_the_ratio_of_a_response_reads_only_the_mask():
     logp, old, advantage, mask = fields()
     for loss in (topr, truncated_importance):
         expected = loss(logp, old, advantage, mask, level="sequence")[mask]
@@ -175,7 +175,7 @@ def test_the_whole_response_s_ratio_reads_only_the_mask():
         assert torch.equal(loss(logp, spoiled, advantage, mask, level="sequence")[mask], expected)
 
 
-def test_truncated_by_tokens_is_cispo_with_its_bound():
+def test_truncated_importance_per_token_is_cispo_with_its_bound():
     logp, old, advantage, mask = fields()
     expected = cispo(logp, old, advantage, clip_low=1.0, clip_high=0.7)
     torch.testing.assert_close(truncated_importance(logp, old, advantage, mask, cap=1.7), expected, **EXACT)
@@ -224,7 +224,7 @@ def test_asymre_is_reinforce_with_a_lower_baseline(beta):
 
 @pytest.mark.parametrize("tau", [0.2, 1.5])
 @pytest.mark.parametrize("world", [FIXED, VARIED])
-def test_opmds_squared_residual_is_reinforce_with_a_pull_of_half_tau(world, tau):
+def test_opmds_squared_residual_is_reinforce_with_the_regularizer_at_half_tau(world, tau):
     """∇ (1/2τK) Σ_i (r_i − mean − τ log π/π_old)² for a group of all the world's responses, however far π has gone."""
     table, old = random_table(world, 0), random_table(world, 5).detach()
     logp, behavior_logp, reward = summed(world, table), summed(world, old), rewards(world)
@@ -237,7 +237,7 @@ def test_opmds_squared_residual_is_reinforce_with_a_pull_of_half_tau(world, tau)
 
 
 @pytest.mark.parametrize("tau", [0.3, 2.0])
-def test_all_pairs_agreeing_asks_for_reinforce_first(tau):
+def test_the_pairwise_consistency_loss_starts_as_reinforce(tau):
     """Of K⁻² Σ_{i<j} (a_i − a_j)², a_i = r_i − τ log π/π_old, the gradient over 2τ at π_old is REINFORCE's."""
     table = random_table(VARIED, 0)
     logp, reward = summed(VARIED, table), rewards(VARIED)
@@ -251,7 +251,7 @@ def test_all_pairs_agreeing_asks_for_reinforce_first(tau):
     torch.testing.assert_close(found, expected, **EXACT)
 
 
-def test_where_all_pairs_agree_the_policy_is_the_tilted_one():
+def test_pairwise_consistency_holds_for_the_tilted_policy():
     """The residuals of OPMD and the pairs' surrogate are 0 at π ∝ π_old exp(r/τ), and only there."""
     tau, old, reward = 0.7, random_table(ONE, 3).detach(), rewards(ONE)
     table = (old + reward[None] / tau).requires_grad_()  # one token: logits plus r/τ
@@ -267,8 +267,8 @@ LOSSES = {
     "ring": lambda logp, old, a, mask: rec_ring(logp, old, a),
     "topr": topr,
     "truncated": truncated_importance,
-    "truncated whole": lambda logp, old, a, mask: truncated_importance(logp, old, a, mask, level="sequence"),
-    "reinforce and the pull": lambda logp, old, a, mask: policy_gradient(logp, a) + 0.3 * squared_log_ratio(logp, old),
+    "truncated sequence": lambda logp, old, a, mask: truncated_importance(logp, old, a, mask, level="sequence"),
+    "opmd": lambda logp, old, a, mask: policy_gradient(logp, a) + 0.3 * squared_log_ratio(logp, old),
 }
 
 
@@ -285,14 +285,14 @@ def expected_slope(world, table, old, loss):
 
 @pytest.mark.parametrize("world", [ONE, FIXED, VARIED])
 @pytest.mark.parametrize("name", LOSSES)
-def test_at_the_behavior_policy_each_has_the_exact_gradient(name, world):
+def test_at_the_behavior_policy_each_loss_has_the_exact_gradient(name, world):
     table = random_table(world, 0)
     found = expected_slope(world, table, table.detach(), LOSSES[name])
     torch.testing.assert_close(found, -expected_reward_gradient(world, table, rewards(world)), **EXACT)
 
 
 @pytest.mark.parametrize("world", [ONE, FIXED, VARIED])
-def test_off_policy_the_whole_response_s_weight_is_exact_until_it_is_cut(world):
+def test_off_policy_the_weight_of_a_response_is_exact_below_the_cap(world):
     table, old = random_table(world, 0), random_table(world, 9).detach()
     truth = -expected_reward_gradient(world, table, rewards(world))
     free = expected_slope(world, table, old, lambda *f: truncated_importance(*f, cap=math.inf, level="sequence"))
@@ -302,7 +302,7 @@ def test_off_policy_the_whole_response_s_weight_is_exact_until_it_is_cut(world):
 
 
 @pytest.mark.parametrize("world", [ONE, FIXED, VARIED])
-def test_off_policy_topr_on_bad_responses_that_grew_unlikely_is_exact(world):
+def test_off_policy_topr_is_exact_on_bad_responses_that_became_less_likely(world):
     """All rewards negative, and a policy that has made every response but one less likely: those carry their ratio."""
     table, old = random_table(world, 0), random_table(world, 9).detach()
     logp, behavior_logp = summed(world, table), summed(world, old)
@@ -321,7 +321,7 @@ def test_off_policy_topr_on_bad_responses_that_grew_unlikely_is_exact(world):
     torch.testing.assert_close(slope, torch.autograd.grad(plain, table)[0], **EXACT)
 
 
-def test_opmds_pull_vanishes_at_the_behavior_policy_and_points_back_to_it():
+def test_opmds_regularizer_vanishes_at_the_behavior_policy_and_points_to_it():
     table = random_table(VARIED, 0)
     logp = logprobs(VARIED, table)
     assert not torch.autograd.grad(squared_log_ratio(logp, logp.detach()).sum(), table)[0].any()

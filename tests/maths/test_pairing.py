@@ -1,4 +1,4 @@
-"""Pairs by reward: against a loop over all of them, what may never be one, and what learning from them leads to."""
+"""Preference pairs from rewards: against a loop, excluded pairs, and the effect of training on them."""
 
 import itertools
 import math
@@ -68,7 +68,7 @@ def test_pairs_against_a_loop(batch, pairing, min_gap):
 
 @unhurried
 @given(batches, pairings, gaps)
-def test_what_is_never_a_pair(batch, pairing, min_gap):
+def test_excluded_pairs(batch, pairing, min_gap):
     for w, x in ranked_pairs(*tensors(batch), pairing, min_gap).tolist():
         (better, mine, said), (worse, other, also) = batch[w], batch[x]
         assert mine == other, "across prompts"
@@ -79,7 +79,7 @@ def test_what_is_never_a_pair(batch, pairing, min_gap):
 
 @unhurried
 @given(batches, st.randoms(use_true_random=False), pairings)
-def test_the_order_of_responses_orders_their_pairs(batch, random, pairing):
+def test_pairs_follow_the_order_of_responses(batch, random, pairing):
     """Of rewards that all differ: among equal ones the earliest stands first."""
     batch = [(r + i / 1024, g, t) for i, (r, g, t) in enumerate(batch)]
     order = random.sample(range(len(batch)), len(batch))
@@ -90,7 +90,7 @@ def test_the_order_of_responses_orders_their_pairs(batch, random, pairing):
 
 @unhurried
 @given(batches, st.lists(st.integers(-1, 9), min_size=10, max_size=10), gaps)
-def test_a_revision_stands_against_what_it_revises_and_nothing_else(batch, of, min_gap):
+def test_a_revision_is_paired_with_its_original_only(batch, of, min_gap):
     of = [j if j < i and batch[j][1] == batch[i][1] else -1 for i, j in zip(range(len(batch)), of, strict=False)]
     expected = {
         (i, j)
@@ -101,14 +101,14 @@ def test_a_revision_stands_against_what_it_revises_and_nothing_else(batch, of, m
     assert len(found) == len(expected) and {tuple(pair) for pair in found} == expected
 
 
-def test_of_equal_rewards_the_earliest_stands_first():
+def test_ties_are_broken_by_order():
     reward, group = torch.tensor([1.0, 2.0, 1.0, 2.0]), torch.zeros(4, dtype=torch.long)
     assert ranked_pairs(reward, group, torch.arange(4), NONE).tolist() == [[1, 0]]
     assert ranked_pairs(reward, group, torch.arange(4), NONE, "adjacent").tolist() == [[3, 0]]
     assert ranked_pairs(reward, group, torch.arange(4), NONE, "all").tolist() == [[1, 0], [1, 2], [3, 0], [3, 2]]
 
 
-def test_nothing_has_no_pairs():
+def test_an_empty_batch_has_no_pairs():
     for reward in (torch.zeros(0), torch.ones(1), torch.ones(3), torch.full((3,), NAN)):
         group = torch.zeros(len(reward), dtype=torch.long)
         assert ranked_pairs(reward, group, torch.arange(len(reward)), torch.full((len(reward),), -1)).shape == (0, 2)
@@ -122,7 +122,7 @@ def test_nothing_has_no_pairs():
         ([0.0, 1.0], {"min_gap": NAN}, "min_gap is nan"),
     ],
 )
-def test_what_is_refused(reward, more, message):
+def test_invalid_arguments_raise(reward, more, message):
     with pytest.raises(ValueError, match=message):
         ranked_pairs(torch.tensor(reward), torch.tensor([0, 0]), torch.arange(2), NONE[:2], **more)
 
@@ -144,7 +144,7 @@ def sides(table, reference, index, reward, pairing="best_worst"):
 
 
 @pytest.mark.parametrize("reward", [REWARD, TIED], ids=["distinct", "tied"])
-def test_online_dpo_s_expected_gradient_is_that_of_all_pairs_of_responses(reward):
+def test_the_expected_gradient_of_online_dpo_is_over_all_pairs_of_responses(reward):
     """−β Σ_{R(y) > R(y')} 2 p(y) p(y') σ(−β Δ) ∇(log π(y) − log π(y')): two samples come up either way round."""
     table, reference = random_table(WORLD, 0), random_table(WORLD, 1)
     found = expectation(WORLD, table, 2, lambda index: dpo(*sides(table, reference, index, reward)[:4], BETA).sum())
@@ -169,7 +169,7 @@ def tilted(table, reference, scale):
     return (scale * REWARD - BETA * gain).detach()
 
 
-def test_half_of_rpo_s_square_is_rloo_with_the_kl_in_the_reward_on_every_pair_of_samples():
+def test_half_of_squared_rpo_is_rloo_with_the_kl_in_the_reward():
     """∇ ½ (a − b)² = −2β · ∇J as RLOO estimates it from the same two samples, whichever two they are."""
     table, reference, scale = random_table(WORLD, 0), random_table(WORLD, 1), 1.3
     for index in map(torch.tensor, itertools.permutations(range(len(REWARD)), 2)):
@@ -182,7 +182,7 @@ def test_half_of_rpo_s_square_is_rloo_with_the_kl_in_the_reward_on_every_pair_of
         torch.testing.assert_close(gradient, 2 * BETA * descent, **EXACT)
 
 
-def test_the_square_of_online_rpo_climbs_the_reward_less_the_kl():
+def test_squared_online_rpo_ascends_the_reward_minus_the_kl():
     """On average over the policy's own pairs, half the square has the gradient −2β ∇(η E[R] − β KL(π‖π_ref))."""
     table, reference, scale = random_table(WORLD, 0), random_table(WORLD, 1), 1.3
 
@@ -197,7 +197,7 @@ def test_the_square_of_online_rpo_climbs_the_reward_less_the_kl():
 
 
 @pytest.mark.parametrize("pairing", ["best_worst", "adjacent", "all"])
-def test_every_pairing_s_online_dpo_starts_uphill(pairing):
+def test_online_dpo_starts_uphill_for_every_pairing(pairing):
     table = random_table(WORLD, 0)
 
     def loss(index):

@@ -1,4 +1,4 @@
-"""The KL term on average, by enumeration, with the tokens drawn from another policy than the one that is trained."""
+"""Expected KL penalty by enumeration, with tokens sampled by another policy; the entropy terms."""
 
 import math
 
@@ -48,7 +48,7 @@ def visited_kl(world, policy, behavior, reference):
 
 @pytest.mark.parametrize("world", [ONE, VARIED], ids=["one token", "one or two tokens"])
 @pytest.mark.parametrize("estimator", ["k1", "k3"])
-def test_on_average_it_is_the_kl_to_the_reference_and_so_is_its_gradient(world, estimator):
+def test_its_mean_and_gradient_are_those_of_the_kl_to_the_reference(world, estimator):
     policy, behavior, reference = policies(world)
     found = average(world, policy, behavior, reference, estimator)
     expected = visited_kl(world, policy, behavior, reference)
@@ -59,14 +59,14 @@ def test_on_average_it_is_the_kl_to_the_reference_and_so_is_its_gradient(world, 
     torch.testing.assert_close(found_gradient, expected_gradient, **EXACT)
 
 
-def test_k2_is_weighted_too():
+def test_k2_has_the_importance_ratio_too():
     policy, behavior, reference = policies(ONE)
     found = average(ONE, policy, behavior, reference, "k2")
     p, q = policy.softmax(-1)[0], reference.softmax(-1)[0]
     torch.testing.assert_close(found, sum(a * (a / b).log() ** 2 / 2 for a, b in zip(p, q, strict=True)), **EXACT)
 
 
-def test_without_the_weight_the_gradient_would_be_another():
+def test_without_the_ratio_the_gradient_is_biased():
     """What the weight is for: k3 alone, on the policy's own tokens, moves it by the reverse KL."""
     policy, _, reference = policies(ONE)
     fixed = policy.detach()
@@ -77,7 +77,7 @@ def test_without_the_weight_the_gradient_would_be_another():
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
-def test_a_policy_that_is_its_reference_pays_nothing(estimator):
+def test_a_policy_equal_to_its_reference_has_no_penalty(estimator):
     policy, behavior, _ = policies(ONE)
     found = average(ONE, policy, behavior, policy.detach(), estimator)
     assert found.item() == pytest.approx(0, abs=1e-14)
@@ -91,7 +91,7 @@ def test_k3_is_the_default():
     assert torch.equal(found, reference_kl(logp, behavior_logp, reference_logp, "k3"))
 
 
-def test_the_entropy_bonus_is_what_to_minimize():
+def test_the_entropy_bonus_is_a_loss():
     assert torch.equal(entropy_bonus(torch.tensor([[0.5, 2.0]])), torch.tensor([[-0.5, -2.0]]))
 
 
@@ -100,7 +100,7 @@ def entropies(logits):
     return -(choices.exp() * choices).sum(-1)
 
 
-def test_ibro_opens_choices_where_a_response_was_good_and_closes_them_where_not():
+def test_ibro_raises_the_entropy_of_good_responses_and_lowers_that_of_bad_ones():
     logits = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
     advantage = torch.tensor([[1.5], [-0.5], [0.0], [1.0]], dtype=torch.float64).expand(4, 3)
     loss = advantage_weighted_entropy(entropies(logits), advantage)

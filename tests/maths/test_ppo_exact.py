@@ -1,4 +1,4 @@
-"""PPO by enumeration: its gradient is the exact one, and three roads lead to one optimum, π_ref e^{R/β}/Z."""
+"""PPO by enumeration: its expected gradient is exact, and three methods have the optimum π_ref e^{R/β}/Z."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def ppo_gradient(world, table, advantage):
     ("whose", "lam", "unbiased"),
     [("exact", 1.0, True), ("exact", 0.5, True), ("exact", 0.0, True), ("any", 1.0, True), ("any", 0.5, False)],
 )
-def test_ppo_s_expected_gradient_is_that_of_the_reward_less_the_kl(beta, whose, lam, unbiased):
+def test_the_expected_gradient_of_ppo_is_that_of_the_reward_minus_the_kl(beta, whose, lam, unbiased):
     """At λ = 1 whatever the value says; at another λ only if the value is right. With β, of E[R] − β KL(π‖π_ref)."""
     table, reference, reward = random_table(VARIED, 0), random_table(VARIED, 1).detach(), rewards(VARIED)
     logp = logprobs(VARIED, table).detach()
@@ -63,7 +63,7 @@ def test_ppo_s_expected_gradient_is_that_of_the_reward_less_the_kl(beta, whose, 
         assert (found - truth).norm() > 0.02 * truth.norm()
 
 
-def test_a_value_adds_nothing_to_the_expected_gradient_and_the_right_one_takes_its_noise():
+def test_a_value_does_not_bias_the_gradient_and_the_true_value_removes_its_noise():
     table, reward = random_table(VARIED, 5), rewards(VARIED)
     token_reward = kl_penalized(reward, *2 * [logprobs(VARIED, table).detach()], VARIED.mask)
     p, logp = probabilities(VARIED, table).detach(), logprobs(VARIED, table)
@@ -85,7 +85,7 @@ def test_a_value_adds_nothing_to_the_expected_gradient_and_the_right_one_takes_i
 
 
 @pytest.mark.parametrize("lam", [1.0, 0.5, 0.0])
-def test_the_value_that_is_right_is_where_its_loss_comes_to_rest(lam):
+def test_the_optimum_of_the_value_loss_is_the_true_value(lam):
     table, reward = random_table(VARIED, 2), rewards(VARIED)
     token_reward = kl_penalized(reward, *2 * [logprobs(VARIED, table).detach()], VARIED.mask)
     right = exact_value(VARIED, table, token_reward)
@@ -192,20 +192,20 @@ def start():
 
 
 @pytest.mark.parametrize("road", ROADS)
-def test_reinforce_and_ppo_come_to_the_reference_tilted_by_the_reward(road, start):
+def test_reinforce_and_ppo_have_the_optimum_of_the_reward_tilted_reference(road, start):
     reference, reward, optimum = start
     assert distance(VARIED, reference, optimum) > 0.1, "it is some way to go"
     end = descended(VARIED, reference, roads(VARIED, reference, reward, BETA)[road])
     assert distance(VARIED, end, optimum) < 1e-4
 
 
-def test_dpo_on_preferences_of_the_same_reward_comes_to_the_same(start):
+def test_dpo_on_preferences_of_the_same_reward_has_the_same_optimum(start):
     reference, reward, optimum = start
     end = trained(VARIED, reference, lambda table: expected_loss(VARIED, table, reference, reward, BETA, dpo))
     assert distance(VARIED, end, optimum) < 1e-4
 
 
-def test_a_kl_of_single_tokens_in_the_loss_comes_to_another_optimum():
+def test_a_per_token_kl_in_the_loss_has_another_optimum():
     """Its gradient holds the prefixes fixed: no token answers for the KL of those that it leads to.
 
     So it comes to π(a|s) ∝ π_ref(a|s) e^{Q(s,a)/β} with Q the reward to come *without* the KL. For responses of one

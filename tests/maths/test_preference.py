@@ -1,4 +1,4 @@
-"""The preference losses: each against a loop from its formula, its gradient, its signs, and what ties them together."""
+"""Preference losses: each against a loop from its formula, gradients, signs, and relations between losses."""
 
 import inspect
 import math
@@ -209,18 +209,18 @@ USUAL += ["aot_unpaired", "beta_dpo", "tdpo1", "tdpo2", "wpo"]
 
 
 @pytest.mark.parametrize("name", USUAL)
-def test_at_the_reference_a_loss_pulls_the_chosen_up_and_the_rejected_down(name):
+def test_at_the_reference_a_loss_raises_the_chosen_and_lowers_the_rejected(name):
     up, down = slopes_at_the_reference(getattr(preference, name))
     assert up < 0 < down
 
 
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js", "alpha"])
-def test_so_does_dpo_under_any_divergence(divergence):
+def test_dpo_under_any_divergence_does_so_too(divergence):
     up, down = slopes_at_the_reference(f_dpo, divergence=divergence)
     assert up < 0 < down
 
 
-def test_two_losses_do_not():
+def test_two_losses_do_not_do_so():
     up, down = slopes_at_the_reference(preference.apo_down)
     assert up == pytest.approx(0, abs=1e-15) and down > 0
     up, down = slopes_at_the_reference(discopop)  # its bump: at first it pulls the wrong way
@@ -247,7 +247,7 @@ def gradient_of(loss, given):
     return torch.stack(torch.autograd.grad(loss.sum(), (given["chosen_logp"], given["rejected_logp"])))
 
 
-def test_what_ties_the_family_together():
+def test_relations_between_losses():
     given = fields(1)
     w, l, rw, rl = four(given)  # noqa: E741
     one, beta = torch.ones_like(w), 0.4
@@ -270,14 +270,14 @@ def test_what_ties_the_family_together():
     same(aot(w[:1], l[:1], rw[:1], rl[:1], beta), plain[:1])
 
 
-def test_a_robust_loss_is_without_bias():
+def test_robust_dpo_is_unbiased_under_label_noise():
     """(1−e) L(pair) + e L(pair the wrong way round) is DPO's loss on the right label."""
     w, l, rw, rl = four(fields(2))  # noqa: E741
     mixed = 0.7 * robust_dpo(w, l, rw, rl, 0.4, 0.3) + 0.3 * robust_dpo(l, w, rl, rw, 0.4, 0.3)
     torch.testing.assert_close(mixed, dpo(w, l, rw, rl, 0.4), **EXACT)
 
 
-def test_rpo_backward_has_cdpo_s_gradient_and_dpo_s_where_the_gap_is_large():
+def test_rpo_backward_has_the_gradient_of_cdpo_and_of_dpo_for_a_large_gap():
     given = fields(3)
     w, l, rw, rl = four(given)  # noqa: E741
     zero = torch.zeros_like(w)
@@ -351,7 +351,7 @@ def test_far_from_the_reference_dpo_is_its_margin():
     assert torch.autograd.grad(loss.sum(), far)[0].tolist() == [0.0, -1.0]
 
 
-def test_the_odds_of_a_certain_and_of_a_hopeless_response_are_finite():
+def test_log_odds_are_finite_for_probabilities_near_0_and_1():
     logp = torch.tensor([0.0, -1e4], requires_grad=True)
     one = torch.ones(2)
     loss = orpo(logp, logp.flip(0).detach(), one, one)
@@ -380,6 +380,4 @@ def test_invalid_rewards_raise():
     for function in (odpo, rpo):
         with pytest.raises(ValueError, match="pair 1 lacks chosen_reward or rejected_reward"):
             function(*base, reward(2, 2), reward(1, nan))
-    assert rpo(*base, reward(1, 1), reward(1, 2)).isfinite().all(), (
-        "rpo accepts a rejected response with the higher reward"
-    )
+    assert rpo(*base, reward(1, 1), reward(1, 2)).isfinite().all(), "rpo accepts negative gaps"

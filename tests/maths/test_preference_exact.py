@@ -1,4 +1,4 @@
-"""What preference losses lead to, by enumeration: the optimum that they are made for."""
+"""Optima of preference losses by enumeration."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from grape_rl.maths.exact import (
 from grape_rl.maths.preference import dpo, hinge, ipo, rpo
 
 
-def test_preferences_of_a_reward_lead_to_the_optimum_of_that_reward_less_the_kl():
+def test_preferences_of_a_reward_have_the_optimum_of_the_reward_minus_the_kl():
     """π* ∝ π_ref e^{R/β}: there E[R] − β KL(π‖π_ref) has no gradient, nor has DPO on Bradley–Terry pairs of R."""
     world, beta = enumerated(3, 2, end=2), 0.4
     reference = random_table(world, 1).detach()
@@ -57,7 +57,7 @@ def trained(world, start, loss):
 
 
 @pytest.mark.parametrize("beta", [0.2, 1.0])
-def test_dpo_trained_to_the_end_is_the_tilted_reference(beta):
+def test_dpo_at_convergence_is_the_tilted_reference(beta):
     world = enumerated(3, 2, end=2)
     reference = random_table(world, 1).detach()
     reward = (torch.arange(len(world.tokens), dtype=torch.float64) * 1.7).cos()
@@ -67,7 +67,7 @@ def test_dpo_trained_to_the_end_is_the_tilted_reference(beta):
     assert (probabilities(world, end) - probabilities(world, reference)).abs().max() > 0.05
 
 
-def test_rpo_s_squares_reach_the_same_optimum_from_the_rewards_alone():
+def test_squared_rpo_has_the_same_optimum_from_rewards_alone():
     world, beta = enumerated(3, 2, end=2), 0.4
     reference = random_table(world, 2).detach()
     reward = (torch.arange(len(world.tokens), dtype=torch.float64) * 1.7).cos()
@@ -85,7 +85,7 @@ def test_rpo_s_squares_reach_the_same_optimum_from_the_rewards_alone():
     )
 
 
-def test_ipo_comes_to_rest_at_its_margin_and_a_hinge_at_its_edge():
+def test_ipo_converges_to_its_margin_and_hinge_to_its_edge():
     """Of one pair that is always labeled alike: DPO's margin would grow without end."""
     zero = torch.zeros(1, dtype=torch.float64)
     for loss, at in (

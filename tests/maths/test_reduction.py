@@ -1,4 +1,4 @@
-"""Token weights against loops that average as the words say, and what they do under cutting."""
+"""Token weights against loops, and their invariance to micro-batches."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def averaged(reduction):
 
 
 @pytest.mark.parametrize("reduction", ["token", "sequence", "fixed_length"])
-def test_weights_average_as_a_loop_does(reduction):
+def test_weights_against_a_loop(reduction):
     weight = token_weight(MASK, reduction, MAX_TOKENS, torch.float64)
     assert weight.dtype == torch.float64
     assert (weight * FIELD).sum().item() == pytest.approx(averaged(reduction), rel=1e-14)  # float64, 11 numbers
@@ -50,7 +50,7 @@ def test_a_mean_of_ones_is_one(reduction):
     assert token_weight(MASK, reduction, dtype=torch.float64).sum().item() == pytest.approx(1, rel=1e-15)
 
 
-def test_a_fixed_length_makes_full_responses_a_mean_and_shorter_ones_count_for_less():
+def test_fixed_length_is_a_mean_for_full_responses_and_less_for_shorter_ones():
     full = torch.ones(3, 4, dtype=torch.bool)
     assert torch.equal(token_weight(full, "fixed_length", 4), token_weight(full, "token"))
     weight = token_weight(MASK, "fixed_length", MAX_TOKENS)
@@ -65,7 +65,7 @@ def test_rows_without_tokens_change_nothing(reduction):
 
 
 @pytest.mark.parametrize("reduction", ["token", "sequence", "fixed_length"])
-def test_nothing_at_all_weighs_nothing(reduction):
+def test_an_empty_mask_has_zero_weights(reduction):
     assert torch.equal(token_weight(torch.zeros(2, 3, dtype=torch.bool), reduction, 5), torch.zeros(2, 3))
 
 

@@ -1,4 +1,4 @@
-"""The KL in the reward, the average of past rewards, and the coefficient that follows the KL: against loops."""
+"""KL-penalized rewards, the moving average of rewards, and the adaptive KL coefficient: against loops."""
 
 import math
 
@@ -12,7 +12,7 @@ from grape_rl.maths.reward import kl_penalized, moving_average
 NAN = math.nan
 
 
-def test_the_kl_is_taken_off_where_it_arises_and_the_reward_comes_last():
+def test_the_kl_is_subtracted_at_each_token_and_the_reward_added_at_the_last():
     generator = torch.Generator().manual_seed(0)
     behavior, reference = (-torch.rand(4, 5, generator=generator, dtype=torch.float64) for _ in range(2))
     mask = torch.arange(5) < torch.tensor([5, 2, 1, 4])[:, None]
@@ -36,7 +36,7 @@ def test_without_a_coefficient_the_last_token_has_the_whole_reward():
     assert kl_penalized(reward, logp, 2 * logp, mask).tolist() == expected
 
 
-def test_the_average_of_past_rewards_is_a_loop_over_steps():
+def test_moving_average_against_a_loop():
     steps = [[1.0, 3.0], [NAN, 5.0], [NAN, NAN], [0.0, 0.0]]
     found, expected = NAN, NAN
     for rewards, mean in zip(steps, [2.0, 5.0, None, 0.0], strict=True):
@@ -51,7 +51,7 @@ def test_the_average_of_past_rewards_is_a_loop_over_steps():
             moving_average(0.0, torch.zeros(1), bad)
 
 
-def test_a_moving_average_is_a_baseline_and_the_first_step_has_the_batch_s_mean():
+def test_the_moving_average_baseline_is_the_batch_mean_at_the_first_step():
     reward, group = torch.tensor([1.0, 3.0, NAN]), torch.tensor([0, 0, 1])
     found = baseline_advantage(reward, group, "moving_average", 0.5)
     assert found[:2].tolist() == [0.5, 2.5] and found[2].isnan()
@@ -63,11 +63,11 @@ def test_a_moving_average_is_a_baseline_and_the_first_step_has_the_batch_s_mean(
     ("kl", "expected"),
     [(6.0, 3.0), (6.6, 3 * (1 + 0.1 * 0.05)), (60.0, 3 * 1.01), (5.4, 3 * (1 - 0.1 * 0.05)), (-2.0, 3 * 0.99)],
 )
-def test_the_coefficient_rises_over_its_target_falls_under_it_and_never_by_more_than_a_fifth(kl, expected):
+def test_the_kl_coefficient_rises_above_the_target_and_falls_below_within_its_clip(kl, expected):
     assert kl_scale(3.0, kl, 500, kl_target=6.0, kl_horizon=10_000.0) == pytest.approx(expected, rel=1e-12)
 
 
-def test_without_a_target_or_a_kl_the_coefficient_stays():
+def test_without_a_target_or_a_kl_the_coefficient_is_constant():
     assert kl_scale(3.0, 100.0, 500) == kl_scale(3.0, NAN, 500, kl_target=6.0) == 3.0
     with pytest.raises(ValueError, match=r"kl_target is -1.0"):
         kl_scale(1.0, 1.0, 4, kl_target=-1.0)

@@ -1,4 +1,4 @@
-"""The losses of models that score: against loops, and the likelihood's optimum against the rewards behind the data."""
+"""Losses of reward models: against loops, and the maximum-likelihood scores against the true rewards."""
 
 import math
 from itertools import product
@@ -24,7 +24,7 @@ def test_bradley_terry_is_the_log_of_the_odds_by_hand():
     assert bradley_terry(torch.tensor([-800.0]), torch.tensor([0.0]), torch.tensor([0.0])).item() == 800, "no overflow"
 
 
-def test_the_gradients_are_those_of_the_values():
+def test_gradients_against_differences():
     chosen, rejected, margin = (normal(4, seed=s).requires_grad_() for s in (1, 2, 3))
     assert gradcheck(bradley_terry, (chosen, rejected, margin))
     assert gradcheck(score_centering, (chosen, rejected))
@@ -33,7 +33,7 @@ def test_the_gradients_are_those_of_the_values():
 
 
 def preferred(reward, extra=None, centering=0.0):
-    """The scores of greatest likelihood where every ordered pair is as frequent as ``reward`` makes it."""
+    """Maximum-likelihood scores for ordered pairs with the frequencies that ``reward`` implies."""
     n = len(reward)
     pairs = [(i, j) for i, j in product(range(n), repeat=2) if i != j]
     win, lose = (torch.tensor(each) for each in zip(*pairs, strict=True))
@@ -53,7 +53,7 @@ def preferred(reward, extra=None, centering=0.0):
     return score.detach()
 
 
-def test_maximum_likelihood_finds_the_rewards_behind_the_preferences_up_to_a_constant():
+def test_maximum_likelihood_recovers_the_rewards_up_to_a_constant():
     world = enumerated(vocabulary=3, length=2, end=2)
     reward = normal(len(world.tokens), seed=4)
     found = preferred(reward)
@@ -61,17 +61,17 @@ def test_maximum_likelihood_finds_the_rewards_behind_the_preferences_up_to_a_con
     torch.testing.assert_close(found - found[0], reward - reward[0], atol=1e-4, rtol=0)
 
 
-def test_a_margin_moves_the_optimum_by_itself():
-    """Margins of a pair met both ways round are opposite: each response's score is larger by its part of them."""
+def test_a_margin_shifts_the_optimum():
+    """The margins of a pair in both orders are opposite: each response's score shifts by its own part."""
     reward, extra = normal(5, seed=5), normal(5, seed=6)
     moved = preferred(reward, extra) - preferred(reward)
     torch.testing.assert_close(moved - moved[0], extra - extra[0], atol=1e-4, rtol=0)
 
 
-def test_centering_settles_the_level_that_the_likelihood_leaves_open():
+def test_centering_determines_the_level_of_the_scores():
     reward = normal(6, seed=7) + 5
     found = preferred(reward, centering=1e-5)
-    assert abs(float(found.mean())) < 0.05, "the mean of the scores, weighted by who wins, is about 0"
+    assert abs(float(found.mean())) < 0.05, "the mean of the scores is about 0"
     torch.testing.assert_close(found - found[0], reward - reward[0], atol=1e-2, rtol=0)
     assert score_centering(torch.tensor([3.0]), torch.tensor([-1.0])).item() == 4
 
@@ -84,7 +84,7 @@ def test_step_cross_entropy_is_the_log_of_a_probability_by_hand():
         assert found == pytest.approx(-math.log(right if z else 1 - right), rel=1e-12)
 
 
-def test_a_reward_of_steps_by_hand():
+def test_step_reward_by_hand():
     logit = normal(5, seed=9)
     each = [1 / (1 + math.exp(-s)) for s in logit.tolist()]
     wanted = {"min": min(each), "product": math.prod(each), "last": each[-1], "mean": sum(each) / 5}

@@ -1,4 +1,4 @@
-"""Each policy loss, token by token: values against loops, gradients against differences, and who gets a gradient."""
+"""Surrogate losses per token: values against loops, gradients against differences, and tokens without gradient."""
 
 import math
 
@@ -83,7 +83,7 @@ def test_gradients_against_differences():
     assert torch.autograd.gradcheck(lambda *args: cispo(*args, clip_low=-0.3, clip_high=0.3), both)
 
 
-def test_cispo_weighs_the_policy_gradient_and_never_drops_a_token():
+def test_cispo_weights_the_policy_gradient_and_drops_no_token():
     logp, old, advantage, _ = fields()
     found = gradient(cispo(logp, old, advantage), logp)
     close(found, [-min(math.exp(x - o), 1.28) * a for x, o, a in entries(logp, old, advantage)])
@@ -110,14 +110,14 @@ def test_cispo_has_no_lower_bound_by_default():
     close(found, [-1e-3, -0.05, -1.0, -1.279, -1.28])
 
 
-def test_sequence_clipped_s_ratio_of_one_token_is_that_token_s():
+def test_for_one_token_sequence_clipped_has_the_token_ratio():
     logp, old = at_ratio(1.5, 0.1, 0.2)
     mask = torch.tensor([[True, False, False]])
     loss = sequence_clipped(logp, old, torch.ones_like(old), mask, 0.9, 9.0)
     close(loss, [-1.5, -1.5, -1.5])
 
 
-def test_clipped_drops_exactly_the_tokens_that_went_far_enough():
+def test_clipped_drops_exactly_the_tokens_past_their_bound():
     logp, old, advantage, _ = fields()
     found = gradient(clipped(logp, old, advantage), logp).flatten().tolist()
     kinds = set()
@@ -142,14 +142,14 @@ def test_clipped_drops_exactly_the_tokens_that_went_far_enough():
 class TestAtTheBehaviorPolicy:
     """At rho = 1 all are alike."""
 
-    def test_descending_makes_what_has_a_positive_advantage_likelier(self, loss):
+    def test_descent_raises_the_likelihood_of_positive_advantages(self, loss):
         logp, _, advantage, mask = fields()
         advantage = advantage[:, :1].expand_as(logp)
         mask[:] = True
         step = -gradient(loss(logp, logp.detach(), advantage, mask), logp)
         assert torch.equal(step.sign(), advantage.sign())
 
-    def test_no_advantage_no_gradient(self, loss):
+    def test_a_zero_advantage_has_no_gradient(self, loss):
         logp, old, _, mask = fields()
         assert not gradient(loss(logp, old, torch.zeros_like(old), mask), logp).any()
 

@@ -1,4 +1,4 @@
-"""Losses on labeled responses: each against a loop from its formula, its gradient, its signs, and known values."""
+"""Unpaired preference losses: each against a loop from its formula, gradients, signs, and known values."""
 
 import math
 
@@ -59,7 +59,7 @@ def test_gradients_against_differences_and_none_through_the_shift(name):
     assert ((up < 0) == DESIRABLE).all(), "a desirable response is pulled up, another down"
 
 
-def test_what_is_known_of_one_response():
+def test_known_values_of_one_response():
     """At z = 0 and a gain of log 3 with beta 1: σ = ¾."""
     logp = torch.tensor([math.log(3), math.log(3)], dtype=torch.float64, requires_grad=True)
     zero = torch.zeros(2, dtype=torch.float64)
@@ -71,7 +71,7 @@ def test_what_is_known_of_one_response():
     assert at.tolist() == [0.6, 0.5], "at the reference half of its weight"
 
 
-def test_a_point_of_reference_above_the_gains_makes_them_losses():
+def test_gains_below_the_reference_point_are_losses():
     """z is what people are used to: far below it, the loss is flat, and near it steep."""
     zero = torch.zeros(1, dtype=torch.float64)
     yes = torch.tensor([True])
@@ -84,7 +84,7 @@ def test_a_point_of_reference_above_the_gains_makes_them_losses():
     assert steep(-6.0) == steep(0.0), "z is never below 0"
 
 
-def test_pairs_taken_apart_are_their_pairs_losses():
+def test_unpaired_losses_of_split_pairs_sum_to_the_pair_losses():
     logp, reference, _ = given()
     sides = (logp[:2], logp[2:4], reference[:2], reference[2:4])
     labels = torch.tensor([True, True, False, False])

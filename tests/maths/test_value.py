@@ -1,4 +1,4 @@
-"""The value's loss, the scale of advantages and the explained variance, against loops; gradients by differences."""
+"""Value loss, whitening and explained variance against loops; gradients against differences."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ def ragged(seed):
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.2, 1.0, 100.0])
-def test_the_value_s_loss_is_half_the_larger_square(clip):
+def test_the_value_loss_is_half_the_larger_square(clip):
     value, old, target, _ = ragged(1)
     found = value_loss(value, old, target, clip)
     for i, t in itertools.product(range(4), range(6)):
@@ -30,7 +30,7 @@ def test_the_value_s_loss_is_half_the_larger_square(clip):
         assert found[i, t].item() == pytest.approx(max((v - g) ** 2, (near - g) ** 2) / 2, rel=1e-12, abs=1e-15)
 
 
-def test_the_value_s_gradient_is_by_differences_and_none_where_it_has_moved_far_enough():
+def test_the_gradient_of_the_value_loss_vanishes_past_the_clip():
     value, old, target, _ = ragged(2)
     value.requires_grad_()
     assert torch.autograd.gradcheck(lambda v: value_loss(v, old, target, 0.3), value)
@@ -65,7 +65,7 @@ def test_whitened_over_all_tokens_of_the_batch():
     assert torch.equal(whitened(advantage, mask, "none"), advantage)
 
 
-def test_what_is_masked_enters_no_scale_and_equal_advantages_are_nothing():
+def test_masked_out_tokens_do_not_matter_and_equal_advantages_become_zero():
     advantage, _, _, mask = ragged(5)
     torch.testing.assert_close(whitened(advantage.masked_fill(~mask, 1e9), mask), whitened(advantage, mask))
     equal = torch.full((3, 3), 0.1)
@@ -89,13 +89,13 @@ def test_explained_variance_by_hand_and_at_its_limits():
 
 
 @pytest.mark.parametrize(("gamma", "lam", "told"), [(1.5, 0.9, "gamma is 1.5"), (1.0, -0.1, "lam is -0.1")])
-def test_gae_refuses_weights_that_are_none(gamma, lam, told):
+def test_gae_raises_on_invalid_gamma_and_lam(gamma, lam, told):
     with pytest.raises(ValueError, match=told):
         gae(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool), gamma, lam)
 
 
 @pytest.mark.parametrize("lam", [1.0, 0.95, 0.0])
-def test_a_missing_reward_at_the_end_makes_all_of_the_response_s_advantages_missing(lam):
+def test_a_missing_last_reward_makes_all_advantages_of_the_response_missing(lam):
     reward, value, _, _ = ragged(7)
     mask = torch.arange(6) < torch.tensor([6, 3, 1, 4])[:, None]
     reward[1, 2] = math.nan
@@ -103,7 +103,7 @@ def test_a_missing_reward_at_the_end_makes_all_of_the_response_s_advantages_miss
     assert found[1, :3].isnan().all() and not found[[0, 2, 3]].isnan().any()
 
 
-def test_the_value_s_target_is_the_discounted_return_where_lam_is_1():
+def test_with_lam_1_the_value_target_is_the_discounted_return():
     reward, value, _, _ = ragged(8)
     mask = torch.arange(6) < torch.tensor([6, 3, 1, 4])[:, None]
     target = gae(reward, value, mask, 0.9, 1.0) + value

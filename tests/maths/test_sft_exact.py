@@ -1,4 +1,4 @@
-"""SFT and rejection sampling by enumeration: what they fit, and what the best of N is a sample of."""
+"""SFT, DFT and rejection sampling by enumeration: their optima, and the distribution of the best of N."""
 
 import itertools
 import math
@@ -84,7 +84,7 @@ def test_keeping_several_and_thresholds_against_a_loop(reward, keep, threshold):
     torch.testing.assert_close(kept_distribution(table, reward, 3, keep, threshold).tolist(), expected, **EXACT)
 
 
-def test_sft_on_the_best_of_n_ends_at_its_distribution_and_starts_uphill():
+def test_sft_on_the_best_of_n_has_its_optimum_at_their_distribution_and_starts_uphill():
     table = random_table(WORLD, 0)
     kept = kept_distribution(table, DISTINCT, 3)
 
@@ -107,7 +107,7 @@ def test_sft_on_the_best_of_n_ends_at_its_distribution_and_starts_uphill():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_dft_s_gradient_is_that_of_the_probability_of_each_token(seed):
+def test_the_gradient_of_dft_is_that_of_the_token_probability(seed):
     """Over every token of every response that there is: −∇ Σ_y data(y) Σ_t π(y_t), though its value is another."""
     data, table = random_table(WORLD, 3).detach(), random_table(WORLD, seed + 10)
 
@@ -123,7 +123,7 @@ def test_dft_s_gradient_is_that_of_the_probability_of_each_token(seed):
     assert not torch.allclose(found / found.norm(), sft / sft.norm(), atol=0.05)
 
 
-def test_dft_leaves_alone_what_is_nearly_impossible_and_scales_with_the_advantage():
+def test_dft_ignores_improbable_tokens_and_scales_with_the_advantage():
     logp = torch.tensor([[-30.0, -0.1]], dtype=torch.float64, requires_grad=True)
     for advantage in (1.0, 2.0, 0.0):
         (slope,) = torch.autograd.grad(dft(logp, torch.full_like(logp, advantage)).sum(), logp)

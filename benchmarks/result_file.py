@@ -1,4 +1,4 @@
-"""Results as they were measured: one line of JSON a run, appended whole, so that a benchmark may stop and go on."""
+"""Result files: JSON Lines with one record a run, each appended whole, so that a benchmark can stop and resume."""
 
 import json
 import math
@@ -12,29 +12,29 @@ from typing import Any
 import torch
 
 Record = dict[str, Any]
-KEY = ("method", "seed", "set")
-"""What tells one run of a benchmark from another: the method, the seed, and the settings that were tried on it."""
+RUN_KEY = ("method", "seed", "set")
+"""The fields that identify a run of a benchmark: the method, the seed, and the settings under test."""
 
 
-def records(path: Path) -> list[Record]:
-    """The results of a file; none if it is not there. A last line that a kill broke off is left out.
+def read_records(path: Path) -> list[Record]:
+    """Records of a result file; none if the file does not exist. An incomplete last line of a killed run is ignored.
 
     Raises:
         ValueError: a line before the last is not JSON.
     """
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    found: list[Record] = []
+    records: list[Record] = []
     for number, line in enumerate(lines, 1):
         try:
-            found.append(json.loads(line))
+            records.append(json.loads(line))
         except ValueError:
             if number < len(lines):
-                raise ValueError(f"{path}, line {number}: not JSON, though only the last line may be broken") from None
-    return found
+                raise ValueError(f"{path}, line {number}: not JSON; only the last line may be incomplete") from None
+    return records
 
 
-def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one result to the file, in one write. What a kill left of a line at its end goes."""
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one record to the file in a single write. An incomplete line at the end of the file is removed first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(rounded(record), ensure_ascii=False, allow_nan=False) + "\n"
     whole = path.read_bytes().rfind(b"\n") + 1 if path.is_file() else 0
@@ -47,7 +47,7 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def rounded(value: Any) -> Any:
-    """The same data with floats of five digits, which is more than any of them is known to; not finite is null.
+    """Copy of the data with floats rounded to five digits, more than any measurement has; NaN and infinity are null.
 
     >>> rounded({"kl": [0.123456789, 3], "reward": math.nan})
     {'kl': [0.12346, 3], 'reward': None}
@@ -55,17 +55,17 @@ def rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.5g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: rounded(each) for key, each in value.items()}
-    return [rounded(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def key(record: Mapping[str, Any]) -> str:
-    """What the run is, as text: equal for equal runs."""
-    return json.dumps([record[name] for name in KEY], sort_keys=True)
+def run_key(record: Mapping[str, Any]) -> str:
+    """Identity of a run as text: equal for equal runs."""
+    return json.dumps([record[name] for name in RUN_KEY], sort_keys=True)
 
 
-def where() -> dict[str, str | int]:
-    """When, and on what, a result was measured."""
+def environment() -> dict[str, str | int]:
+    """Date, machine and versions of a measurement, the field ``where`` of a record."""
     cpuinfo = Path("/proc/cpuinfo")
     names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.is_file() else []
     return {
