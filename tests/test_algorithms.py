@@ -20,7 +20,7 @@ from grape_rl.config.files import from_file, merge
 from grape_rl.maths.bounds import NonNegative
 from grape_rl.maths.grape import confidence_weighted, unweighted
 from grape_rl.maths.reduction import Reduction
-from grape_rl.methods import LossTerm, method_options, objective, resolve_options
+from grape_rl.methods import LossTerm, build_objective, method_options, resolve_options
 from grape_rl.reward.rubric import load_rubric
 from grape_rl.sources.comparisons import Comparisons
 from grape_rl.sources.labels import Labels
@@ -328,7 +328,7 @@ def test_what_is_set_reaches_the_functions(name):
     more = {"epochs": 3} if name in DESCENDING else {}
     reduction = {"reduction": "fixed_length"} if name in OF_TOKENS else {}
     chosen = resolve_options(method, {**numbers, **more, **reduction})
-    goal = objective(method, chosen)
+    goal = build_objective(method, chosen)
     assert goal.reduction == reduction.get("reduction")
     assert len(goal.terms) == len(method.terms), "every penalty is switched on"
     for term, of_term in zip(goal.terms, method.terms, strict=True):
@@ -346,13 +346,13 @@ def test_what_is_set_reaches_the_functions(name):
 def test_a_penalty_without_a_coefficient_is_not_computed(name):
     method = ALGORITHMS[name]
     own = [term.function for term in method.terms if term.coefficient]
-    assert [term.function for term in objective(method, resolve_options(method, {})).terms] == own
+    assert [term.function for term in build_objective(method, resolve_options(method, {})).terms] == own
     off = {term.option: 0.0 for term in method.terms if term.option}
     if all(term.option for term in method.terms):
         with pytest.raises(ValueError, match=f"{name}: every loss has coefficient 0, so there is nothing to learn"):
-            objective(method, resolve_options(method, off))
+            build_objective(method, resolve_options(method, off))
         return
-    terms = objective(method, resolve_options(method, off)).terms
+    terms = build_objective(method, resolve_options(method, off)).terms
     assert [term.function for term in terms] == [method.terms[0].function]
 
 
@@ -360,7 +360,9 @@ def test_an_option_named_like_a_field_is_not_given_in_the_field_s_place():
     """The coefficient ``entropy`` is no argument of ``entropy_bonus(entropy)``."""
     method = ALGORITHMS["grpo"]
     (bonus,) = [
-        t for t in objective(method, resolve_options(method, {"entropy": 0.5})).terms if t.parameters == ("entropy",)
+        t
+        for t in build_objective(method, resolve_options(method, {"entropy": 0.5})).terms
+        if t.parameters == ("entropy",)
     ]
     assert (bonus.coefficient, dict(bonus.options)) == (0.5, {})
 
@@ -369,8 +371,8 @@ def test_a_row_s_own_default_takes_the_place_of_its_function_s():
     method = ALGORITHMS["dapo"]
     assert inspect.signature(method.terms[0].function).parameters["clip_high"].default == 0.2
     assert method_options(method)["clip_high"] == (NonNegative, 0.28)
-    assert objective(method, resolve_options(method, {})).terms[0].options == {"clip_low": 0.2, "clip_high": 0.28}
-    assert objective(method, resolve_options(method, {"clip_high": 0.5})).terms[0].options["clip_high"] == 0.5
+    assert build_objective(method, resolve_options(method, {})).terms[0].options == {"clip_low": 0.2, "clip_high": 0.28}
+    assert build_objective(method, resolve_options(method, {"clip_high": 0.5})).terms[0].options["clip_high"] == 0.5
     assert method_options(ALGORITHMS["grpo"])["clip_high"] == (NonNegative, 0.2), "another method of the same function"
 
 
@@ -406,7 +408,7 @@ def test_an_online_form_differs_from_its_method_in_where_its_pairs_come_from():
 
 def test_a_coefficient_without_an_option_stays():
     method = replace(ALGORITHMS["sft"], terms=(LossTerm(ALGORITHMS["sft"].terms[0].function, 0.75),))
-    assert objective(method, resolve_options(method, {})).terms[0].coefficient == 0.75
+    assert build_objective(method, resolve_options(method, {})).terms[0].coefficient == 0.75
 
 
 def test_the_reward_without_confidence_is_the_weighted_mean_whatever_the_confidence():

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from grape_rl import ALGORITHMS, train
 from grape_rl.config.files import merge
 from grape_rl.maths.penalty import reference_kl
-from grape_rl.methods import objective, resolve_options
+from grape_rl.methods import build_objective, resolve_options
 from grape_rl.model.load import load
 from grape_rl.model.scratch import character_tokenizer, random_llama
 from grape_rl.model.value_head import separate_value_model
@@ -200,7 +200,7 @@ def test_a_kl_that_follows_its_target_is_so_in_the_reward_and_in_the_loss():
     assert {key: value for key, value in found.items() if key not in ("kl", "kl_in_reward")} == {
         key: value for key, value in chosen.items() if key not in ("kl", "kl_in_reward")
     }
-    (held,) = [term for term in objective(row, found).terms if term.function is reference_kl]
+    (held,) = [term for term in build_objective(row, found).terms if term.function is reference_kl]
     assert held.coefficient == 1.5
     assert current_options(chosen, row.source.start_memory) == chosen == current_options(chosen, {})
 

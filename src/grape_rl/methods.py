@@ -135,7 +135,7 @@ def resolve_options(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
     return validated(model, dict(given), f"options of {method.name}", {}).model_dump()
 
 
-def objective(method: Method, options: Mapping[str, Any]) -> Objective:
+def build_objective(method: Method, options: Mapping[str, Any]) -> Objective:
     """The method's objective under these options, without the terms whose coefficient is 0.
 
     Raises:

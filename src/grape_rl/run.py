@@ -15,7 +15,7 @@ from grape_rl.algorithms import method_named
 from grape_rl.config.config import Config
 from grape_rl.config.files import dump
 from grape_rl.data.order import derive_seed
-from grape_rl.methods import Method, objective, resolve_options
+from grape_rl.methods import Method, build_objective, resolve_options
 from grape_rl.model.gradient_checkpointing import enable_gradient_checkpointing
 from grape_rl.model.load import no_progress_bars
 from grape_rl.model.malloc import keep_freed_memory
@@ -148,7 +148,7 @@ def _setup(config: Config, method: Method, checkpoint: Path | None) -> Setup:
             if isinstance(model, PreTrainedModel):
                 enable_gradient_checkpointing(model)
     return Setup(
-        config, options, objective(method, options), method.update, train_rows, test_rows, start, policy, grader,
+        config, options, build_objective(method, options), method.update, train_rows, test_rows, start, policy, grader,
         value, memory,
     )  # fmt: skip
 
@@ -218,7 +218,7 @@ def _update(setup: Setup, method: Method, optimizer: torch.optim.Optimizer) -> U
         rate = learning_rate(step, config.steps, schedule.learning_rate, schedule.warmup, schedule.schedule)
         set_learning_rate(optimizer, rate)
         inputs = fixed | {"experience": experience, "step": step, "warn": warn}
-        inputs["objective"] = objective(method, current_options(setup.options, setup.memory))
+        inputs["objective"] = build_objective(method, current_options(setup.options, setup.memory))
         with frozen_parameters(setup.policy.model) if step < value_warmup else nullcontext():
             metrics = bound(**{name: inputs[name] for name in reads})
         setup.memory.update(experience.memory)

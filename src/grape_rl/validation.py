@@ -6,7 +6,7 @@ from typing import Any
 from grape_rl.algorithms import ALGORITHMS, method_named
 from grape_rl.config.config import Config
 from grape_rl.data.types import DataType
-from grape_rl.methods import Method, objective, resolve_options
+from grape_rl.methods import Method, build_objective, resolve_options
 from grape_rl.schema import validated
 from grape_rl.setup.rows import Row
 from grape_rl.sources.requirement import UnsuitableDataError
@@ -28,7 +28,7 @@ def load_config(data: Config | Mapping[str, Any], origin: str = "config") -> Con
         method = method_named(config.method)
         options = resolve_options(method, config.options)
         method.source.check(config, options)
-        objective(method, options)
+        build_objective(method, options)
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from None
     if method.name == config.method:

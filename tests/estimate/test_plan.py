@@ -12,7 +12,7 @@ from grape_rl.estimate.cost import Machine
 from grape_rl.estimate.fake_model import measure_footprint
 from grape_rl.estimate.flops import Work, forward_work, generation_work
 from grape_rl.estimate.plan import count_extra_models, estimated, plan_step
-from grape_rl.methods import objective, resolve_options
+from grape_rl.methods import build_objective, resolve_options
 from grape_rl.model.load import load
 from grape_rl.model.lora import add_adapters
 from grape_rl.setup.setup import Setup
@@ -84,7 +84,7 @@ def of(folder, method, **given):
     source, options = made.source, resolve_options(made, asked.options)
     train, _ = source.rows(asked, options)
     policy, _ = measure_footprint(asked, train, source.trains_reward_model)
-    setup = Setup(asked, options, objective(made, options), made.update, train, [], policy, policy)
+    setup = Setup(asked, options, build_objective(made, options), made.update, train, [], policy, policy)
     return setup, source, source.batches(setup)(0)
 
 

@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 
 from grape_rl import ALGORITHMS
-from grape_rl.methods import objective, resolve_options
+from grape_rl.methods import build_objective, resolve_options
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.load import copy_sharing_frozen, frozen_copy
 from grape_rl.model.logprobs import compute_logprobs
@@ -191,7 +191,7 @@ SETTINGS = UpdateSettings(ForwardContext(10_000, temperature=0.7), max_tokens=9,
 def gradients_of(model, method, tokens=10_000):
     """The gradient of a method's loss: what plain descent with rate 1 took off each parameter."""
     row = ALGORITHMS[method]
-    goal = objective(row, resolve_options(row, {"kl": 0.1, "entropy": 0.01} if method == "grpo" else {}))
+    goal = build_objective(row, resolve_options(row, {"kl": 0.1, "entropy": 0.01} if method == "grpo" else {}))
     settings = UpdateSettings(ForwardContext(tokens, temperature=0.7), 9, 1e9, 3)
     before = {key: p.detach().clone() for key, p in trainable(model).items()}
     gradient(model, torch.optim.SGD(trainable(model).values(), lr=1.0), experience(), goal, settings, step=0)
@@ -237,6 +237,6 @@ def test_the_optimizer_updates_only_adapters():
     optimizer = adamw(model, 0.1, (0.9, 0.95))
     for group in optimizer.param_groups:
         group["lr"] = 1e-2
-    gradient(model, optimizer, experience(), objective(row, resolve_options(row, {})), SETTINGS, step=0)
+    gradient(model, optimizer, experience(), build_objective(row, resolve_options(row, {})), SETTINGS, step=0)
     changed = {key for key, p in model.named_parameters() if not torch.equal(p, before[key])}
     assert changed == trainable(model).keys()

@@ -9,7 +9,7 @@ import torch
 
 from grape_rl import ALGORITHMS
 from grape_rl.maths.pairing import ranked_pairs
-from grape_rl.methods import objective, resolve_options
+from grape_rl.methods import build_objective, resolve_options
 from grape_rl.model.forward import ForwardContext
 from grape_rl.rollout.collect import CollectedRollout
 from grape_rl.rollout.scored_rollout import ScoredRollout
@@ -110,7 +110,7 @@ NOTHING = {
 @pytest.mark.parametrize("why", NOTHING)
 def test_a_step_without_pairs_says_so_and_leaves_every_bit_even_with_momentum(model, name, why):
     row = ALGORITHMS[name]
-    goal, found = objective(row, resolve_options(row, {})), drawn(1.0, 0.0, 0.5, 0.5, 1.0, 0.0, 0.5, 0.5)
+    goal, found = build_objective(row, resolve_options(row, {})), drawn(1.0, 0.0, 0.5, 0.5, 1.0, 0.0, 0.5, 0.5)
     adam = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     assert row.update(model, adam, experience(found), goal, SETTINGS)
     before = [p.detach().clone() for p in model.parameters()]
@@ -132,7 +132,10 @@ def test_a_step_without_pairs_says_so_and_leaves_every_bit_even_with_momentum(mo
 def test_the_gradient_is_that_of_the_policy_at_its_temperature_however_it_is_cut(model, name):
     """Against a loop over the pairs, each response by the model's own forward pass."""
     model, row = doubled(model), ALGORITHMS[name]
-    goal, what = objective(row, resolve_options(row, {})), experience(drawn(0.5, 0.25, 1.0, 0.75, 0.5, None, 0.0, 0.25))
+    goal, what = (
+        build_objective(row, resolve_options(row, {})),
+        experience(drawn(0.5, 0.25, 1.0, 0.75, 0.5, None, 0.0, 0.25)),
+    )
     reference = pair_logprobs(model, what.sequences, ForwardContext(30, temperature=0.7)) - 0.1 * what.batch.mask
     what = replace(what, batch=replace(what.batch, reference_logp=reference))
     logp, frozen = [], (reference * what.batch.mask).sum(dim=1)

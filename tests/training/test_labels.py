@@ -14,7 +14,7 @@ from grape_rl import ALGORITHMS
 from grape_rl.data.chat import Example
 from grape_rl.data.labels import LabeledResponse
 from grape_rl.data.order import rows_of_step
-from grape_rl.methods import objective, resolve_options
+from grape_rl.methods import build_objective, resolve_options
 from grape_rl.model.forward import ForwardContext
 from grape_rl.sources.labels import Labels, experience_from_labels, summarize_labels
 from grape_rl.training.labels import label_logprobs, label_metrics
@@ -61,7 +61,7 @@ def step_by(model, name, what, memory=None, settings=SETTINGS):
     row = ALGORITHMS[name]
     before = [p.detach().clone() for p in model.parameters()]
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
-    goal = objective(row, resolve_options(row, OPTIONS))
+    goal = build_objective(row, resolve_options(row, OPTIONS))
     told = row.update(model, sgd, what, goal, settings, {} if memory is None else memory)
     lost = [b - p.detach() for b, p in zip(before, model.parameters(), strict=True)]
     with torch.no_grad():

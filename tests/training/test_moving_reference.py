@@ -8,7 +8,7 @@ import torch
 
 from grape_rl import ALGORITHMS
 from grape_rl.data.preferences import Pair
-from grape_rl.methods import objective, resolve_options
+from grape_rl.methods import build_objective, resolve_options
 from grape_rl.model.forward import ForwardContext
 from grape_rl.sources.preferences import experience_from_pairs
 from grape_rl.training.moving_reference import moving_reference
@@ -26,7 +26,7 @@ def stepped(model, reference, steps, **options):
         return pair_logprobs(reference, sequences, ForwardContext(100))
 
     row = ALGORITHMS["tr_dpo"]
-    goal, sgd = objective(row, resolve_options(row, {})), torch.optim.SGD(model.parameters(), lr=0.01)
+    goal, sgd = build_objective(row, resolve_options(row, {})), torch.optim.SGD(model.parameters(), lr=0.01)
     found, margins = [], []
     for step in range(steps):
         experience = experience_from_pairs([pair], logprobs, reference)

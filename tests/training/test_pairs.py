@@ -14,7 +14,7 @@ import torch
 from grape_rl import ALGORITHMS
 from grape_rl.data.order import rows_of_step
 from grape_rl.data.preferences import Pair
-from grape_rl.methods import objective, resolve_options
+from grape_rl.methods import build_objective, resolve_options
 from grape_rl.model.forward import ForwardContext
 from grape_rl.sources.preferences import Preferences, experience_from_pairs
 from grape_rl.training import pairs as training_pairs
@@ -67,7 +67,7 @@ def experience(found=None, reference=None):
 def goal_of(name, **given):
     """The row's objective with every weight switched on."""
     row = ALGORITHMS[name]
-    return objective(row, resolve_options(row, {term.option: 0.3 for term in row.terms if term.option} | given))
+    return build_objective(row, resolve_options(row, {term.option: 0.3 for term in row.terms if term.option} | given))
 
 
 def step_by(model, name, what, settings=SETTINGS, goal=None):

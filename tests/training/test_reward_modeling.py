@@ -8,7 +8,7 @@ import torch
 from grape_rl import ALGORITHMS
 from grape_rl.data.comparisons import tokenize_comparisons
 from grape_rl.data.steps import tokenize_solutions
-from grape_rl.methods import objective, resolve_options
+from grape_rl.methods import build_objective, resolve_options
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.logprobs import hidden_states_after
 from grape_rl.model.reward_head import build_reward_model
@@ -44,7 +44,7 @@ def pairs_of(tokenizer, rows, **options):
 
 
 def goal(name, **given):
-    return objective(ALGORITHMS[name], resolve_options(ALGORITHMS[name], given))
+    return build_objective(ALGORITHMS[name], resolve_options(ALGORITHMS[name], given))
 
 
 def settings(tokens=10**6, norm=1e9):

@@ -16,7 +16,7 @@ from torch import nn
 import grape_rl
 from grape_rl import ALGORITHMS
 from grape_rl.maths.reduction import token_weight
-from grape_rl.methods import objective, resolve_options
+from grape_rl.methods import build_objective, resolve_options
 from grape_rl.model.forward import ForwardContext
 from grape_rl.rollout.experience import TokenExperience
 from grape_rl.training import trust_region as update
@@ -121,7 +121,7 @@ def experience(model, vocabulary=17, apart=False):
 
 def goal_of(**given):
     row = ALGORITHMS["trpo"]
-    return objective(row, resolve_options(row, given))
+    return build_objective(row, resolve_options(row, given))
 
 
 def trainable(model):

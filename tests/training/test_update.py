@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from grape_rl import ALGORITHMS
-from grape_rl.methods import objective, resolve_options
+from grape_rl.methods import build_objective, resolve_options
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.value_head import PolicyWithValue, separate_value_model, shared_value_head
 from grape_rl.rollout.experience import TokenExperience
@@ -71,7 +71,7 @@ def goal_of(name, reduction, **given):
     """A row's objective with these coefficients and no other; without any, with every term that it has switched on."""
     row = ALGORITHMS[name]
     on = {key: given.get(key, 0.0) for key in coefficients(name)} if given else dict.fromkeys(coefficients(name), 0.3)
-    return objective(row, resolve_options(row, {**on, "reduction": reduction}))
+    return build_objective(row, resolve_options(row, {**on, "reduction": reduction}))
 
 
 def bare(name, reduction):
@@ -442,7 +442,7 @@ def test_every_trainable_parameter_gets_a_gradient_and_a_frozen_one_keeps_its_bi
 def test_the_value_s_gradient_is_clipped_by_a_norm_of_its_own(model, trunk):
     """However far off the value is, the policy's step is as long as ever; without a clip, the two are as they were."""
     row, what = ALGORITHMS["ppo"], experience()
-    goal = objective(row, resolve_options(row, {"value_coefficient": 1.0, "clip_value": 1e9}))
+    goal = build_objective(row, resolve_options(row, {"value_coefficient": 1.0, "clip_value": 1e9}))
     far = replace(what, batch=replace(what.batch, value_target=what.batch.value_target + 1000))
     value = with_value(model, goal).value if trunk == "shared" else separate_value_model(model)
     whole, rate = PolicyWithValue(model, value), torch.optim.SGD

@@ -20,7 +20,7 @@ from grape_rl.estimate.flops import (
     memory_bandwidth,
     operation_latency,
 )
-from grape_rl.methods import objective, resolve_options
+from grape_rl.methods import build_objective, resolve_options
 from grape_rl.model.logprobs import microbatches, select_rows
 from grape_rl.setup.policy import device
 from grape_rl.setup.setup import Setup
@@ -59,7 +59,7 @@ def estimated(config: Config, machine: Callable[[torch.device, torch.dtype], Mac
     short = config.model_copy(update={"data": config.data.model_copy(update={"rows": count, "held_out_rows": 0})})
     train_rows, _ = load_rows(short, method, options)
     policy, footprint = measure_footprint(config, train_rows, source.trains_reward_model)
-    setup = Setup(config, options, objective(method, options), method.update, train_rows, [], policy, policy)
+    setup = Setup(config, options, build_objective(method, options), method.update, train_rows, [], policy, policy)
 
     # Count the work of some steps, and divide by the machine's rates.
     batch = source.batches(setup)

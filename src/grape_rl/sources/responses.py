@@ -35,26 +35,22 @@ from grape_rl.training.objective import TOKEN_FIELDS, VALUE_FIELDS
 from grape_rl.training.value import ValueFunctionOptions, value_estimates
 from grape_rl.types import Sequences
 
-TOKEN_REWARD_INPUTS = frozenset({"reward", "behavior_logp", "reference_logp", "mask"})
-"""Inputs of ``token_reward``."""
-
-ADVANTAGE_INPUTS = TOKEN_REWARD_INPUTS | {
-    "group", "length", "response", "max_tokens", "seed", "token_reward", "value", "response_kl", "responses"
-}  # fmt: skip
-"""Inputs of ``advantage``, without the numbers of the memory: see ``rollout.advantages``."""
-
 INPUTS = MappingProxyType(
     {
         "draws": frozenset({"sample_groups", "prompts"}),
         "aggregate": VERDICT_INPUTS | {"running"},
         "compared": VERDICT_INPUTS,
         "running": frozenset({"confidence", "running"}),
-        "token_reward": TOKEN_REWARD_INPUTS,
+        "token_reward": frozenset({"reward", "behavior_logp", "reference_logp", "mask"}),
         "value": frozenset[str](),
-        "advantage": ADVANTAGE_INPUTS,
+        # The numbers of the memory are inputs of the advantage too: see rollout.advantages.
+        "advantage": frozenset({
+            "reward", "group", "length", "response", "max_tokens", "seed", "behavior_logp", "reference_logp", "mask",
+            "token_reward", "value", "response_kl", "responses",
+        }),
         "rescaled": frozenset({"advantage", "mask"}),
     }
-)
+)  # fmt: skip
 """The functions of ``Responses`` in the order in which they run, with the inputs of each."""
 
 
@@ -186,7 +182,7 @@ class Responses(SampledSource):
         return MethodFunction(function, inputs) if function else None
 
     def _memory_function(self, number: Memory) -> MethodFunction:
-        return MethodFunction(number.function, ADVANTAGE_INPUTS.union(self.start_memory, {"previous"}))
+        return MethodFunction(number.function, INPUTS["advantage"].union(self.start_memory, {"previous"}))
 
     def _bound(self, role: str, options: Mapping[str, Any]) -> Callable[..., Any]:
         """The function of that role with its options bound."""
