@@ -149,7 +149,9 @@ def test_what_an_option_means_stands_below_it(capsys):
     assert "leaves the division out (Dr. GRPO, arXiv 2503.20783)." in text, "Dr. ends no sentence"
     weighed = r"kl = 0.0 \(float[^;]*; coefficient of this term\) kl_estimator = k3 \(k1 [^)]*\) kl_estimator selects"
     assert re.search(weighed, text)
-    assert "shrink = 0.8 (0 < float < 1) The step is multiplied by shrink" in flat(output(capsys, "explain", "trpo"))
+    assert "shrink = 0.8 (0 < float < 1) Line search: the step is multiplied by shrink" in flat(
+        output(capsys, "explain", "trpo")
+    )
     once = r"clip_high = 0.2 \([^)]*\) ring_low = 0.6 \([^)]*\) ring_high = 2.0 \([^)]*\) M = 1 if"
     assert re.search(once, flat(output(capsys, "explain", "rec_ring"))), "once for the four of them"
 
@@ -173,7 +175,7 @@ def test_what_is_needed_is_what_the_functions_read():
 
 def test_what_is_needed_follows_the_row():
     simpo, grpo = ALGORITHMS["simpo"], ALGORITHMS["grpo"]
-    switched = replace(simpo, terms=(*simpo.terms, LossTerm(dpo, 0.0, "anchor")))
+    switched = replace(simpo, terms=(*simpo.terms, LossTerm(dpo, 0.0, "anchor")), defaults={"beta": 1.0})
     assert needs(switched) == "pairs (prompt, chosen, rejected); a reference if anchor is set"
     assert needs(replace(grpo, defaults={"kl": 0.1})).endswith("a prompt; a reference")
 

@@ -11,7 +11,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 FLOORS = (
-    {"types", "schema"},
+    {"types", "schema", "configs"},
     {"maths", "model", "data"},
     {"reward"},
     {"rubric_tools", "rollout"},

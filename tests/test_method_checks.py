@@ -209,7 +209,7 @@ def test_the_loss_is_reduced_as_its_source_asks():
 
 def test_the_update_fits_the_source():
     assert replace(DPO, name="mine", update=pair_gradient)
-    with pytest.raises(ValueError, match="mine: gradient: updates by Experience, which the source does not"):
+    with pytest.raises(ValueError, match="mine: gradient: updates by TokenExperience, which the source"):
         replace(DPO, name="mine", update=gradient)
     with pytest.raises(ValueError, match="mine: pair_gradient: updates by PairExperience, which the source does"):
         built(update=pair_gradient)

@@ -156,7 +156,7 @@ def test_the_example_s_configuration_fits_it(monkeypatch):
     [
         ("raise OSError('no')", "cannot be loaded: OSError: no"),
         ("OTHER = 1", "has no 'SAPO'"),
-        ("SAPO = 1", "SAPO is of type int, not a grape_rl.methods.Method"),
+        ("SAPO = 1", "SAPO is of type int, not Method"),
     ],
 )
 def test_a_file_without_the_method(grape, tmp_path, source, error):

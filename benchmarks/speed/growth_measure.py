@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from grape_rl import train
-from grape_rl.model.lm_head import head_of, token_logprobs
+from grape_rl.model.lm_head import lm_head_of, token_logprobs
 from shapes import model
 from speed.floors import step_operations, step_work, weightless
 from speed.ours import settings
@@ -61,7 +61,7 @@ def step_point(spec: Mapping[str, Any]) -> dict[str, float]:
 def head_point(spec: Mapping[str, Any]) -> dict[str, float]:
     """Peak memory of the LM head alone, forward and backward, above its inputs and their gradients."""
     built = model({**spec["shape"], "num_hidden_layers": 1})
-    head, generator = head_of(built), torch.Generator().manual_seed(0)
+    head, generator = lm_head_of(built), torch.Generator().manual_seed(0)
 
     def peak(tokens: int) -> int:
         hidden = torch.randn(tokens, spec["shape"]["hidden_size"], generator=generator).requires_grad_()
