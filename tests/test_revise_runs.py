@@ -70,24 +70,25 @@ def test_where_no_revision_fits_the_run_says_so_and_is_that_without_revisions(tm
 
 def test_what_the_configuration_says_is_what_is_revised_by(tmp_path, monkeypatch):
     seen = []
-    whole = setup_revisions.revised
-    monkeypatch.setattr(setup_revisions, "revised", lambda found, **how: seen.append(how) or whole(found, **how))
+    whole = setup_revisions.add_revisions
+    spy = lambda scored, reviser: seen.append(reviser) or whole(scored, reviser)  # noqa: E731
+    monkeypatch.setattr(setup_revisions, "add_revisions", spy)
     revise = {"items": 1, "max_characters": 17, "show_gold": True}
     wanted = revising(
         tmp_path, "grape", revise=REVISE | revise, seed=5, sampling={"temperature": 0.6}, reward={"failure_limit": 0.3}
     )
     run = train(wanted)
-    how = seen[0]
-    assert (how["seed"], how["per_group"], how["failure_limit"]) == (5, 2, 0.3)
-    assert how["critique"].keywords == {"max_items": 1, "max_characters": 17, "show_gold": True}
+    reviser = seen[0]
+    assert (reviser.seed, reviser.per_group, reviser.failure_limit) == (5, 2, 0.3)
+    assert reviser.critique.keywords == {"max_items": 1, "max_characters": 17, "show_gold": True}
     assert all(step["approx_kl"] < 1e-6 for step in run.metrics), "the behavior policy is that of the temperature"
     found = lines(run.folder / "rollouts/step-000001.jsonl")
     assert {len(each["critique"]) for each in found[12:]} == {17}
     answer = Response("1+1=", "3", {"prompt": "1+1="}, 1, "stop")
-    fixed = len(how["tokens"](answer, ""))  # one token a character, and one that begins
+    fixed = len(reviser.prompt(answer, ""))  # one token a character, and one that begins
     room = 192 - 10 - fixed
-    assert len(how["tokens"](answer, "1" * room)) == 192 - 10
-    assert how["tokens"](answer, "1" * (room + 1)) is None
+    assert len(reviser.prompt(answer, "1" * room)) == 192 - 10
+    assert reviser.prompt(answer, "1" * (room + 1)) is None
 
 
 TEMPLATE = (

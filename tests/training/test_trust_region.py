@@ -322,7 +322,7 @@ def test_a_step_whose_kl_is_always_too_large_is_undone():
     what, before = experience(model), bits(model)
     told, warnings, _ = stepped(model, what, delta=1.0, backtracks=0)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    assert [key for key, _ in warnings] == ["undone_kl"]
+    assert [key for key, _ in warnings] == ["rejected_kl"]
     assert "after 0 backtracks the KL is" in warnings[0][1] and "delta 1" in warnings[0][1]
     assert (told["step_accepted"], told["approx_kl"], told["loss_after"]) == (0, 0, told["loss"])
 
@@ -332,7 +332,7 @@ def test_a_step_out_of_all_bounds_is_undone():
     what, before = experience(model), bits(model)
     told, warnings, _ = stepped(model, what, delta=1e300, backtracks=2)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    assert [key for key, _ in warnings] == ["undone_kl"] and told["backtracks"] == 2
+    assert [key for key, _ in warnings] == ["rejected_kl"] and told["backtracks"] == 2
     assert all(map(math.isfinite, told.values()))
 
 
@@ -346,7 +346,7 @@ def test_a_step_that_makes_the_surrogate_worse_is_undone():
     what, before = experience(model), bits(model)
     told, warnings, _ = stepped(model, what, Objective((Term(misled),), "token"), delta=1e-4, backtracks=3)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    assert [key for key, _ in warnings] == ["undone_surrogate"]
+    assert [key for key, _ in warnings] == ["rejected_surrogate"]
     assert "after 3 backtracks the loss is no lower" in warnings[0][1]
     assert (told["step_accepted"], told["backtracks"], told["approx_kl"]) == (0, 3, 0)
 
@@ -460,7 +460,7 @@ def test_a_run_keeps_within_its_kl_and_goes_on_to_the_same_bits(tmp_path):
 
 def test_a_run_says_which_steps_it_undid(tmp_path, monkeypatch):
     honest = update.evaluate_step
-    monkeypatch.setattr(update, "tried", lambda *given: replace(honest(*given), kl=0.5))
+    monkeypatch.setattr(update, "evaluate_step", lambda *given: replace(honest(*given), kl=0.5))
     wanted = settings(tmp_path, "trpo") | {
         "options": {"backtracks": 1, "cg_iterations": 1},
         "checkpoint_every": 1,
@@ -469,6 +469,6 @@ def test_a_run_says_which_steps_it_undid(tmp_path, monkeypatch):
     run = grape_rl.train(wanted)
     assert [told["step_accepted"] for told in run.metrics] == [0, 0]
     told = [(w["key"], w["message"]) for w in lines(run.folder / "warnings.jsonl") if w["key"] != "all_truncated"]
-    assert told == [("undone_kl", "no step: after 1 backtracks the KL is 0.5, and delta 0.01")] * 2
+    assert told == [("rejected_kl", "no step: after 1 backtracks the KL is 0.5, and delta 0.01")] * 2
     one, two = (weights(run.folder / "checkpoints" / f"step-{n}") for n in (1, 2))
     assert all(torch.equal(one[key], two[key]) for key in one)

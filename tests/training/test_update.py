@@ -406,7 +406,8 @@ def test_what_the_step_tells_of_itself(model):
     _, told = step_by(model, goal_of("grpo", "token"), what)
     assert told["entropy"] == pytest.approx(sum(entropy) / len(entropy), rel=1e-5)
     assert told["approx_kl"] == pytest.approx(sum(moved) / len(moved), rel=1e-5)
-    terms = [told[name] for name in ("clipped", "reference_kl", "entropy_bonus", "advantage_weighted_entropy")]
+    names = ("clipped", "reference_kl", "entropy_bonus", "advantage_weighted_entropy")
+    terms = [told[f"loss/{name}"] for name in names]
     assert told["loss"] == pytest.approx(sum(terms), rel=1e-5)
 
 
@@ -529,3 +530,26 @@ def test_a_step_that_is_over_the_limit_from_the_start_changes_nothing_and_says_s
 def behavior_of(model, what):
     with torch.no_grad():
         return update.compute_logprobs(model, what.sequences, SETTINGS.forward.temperature).logp
+
+
+@pytest.mark.parametrize(("build", "minibatches"), [(goal_of, 1), (goal_of, 3), (bare, 1)])
+def test_clip_ratios_are_shares_of_all_tokens_of_the_step(model, build, minibatches):
+    """Against the ratios of one forward pass, for a model that does not move. Rows that are not run count too."""
+    what, goal = experience(), build("grpo", "token")
+    clip = next(term.options for term in goal.terms if term.function.__name__ == "clipped")
+    logp = update.compute_logprobs(model, what.sequences, SETTINGS.forward.temperature).logp.detach()
+    batch = what.batch
+    clipped = 0
+    for i, t in batch.mask.nonzero().tolist():
+        rho = math.exp(float(logp[i, t] - batch.behavior_logp[i, t]))
+        advantage = float(batch.advantage[i, t])
+        clipped += advantage > 0 and rho > 1 + clip["clip_high"]
+        clipped += advantage < 0 and rho < 1 - clip["clip_low"]
+    sgd = torch.optim.SGD(model.parameters(), lr=0.0)
+    told = gradient(model, sgd, what, goal, SETTINGS, step=0, minibatches=minibatches)
+    assert 0 < clipped < int(batch.mask.sum())
+    assert told["clip_ratio"] == pytest.approx(clipped / int(batch.mask.sum()))
+
+
+def test_a_loss_without_a_clip_logs_no_clip_ratio(model):
+    assert "clip_ratio" not in step_by(model, goal_of("reinforce", "token"), experience())[1]
