@@ -1,4 +1,4 @@
-"""A check of one's own for GSM8K: the arithmetic between the calculator marks ``<<48/2=24>>``."""
+"""A user-defined check for GSM8K: the arithmetic in calculator marks such as ``<<48/2=24>>``."""
 
 import ast
 import re
@@ -6,25 +6,25 @@ from fractions import Fraction
 
 from grape_rl.types import Response
 
-_LONGEST = 200  # characters of a mark; a longer one is no calculation that a person would write
+_MAX_LENGTH = 200  # characters of a mark; people write shorter calculations
 _PERCENT = re.compile(r"(\d+\.?\d*|\.\d+)%")
-_RESULT = re.compile(r"-?[$]?(\d+\.?\d*|\.\d+)(/\d+)?")  # 1e999999999 would be a number too, if never one to compute
+_RESULT = re.compile(r"-?[$]?(\d+\.?\d*|\.\d+)(/\d+)?")  # no exponents: 1e999999999 is too large to compute
 _OPERATION = re.compile(r"[\d.)%][ ]*[-+*/]")
 
 
 def calculator_marks(response: Response) -> float:
-    """1 if the result in every calculator mark is right and one of them at least is a calculation, else 0.
+    """1 if the result in every calculator mark is correct and at least one mark is a calculation, else 0.
 
-    The data marks some numbers that it only reads off the question, ``<<12=12>>``: no fault, but no calculation.
+    The data also marks numbers copied from the question, ``<<12=12>>``: correct, but not a calculation.
     """
     marks = re.findall(r"<<(.*?)>>", response.text)
     return float(any(_OPERATION.search(mark) for mark in marks) and all(_right(mark) for mark in marks))
 
 
 def _right(mark: str) -> bool:
-    """Whether ``work = result`` holds. A result with decimals may be rounded to them; a whole one has to be exact."""
+    """True if ``work = result`` holds. A decimal result may be rounded; an integer result must be exact."""
     sides = [side.strip() for side in mark.replace(",", "").split("=")]
-    if len(mark) > _LONGEST or len(sides) != 2 or not _RESULT.fullmatch(sides[1]):
+    if len(mark) > _MAX_LENGTH or len(sides) != 2 or not _RESULT.fullmatch(sides[1]):
         return False
     work, result = sides[0], sides[1].replace("$", "")
     try:
@@ -41,7 +41,7 @@ def _right(mark: str) -> bool:
 def _value(node: ast.expr) -> Fraction:
     match node:
         case ast.Constant(value=int() | float() as number):
-            return Fraction(str(number))  # of True or inf a ValueError
+            return Fraction(str(number))  # True and inf raise ValueError
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -_value(operand)
         case ast.UnaryOp(op=ast.UAdd(), operand=operand):
@@ -59,4 +59,4 @@ def _value(node: ast.expr) -> Fraction:
                     return a / b
                 case ast.FloorDiv():
                     return Fraction(a // b)
-    raise ValueError(f"no arithmetic: {ast.dump(node)}")
+    raise ValueError(f"not arithmetic: {ast.dump(node)}")

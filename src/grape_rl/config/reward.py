@@ -19,7 +19,7 @@ class RewardConfig(Section):
     model: str | None = None
     """A reward model, a folder or a model on the Hub: the reward is its score of prompt and response."""
     aggregate: StepAggregation | None = None
-    """How a process reward model's step probabilities become one reward. Default: ``min``."""
+    """Reduction of a process reward model's step probabilities to one reward. Default: ``min``."""
     allow: tuple[str, ...] = ()
     """Python files and modules that a rubric file may call."""
     critics: dict[str, dict[str, Any]] = Field({})

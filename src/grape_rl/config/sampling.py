@@ -9,7 +9,7 @@ from grape_rl.maths.bounds import NonNegativeInt
 
 
 class SamplingConfig(Section):
-    """How responses are sampled."""
+    """Sampling of responses."""
 
     max_tokens: PositiveInt = 256
     """Maximum length of a response in tokens."""
@@ -22,7 +22,7 @@ class SamplingConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How the policy is evaluated on the held-out rows."""
+    """Evaluation of the policy on held-out rows."""
 
     every: NonNegativeInt = 0
     """Steps between evaluations; 0 for only before and after training."""

@@ -1,4 +1,4 @@
-"""Comparisons: pairs of responses for a reward model, one of which should score higher."""
+"""Comparisons: pairs of responses for a reward model; the chosen response should score higher."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

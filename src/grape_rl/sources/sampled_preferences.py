@@ -113,7 +113,7 @@ def pair_source(
     """A source of preferences between the policy's own responses: sample → grade → pair.
 
     A response without a reward is in no pair. A step without a pair logs a warning, and its update changes nothing.
-    The KL for the log is that of all responses, since that of the pairs would be of the best and the worst.
+    The logged KL covers all responses, because the pairs contain only the best and the worst.
 
     Args:
         collect: a step's number → its graded responses.

@@ -64,7 +64,7 @@ class Source(Protocol):
 
     @property
     def needs(self) -> str:
-        """What the user brings, in a few words."""
+        """Words for the data that the user provides."""
         return self.requirement.words
 
     @property
