@@ -57,6 +57,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def demonstration(seed: int, folder: Path, small: bool) -> Mapping[str, Any]:
     """Train one seed by SFT and GRAPE into ``folder``: held-out results of both, and the seconds they took."""
+    from grape_rl.cli.example import print_graded_example
     from grape_rl.cli.results import print_held_out
     from grape_rl.cli.train import resolve_config
     from grape_rl.run import train
@@ -69,6 +70,7 @@ def demonstration(seed: int, folder: Path, small: bool) -> Mapping[str, Any]:
     first, last = grape.evaluations[min(grape.evaluations)], grape.evaluations[max(grape.evaluations)]
     print()
     print_held_out(grape.evaluations, {min(grape.evaluations): "SFT", max(grape.evaluations): "GRAPE"})
+    print_graded_example(grape)
     result = {
         "seed": seed,
         "seconds": time.perf_counter() - began,

@@ -50,8 +50,8 @@ With ``RunningMeans`` it also gets the running means, as ``running``."""
 class ItemSummary:
     """Statistics of one item in a batch: the number of graded responses, their mean score, and missing verdicts.
 
-    ``mean`` is NaN if none is graded; ``missing`` counts by status. All items that rows hold themselves share one
-    summary, named ``row``.
+    ``mean`` is NaN if none is graded; ``missing`` counts by status; ``confidence`` is the mean confidence of the graded
+    verdicts. All items that rows hold themselves share one summary, named ``row``.
     """
 
     category: str
@@ -59,6 +59,7 @@ class ItemSummary:
     graded: int
     mean: float
     missing: Mapping[Status, int]
+    confidence: float = 1.0
 
 
 def model_scorer(model: RewardModel, aggregate: StepAggregation | None) -> Scorer:
@@ -150,10 +151,13 @@ def item_table(scores: Scores) -> tuple[ItemSummary, ...]:
             by_item.setdefault((category, item), []).append(verdict)
     table: list[ItemSummary] = []
     for (category, item), verdicts in by_item.items():
-        graded = [verdict.score for verdict in verdicts if not verdict.missing]
+        graded = [verdict for verdict in verdicts if not verdict.missing]
         missing = Counter[Status](verdict.status for verdict in verdicts if verdict.missing)
-        mean = math.fsum(graded) / len(graded) if graded else math.nan
-        table.append(ItemSummary(category, item, len(graded), mean, missing))
+        mean, confidence = (
+            math.fsum(numbers) / len(graded) if graded else math.nan
+            for numbers in ([verdict.score for verdict in graded], [verdict.confidence for verdict in graded])
+        )
+        table.append(ItemSummary(category, item, len(graded), mean, missing, confidence))
     return tuple(table)
 
 

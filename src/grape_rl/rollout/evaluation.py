@@ -48,7 +48,15 @@ class HeldOut:
     def as_json(self) -> dict[str, Any]:
         """The results as plain data, with null for NaN."""
         # Not by dataclasses.asdict, which makes a Counter of a Counter's pairs.
-        items = [vars(item) | {"mean": json_number(item.mean), "missing": dict(item.missing)} for item in self.items]
+        items = [
+            vars(item)
+            | {
+                "mean": json_number(item.mean),
+                "confidence": json_number(item.confidence),
+                "missing": dict(item.missing),
+            }
+            for item in self.items
+        ]
         return vars(self) | {name: json_number(getattr(self, name)) for name in NUMBERS} | {"items": items}
 
 
@@ -57,7 +65,10 @@ def read_held_out(path: Path) -> dict[int, HeldOut]:
     data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     results: dict[int, HeldOut] = {}
     for step, values in data.items():
-        items = tuple(ItemSummary(**item | {"mean": _number(item["mean"])}) for item in values["items"])
+        items = tuple(
+            ItemSummary(**item | {name: _number(item.get(name, 1.0)) for name in ("mean", "confidence")})
+            for item in values["items"]
+        )
         results[int(step)] = HeldOut(**values | {name: _number(values[name]) for name in NUMBERS} | {"items": items})
     return results
 
