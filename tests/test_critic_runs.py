@@ -7,7 +7,7 @@ from server import Server, verdict
 
 from grape_rl import train
 from grape_rl.cli import main
-from grape_rl.config import laid_over
+from grape_rl.config.files import merge
 from grape_rl.reward.critic.judging import Judging
 from small_runs import lines, settings
 
@@ -95,7 +95,7 @@ LABELS = ("long", "fair", "short")
 
 def test_a_revision_is_conditioned_on_the_critique_and_judged_once(tmp_path):
     with Server(lambda request, number: verdict(LABELS[number % 3], 4 + number, f"Reason {number}.")) as server:
-        wanted = laid_over(
+        wanted = merge(
             settings(tmp_path, "grape"),
             {
                 "model": {"scratch": {"hidden": 32, "layers": 2, "heads": 2, "context": 256}},
@@ -120,4 +120,4 @@ def test_a_revision_is_conditioned_on_the_critique_and_judged_once(tmp_path):
         for each, v in zip(group, judged, strict=True):
             even = next(w["score"] for w in each["verdicts"] if w["item"] == "even")
             assert abs(each["reward"] - (even + sure * v["score"]) / (1 + sure)) < 1e-12
-    assert json.loads((run.folder / "metrics.jsonl").read_text())["revised"] == 3
+    assert json.loads((run.folder / "metrics.jsonl").read_text())["revisions"] == 3

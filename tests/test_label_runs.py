@@ -93,8 +93,8 @@ def told(wanted, folder):
 @pytest.mark.parametrize(
     ("method", "rows", "more", "message"),
     [
-        ("kto", sums(6), {}, "rows.jsonl: kto needs a completion with a label (true where it is desirable) for"),
-        ("dpo", labeled(6), {}, "which is what kto, bco_unpaired, apo_zero_unpaired learn from"),
+        ("kto", sums(6), {}, "rows.jsonl: kto needs labeled responses (prom"),
+        ("dpo", labeled(6), {}, "which kto, bco_unpaired and apo_zero_unpaired learn from"),
         ("kto", [*labeled(3), {"prompt": "1+1=", "completion": "2", "label": "good"}], {},
          "rows.jsonl: row 3: the label ('label') must be true or false; got 'good'"),
         ("kto", [*labeled(3), {"prompt": "1+1=", "completion": "2"}], {}, "row 3 has no column 'label', the label"),

@@ -107,11 +107,11 @@ def without(*keys):
 @pytest.mark.parametrize(
     ("method", "rows", "more", "message"),
     [
-        ("dpo", sums(12), {}, "rows.jsonl: dpo needs a chosen and a rejected response for each prompt; found the "
-         "columns prompt, completion (prompt-completion data), which is what sft, dft learn from"),
+        ("dpo", sums(12), {}, "rows.jsonl: dpo needs pairs (prompt, chosen, rejected), but the "
+         "columns prompt, completion are prompt-completion data, which sft and dft learn from"),
         ("dpo", [*preferred(2), *without("rejected")], {}, "row 2 has no column 'rejected': a preference needs"),
         ("sft", preferred(12), {}, "rows.jsonl: sft needs demonstrations (prompt and completion, or messages, or t"),
-        ("rpo", without("chosen_reward"), {}, "data: rpo: pair 0 has no chosen_reward or no rejected_reward, and both "
+        ("rpo", without("chosen_reward"), {}, "data: rpo: pair 0 lacks chosen_reward or rejected_reward; both "
          "are needed (rewards are read from the columns 'chosen_reward' and 'rejected_reward'; the columns are "
          "'prompt', 'chosen', 'rejected', 'rejected_reward')"),
         ("odpo", [*preferred(11), {**preferred(1)[0], "chosen_reward": 0.25}], {},

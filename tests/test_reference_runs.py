@@ -31,8 +31,8 @@ def offline(folder, method="dpo", **more):
 def counted(monkeypatch, part="preferences", name="pair_logprobs") -> list[int]:
     """How many sequences the reference is asked for, call by call."""
     calls: list[int] = []
-    place = f"grape_rl.parts.{part}.{name}"
-    whole: Callable[..., Any] = getattr(__import__(f"grape_rl.parts.{part}", fromlist=[name]), name)
+    place = f"grape_rl.sources.{part}.{name}"
+    whole: Callable[..., Any] = getattr(__import__(f"grape_rl.sources.{part}", fromlist=[name]), name)
 
     def asked(model, sequences, **how):
         calls.append(len(sequences.tokens))
@@ -110,8 +110,8 @@ def frozen_copies(monkeypatch) -> list[PreTrainedModel]:
         made.append(frozen_copy(model))
         return made[-1]
 
-    for place in ("setup", "preferences"):
-        monkeypatch.setattr(f"grape_rl.parts.{place}.frozen", counting)
+    for place in ("setup.setup", "sources.preferences"):
+        monkeypatch.setattr(f"grape_rl.{place}.frozen_copy", counting)
     return made
 
 

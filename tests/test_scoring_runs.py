@@ -70,9 +70,9 @@ def test_pairs_over_the_limit_are_told(tmp_path):
 @pytest.mark.parametrize(
     ("method", "rows", "more", "message"),
     [
-        ("process_reward_model", preferred(12), {}, "process_reward_model needs a prompt, the steps of a solution"),
+        ("process_reward_model", preferred(12), {}, "process_reward_model needs solut"),
         ("process_reward_model", [{**STEPS[0], "labels": [True]}], {}, "row 0: 2 steps in 'completions' but 1 labels"),
-        ("reward_model", STEPS, {}, "(stepwise supervision data), which is what process_reward_model learns from"),
+        ("reward_model", STEPS, {}, "are stepwise supervision data, which process_reward_model learns from"),
         ("reward_model", without("chosen_reward"), {"options": {"margin_from": "rewards"}}, "requires the columns"),
         ("reward_model", preferred(12), {"options": {"margin_from": "gap"}}, "margin_from: Input should be 'column'"),
         ("process_reward_model", STEPS, {"options": {"separator": ""}}, "separator: String should have at least 1"),

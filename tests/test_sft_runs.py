@@ -176,7 +176,7 @@ def test_micro_batches_change_no_result(tmp_path):
             {},
             "row 0: the messages ('messages') has a message whose content is neither text",
         ),
-        ([{"prompt": "1+1="}] * 3, {"held_out_rows": 1}, "found the columns prompt (prompt-only data), which is what"),
+        ([{"prompt": "1+1="}] * 3, {"held_out_rows": 1}, "but the columns prompt are prompt-only data, which"),
     ],
 )
 def test_what_cannot_be_learned_is_told_in_one_line(rows, more, message, tmp_path):

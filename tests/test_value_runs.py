@@ -114,7 +114,7 @@ def test_while_the_value_warms_up_the_policy_keeps_every_bit(trunk, tmp_path):
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not any(torch.equal(second[key], third[key]) for key in second)
     assert [m["kl"] for m in run.metrics] == pytest.approx([0.0, 0.0, 0.0], abs=1e-6), "all three by the start policy"
-    assert run.metrics[1]["value_loss"] < run.metrics[0]["value_loss"]
+    assert run.metrics[1]["loss/value_loss"] < run.metrics[0]["loss/value_loss"]
     assert run.metrics[0]["grad_norm"] == 0 < run.metrics[2]["grad_norm"]
 
 
