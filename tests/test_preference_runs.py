@@ -112,7 +112,7 @@ def without(*keys):
         ("dpo", [*preferred(2), *without("rejected")], {}, "row 2 has no column 'rejected': a preference needs"),
         ("sft", preferred(12), {}, "rows.jsonl: sft needs demonstrations (prompt and completion, or messages, or t"),
         ("rpo", without("chosen_reward"), {}, "data: rpo: pair 0 lacks chosen_reward or rejected_reward; both "
-         "are needed (rewards are read from the columns 'chosen_reward' and 'rejected_reward'; the columns are "
+         "are required (rewards are read from the columns 'chosen_reward' and 'rejected_reward'; the columns are "
          "'prompt', 'chosen', 'rejected', 'rejected_reward')"),
         ("odpo", [*preferred(11), {**preferred(1)[0], "chosen_reward": 0.25}], {},
          "data: odpo: pair 11: chosen_reward 0.25 must be above rejected_reward 0.25"),

@@ -246,7 +246,7 @@ def test_responses_that_are_all_cut_off_are_warned_of(tmp_path):
     whole = {w["step"] for w in lines(run.folder / "warnings.jsonl") if w["key"] == "all_truncated"}
     assert whole == {line["step"] for line in run.metrics if line["truncated"] == 1}
     assert whole, "with this seed there is such a step"
-    assert "cut off at 1 tokens: raise sampling.max_tokens" in (run.folder / "warnings.jsonl").read_text()
+    assert "truncated at 1 tokens: raise sampling.max_tokens" in (run.folder / "warnings.jsonl").read_text()
 
 
 def test_demonstrations_that_are_cut_or_left_out_are_told(tmp_path, capsys):
