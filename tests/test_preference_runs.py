@@ -133,7 +133,7 @@ def test_what_a_method_cannot_use_is_told_before_a_run_leaves_a_trace(method, ro
 
 def test_tasks_whose_teacher_has_nothing_worse_to_say(tmp_path):
     wanted = pair_settings(tmp_path, "dpo", data={"source": None, "tasks": {"chain_sum": {}}, "rows": 4})
-    with pytest.raises(ValueError, match="a right answer is rejected for its style, and styles has only one"):
+    with pytest.raises(ValueError, match="right answers are rejected for their style, but styles has only one"):
         train(wanted)
 
 
