@@ -120,7 +120,7 @@ def test_a_template_that_writes_it_is_refused_too(tmp_path):
 
 def test_an_end_token_that_the_model_cannot_generate_is_ignored(tmp_path):
     name = folder(tmp_path / "model", eos=SURPLUS)
-    with pytest.raises(ValueError, match=r"the end token '<\|endoftext\|>' is token \d+, and .* no response would end"):
+    with pytest.raises(ValueError, match=r"the end token '<\|endoftext\|>' is token \d+, but .* no response would end"):
         make_policy(*load(name, CPU))
     other = folder(tmp_path / "other", eos=SURPLUS, also=1)
     assert make_policy(*load(other, CPU)).end == (1,), "the one that it can generate is left"
