@@ -114,7 +114,10 @@ def test_runs_are_scored_by_a_reward_model_and_by_an_item(tmp_path):
     for wrong, message in (
         ({"reward": {"model": str(tmp_path / "gone")}}, "gone': cannot be loaded from the Hub"),
         ({"reward": {"model": model, "aggregate": "min"}}, "aggregate is min, but the model scores whole responses"),
-        ({"reward": {"rubric": str(tmp_path / "rubric.yaml"), "aggregate": "min"}}, "aggregate applies to the steps of a"),
+        (
+            {"reward": {"rubric": str(tmp_path / "rubric.yaml"), "aggregate": "min"}},
+            "aggregate applies to the steps of a",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             train({**by_model, **wrong, "output": str(tmp_path / "none")})

@@ -94,7 +94,10 @@ def validated(model: type[_Model], data: Any, source: str, context: Mapping[str,
     try:
         return model.model_validate(data, context=dict(context))
     except ValidationError as error:
-        lines = [f"{_place(entry['loc'], data)}{_message(entry)}" for entry in error.errors(include_url=False)]
+        entries = error.errors(include_url=False)
+        # A default that depends on other fields is not computed once one of them is wrong: that is no error of its own.
+        own = [entry for entry in entries if entry["type"] != "default_factory_not_called"] or entries
+        lines = [f"{_place(entry['loc'], data)}{_message(entry)}" for entry in own]
         raise ValueError(f"{source}: {'; '.join(dict.fromkeys(lines))}") from None
 
 
