@@ -1,4 +1,4 @@
-"""The README's commands, run as they stand there, in its order, in one folder."""
+"""The commands of the README and of the pages of docs, run as they stand there, in order, in one folder."""
 
 import os
 import re
@@ -7,16 +7,38 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(sh|sh needs-download|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def test_the_commands_of_the_readme(tmp_path: Path) -> None:
-    blocks = BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-    kinds = [kind for kind, _ in blocks]
+README = ("README.md",)
+DOCS = ("docs/training.md", "docs/reward_models.md", "docs/gsm8k.md")
+"""Pages with commands, in an order in which each page finds what it needs."""
+
+
+def blocks_of(pages: tuple[str, ...]) -> list[tuple[str, str]]:
+    return [block for page in pages for block in BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))]
+
+
+def test_the_pages_have_commands() -> None:
+    kinds = [kind for kind, _ in blocks_of(README + DOCS)]
     assert kinds.count("sh") >= 5 and kinds.count("sh needs-download") == 2 and kinds.count("python") == 1
+    others = [page for page in (ROOT / "docs").rglob("*.md") if str(page.relative_to(ROOT)) not in DOCS]
+    assert not [page for page in others if page.parent.name != "benchmarks" and BLOCK.search(page.read_text())]
+
+
+@pytest.mark.parametrize(
+    ("pages", "folders"),
+    [
+        (README, ("runs/capitals", "runs/python", "runs/demo/grpo", "runs/demo/rejection_sampling", "runs/demo/ppo")),
+        (DOCS, ("runs/demo/trpo", "runs/demo/kto", "runs/demo/grape", "runs/demo/online_dpo", "runs/by_model")),
+    ],
+)
+def test_the_commands_of_the_pages(pages: tuple[str, ...], folders: tuple[str, ...], tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    for kind, text in blocks:
+    for kind, text in blocks_of(pages):
         if text == "make demo\nmake test\n":  # .ci/run calls these; here, that they are targets
             targets = (ROOT / "Makefile").read_text()
             assert all(f"\n{line.split()[1]}: " in targets for line in text.splitlines())
@@ -26,10 +48,11 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
             # What needs a download is resolved in full, and stops before it starts.
             script = dry(text) if "needs-download" in kind else text
             run(["bash", "-euo", "pipefail", "-c", script], tmp_path)
-    for folder in ("runs/capitals", "runs/python", "runs/demo/grpo", "runs/demo/rejection_sampling"):
+    for folder in folders:
         assert (tmp_path / folder / "checkpoints/last/model.safetensors").is_file(), folder
-    lines = (tmp_path / "runs/capitals/metrics.jsonl").read_text().splitlines()
-    assert len(lines) == 5, "three steps, and two more after the resume"
+    if pages == README:
+        lines = (tmp_path / "runs/capitals/metrics.jsonl").read_text().splitlines()
+        assert len(lines) == 5, "three steps, and two more after the resume"
 
 
 def dry(script: str) -> str:

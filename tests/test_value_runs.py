@@ -128,7 +128,7 @@ def test_ppo_learns_and_so_does_its_value(tmp_path):
     metrics = train(wanted).metrics
     mean = lambda name, steps: sum(m[name] for m in steps) / len(steps)  # noqa: E731
     assert mean("reward", metrics[-4:]) > mean("reward", metrics[:4]) + 0.1
-    assert mean("value_loss", metrics[-4:]) < mean("value_loss", metrics[:4]) / 4
+    assert mean("loss/value_loss", metrics[-4:]) < mean("loss/value_loss", metrics[:4]) / 4
     assert all(1 <= m["optimizer_steps"] <= 4 for m in metrics)
     assert {"explained_variance", "value_grad_norm", "kl_penalty", "kl_scale"} <= metrics[0].keys()
 

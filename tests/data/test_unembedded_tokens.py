@@ -123,7 +123,7 @@ def test_an_end_token_that_the_model_cannot_generate_is_ignored(tmp_path):
     with pytest.raises(ValueError, match=r"the end token '<\|endoftext\|>' is token \d+, but .* no response would end"):
         make_policy(*load(name, CPU))
     other = folder(tmp_path / "other", eos=SURPLUS, also=1)
-    assert make_policy(*load(other, CPU)).end == (1,), "the one that it can generate is left"
+    assert make_policy(*load(other, CPU)).end_tokens == (1,), "the one that it can generate is left"
 
 
 def test_a_reward_model_pads_with_a_token_that_has_an_embedding(tmp_path):
