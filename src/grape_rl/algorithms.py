@@ -1,8 +1,9 @@
 """The table of methods: every method by its name, in families; and methods from a user's own file."""
 
-import importlib
+from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 
 from grape_rl.methods import Method
 from grape_rl.reward.check.callables import module_from_file
@@ -55,7 +56,7 @@ def method_named(name: str) -> Method:
     if place.endswith(".py") and not file.is_file():
         raise ValueError(f"method {name!r}: there is no file {place}")
     try:
-        module = module_from_file(file) if place.endswith(".py") else importlib.import_module(place)
+        module = _module(file.resolve(), file.stat().st_mtime_ns) if place.endswith(".py") else import_module(place)
     except Exception as error:
         raise ValueError(f"method {name!r}: {place} cannot be loaded: {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
@@ -65,3 +66,9 @@ def method_named(name: str) -> Method:
     if not isinstance(method, Method):
         raise ValueError(f"method {name!r}: {attribute} is of type {type(method).__name__}, not Method")
     return method
+
+
+@lru_cache
+def _module(file: Path, modified_ns: int) -> ModuleType:
+    """The module of a user's file, executed once per version of the file."""
+    return module_from_file(file)

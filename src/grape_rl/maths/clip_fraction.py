@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from grape_rl.maths.surrogate import sequence_ratio
+
 
 def ratio_clipped(
     logp: Float[Tensor, "b t"],
@@ -37,11 +39,9 @@ def sequence_ratio_clipped(
 ) -> Bool[Tensor, "b t"]:
     """True where the minimum in GSPO's loss ``sequence_clipped`` is the clipped term.
 
-    As ``ratio_clipped``, with the ratio of the response, ``exp(mean over mask of logp − behavior_logp)``.
+    As ``ratio_clipped``, with the ratio of the response, ``sequence_ratio``.
     """
-    difference = (logp - behavior_logp).masked_fill(~mask, 0)
-    mean = difference.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
-    return _one_sided(mean.exp(), advantage, clip_low, clip_high)
+    return _one_sided(sequence_ratio(logp, behavior_logp, mask), advantage, clip_low, clip_high)
 
 
 def weight_clipped(

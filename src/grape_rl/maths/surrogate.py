@@ -79,9 +79,18 @@ def sequence_clipped(
     paper's sequence objective. The ratio is a geometric mean over tokens, so the gradient is the policy gradient
     divided by the length of the response. A row with an empty mask has the ratio 1.
     """
+    return _pessimistic(sequence_ratio(logp, behavior_logp, mask), advantage, clip_low, clip_high)
+
+
+def sequence_ratio(
+    logp: Float[Tensor, "b t"], behavior_logp: Float[Tensor, "b t"], mask: Bool[Tensor, "b t"]
+) -> Float[Tensor, "b 1"]:
+    """Importance ratio of a response, a geometric mean over tokens: ``exp(mean over mask of logp − behavior_logp)``.
+
+    GSPO (arXiv 2507.18071), eq. 7. A row with an empty mask has the ratio 1.
+    """
     difference = (logp - behavior_logp).masked_fill(~mask, 0)
-    mean = difference.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
-    return _pessimistic(mean.exp(), advantage, clip_low, clip_high)
+    return (difference.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)).exp()
 
 
 def cispo(

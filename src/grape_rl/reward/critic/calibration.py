@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from grape_rl.maths.bounds import UnitInterval
 from grape_rl.maths.calibration import (
     Correct,
     cross_validated,
@@ -30,7 +31,6 @@ N_FOLDS = 5
 """Folds of the cross-validation that measures a curve: each fifth of the prompts by a curve fitted to the rest."""
 
 FitMethod = Literal["isotonic", "platt"]
-UnitInterval = Annotated[float, Field(ge=0, le=1)]
 
 
 class ConfidenceSource(Strict):
