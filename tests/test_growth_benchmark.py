@@ -22,7 +22,7 @@ def test_memory_counts_from_the_reset():
 
 @pytest.mark.skipif(not growth_measure.STATUS.is_file(), reason="memory is measured on Linux")
 def test_the_memory_of_the_head_alone(tmp_path):
-    # In a process of its own, as the benchmark: here, memory that earlier tests freed would be used again, and not count.
+    # In a process of its own: in this one, memory that earlier tests freed is reused, and does not count.
     shape = {**growth_points.SHAPE, "hidden_size": 32, "vocab_size": 20_000}
     memory = run_side(GROWTH_MEASURE, {"shape": shape, "tokens": 512}, tmp_path)["memory"]
     assert 4 * 512 * 1000 < memory < 4 * 512 * 20_000 * 10

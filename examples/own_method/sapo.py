@@ -20,7 +20,7 @@ def soft_gated(
 ) -> Float[Tensor, "b t"]:
     """SAPO's loss per token: ``−4/τ σ(τ (ρ − 1)) advantage``, ρ = exp(logp − behavior_logp).
 
-    The weight of a token's gradient falls smoothly from 1 as ρ leaves 1, by sech²(τ (ρ − 1) / 2).
+    The gate multiplies a token's gradient, −ρ advantage ∇logp, by sech²(τ (ρ − 1) / 2): 1 at ρ = 1, less elsewhere.
 
     ``tau_positive`` is τ where the advantage is positive, ``tau_negative`` where it is not: a larger τ is a narrower
     gate.

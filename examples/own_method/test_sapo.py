@@ -1,4 +1,4 @@
-"""SAPO's loss by enumeration: a language model so small that every response can be listed."""
+"""The gradient of SAPO's loss, by enumeration: the language model is so small that every response can be listed."""
 
 import math
 
@@ -35,7 +35,7 @@ def test_at_the_behavior_policy_the_expected_gradient_is_that_of_the_reward():
 
 @pytest.mark.parametrize(("tau_positive", "tau_negative"), [(1.0, 1.05), (4.0, 0.5)])
 def test_off_policy_each_token_weighs_by_its_ratio_and_the_gate_s_slope(tau_positive, tau_negative):
-    """A loop over tokens with the derivative of the gate by hand: ∂L/∂log π = −A ρ sech²(τ (ρ − 1) / 2)."""
+    """A loop over tokens, with the gate's derivative written by hand: ∂L/∂log π = −A ρ sech²(τ (ρ − 1) / 2)."""
     table, behavior = random_table(WORLD, seed=0), random_table(WORLD, seed=1)
     logp, old = logprobs(WORLD, table), logprobs(WORLD, behavior).detach()
     advantage = REWARD[:, None].expand_as(logp)

@@ -1,7 +1,7 @@
 """A method: one row of the table, with the source of its batches, the terms of its loss and its update.
 
 A method's options are the keyword arguments of its functions, with their types, bounds and defaults. So every option
-is part of an equation, and nothing is declared twice. A method may set other defaults than its functions.
+is part of an equation, and nothing is declared twice. A method may override the defaults of its functions.
 """
 
 from collections.abc import Callable, Mapping
@@ -60,7 +60,7 @@ class Method:
         reduction: how tokens are weighted; None for terms per pair, labeled response or step, which are averaged.
         defaults: defaults of options, if other than the functions'. Two methods may differ in nothing else: Dr. GRPO is
             GRPO with other defaults.
-        update: changes the weights by an experience.
+        update: the function that updates the weights from a step's experience.
         online_of: the name of the method whose loss this one applies to sampled pairs; "" for all other methods.
         derivation: how the loss follows from the objective, for ``grape explain``; "" for a method of the table, whose
             derivation is a file of ``derivations/``.
@@ -94,7 +94,7 @@ class Method:
 
     @property
     def page(self) -> str:
-        """The name of its demo configuration and its derivation. All online forms share theirs."""
+        """The file name of the demo configuration and of the derivation; all online forms share one name."""
         return "online" if self.online_of else self.name
 
     @property

@@ -160,7 +160,7 @@ def _unused_template(setup: Setup) -> Iterator[tuple[str, str]]:
 
 
 def _check_canaries(setup: Setup, step: int, log: Log) -> None:
-    """Check the critics on responses that must score 0, at every ``reward.canary_every`` steps."""
+    """Check the critics on responses that must get the lowest score, at every ``reward.canary_every`` steps."""
     every = setup.config.reward.canary_every
     if every and step % every == 0 and setup.grader and setup.grader.canaries:
         for canary in setup.grader.canaries():

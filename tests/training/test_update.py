@@ -195,7 +195,7 @@ def looped(model, goal, what):
 
 def test_every_term_of_tokens_has_its_loop():
     terms = {term.function.__name__ for name in OF_TOKENS for term in ALGORITHMS[name].terms}
-    assert terms <= ONE_TOKEN.keys(), "add the term to ONE_TOKEN, in Python's words for one token"
+    assert terms <= ONE_TOKEN.keys(), "add the term to ONE_TOKEN, in plain Python for one token"
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

@@ -39,6 +39,7 @@ def main(arguments: Sequence[str]) -> None:
 def _listing() -> Iterator[str]:
     from grape_rl.algorithms import FAMILIES
     from grape_rl.cli.method_text import equation_text, needs, wrapped
+    from grape_rl.table.online import ONLINE_PAPER
 
     for family, methods in FAMILIES.items():
         yield family
@@ -52,6 +53,7 @@ def _listing() -> Iterator[str]:
             yield "\n" + wrapped(f"online_NAME: {ONLINE_SUMMARY}", indent=2, hanging=4)
             yield wrapped(ONLINE_EQUATION, indent=6, hanging=4)
             yield wrapped(f"needs {needs(methods[0])}, or none, as NAME does", indent=6, hanging=2)
+            yield wrapped(ONLINE_PAPER, indent=6, hanging=2)
         yield ""
     yield "'grape explain METHOD' shows a method's derivation, functions and options, and a command to try."
 
@@ -59,6 +61,7 @@ def _listing() -> Iterator[str]:
 def _markdown() -> Iterator[str]:
     from grape_rl.algorithms import ALGORITHMS, FAMILIES
     from grape_rl.cli.method_text import legend, needs
+    from grape_rl.table.online import ONLINE_PAPER
 
     symbols = legend(" ".join(method.equation for method in ALGORITHMS.values())).replace("|", "\\|")
     yield PAGE.format(symbols=f"{symbols}.")
@@ -70,8 +73,7 @@ def _markdown() -> Iterator[str]:
         if any(method.online_of for method in methods):
             first = methods[0]
             requirements = f"{needs(first)}, or none, as NAME does"
-            paper = first.paper.split(";")[0]
-            yield _table_row("online_NAME", first.page, ONLINE_SUMMARY, ONLINE_EQUATION, requirements, paper)
+            yield _table_row("online_NAME", first.page, ONLINE_SUMMARY, ONLINE_EQUATION, requirements, ONLINE_PAPER)
         yield ""
 
 

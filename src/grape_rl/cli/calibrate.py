@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from grape_rl.reward.critic.calibration import CalibrationCurve
-    from grape_rl.reward.critic.human_labels import ItemComparison
     from grape_rl.reward.critic.judging import Judging
     from grape_rl.reward.grading import Assignment
+    from grape_rl.rubric_tools.human_labels import ItemComparison
 
 HELP = """usage: grape calibrate --rubric FILE --data FILE --critics FILE --output FILE [--KEY VALUE ...]
 
@@ -66,9 +66,9 @@ def main(arguments: Sequence[str]) -> None:
     from grape_rl.cli.human_agreement import labels_by_row
     from grape_rl.cli.response_data import read_endpoints, read_responses, token_counter
     from grape_rl.reward.critic.calibration import MIN_LABELS, Calibration, calibration_text, without_calibration
-    from grape_rl.reward.critic.human_labels import fit_curves
     from grape_rl.reward.grading import assign_items, rubric_critics
     from grape_rl.reward.rubric import rubric_from_data
+    from grape_rl.rubric_tools.human_labels import fit_curves
     from grape_rl.schema import parsed
     from grape_rl.setup.policy import device
 
@@ -106,8 +106,8 @@ def _judge_labeled(
     critics: "Judging",
 ) -> "list[ItemComparison]":
     """The critics' verdicts on the labeled items, with the labels, by item."""
-    from grape_rl.reward.critic.human_labels import LabeledVerdict, compare_with_people
     from grape_rl.reward.grading import judge_job
+    from grape_rl.rubric_tools.human_labels import LabeledVerdict, compare_with_people
 
     labeled = [
         (assignment, item, row_labels[item.id], group_id)

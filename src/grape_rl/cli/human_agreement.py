@@ -9,8 +9,8 @@ import torch
 
 from grape_rl.maths.agreement import confusion
 from grape_rl.maths.calibration import brier, expected_calibration_error, reliability
-from grape_rl.reward.critic.human_labels import ItemComparison, human_scores
 from grape_rl.reward.grading import Assignment
+from grape_rl.rubric_tools.human_labels import ItemComparison, human_scores
 from grape_rl.training.display import table
 
 if TYPE_CHECKING:

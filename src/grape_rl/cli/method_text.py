@@ -60,20 +60,24 @@ def needs(method: Method) -> str:
     >>> needs(ALGORITHMS["dpo"])
     'pairs (prompt, chosen, rejected); a reference'
     """
-    inputs = {name for function in method.functions for name in function.parameters}
     data = method.source.needs
-    if "chosen_reward" in inputs:
-        data += ", each with a reward"
-    models = ["a value model"] if "value" in inputs else []
-    referring = [
-        function.function
-        for function in method.functions
-        if any(name.startswith("reference_") for name in function.parameters)
-    ]
-    switches = [_switch(method, function) for function in referring]
-    if referring:
-        models.append("a reference" if None in switches else f"a reference if {' or '.join(map(str, switches))} is set")
-    return "; ".join([data, *models])
+    rewards = _condition(method, lambda name: name == "chosen_reward")
+    if rewards is not None and not method.source.samples:
+        data += f", each with a reward{rewards}"
+    models = {
+        "a value model": _condition(method, lambda name: name == "value"),
+        "a reference": _condition(method, lambda name: name.startswith("reference_")),
+    }
+    return "; ".join([data, *(model + when for model, when in models.items() if when is not None)])
+
+
+def _condition(method: Method, reads: Callable[[str], bool]) -> str | None:
+    """The condition under which a function of the method has such a parameter: "" for always, None for never."""
+    functions = [f.function for f in method.functions if any(reads(name) for name in f.parameters)]
+    switches = [_switch(method, function) for function in functions]
+    if not functions:
+        return None
+    return "" if None in switches else f" if {' or '.join(map(str, switches))} is set"
 
 
 def _switch(method: Method, function: Callable[..., Any]) -> str | None:

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from jaxtyping import Int
     from torch import Tensor
 
-    from grape_rl.reward.critic.human_labels import ItemComparison
     from grape_rl.reward.grading import GradedResponse
     from grape_rl.reward.rubric import Rubric
+    from grape_rl.rubric_tools.human_labels import ItemComparison
     from grape_rl.rubric_tools.item_health import ItemSettings
     from grape_rl.types import Response, Scores
 
@@ -176,8 +176,8 @@ def _agreement(
     """The critics' verdicts with the human labels, by item. All items that rows hold themselves count as one."""
     from dataclasses import replace
 
-    from grape_rl.reward.critic.human_labels import LabeledVerdict, compare_with_people
     from grape_rl.reward.row_items import PREFIX
+    from grape_rl.rubric_tools.human_labels import LabeledVerdict, compare_with_people
 
     pairs: list[LabeledVerdict] = []
     for response, row_labels, group_id in zip(graded, labels, group.tolist(), strict=True):

@@ -14,7 +14,7 @@ package.module:NAME. 'grape train METHOD --help' adds the method's own options a
 
 options:
   --config FILE  read settings from a YAML or JSON file; 'demo' is the method's built-in example
-  --KEY VALUE    set a setting by its dotted name, over the file's:
+  --KEY VALUE    set a setting by its dotted name; it overrides the file:
                  --steps 50 --sampling.temperature 0.7 --options.kl 0.01
   --resume       continue from the last checkpoint in the output folder
   --dry-run      print all settings and an estimate of memory and time, and exit
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def print_help(name: str | None) -> None:
-    """Print the help, with the options of the named method last: only they wait for the import of the methods."""
+    """Print the help, with the options of the named method last, since only these require importing the methods."""
     print(HELP + (files("grape_rl.cli") / "settings.txt").read_text(encoding="utf-8"), end="", flush=True)
     if name:
         from grape_rl.algorithms import method_named

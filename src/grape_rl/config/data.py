@@ -17,7 +17,7 @@ class TeacherConfig(Section):
     """
 
     wrong: UnitInterval = 0.0
-    """Share of demonstrations (or rejected responses) that give the answer to another question of the task."""
+    """Share of demonstrations (or rejected responses) that give the answer to a random question of the task."""
     styles: dict[str, PositiveFloat] = Field({"{answer}": 1.0})
     """Templates of a completion, with their relative frequencies. ``{answer}`` is replaced by the answer."""
 

@@ -28,7 +28,7 @@ class RewardConfig(Section):
     critic_cache: str | None = None
     """A SQLite file that caches the critics' answers, so that no question is sent twice."""
     canary_every: NonNegativeInt = 0
-    """Steps between checks of the critics on empty or meaningless responses, which must score 0; 0 for none."""
+    """Steps between checks of the critics on empty or meaningless responses, which must score lowest; 0 for none."""
     failure_limit: UnitInterval = 0.1
     """The run stops at a step with a larger share of missing verdicts than this."""
 

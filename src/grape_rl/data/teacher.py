@@ -10,8 +10,8 @@ from grape_rl.data.rows import Row
 def synthesize_demonstrations(rows: Sequence[Row], wrong: float, styles: Mapping[str, float], seed: int) -> list[Row]:
     """The rows with a ``completion``: the row's ``answer`` in one of the ``styles``, sampled by their weights.
 
-    A random fraction ``wrong`` of the completions gives the answer of another question of the same task. A model that
-    imitates this teacher is right at most as often as the teacher. A model that is rewarded for right answers can do
+    A random fraction ``wrong`` of the completions gives the answer of a random question of the same task. A model that
+    imitates this teacher perfectly is right as often as the teacher. A model that is rewarded for right answers can do
     better.
 
     Raises:

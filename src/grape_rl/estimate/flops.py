@@ -43,7 +43,7 @@ class Work:
 
 
 def prefill_work(prompt: int, rest: Sequence[int] = ()) -> Work:
-    """The work of reading a prompt and several sequences that continue it, all given by length, without the LM head.
+    """The work of reading a prompt and the sequences ``rest`` that continue it, given by length, without the LM head.
 
     Token j of a sequence (from 1) attends to the prompt, to earlier tokens and to itself: prompt + j pairs.
 
@@ -57,7 +57,7 @@ def prefill_work(prompt: int, rest: Sequence[int] = ()) -> Work:
 def generation_work(prompts: Sequence[int], n: int, t: int) -> Work:
     """The work of sampling ``n`` responses of ``t`` tokens to each of several prompts, given by length.
 
-    Each prompt is encoded once. All tokens of a response but the last are read; the LM head runs once per token.
+    Each prompt is encoded once. Every token of a response except the last is read. The LM head runs once per token.
 
     >>> generation_work([2], n=2, t=3)  # 3 pairs of the prompt, and 3 + 4 of each response
     Work(trunk_tokens=6, head_tokens=6, attention_pairs=17)
@@ -90,9 +90,9 @@ class ModelShape:
 
     Attributes:
         trunk: parameters in the trunk's matrices that multiply each token.
-        trunk_trained: those of them that are trained.
+        trunk_trained: the trained parameters among them.
         head: parameters of the LM head.
-        head_trained: those of them that are trained.
+        head_trained: the trained parameters among them.
         layers: the number of attention layers.
         width: the width of a layer's queries over all heads: heads · head_dim.
     """
@@ -108,8 +108,9 @@ class ModelShape:
         """FLOPs of the matrix products of a forward pass, or of its backward pass alone.
 
         forward = 2 · (trunk tokens · trunk + head tokens · head) + 4 · layers · width · attention pairs. A pair costs a
-        product of query and key, and one of weight and value. An expert's matrices count by the number of experts that
-        a token uses. backward = 2 · forward: gradients by the inputs, and by the weights that are trained.
+        product of query and key, and one of weight and value. Of a mixture of experts, only the
+        experts that a token uses count. A backward pass costs one forward pass for the gradients with respect to the
+        inputs and, for matrices that are trained, one more for the gradients with respect to the weights.
         """
         trunk = work.trunk_tokens * (self.trunk + backward * self.trunk_trained)
         head = work.head_tokens * (self.head + backward * self.head_trained)

@@ -51,10 +51,10 @@ def step_cross_entropy(step_logit: Float[Tensor, " s"], step_label: Float[Tensor
     return binary_cross_entropy_with_logits(step_logit, step_label, reduction="none")
 
 
-def step_reward(step_logit: Float[Tensor, " s"], how: StepAggregation) -> Float[Tensor, ""]:
+def step_reward(step_logit: Float[Tensor, " s"], aggregation: StepAggregation) -> Float[Tensor, ""]:
     """Reward of a response in [0, 1] from the probabilities σ(step_logit) of its steps.
 
-    ``how`` selects the aggregation. "min": the lowest probability. "product": the probability that all steps are
+    ``aggregation`` selects the statistic. "min": the lowest probability. "product": the probability that all steps are
     correct, if they are independent (arXiv 2305.20050); it decreases with the number of steps. "mean": their mean.
     "last": the probability of the last step.
 
@@ -63,12 +63,12 @@ def step_reward(step_logit: Float[Tensor, " s"], how: StepAggregation) -> Float[
 
     >>> import torch
     >>> logits = torch.tensor([0.0, 0.0])
-    >>> [float(step_reward(logits, how)) for how in ("min", "product", "last", "mean")]
+    >>> [float(step_reward(logits, name)) for name in ("min", "product", "last", "mean")]
     [0.5, 0.25, 0.5, 0.5]
     """
     if not len(step_logit):
         raise ValueError("a response without steps has no reward")
-    match how:
+    match aggregation:
         case "min":
             return step_logit.sigmoid().min()
         case "product":

@@ -20,7 +20,7 @@ def value_loss(
     """Clipped value loss: ``½ max((value − value_target)², (clipped_value − value_target)²)``.
 
     ``clipped_value = clip(value, behavior_value ± clip_value)``, and ``behavior_value`` is the value at sampling time.
-    From PPO's code; arXiv 1707.06347 does not describe it. A value that has moved by ``clip_value`` towards its target
+    From PPO's code; arXiv 1707.06347 does not describe it. A value that has moved by ``clip_value`` toward its target
     since the step began has no gradient. Values are in the units of the reward: if rewards go up to 100, the
     ``clip_value`` 0.2 limits the change of a value to 0.2 per step, and a large ``clip_value`` disables the clip.
 

@@ -103,7 +103,7 @@ def _locate(
 
 @contextmanager
 def _cast_once(model: nn.Module) -> Iterator[None]:
-    """Within this context, autocast casts each weight once, and not for every token.
+    """Within this context, autocast casts each weight once instead of once per token.
 
     Autocast caches its copies only of weights that require a gradient.
     """
@@ -130,9 +130,9 @@ def sample(
     """``n`` responses to each prompt, each until an ``end`` token or ``max_tokens``. The rollout's version is 0.
 
     Rows ``n·i … n·i + n − 1`` answer prompt i. Each prompt is encoded once, and finished rows leave the batch. Each
-    token is decided by one uniform number, drawn from ``seed``. So the same seed gives the same rollout for every
-    ``generation_batch_size``; all ``n`` rows of a prompt always run together. ``on_response`` is called for each
-    finished response while others are still being generated, so that it can be judged already.
+    token is sampled from one uniform number, drawn from ``seed``, so the rollout does not depend on
+    ``generation_batch_size``. All ``n`` rows of a prompt run together. ``on_response`` is called for each finished
+    response, so that judging overlaps with sampling.
 
     Raises:
         ValueError: a prompt has no tokens.

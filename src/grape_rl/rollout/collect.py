@@ -78,7 +78,7 @@ class CollectedRollout:
 
 
 def collect_rollout(worker: RolloutWorker, settings: RolloutSettings, step: int) -> CollectedRollout:
-    """Sample a step's responses from the current policy and grade them, in as many rounds as the strategy asks for.
+    """Sample a step's responses from the current policy and grade them, in as many rounds as the strategy requires.
 
     Slow work overlaps: judging starts when a response is finished (``prefetch``), and the forward pass of the
     reference runs while responses are scored.

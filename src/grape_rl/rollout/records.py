@@ -32,11 +32,11 @@ def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, float]:
 
 
 def verdict_metrics(verdicts: Sequence[Verdict], scores: Scores, group: Int[Tensor, " b"]) -> dict[str, float]:
-    """Counts of missing verdicts and of their consequences, and the critics' usage. Only the first can be 0.
+    """Counts of missing verdicts and of their consequences, and the critics' usage.
 
-    ``verdicts`` are all verdicts of the step, ``scores`` and ``group`` those of the responses that remain. Of these,
-    an item with a verdict for fewer than half of a group's responses is dropped for that group, and other missing
-    verdicts are imputed by the item's mean in the group.
+    Numbers that are 0 are left out, except ``missing_verdicts``. ``verdicts`` are all verdicts of the step; ``scores``
+    and ``group`` belong to the responses that dynamic sampling kept. In these, an item with verdicts for fewer than
+    half of a group's responses is dropped for that group, and other missing verdicts are imputed by the item's mean.
     """
     statuses = Counter(verdict.status for verdict in verdicts if verdict.missing)
     counts = Counter({f"missing_verdicts/{status}": n for status, n in statuses.items()})

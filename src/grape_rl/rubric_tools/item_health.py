@@ -15,7 +15,7 @@ from grape_rl.reward.row_items import PREFIX
 from grape_rl.types import Scores, Status, Verdict
 
 MIN_RESPONSES = 10
-"""Fewest graded responses (for two items: responses with both) for which anything is flagged."""
+"""Minimum number of graded responses for a flag; for two items, of responses with both."""
 
 SATURATED = 0.95
 """An item with a mean score above this is saturated: nearly every response meets it (falls into it, if a pitfall)."""
@@ -30,7 +30,7 @@ CONSTANT_SPREAD = 0.02
 """A critic's confidence with a standard deviation below this is constant: it carries no information."""
 
 CHANCE = 2.0
-"""A correlation is negative if it is more than this many standard errors (1/√n) below 0."""
+"""A correlation counts as negative if it is more than this many standard errors (1/√n) below 0."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ class ItemHealth:
             group-relative advantage is computed from these differences.
         flat: share of prompts with spread 0.
         confidence, confidence_spread: mean and standard deviation of the confidence.
-        share: the item's share of the category's signal, ``|weight| × confidence × spread`` over the sum of all its
-            rewarded items.
-        rest: correlation of its score with the reward of the category's other items, all by the sign of their weight.
+        share: ``|weight| × confidence × spread`` of the item over the sum of this product over the category's rewarded
+            items.
+        rest: correlation of its score with the weighted mean of the category's other items. The score of a pitfall
+            counts negatively in both.
         missing: missing verdicts by status. ``policy_fault``, which is not missing, is counted separately.
         cost, tokens: the critics' usage.
     """
@@ -102,7 +103,7 @@ def measure_health(
         columns = _columns(scores, category)
         settings = {name: items.get((category, name), ItemSettings(1.0, True)) for name in columns}
 
-        # Statistics of each item that the others are compared with.
+        # Statistics of all items, which the loop below compares.
         means = {name: _means(column) for name, column in columns.items()}
         spreads = {name: _spreads(column, prompts) for name, column in columns.items()}
         confidence = {name: [v.confidence for v in _graded(column)] for name, column in columns.items()}
@@ -172,7 +173,7 @@ def _fmean(values: Sequence[float]) -> float:
 
 
 def _spreads(column: ItemColumn, prompts: Sequence[int]) -> list[float]:
-    """The standard deviation over each prompt's responses, for each item with two scores there or more."""
+    """The standard deviation over each prompt's responses, for each item with at least two scores there."""
     scores: dict[tuple[int, str], list[float]] = {}
     for i, verdicts in column.items():
         for verdict in verdicts:
@@ -233,7 +234,7 @@ def _negative_correlation(item: ItemHealth, count: int) -> list[Flag]:
 
 
 def _missing_on_low(column: ItemColumn, rest: Mapping[int, float]) -> list[Flag]:
-    """A flag for grading that fails on responses with low scores: failing the grader may pay for a bad response."""
+    """A flag for grading that fails on responses with low scores: the policy may gain by making the grader fail."""
     failed = {i: float(any(v.missing and v.status != "unlabeled" for v in column[i])) for i in column if i in rest}
     r = _correlation(list(failed.values()), [rest[i] for i in failed])
     if len(failed) < MIN_RESPONSES or not r < -CHANCE / math.sqrt(len(failed)):

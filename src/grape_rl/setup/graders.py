@@ -52,7 +52,7 @@ class Grader:
         scorer: grades a batch of responses.
         rubric: the rubric, if there is one.
         prefetch: starts judging a response before its batch is complete; None without critics.
-        canaries: checks the critics on responses that must score 0; None without critics.
+        canaries: checks the critics on responses that must get the lowest score; None without critics.
         close: releases the critics' connections.
     """
 

@@ -18,7 +18,7 @@ CHANGEABLE = (
     "keep_checkpoints", "reference_cache", "reward.failure_limit", "reward.critic_cache", "reward.canary_every",
     *(f"reward.critics.*.{name}" for name in (
         "base_url", "api_key", "concurrency", "requests_per_minute", "tokens_per_minute", "call_timeout_s",
-        "total_timeout_s", "prompt_price", "completion_price", "cost_cap",
+        "total_timeout_s", "deadline_s", "prompt_price", "completion_price", "cost_cap",
     )),
     *(f"reward.critics.*.stub.{name}" for name in ("delay_s", "concurrency", "faults.*", "fault_seed")),
 )  # fmt: skip

@@ -32,15 +32,15 @@ class Setup:
         config: its configuration.
         options: all options of its method, defaults included.
         objective: the method's objective under these options.
-        update: the function that changes the weights by an experience.
+        update: the function that updates the weights from a step's experience.
         train_rows: the training rows, with the columns that the method's source reads.
         test_rows: the held-out rows.
         start: the policy at the start of the run.
         policy: the policy that is trained. It differs from ``start`` in a run that is resumed from a checkpoint.
         grader: grades responses; None if nothing is graded.
         value: the value function; None if the method has none.
-        memory: state that a step leaves to the next in addition to the weights, by name: numbers, and the weights of a
-            reference that moves. It is saved in each checkpoint.
+        memory: state by name that is carried from step to step in addition to the weights: numbers, and the weights of
+            a moving reference. It is saved in each checkpoint.
         before_first_step: work that is postponed until every check has passed.
     """
 
@@ -66,7 +66,7 @@ class Setup:
     def reference(self) -> PreTrainedModel:
         """The frozen reference policy, created on first use, which is before training.
 
-        It is a copy of the start; or the start itself in a resumed run, which trains another model.
+        It is a copy of ``start``; or ``start`` itself in a resumed run, whose policy is loaded from a checkpoint.
         """
         if self.start is self.policy:
             return frozen_copy(self.start.model)
@@ -91,7 +91,7 @@ class Setup:
     def precision(self) -> AbstractContextManager[Any]:
         """The autocast context of one forward pass.
 
-        Autocast caches its copies of the weights until it is left. Around several steps it would go on with the
-        weights of the first.
+        Autocast caches copies of the weights until the context ends. A context around several steps would keep using
+        the weights of the first.
         """
         return torch.autocast(self.policy.model.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")

@@ -29,7 +29,7 @@ SOLUTION_INPUTS = frozenset({"rows", "tokenizer", "max_length", "source"})
 
 @dataclass(frozen=True)
 class Steps(Source):
-    """Solutions are read from data. Each step has a label and gets a score. ``encode`` makes the tokens."""
+    """Solutions are read from data. Each step has a label and gets a score. ``encode`` tokenizes the solutions."""
 
     requirement: ClassVar[DataRequirement] = DataRequirement(
         "solutions in steps (prompt, completions, labels)",
@@ -48,7 +48,7 @@ class Steps(Source):
 
     @property
     def functions(self) -> tuple[MethodFunction, ...]:
-        """The function that makes a batch."""
+        """The function that tokenizes the solutions."""
         return (MethodFunction(self.encode, SOLUTION_INPUTS),)
 
     def rows(self, config: Config, options: Mapping[str, Any]) -> tuple[list[Row], list[Row]]:
@@ -78,7 +78,7 @@ class Steps(Source):
         return lambda step: experience_from_solutions(draw_examples(examples, setup.config, step)).sequences
 
     def experiences(self, setup: Setup) -> tuple[ExperienceSource, StartWarnings]:
-        """The solutions of each step of the run. The model is marked with the separator of the steps that it scores."""
+        """The solutions of each step of the run. The separator of the steps is stored in the model's configuration."""
         set_step_separator(setup.policy.model, setup.options["separator"])
         examples, warnings = self._encode(setup, setup.train_rows, "data")
         return lambda step: experience_from_solutions(draw_examples(examples, setup.config, step)), warnings
@@ -97,7 +97,8 @@ class Steps(Source):
         examples, counts = encode(rows, policy.tokenizer, limit, origin)
         warnings: StartWarnings = []
         if counts.truncated:
-            warnings.append(("cut", f"{counts.truncated} of {counts.rows} solutions lost steps over {limit} tokens"))
+            message = f"{counts.truncated} of {counts.rows} solutions lost the steps beyond {limit} tokens"
+            warnings.append(("cut", message))
         if counts.dropped:
             message = f"{counts.dropped} of {counts.rows} solutions have no labeled step in {limit} tokens: left out"
             warnings.append(("left_out", message))

@@ -16,6 +16,8 @@ from grape_rl.table.preference import PREFERENCE_METHODS
 
 _PUBLISHED = ("dpo", "ipo", "slic")
 """Methods whose losses Online AI Feedback was published with."""
+ONLINE_PAPER = "Online AI Feedback, arXiv 2402.04792"
+"""Paper of the pairs; each method's loss has its own."""
 
 
 def online_form(method: Method) -> Method:
@@ -32,7 +34,7 @@ def online_form(method: Method) -> Method:
         name=f"online_{method.name}",
         summary=f"The loss of {method.name} on pairs of the policy's own responses, ranked by their rewards.",
         equation=f"y_1 … y_G ~ π_θ(·|x);  w = argmax_i R_i, l = argmin_i R_i;  {method.equation}",
-        paper=f"{method.paper}; on sampled pairs: Online AI Feedback, arXiv 2402.04792{reading}",
+        paper=f"{method.paper}; on sampled pairs: {ONLINE_PAPER}{reading}",
         source=SampledPreferences(ranked_pairs, unweighted),
         online_of=method.name,
     )

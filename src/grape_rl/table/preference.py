@@ -165,7 +165,7 @@ PREFERENCE_METHODS = (
     ),
     _method(
         "rpo", "A loss that fits the implied reward gap to the data's reward gap, not only its sign.",
-        "L = dist(β Δ, η (r_w − r_l)),  dist = KL of two coins, or the square", "RPO, arXiv 2502.00203", rpo,
+        "L = dist(β Δ, η (r_w − r_l)),  dist = KL of two Bernoullis, or the square", "RPO, arXiv 2502.00203", rpo,
     ),
     _method(
         "aot_unpaired", "AOT on single responses: all chosen against all rejected ones, quantile by quantile.",

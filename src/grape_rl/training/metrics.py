@@ -59,7 +59,7 @@ _ADVANTAGE = {
     "explained_variance": Metric("", "1 − var(target − value) / var(target); 1 is a perfect value function."),
     "response_kl": Metric("nats per response", "Σ_t (log π_old − log π_ref) of a response, the mean over responses."),
     "kl_penalty": Metric("reward", "Mean KL penalty that is subtracted from a response's reward."),
-    "kl_scale": Metric("", "Factor of the KL coefficients kl and kl_in_reward, adapted towards kl_target."),
+    "kl_scale": Metric("", "Factor of the KL coefficients kl and kl_in_reward, adapted toward kl_target."),
     "moving_average": Metric("reward", "Moving average of the rewards, the baseline before this step."),
     "confidence/*/*": Metric("confidence", "Running mean confidence in an item: confidence/CATEGORY/ITEM."),
 }

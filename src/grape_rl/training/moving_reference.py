@@ -21,7 +21,7 @@ def moving_reference(
     reference_mix: Annotated[float, Field(gt=0, le=1)] = 0.6,
     reference_every: PositiveInt = 512,
 ) -> dict[str, float]:
-    """``pair_gradient``, and after every ``reference_every`` steps an update of the reference towards the policy.
+    """``pair_gradient``, and after every ``reference_every`` steps an update of the reference toward the policy.
 
     ``π_ref ← reference_mix π_θ + (1 − reference_mix) π_ref`` for each weight: TR-DPO (arXiv 2404.09656), soft update.
     The weights of ``experience.reference`` change in place, so its source uses the updated reference from then on.

@@ -54,7 +54,7 @@ def trust_region(
     policy generated. These include the responses without advantage, since the policy must not change there either.
     ``cg_iterations`` of conjugate gradients approximate x. If they converge without damping, xᵀFx is gᵀF⁻¹g.
 
-    ``damping`` turns x towards g in directions with a Fisher information near 0, and makes few iterations suffice; 0.1
+    ``damping`` turns x toward g in directions with a Fisher information near 0, and makes few iterations suffice; 0.1
     is customary. It does not enter the length of the step, which is always for ``delta`` nats per token (our reading of
     appendix C).
 

@@ -55,13 +55,13 @@ def gradient(
     """``epochs`` passes over the experience, each in ``minibatches`` random parts, with one optimizer step per part.
 
     Gradients are accumulated over micro-batches. The gradient of a minibatch does not depend on its micro-batches,
-    because each token's weight is computed over the whole minibatch. Rows without a gradient (advantage 0, if the
-    objective reads only that) are not run. A minibatch without any other row changes nothing: even with a zero
-    gradient, the optimizer's momentum would move the weights.
+    because each token's weight is computed over the whole minibatch. Rows without a gradient (advantage 0, if
+    every term reads the advantage) skip the forward pass. A minibatch of only such rows makes no optimizer step, since
+    momentum would move the weights even at a zero gradient.
 
     Early stopping: with a ``step_kl_limit`` (nats per token; 0 is no limit), the remaining minibatches are skipped once
-    the approximate KL to the behavior policy exceeds it. Then the log has ``optimizer_steps``, the number of steps
-    made, and ``early_stop_kl``, the KL that exceeded the limit.
+    the approximate KL to the behavior policy exceeds the limit, which is logged as ``early_stop_kl``. With a limit, the
+    log also has ``optimizer_steps``, the number of steps made.
 
     Raises:
         RuntimeError: a gradient is not finite. The weights are unchanged.
@@ -187,7 +187,7 @@ def accumulate_gradient(
         metrics |= count_clipped_tokens(objective, outputs, part_batch)
         sums = {name: sums.get(name, torch.zeros(())) + value.cpu() for name, value in metrics.items()}
 
-    # Means over the tokens that were run; clip ratios over all tokens of the minibatch.
+    # Means over the tokens of the forward passes; clip ratios over all tokens of the minibatch.
     count = float(sums.pop("count"))
     means = {"entropy": float(sums.pop("entropy")) / count, "approx_kl": float(sums.pop("approx_kl")) / count}
     means |= {name: float(sums.pop(name)) / minibatch_tokens for name in CLIP_METRICS if name in sums}

@@ -43,7 +43,7 @@ def tdpo2(
     """Token-level DPO loss, second form: ``D(beta (margin − kl_weight (rejected_kl − sg(chosen_kl))))``.
 
     TDPO (arXiv 2404.11999), its second loss, from the authors' code; not checked against the paper. The KL of the
-    chosen response is a constant (sg, stop-gradient), so the gradient lowers the KL of the rejected response towards
+    chosen response is a constant (sg, stop-gradient), so the gradient lowers the KL of the rejected response toward
     it. If both were constants, the KL would enter the gradient only through the slope of the logistic function.
     """
     margin = log_ratio_margin(chosen_logp, rejected_logp, reference_chosen_logp, reference_rejected_logp)

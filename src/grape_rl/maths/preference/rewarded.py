@@ -29,7 +29,7 @@ def odpo(
     ODPO (arXiv 2402.10571), with the logarithmic offset. A larger gap requires a larger margin.
 
     Raises:
-        ValueError: a pair whose chosen reward is missing, or not above the rejected one.
+        ValueError: a pair with a missing reward, or whose chosen reward is not above the rejected one.
     """
     gap = _finite(chosen_reward - rejected_reward)
     if (low := (gap <= 0).nonzero().flatten()).numel():
@@ -55,8 +55,8 @@ def rpo(
 ) -> Float[Tensor, " p"]:
     """Reward-aware preference loss: a distance between ``a = beta margin`` and ``b = reward_scale gap``.
 
-    RPO (arXiv 2502.00203), as in the authors' code. ``distance`` selects it: backward is the Bernoulli KL(σ(b)‖σ(a)),
-    forward KL(σ(a)‖σ(b)), and squared ``(a − b)²``. The backward KL has the gradient of cDPO with
+    RPO (arXiv 2502.00203), as in the authors' code. ``distance`` is backward, the Bernoulli KL(σ(b)‖σ(a));
+    forward, KL(σ(a)‖σ(b)); or squared, ``(a − b)²``. The backward KL has the gradient of cDPO with
     label_smoothing = 1 − σ(b), and approaches DPO as the gap grows.
 
     Raises:

@@ -1,7 +1,7 @@
 """A sandbox for programs written by a policy: no network, no access to files, and limits on resources and time.
 
 A program runs under bubblewrap in its own namespaces. It sees /usr and the Python installation read-only, an empty
-/tmp in memory, no network, no processes of the host, and none of its environment variables. It runs as an unprivileged
+/tmp in memory, no network, and neither processes nor environment variables of the host. It runs as an unprivileged
 user without capabilities, under limits on CPU time, memory, file size and the number of processes. When the sandbox
 ends, all of its processes are killed and everything that they wrote is discarded.
 
@@ -54,7 +54,7 @@ class SandboxLimits:
 class SandboxedProcess:
     """A process in its sandbox.
 
-    ``first`` is the id, outside of the sandbox, of the first process inside: killing it ends all of the others.
+    ``first`` is the id, outside of the sandbox, of the first process inside: killing it ends all other processes.
     """
 
     process: subprocess.Popen[bytes]

@@ -57,13 +57,13 @@ class ProgramLink:
                 send(self.requests, self.call_function(answer))
                 answer = receive(self)
         except (OSError, EOFError, ValueError, AttributeError, TypeError) as error:
-            raise ProgramEnded(f"the program broke off ({type(error).__name__})") from None
+            raise ProgramEnded(f"the program broke the connection ({type(error).__name__})") from None
         if "raised" in answer:
             raise self.error_class(answer["raised"])(str(answer.get("text", "")))
         return answer
 
     def call_function(self, message):
-        """Call a function of the tests for the program: the value that it returns, or the exception."""
+        """Call a function of the tests for the program; return a message with its value or its exception."""
         try:
             args = [self.decode(arg) for arg in message["args"]]
             kwargs = {str(name): self.decode(value) for name, value in message["kwargs"].items()}
@@ -72,11 +72,11 @@ class ProgramLink:
             return {"raised": type(error).__name__, "text": str(error)[:2000]}
 
     def encode(self, value):
-        """A value as a message."""
+        """A message that represents the value."""
         return encode_value(value, self.encode_object)
 
     def encode_object(self, value):
-        """An object of the program by its number, or a function of the tests by theirs."""
+        """A reference to an object of the program, or to a function of the tests, by its number."""
         if type(value) is Proxy:
             return {"object": object.__getattribute__(value, "_number")}
         if isinstance(value, types.FunctionType | types.MethodType | types.BuiltinFunctionType | type):
