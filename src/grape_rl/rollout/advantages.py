@@ -102,18 +102,22 @@ def estimate_advantages(
     # Advantages per response and per token. Responses without one leave the mask.
     estimate = advantage(**_arguments(advantage, available))
     per_response = estimate.ndim == 1
-    of_response = estimate if per_response else estimate.masked_fill(~mask, 0).sum(dim=1) / mask.sum(dim=1)
-    mask = mask & ~of_response.isnan()[:, None]
-    of_token = estimate.nan_to_num().float()
-    of_token = of_token[:, None].expand_as(behavior) if per_response else of_token.masked_fill(~mask, 0)
-    batch = TokenBatch(mask, behavior, reference, inputs.rescale(of_token, mask) if inputs.rescale else of_token)
+    response_advantage = estimate if per_response else estimate.masked_fill(~mask, 0).sum(dim=1) / mask.sum(dim=1)
+    mask = mask & ~response_advantage.isnan()[:, None]
+    token_advantage = estimate.nan_to_num().float()
+    token_advantage = (
+        token_advantage[:, None].expand_as(behavior) if per_response else token_advantage.masked_fill(~mask, 0)
+    )
+    batch = TokenBatch(
+        mask, behavior, reference, inputs.rescale(token_advantage, mask) if inputs.rescale else token_advantage
+    )
 
     # Value targets: the advantage before rescaling, plus the value.
     if inputs.values:
         value = available["value"]
-        batch = ValueBatch(**vars(batch), behavior_value=value, value_target=of_token + value)
-        metrics["explained_variance"] = explained_variance(value, of_token + value, mask)
-    return AdvantageEstimate(batch, of_response, metrics, next_memory(inputs, available))
+        batch = ValueBatch(**vars(batch), behavior_value=value, value_target=token_advantage + value)
+        metrics["explained_variance"] = explained_variance(value, token_advantage + value, mask)
+    return AdvantageEstimate(batch, response_advantage, metrics, next_memory(inputs, available))
 
 
 def next_memory(inputs: AdvantageInputs, available: Mapping[str, Any]) -> dict[str, float]:

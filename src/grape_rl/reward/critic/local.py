@@ -29,7 +29,7 @@ class LocalCritic:
     """A model that judges and is not trained.
 
     ``end`` is the tokens that end an assistant's turn, and ``context`` the largest number of tokens that the model
-    accepts. Of ``forward`` the temperature is not used: probabilities are at temperature 1.
+    accepts. ``forward.temperature`` is not used: probabilities are at temperature 1.
     """
 
     name: str
