@@ -26,6 +26,7 @@ from grape_rl.maths.preference import dpo
 from grape_rl.method_checks import PAGE_WIDTH
 from grape_rl.methods import LossTerm, method_options
 from grape_rl.sources.responses import Responses
+from grape_rl.training.value import ValueFunctionOptions
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
@@ -193,9 +194,10 @@ def test_what_is_needed_follows_the_row():
         """One that reads the reference, if it is told to."""
 
     assert isinstance(grpo.source, Responses)
-    read = {f: needs(replace(grpo, source=replace(grpo.source, advantage=f))) for f in (judged, folded)}
-    assert read[judged].endswith("a prompt; a value model; a reference if kl is set")
-    assert read[folded].endswith("a prompt; a reference if kl_in_reward or kl is set")
+    judging = replace(grpo.source, advantage=judged, value=ValueFunctionOptions)
+    assert needs(replace(grpo, source=judging)).endswith("a prompt; a value model; a reference if kl is set")
+    folding = replace(grpo.source, advantage=folded)
+    assert needs(replace(grpo, source=folding)).endswith("a prompt; a reference if kl_in_reward or kl is set")
 
 
 def test_the_table_of_methods(capsys):

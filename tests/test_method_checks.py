@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from grape_rl import ALGORITHMS
 from grape_rl.maths.bounds import Positive, UnitInterval
-from grape_rl.method_checks import base_type, intersection
+from grape_rl.method_checks import base_type, check_reduction, intersection
 from grape_rl.methods import LossTerm, method_options, resolve_options
 from grape_rl.training.pairs import pair_gradient
 from grape_rl.training.update import gradient
@@ -61,6 +61,22 @@ def variable(logp, **fields):
     """Inputs without names."""
 
 
+def text(logp, slope: float = "0.5"):
+    """An option whose default is text that looks like a number."""
+
+
+def missing(logp, slope: float = float("nan")):
+    """An option whose default is no number."""
+
+
+def private(logp, _slope: float = 1.0):
+    """An option with a name that a pydantic model cannot have."""
+
+
+def reserved(logp, model_config: float = 1.0):
+    """An option with a name that a pydantic model has for itself."""
+
+
 def unresolved(logp, slope: "Nowhere" = 0.5):  # noqa: F821
     """An option of a type that does not exist."""
 
@@ -80,6 +96,10 @@ def unresolved(logp, slope: "Nowhere" = 0.5):  # noqa: F821
         (below, "below: option 'slope' has the default -0.5: Input should be greater than or equal to 0"),
         (chosen, "chosen: option 'mode' has the default 'c': Input should be 'a' or 'b'"),
         (tensor, "tensor: option 'slope' has the type object, but should be bool, int, float, str or a Literal"),
+        (text, "text: option 'slope' has the default '0.5': Input should be a valid number"),
+        (missing, "missing: option 'slope' has the default nan: should be a number"),
+        (private, "private: option '_slope': a name that options cannot have: rename it"),
+        (reserved, "reserved: option 'model_config': a name that options cannot have: rename it"),
         (variable, "variable: parameter '**fields': list each input and option by name"),
         (unresolved, "unresolved: its annotations cannot be read: NameError: name 'Nowhere' is not defined"),
         (lambda logp: logp, "<lambda>: should be a function defined by def, or a class, so that it can be explained"),
@@ -107,6 +127,36 @@ def test_every_function_is_checked():
 def test_an_input_of_a_value_function_is_unknown_without_one():
     with pytest.raises(ValueError, match="mine: value_loss: parameter 'value' is not an input"):
         built(*(term.function for term in ALGORITHMS["ppo"].terms[:2]))
+
+
+def test_an_advantage_reads_only_what_its_source_computes():
+    def valued(reward, value):
+        """An advantage that reads a value."""
+
+    def penalized(token_reward):
+        """An advantage that reads rewards of tokens."""
+
+    for advantage, name in ((valued, "value"), (penalized, "token_reward")):
+        with pytest.raises(ValueError, match=f"mine: {advantage.__name__}: parameter '{name}' is not an input"):
+            built(source=replace(GRPO.source, advantage=advantage))
+        assert built(source=replace(ALGORITHMS["ppo"].source, advantage=advantage, rescaled=None))
+
+
+def test_each_loss_is_there_once_and_gets_its_inputs():
+    def optional(logp, advantage=None):
+        """A loss with an input that is never passed."""
+
+    with pytest.raises(ValueError, match="mine: optional: input 'advantage' has a default, so it would never be"):
+        built(optional)
+    with pytest.raises(ValueError, match="mine: terms: two losses have the name loss: rename one, or add both"):
+        built(terms=(LossTerm(loss), LossTerm(loss, 0.5, "again")))
+    with pytest.raises(ValueError, match="mine: terms: there is no loss"):
+        built(terms=())
+    with pytest.raises(
+        ValueError, match=r"mine: loss: coefficient 'weight' has the default -1\.0: should be 0 or more"
+    ):
+        built(terms=(LossTerm(loss, -1.0, "weight"),))
+    assert built(terms=(LossTerm(loss, -1.0),)), "a fixed coefficient may be negative"
 
 
 def with_default(logp, slope: Positive = 2.0):
@@ -194,6 +244,9 @@ def test_text_that_cannot_be_printed_is_refused():
         "mine: equation: a part has 95 characters, but at most 94 fit on a line: shorten it, or split it by ';  ' "
         f"(a semicolon and two spaces): {part}x"
     )
+    for unprintable in ("L = x\n  + y", "L =\tx", "L = \a"):
+        with pytest.raises(ValueError, match="mine: equation: a part should be one line of printable characters: "):
+            built(equation=unprintable)
     with pytest.raises(ValueError, match="mine: derivation: line 2 has 101 characters, but at most 100 fit"):
         built(derivation=f"J = E[R]\n{'x' * 101}")
     with pytest.raises(ValueError, match=r"'my method': a method's name should be letters, digits and underscores"):
@@ -205,6 +258,8 @@ def test_the_loss_is_reduced_as_its_source_asks():
         built(reduction=None)
     with pytest.raises(ValueError, match="mine: reduction: should be None: the loss has no tokens"):
         replace(DPO, name="mine", reduction="token")
+    with pytest.raises(ValueError, match="mine: reduction: unknown 'tokens'; did you mean 'token'"):
+        check_reduction("mine", "tokens", GRPO.source.loss_fields)
 
 
 def test_the_update_fits_the_source():

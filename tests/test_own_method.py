@@ -1,6 +1,7 @@
 """A method of the user's own, from a file or a module: trained, resumed, explained and refused."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from grape_rl.cli.explain import explanation
 from grape_rl.cli.train import demo_config
 from grape_rl.config.files import merge
 from grape_rl.validation import load_config
-from small_runs import killed_and_resumed, settings, weights
+from small_runs import killed_and_resumed, settings, weights, written
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "own_method"
 SAPO = f"{EXAMPLE / 'sapo.py'}:SAPO"
@@ -33,6 +34,42 @@ GAP = Method(
     "gap", "The plain difference of log-probs.", "L = p_l − p_w", "", Preferences(), (LossTerm(gap),), None,
     update=pair_gradient, derivation="J = E[p_w − p_l], without a bound.",
 )
+"""
+
+
+OWN_PARTS = """
+from dataclasses import replace
+
+from torch.nn.functional import logsigmoid
+
+from grape_rl.algorithms import ALGORITHMS
+from grape_rl.methods import LossTerm
+
+SEEN = []
+
+
+def likely(response_logp, reference_response_logp, desirable):
+    return -logsigmoid((2.0 * desirable - 1) * (response_logp - reference_response_logp))
+
+
+def near_reference(reward, behavior_logp, reference_logp, mask):
+    SEEN.append(float((behavior_logp - reference_logp).masked_fill(~mask, 0).abs().sum()))
+    return reward.float() - (behavior_logp - reference_logp).masked_fill(~mask, 0).sum(1)
+
+
+def kl_off(reward, behavior_logp, reference_logp, mask, strength: float = 0.5):
+    return -strength * (behavior_logp - reference_logp).masked_fill(~mask, 0)
+
+
+def targeted(logp, advantage, kl_target: float = 1.0):
+    return -kl_target * logp * advantage
+
+
+KTO, GRPO, RLOO = (ALGORITHMS[name] for name in ("kto", "grpo", "rloo"))
+LIKELY = replace(KTO, name="likely", terms=(LossTerm(likely),))
+NEAR = replace(GRPO, name="near", source=replace(GRPO.source, advantage=near_reference))
+OFF = replace(RLOO, name="off", source=replace(RLOO.source, token_reward=kl_off))
+TARGETED = replace(GRPO, name="targeted", terms=(LossTerm(targeted),))
 """
 
 
@@ -111,6 +148,32 @@ def test_a_method_of_pairs_with_a_derivation(grape, tmp_path):
     assert "gap: 150 steps of 32 pairs; 1 optimizer step each" in output
 
 
+def test_own_parts_need_no_option_of_the_built_in_ones(tmp_path):
+    """Nor does the log's setting log_kl decide whether an advantage or a penalty sees the reference."""
+    (tmp_path / "parts.py").write_text(OWN_PARTS)
+    for name in ("NEAR", "OFF", "TARGETED"):
+        config = settings(tmp_path, f"{tmp_path / 'parts.py'}:{name}")
+        run = train({**config, "output": str(tmp_path / name), "log_kl": False})
+        assert ("kl" in run.metrics[-1]) == (name != "TARGETED"), name
+    assert sys.modules[method_named(f"{tmp_path / 'parts.py'}:NEAR").source.advantage.__module__].SEEN[1] > 0
+    assert run.metrics[-1].keys().isdisjoint({"kl_penalty", "response_kl"})
+    rows = [{"prompt": f"{i}+1=", "completion": str(i + i % 2), "label": i % 2 == 1} for i in range(9)]
+    config = settings(tmp_path, f"{tmp_path / 'parts.py'}:LIKELY")
+    config["data"]["source"] = str(written(tmp_path / "labels.jsonl", rows))
+    run = train({**config, "output": str(tmp_path / "labels")})
+    assert run.metrics[-1]["grad_norm"] > 0 and not (tmp_path / "labels" / "warnings.jsonl").exists()
+
+
+def test_names_that_are_nearly_a_file_s(grape, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "gap.py").write_text(PAIRS)
+    code, _, errors = grape("explain", "methods/gap.py")
+    assert (code, errors) == (2, "error: method 'methods/gap.py': name the Method in the file: methods/gap.py:NAME\n")
+    code, _, errors = grape("explain", "methods.gap:GAP")
+    assert code == 2 and errors.endswith("; for the file write methods/gap.py:GAP\n")
+
+
 def test_explain(monkeypatch):
     monkeypatch.chdir(EXAMPLE)
     text = explanation("sapo.py:SAPO")
@@ -157,6 +220,9 @@ def test_the_example_s_configuration_fits_it(monkeypatch):
         ("raise OSError('no')", "cannot be loaded: OSError: no"),
         ("OTHER = 1", "has no 'SAPO'"),
         ("SAPO = 1", "SAPO is of type int, not Method"),
+        ("raise OSError('one line\\nand another')", "cannot be loaded: OSError: one line and another"),
+        ("raise SystemExit(3)", "cannot be loaded: SystemExit: 3"),
+        ("def f(:", "mine.py, line 1)"),
     ],
 )
 def test_a_file_without_the_method(grape, tmp_path, source, error):

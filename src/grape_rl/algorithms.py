@@ -49,6 +49,8 @@ def method_named(name: str) -> Method:
     """
     if ":" not in name:
         if name not in ALGORITHMS:
+            if name.endswith(".py"):
+                raise ValueError(f"method {name!r}: name the Method in the file: {name}:NAME")
             raise ValueError(f"unknown method {name!r}{nearest(name, ALGORITHMS)}")
         return ALGORITHMS[name]
     place, _, attribute = name.rpartition(":")
@@ -57,8 +59,11 @@ def method_named(name: str) -> Method:
         raise ValueError(f"method {name!r}: there is no file {place}")
     try:
         module = _module(file.resolve(), file.stat().st_mtime_ns) if place.endswith(".py") else import_module(place)
-    except Exception as error:
-        raise ValueError(f"method {name!r}: {place} cannot be loaded: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        path = f"{place.replace('.', '/')}.py"
+        hint = f"; for the file write {path}:{attribute}" if not place.endswith(".py") and Path(path).is_file() else ""
+        raise ValueError(f"method {name!r}: {place} cannot be loaded: {reason}{hint}") from error
     if not hasattr(module, attribute):
         methods = [key for key, value in vars(module).items() if isinstance(value, Method)]
         raise ValueError(f"method {name!r}: {place} has no {attribute!r}{nearest(attribute, methods)}")

@@ -1,13 +1,15 @@
 """Checks of a method when it is built, so that an error in it is reported before anything is loaded or sampled."""
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Annotated, Any, Literal, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from grape_rl.maths.reduction import Reduction
 from grape_rl.rollout.experience import TokenExperience
-from grape_rl.schema import nearest
+from grape_rl.schema import Strict, nearest
 from grape_rl.sources.method_function import MethodFunction
 
 PAGE_WIDTH = 100
@@ -24,15 +26,17 @@ def check_text(method: str, equation: str, derivation: str) -> None:
     """Check that a method's name can be a folder's name, and that its equation and derivation can be printed.
 
     Raises:
-        ValueError: the name is not an identifier, or a line is too long.
+        ValueError: the name is not an identifier, or a line is too long or cannot be printed.
     """
     if not method.isidentifier():
         raise ValueError(f"{method!r}: a method's name should be letters, digits and underscores, as in my_method")
     for part in equation.split(SEPARATOR):
-        if len(part) > EQUATION_WIDTH or "\n" in part:
+        if not part.isprintable():
+            raise ValueError(f"{method}: equation: a part should be one line of printable characters: {part!r}")
+        if len(part) > EQUATION_WIDTH:
             raise ValueError(
                 f"{method}: equation: a part has {len(part)} characters, but at most {EQUATION_WIDTH} fit on a line: "
-                f"shorten it, or split it by {SEPARATOR!r} (a semicolon and two spaces): {' '.join(part.split())}"
+                f"shorten it, or split it by {SEPARATOR!r} (a semicolon and two spaces): {part}"
             )
     for number, line in enumerate(derivation.split("\n"), 1):
         if len(line) > PAGE_WIDTH:
@@ -64,6 +68,8 @@ def function_faults(function: MethodFunction) -> tuple[str, ...]:
         elif parameter.default is parameter.empty:
             hint = nearest(key, sorted(function.inputs))
             faults.append(f"{name}: parameter {key!r} is not an input, and has no default as an option{hint}")
+        elif key.startswith("_") or hasattr(Strict, key):
+            faults.append(f"{name}: option {key!r}: a name that options cannot have: rename it")
         elif key not in types:
             faults.append(f"{name}: option {key!r} has no type: write {key}: float = {parameter.default!r}, or another")
         elif fault := default_fault(types[key], parameter.default):
@@ -76,8 +82,10 @@ def default_fault(kind: Any, default: Any) -> str | None:
     base = base_type(kind)
     if base not in (bool, int, float, str) and get_origin(base) is not Literal:
         return f" has the type {getattr(base, '__name__', base)}, but should be bool, int, float, str or a Literal"
+    if isinstance(default, float) and math.isnan(default):
+        return " has the default nan: should be a number"
     try:
-        TypeAdapter(kind).validate_python(default)
+        TypeAdapter(kind).validate_python(default, strict=True)
     except ValidationError as error:
         return f" has the default {default!r}: {error.errors()[0]['msg']}"
     return None
@@ -94,6 +102,22 @@ def check_functions(method: str, functions: Sequence[MethodFunction]) -> None:
             raise ValueError(f"{method}: {fault}")
 
 
+def check_losses(method: str, losses: Sequence[MethodFunction]) -> None:
+    """Check that there is a loss, that no two have one name, and that each requires the inputs that it names.
+
+    Raises:
+        ValueError: the first fault.
+    """
+    if not losses:
+        raise ValueError(f"{method}: terms: there is no loss")
+    for i, loss in enumerate(losses):
+        if loss.name in (other.name for other in losses[:i]):
+            raise ValueError(f"{method}: terms: two losses have the name {loss.name}: rename one, or add both in one")
+        for key in sorted(loss.reads):
+            if loss.parameters[key].default is not inspect.Parameter.empty:
+                raise ValueError(f"{method}: {loss.name}: input {key!r} has a default, so it would never be passed")
+
+
 def check_shared_options(
     method: str,
     functions: Sequence[MethodFunction],
@@ -107,12 +131,15 @@ def check_shared_options(
 
     Raises:
         ValueError: functions share an option of different types, or of different defaults that ``defaults`` does not
-            settle; or an option of a function has the name of a coefficient or is ``reduction``.
+            settle; an option of a function has the name of a coefficient or is ``reduction``; or a coefficient that an
+            option sets is negative.
     """
     reserved = {"reduction": "the weighting of tokens"}
     reserved |= {option: f"the coefficient of {term}" for option, term, _ in coefficients}
     starts: dict[str, float] = {}
     for option, term, start in coefficients:
+        if start < 0:
+            raise ValueError(f"{method}: {term}: coefficient {option!r} has the default {start}: should be 0 or more")
         if starts.setdefault(option, start) != start and option not in defaults:
             raise ValueError(f"{method}: {term}: coefficient {option!r} has two defaults, {starts[option]} and {start}")
     first: dict[str, tuple[str, Any, Any]] = {}
@@ -149,8 +176,11 @@ def check_reduction(method: str, reduction: str | None, loss_fields: Collection[
     """Check that a loss per token has a reduction, and that no other loss has one.
 
     Raises:
-        ValueError: there is a reduction without tokens, or none with tokens.
+        ValueError: there is a reduction without tokens, or none with tokens, or an unknown one.
     """
+    known = get_args(Reduction)
+    if reduction is not None and reduction not in known:
+        raise ValueError(f"{method}: reduction: unknown {reduction!r}{nearest(reduction, known)}")
     if _per_token(loss_fields) and reduction is None:
         raise ValueError(f"{method}: reduction: a loss per token needs one: token, sequence or fixed_length")
     if reduction is not None and not _per_token(loss_fields):

@@ -15,6 +15,7 @@ from grape_rl.maths.reduction import Reduction
 from grape_rl.method_checks import (
     check_defaults,
     check_functions,
+    check_losses,
     check_reduction,
     check_shared_options,
     check_text,
@@ -86,6 +87,7 @@ class Method:
         """
         check_text(self.name, self.equation, self.derivation)
         check_functions(self.name, self.functions)
+        check_losses(self.name, [MethodFunction(term.function, self.source.loss_fields) for term in self.terms])
         coefficients = [(term.option, term.function.__name__, term.coefficient) for term in self.terms if term.option]
         check_shared_options(self.name, self.functions, coefficients, self.defaults)
         check_defaults(self.name, method_options(self), self.defaults)

@@ -16,9 +16,10 @@ EXAMPLES = 3
 
 
 def load_config(data: Config | Mapping[str, Any], origin: str = "config") -> Config:
-    """The configuration of plain data, checked against its method.
+    """The configuration of plain data, checked against its method, with the default of every option.
 
-    For a method from a file, {method} in ``output`` becomes the method's own name.
+    A run saves all options, so that it is not resumed once a method's default has changed. {method} in ``output``
+    becomes the method's own name.
 
     Raises:
         ValueError: one line, which starts with ``origin``.
@@ -31,9 +32,8 @@ def load_config(data: Config | Mapping[str, Any], origin: str = "config") -> Con
         build_objective(method, options)
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from None
-    if method.name == config.method:
-        return config
-    return config.model_copy(update={"output": config.output.replace("{method}", method.name)})
+    output = config.output.replace("{method}", method.name)
+    return config.model_copy(update={"options": options, "output": output})
 
 
 def load_rows(config: Config, method: Method, options: Mapping[str, Any]) -> tuple[list[Row], list[Row]]:

@@ -116,3 +116,16 @@ def test_the_kl_that_the_coefficient_follows_is_the_mean_of_whole_responses():
     made(leave_one_out, AdvantageInputs(memory_updates=updates, memory={"noted": 0.0}), 1.0, 2.0, 3.0, 4.0)
     kl = [sum((BEHAVIOR[i, t] - REFERENCE[i, t]).item() for t in range(int(MASK[i].sum()))) for i in range(4)]
     assert told == [(pytest.approx(sum(kl) / 4, rel=1e-5), 4)]
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda reward: reward[1:], lambda reward: reward[:, None], lambda reward: reward.sum()]
+)
+def test_an_advantage_of_another_shape_is_refused(wrong):
+    def short(reward, scale):
+        return wrong(reward)
+
+    with pytest.raises(
+        ValueError, match=r"short: the advantage has the shape \[.*per response \(4\) or per token \(\[4, 4"
+    ):
+        made(partial(short, scale=1.0), AdvantageInputs(), 1.0, 2.0, 3.0, 4.0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grape_rl.training.objective import TOKEN_FIELDS, Objective, Term, token_loss
+from grape_rl.training.objective import TOKEN_FIELDS, Objective, Term, example_loss, token_loss
 from grape_rl.types import Outputs, ValueBatch
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
@@ -66,6 +66,23 @@ def test_what_is_masked_out_may_be_nan_and_leaves_no_gradient():
     total, _ = token_loss(plain, Outputs(logp, OUTPUTS.entropy), BATCH, WEIGHT)
     total.backward()
     assert torch.equal(logp.grad, WEIGHT * MASK)
+
+
+@pytest.mark.parametrize("reduced", [lambda x: x.mean(), lambda x: x.sum(dim=-1, keepdim=True)])
+def test_a_term_that_is_reduced_already_is_refused(reduced):
+    """A mean would be broadcast over the tokens, or divided by the number of pairs a second time."""
+
+    def loss(logp):
+        return reduced(logp)
+
+    def of_pairs(chosen_logp, mean_gain):
+        return reduced(chosen_logp) + mean_gain
+
+    with pytest.raises(ValueError, match=r"loss: the loss has the shape \[.*\], not \[2, 3\]: one number per token"):
+        token_loss(Objective((Term(loss),), "token"), OUTPUTS, BATCH, WEIGHT)
+    fields = {"mean_gain": torch.tensor(1.0), "chosen_logp": torch.arange(3.0)}
+    with pytest.raises(ValueError, match=r"of_pairs: the loss has the shape \[1?\], not \[3\]: one number per pair"):
+        example_loss(Objective((Term(of_pairs),), None), fields, count=6)
 
 
 def test_no_terms_are_no_loss():

@@ -68,6 +68,9 @@ def estimate_advantages(
     ``response_kl``, ``responses``, and any name in ``memory``.
 
     Without a reference policy, the behavior policy takes its place, so that the KL is 0.
+
+    Raises:
+        ValueError: the function's result has another shape.
     """
     rollout, scores = scored.rollout, scored.scores
     reward = scores.reward if scores.compared is None else scores.compared
@@ -102,6 +105,12 @@ def estimate_advantages(
     # Advantages per response and per token. Responses without one leave the mask.
     estimate = advantage(**_arguments(advantage, available))
     per_response = estimate.ndim == 1
+    if estimate.shape != (mask.shape[:1] if per_response else mask.shape):
+        name = getattr(advantage, "func", advantage).__name__
+        raise ValueError(
+            f"{name}: the advantage has the shape {list(estimate.shape)}: it should be one number per response "
+            f"({len(mask)}) or per token ({list(mask.shape)})"
+        )
     response_advantage = estimate if per_response else estimate.masked_fill(~mask, 0).sum(dim=1) / mask.sum(dim=1)
     mask = mask & ~response_advantage.isnan()[:, None]
     token_advantage = estimate.nan_to_num().float()

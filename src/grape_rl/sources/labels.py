@@ -165,6 +165,8 @@ def _balance_warnings(setup: Setup, examples: Sequence[LabeledResponse]) -> Iter
         label, other = ("desirable", "undesirable") if good else ("undesirable", "desirable")
         yield "one_label", f"all {len(examples)} responses are {label}: there is no {other} response to compare with"
         return
+    if not {"desirable_weight", "undesirable_weight"} <= setup.options.keys():
+        return  # a method of the user's own, whose loss has no weights
     up, down = setup.options["desirable_weight"], setup.options["undesirable_weight"]
     balance = good * up / (bad * down) if bad * down else float("inf")
     if not 1 <= balance <= MAX_BALANCE:

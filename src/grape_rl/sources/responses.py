@@ -54,6 +54,10 @@ INPUTS = MappingProxyType(
 """The functions of ``Responses`` in the order in which they run, with the inputs of each."""
 
 
+REFERENCE_INPUTS = frozenset({"reference_logp", "response_kl"})
+"""Inputs that are computed from the log-probs under the initial policy."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """A number that each step leaves to the next, named by the function that updates it.
@@ -137,7 +141,7 @@ class Responses(SampledSource):
             )
         if not self.off_policy_ok and sampling.temperature == 0:
             raise ValueError(f"sampling: at temperature 0 all responses are equal: {method} would learn nothing")
-        if options.get("kl_target") and not (options["kl_in_reward"] or options["kl"]):
+        if "kl_scale" in self.start_memory and options.get("kl_target") and not _kl_coefficient(options):
             raise ValueError(
                 "options: kl_target adapts the coefficient kl or kl_in_reward, but both are 0: set one to start from"
             )
@@ -146,7 +150,7 @@ class Responses(SampledSource):
         """The graded responses of each step with their advantages."""
         sampling = SamplingParams(**setup.config.sampling.model_dump())
         reference = None
-        if reads_start(setup):
+        if self._reads_start(setup):
             reference = reference_logprobs(setup.reference, setup.forward(sampling.temperature))
         sampler = policy_sampler(setup, sampling)
         strategy = with_revisions(setup, self._bound("draws", setup.options), sampler, sampling)
@@ -156,13 +160,13 @@ class Responses(SampledSource):
 
     def forward_passes(self, setup: Setup, sequences: Sequences) -> ForwardPasses:
         """One pass by the initial policy, if its log-probs are used."""
-        references = int(reads_start(setup))
+        references = int(self._reads_start(setup))
         return ForwardPasses(sequences, (sequences,) * references, references)
 
     def aggregation(self, options: Mapping[str, Any], memory: Mapping[str, Any]) -> Aggregation:
         """``aggregate`` and ``compared`` with their options; the running means if ``scope`` is "running"."""
         running = None
-        if self.running and options["scope"] == "running":
+        if self.running and options.get("scope", "running") == "running":
             running = RunningMeans(self._bound("running", options), memory)
         compared = self._bound("compared", options) if self.compared else None
         return Aggregation(self._bound("aggregate", options), compared, running)
@@ -178,11 +182,28 @@ class Responses(SampledSource):
     def _function(self, role: str) -> MethodFunction | None:
         """The function of that role with its inputs; None if the source has none."""
         function = getattr(self, role)
-        inputs = INPUTS[role].union(self.start_memory if role == "advantage" else ())
+        inputs = self._advantage_names if role == "advantage" else INPUTS[role]
         return MethodFunction(function, inputs) if function else None
 
     def _memory_function(self, number: Memory) -> MethodFunction:
-        return MethodFunction(number.function, INPUTS["advantage"].union(self.start_memory, {"previous"}))
+        return MethodFunction(number.function, self._advantage_names | {"previous"})
+
+    @property
+    def _advantage_names(self) -> frozenset[str]:
+        """Inputs of the advantage, without those of roles that this source leaves out."""
+        absent = {role for role in ("token_reward", "value") if not getattr(self, role)}
+        return INPUTS["advantage"].union(self.start_memory) - absent
+
+    def _reads_token_reward(self, options: Mapping[str, Any]) -> bool:
+        """True if ``token_reward`` changes the reward or is read by the advantage."""
+        read = "token_reward" in MethodFunction(self.advantage, self._advantage_names).reads
+        return self.token_reward is not None and (read or bool(options.get("kl_in_reward", True)))
+
+    def _reads_start(self, setup: Setup) -> bool:
+        """True if a step computes the responses' log-probs under the initial policy."""
+        functions = [function for role in ("token_reward", "advantage") if (function := self._function(role))]
+        own = (function for function in functions if "kl_in_reward" not in function.options)
+        return reads_start(setup) or any(not function.reads.isdisjoint(REFERENCE_INPUTS) for function in own)
 
     def _bound(self, role: str, options: Mapping[str, Any]) -> Callable[..., Any]:
         """The function of that role with its options bound."""
@@ -197,9 +218,8 @@ class Responses(SampledSource):
         def token_reward(**fields: Tensor) -> Tensor:
             return self._bound("token_reward", current_options(options, setup.memory))(**fields)
 
-        reads_token_reward = self.token_reward and (options["kl_in_reward"] or self.value)
         inputs = AdvantageInputs(
-            token_reward if reads_token_reward else None,
+            token_reward if self._reads_token_reward(options) else None,
             value_estimates(trained, setup.forward()) if isinstance(trained, PolicyWithValue) else None,
             self._bound("rescaled", options) if self.rescaled else None,
             {number.name: self._memory_function(number).bind(options) for number in self.memory},
@@ -209,6 +229,11 @@ class Responses(SampledSource):
         count = setup.config.prompts_per_step * setup.config.group_size
         next_memory(inputs, {"reward": torch.zeros(count), "response_kl": 0.0, "responses": count})
         return inputs
+
+
+def _kl_coefficient(options: Mapping[str, Any]) -> float:
+    """The sum of the coefficients that ``kl_target`` adapts."""
+    return options.get("kl", 0.0) + options.get("kl_in_reward", 0.0)
 
 
 def current_options(options: Mapping[str, Any], memory: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,16 +101,29 @@ class Objective:
 def token_loss(
     objective: Objective, outputs: Outputs, batch: TokenBatch, weight: Float[Tensor, "b t"]
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The objective over some rows, and each term's share of it. ``weight`` is computed from the whole minibatch."""
+    """The objective over some rows, and each term's share of it. ``weight`` is computed from the whole minibatch.
+
+    Raises:
+        ValueError: a term is not one number per token.
+    """
     total = torch.zeros((), dtype=outputs.logp.dtype, device=outputs.logp.device)
     shares: dict[str, Tensor] = {}
     for term in objective.terms:
         value = term.function(**term_fields(term, outputs, batch), **term.options)
+        _check_shape(term, value, batch.mask.shape, "one number per token")
         # A masked-out field may contain anything, such as inf − inf at padding, and 0 · NaN would be NaN.
         share = term.coefficient * (weight * value.masked_fill(~batch.mask, 0.0)).sum()
         total = total + share
         shares[term.function.__name__] = share.detach()
     return total, shares
+
+
+def _check_shape(term: Term, value: Tensor, shape: torch.Size, words: str) -> None:
+    """Raise unless a term is unreduced: a mean would be broadcast, and divided a second time."""
+    if value.shape != shape:
+        raise ValueError(
+            f"{term.function.__name__}: the loss has the shape {list(value.shape)}, not {list(shape)}: {words}"
+        )
 
 
 def term_fields(term: Term, outputs: Outputs, batch: TokenBatch) -> dict[str, Tensor]:
@@ -124,10 +137,15 @@ def example_loss(
     """The objective over some of a batch's ``count`` examples (pairs, responses or steps), and each term's share.
 
     Σ_terms coefficient · (Σ of the term over these examples) / count.
+
+    Raises:
+        ValueError: a term is not one number per example.
     """
     shares: dict[str, Tensor] = {}
+    shape = max((field.shape for field in fields.values()), key=len)  # some fields are one number of the whole batch
     for term in objective.terms:
         value = term.function(**{name: fields[name] for name in term.parameters}, **term.options)
+        _check_shape(term, value, shape, "one number per pair, labeled response or step")
         shares[term.function.__name__] = term.coefficient * value.sum() / count
     return torch.stack(list(shares.values())).sum(), {name: share.detach() for name, share in shares.items()}
 

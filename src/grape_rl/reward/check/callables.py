@@ -67,7 +67,7 @@ def _check_neighbor_imports(path: Path, folder: Path) -> None:
     Raises:
         ImportError: Python would load another module of that name.
     """
-    nodes = list(ast.walk(ast.parse(path.read_bytes())))
+    nodes = list(ast.walk(ast.parse(path.read_bytes(), str(path))))
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
     for name in dict.fromkeys(name.partition(".")[0] for name in names):
