@@ -97,10 +97,15 @@ def test_training_by_a_method_from_a_file(grape, tmp_path, monkeypatch):
     assert output.startswith("sapo: 2 steps of 3 prompts x 4 responses = 12 responses")
     assert output.endswith("run: runs/sapo\nmodel: runs/sapo/checkpoints/last\n")
     saved = yaml.safe_load((tmp_path / "runs" / "sapo" / "config.yaml").read_text())
-    assert (saved["method"], saved["options"]) == ("sapo.py:SAPO", {"tau_negative": 2})
+    assert saved["method"] == "sapo.py:SAPO"
+    assert (saved["options"]["tau_negative"], saved["options"]["tau_positive"]) == (2, 1), "with the defaults"
     code, output, errors = grape(*command, "--steps", "3", "--resume")
     assert code == 0, errors
     assert "sapo  3/3  reward" in output
+    edited = Path("sapo.py").read_text().replace("tau_positive: Positive = 1.0", "tau_positive: Positive = 0.5")
+    Path("sapo.py").write_text(edited)
+    code, _, errors = grape(*command, "--steps", "4", "--resume")
+    assert (code, "was run with another options.tau_positive" in errors) == (2, True), "a default was edited"
     code, _, errors = grape(*command, "--options.tau_positive", "0")
     assert (code, errors) == (2, "error: config.yaml: options of sapo: tau_positive: Input should be greater than 0\n")
 

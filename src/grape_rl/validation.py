@@ -18,8 +18,8 @@ EXAMPLES = 3
 def load_config(data: Config | Mapping[str, Any], origin: str = "config") -> Config:
     """The configuration of plain data, checked against its method, with the default of every option.
 
-    A run saves all options, so that it is not resumed once a method's default has changed. {method} in ``output``
-    becomes the method's own name.
+    A run saves all options, so that it is not resumed once a method's default has changed. For a method from a file,
+    {method} in ``output`` becomes the method's own name.
 
     Raises:
         ValueError: one line, which starts with ``origin``.
@@ -32,7 +32,9 @@ def load_config(data: Config | Mapping[str, Any], origin: str = "config") -> Con
         build_objective(method, options)
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from None
-    output = config.output.replace("{method}", method.name)
+    output = config.output
+    if method.name != config.method:
+        output = output.replace("{method}", method.name)
     return config.model_copy(update={"options": options, "output": output})
 
 

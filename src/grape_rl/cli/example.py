@@ -40,8 +40,8 @@ def print_graded_example(run: "Run") -> None:
     table(f"one response of the first step, in a group of {size}", ["item", "score", "confidence", "weight"], rows)
     print(f"reward = sum(weight x confidence x score) / sum(|weight| x confidence) = {best['reward']:.3f}")
     print(
-        f"advantage = (reward - mean of the group) / std of the group = ({best['reward']:.3f} - "
-        f"{mean(rewards(group)):.3f}) / {stdev(rewards(group)):.3f} = {best['advantage']:+.2f}"
+        f"advantage = (reward - mean of the group) / std of the group = ({best['reward']:.4f} - "
+        f"{mean(rewards(group)):.4f}) / {stdev(rewards(group)):.4f} = {best['advantage']:+.2f}"
     )
 
 
