@@ -167,7 +167,7 @@ def test_micro_batches_change_no_result(tmp_path):
         (
             [{"text": "1+1=2"}],
             {"learn": "assistant"},
-            "a row with 'text' has no assistant to learn; set data.learn to all",
+            "plain text has no assistant to learn; set data.learn to all",
         ),
         ([{"messages": talk(0)}], {"chat": True}, "data.chat needs columns of a prompt and a completion; "),
         ([{"text": "1\ud8002"}], {}, "row 0: column 'text' contains a lone surrogate (\\ud800)"),

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from grape_rl.data.chat import collate_examples, end_tokens, tokenize_demonstrations
+from grape_rl.data.chat import collate_examples, end_tokens
+from grape_rl.data.demonstrations import tokenize_demonstrations
 from grape_rl.data.preferences import collate_pairs, tokenize_pairs
 from grape_rl.estimate.flops import Work, count_flops, generation_work, shape_of
 from grape_rl.types import Sequences
@@ -34,7 +35,7 @@ def read_rows(rows: Sequence[dict[str, Any]], method: str, tokenizer: Any, max_l
     """Demonstrations or pairs as the batch of one step."""
     end = end_tokens(tokenizer)
     if method == "sft":
-        return collate_examples(tokenize_demonstrations(rows, tokenizer, end, max_length)[0])
+        return collate_examples(tokenize_demonstrations(rows, "completion", tokenizer, end, max_length)[0])
     return collate_pairs(tokenize_pairs(rows, tokenizer, end, max_length)[0])
 
 

@@ -123,7 +123,7 @@ def train(config: Config | Mapping[str, Any], resume: bool = False) -> Run:
     with closing(setup), Log(folder, method.name, config.steps, done) as log:
         setup.begin(log.warn)
         if not done:
-            for key, message in [*_unused_template(setup), *warnings]:
+            for key, message in [*_unused_settings(setup), *warnings]:
                 log.warn(key, message)
             _check_canaries(setup, 0, log)
             evaluate_and_write(0)
@@ -153,8 +153,14 @@ def _setup(config: Config, method: Method, checkpoint: Path | None) -> Setup:
     )  # fmt: skip
 
 
-def _unused_template(setup: Setup) -> Iterator[tuple[str, str]]:
-    """A warning if prompts are plain text but the model has a chat template."""
+def _unused_settings(setup: Setup) -> Iterator[tuple[str, str]]:
+    """Warnings if prompts are plain text but the model has a chat template, and if the warmup never ends."""
+    warmup, steps = setup.config.optimizer.warmup, setup.config.steps
+    if warmup >= steps:
+        yield (
+            "warmup",
+            f"optimizer.warmup is {warmup} of {steps} steps: the learning rate never reaches optimizer.learning_rate",
+        )
     if getattr(setup.policy.tokenizer, "chat_template", None) and isinstance(setup.train_rows[0].get("prompt"), str):
         yield "plain", "the model has a chat template, but the prompts are plain text: --data.chat true applies it"
 

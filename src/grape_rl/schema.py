@@ -133,6 +133,8 @@ def _message(error: Any) -> str:
         return "is missing"
     if kind == "union_tag_not_found":
         return f"has no {detail['discriminator'].strip(chr(39))}"
+    if kind == "tuple_type":
+        return f"should be a list, such as [a, b] or a,b; got {value!r:.80}"
     if kind == "model_attributes_type":
         return f"should be a mapping but is {value!r:.80}"
     return error["msg"].removeprefix("Value error, ")

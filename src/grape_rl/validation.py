@@ -1,13 +1,14 @@
 """Configurations and data checked against the table of methods: every fault is reported before any work."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from grape_rl.algorithms import ALGORITHMS, method_named
 from grape_rl.config.config import Config
+from grape_rl.config.names import setting_hint
 from grape_rl.data.types import DataType
-from grape_rl.methods import Method, build_objective, resolve_options
-from grape_rl.schema import validated
+from grape_rl.methods import Method, build_objective, method_options, resolve_options
+from grape_rl.schema import nearest, validated
 from grape_rl.setup.rows import Row
 from grape_rl.sources.requirement import UnsuitableDataError
 
@@ -24,6 +25,8 @@ def load_config(data: Config | Mapping[str, Any], origin: str = "config") -> Con
     Raises:
         ValueError: one line, which starts with ``origin``.
     """
+    if not isinstance(data, Config):
+        _require_known_settings(data, origin)
     config = data if isinstance(data, Config) else validated(Config, dict(data), origin, {})
     try:
         method = method_named(config.method)
@@ -36,6 +39,18 @@ def load_config(data: Config | Mapping[str, Any], origin: str = "config") -> Con
     if method.name != config.method:
         output = output.replace("{method}", method.name)
     return config.model_copy(update={"options": options, "output": output})
+
+
+def _require_known_settings(data: Mapping[str, Any], origin: str) -> None:
+    """Raise for a top-level setting that does not exist, and suggest the nearest one in any section."""
+    for key in data:
+        if key not in Config.model_fields:
+            try:
+                options: Iterable[str] = method_options(method_named(str(data.get("method"))))
+            except ValueError:
+                options = ()
+            hint = setting_hint(key, options) or nearest(key, Config.model_fields)
+            raise ValueError(f"{origin}: unknown key {key!r}{hint}")
 
 
 def load_rows(config: Config, method: Method, options: Mapping[str, Any]) -> tuple[list[Row], list[Row]]:

@@ -18,8 +18,8 @@ from grape_rl.data.chat import (
     decode_text,
     end_tokens,
     prompt_tokens,
-    tokenize_demonstrations,
 )
+from grape_rl.data.demonstrations import tokenize_demonstrations
 from grape_rl.data.rows import with_prompts
 
 LETTERS = [chr(code) for code in range(32, 127)] + ["\n", "\t", "▁"]
@@ -172,11 +172,11 @@ def test_examples_are_truncated_to_the_limit_and_counted():
     pairs = [("a", "bcdef"), ("ab", "c"), ("abcde", "f"), ("abcd", "ef")]
     # With <bos> and <eos>: 2 + 6, 3 + 2, 6 + 2, 5 + 3 tokens.
     given = [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
-    examples, stats = tokenize_demonstrations(given, tokenizer, end_tokens(tokenizer), max_length=6)
+    examples, stats = tokenize_demonstrations(given, "completion", tokenizer, end_tokens(tokenizer), max_length=6)
     assert [token_names(tokenizer, example.prompt) for example in examples] == ["<bos>a", "<bos>ab", "<bos>abcd"]
     assert [token_names(tokenizer, example.completion) for example in examples] == ["bcde", "c<eos>", "e"]
     assert stats == TruncationStats(rows=4, truncated=2, dropped=1, tokens=7)
-    whole, stats = tokenize_demonstrations(given, tokenizer, end_tokens(tokenizer), max_length=8)
+    whole, stats = tokenize_demonstrations(given, "completion", tokenizer, end_tokens(tokenizer), max_length=8)
     assert stats == TruncationStats(rows=4, truncated=0, dropped=0, tokens=13)
     assert [len(example.prompt) + len(example.completion) for example in whole] == [8, 5, 8, 8]
 
@@ -184,17 +184,23 @@ def test_examples_are_truncated_to_the_limit_and_counted():
 def test_examples_without_a_token_to_learn_and_the_row_of_an_error():
     tokenizer = build_tokenizer()
     with pytest.raises(ValueError, match=r"d.csv: none of the 1 rows has a token to learn.*2 tokens of max_length"):
-        tokenize_demonstrations([{"prompt": "ab", "completion": "c"}], tokenizer, (1,), 2, "d.csv")
+        tokenize_demonstrations([{"prompt": "ab", "completion": "c"}], "completion", tokenizer, (1,), 2, "d.csv")
     with pytest.raises(ValueError, match=r"d.csv: row 1: .*no chat template"):
         good = {"prompt": "ab", "completion": "c"}
-        tokenize_demonstrations([good, {"prompt": [user("a")], "completion": [bot("b")]}], tokenizer, (1,), 9, "d.csv")
+        tokenize_demonstrations(
+            [good, {"prompt": [user("a")], "completion": [bot("b")]}], "completion", tokenizer, (1,), 9, "d.csv"
+        )
     with pytest.raises(ValueError, match=r"d.csv: row 1: .*both be plain"):
-        tokenize_demonstrations([good, {"prompt": "ab", "completion": [bot("b")]}], tokenizer, (1,), 9, "d.csv")
+        tokenize_demonstrations(
+            [good, {"prompt": "ab", "completion": [bot("b")]}], "completion", tokenizer, (1,), 9, "d.csv"
+        )
 
 
 def test_a_truncated_completion_does_not_hold_the_whole_in_memory():
     tokenizer = build_tokenizer()
-    (example,), _ = tokenize_demonstrations([{"prompt": "a", "completion": "b" * 1000}], tokenizer, (1,), 4)
+    (example,), _ = tokenize_demonstrations(
+        [{"prompt": "a", "completion": "b" * 1000}], "completion", tokenizer, (1,), 4
+    )
     assert example.completion.untyped_storage().nbytes() == 3 * 8
 
 
@@ -202,7 +208,7 @@ def test_conversational_rows_from_data_to_tokens():
     tokenizer = build_tokenizer(TEMPLATE)
     conversations = with_prompts([{"q": [user("a")], "r": [bot("b")]}], "q", "r", system="s")
     (example,), _ = tokenize_demonstrations(
-        conversations, tokenizer, tuple(tokenizer.convert_tokens_to_ids(["<turn>"])), 99
+        conversations, "completion", tokenizer, tuple(tokenizer.convert_tokens_to_ids(["<turn>"])), 99
     )
     assert token_names(tokenizer, example.prompt) == "<bos><bot>s<turn>\n<user>a<turn>\n<bot>"
     assert token_names(tokenizer, example.completion) == "b<turn>"

@@ -7,8 +7,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, processors
 from transformers import PreTrainedTokenizerFast
 
-from grape_rl.data.chat import collate_examples, demonstration_tokens, prompt_tokens, tokenize_demonstrations
-from grape_rl.data.conversation import conversation_tokens, template_arguments
+from grape_rl.data.chat import collate_examples, prompt_tokens
+from grape_rl.data.chat_template import template_arguments
+from grape_rl.data.conversation import conversation_tokens
+from grape_rl.data.demonstrations import demonstration_tokens, tokenize_demonstrations
 
 SPECIALS = ["<bos>", "<eos>", "<|im_start|>", "<|im_end|>", "<|head|>", "<|/head|>", "<|eot|>"]
 CHATML = (
@@ -114,7 +116,9 @@ def test_a_conversation_that_ends_with_the_user_is_learned_up_to_that_message():
     tokenizer = build_tokenizer(CHATML)
     tokens, loss_mask = conversation_tokens(tokenizer, TALK[:4], ends(tokenizer, "<|im_end|>"), "row 0", {})
     assert shown(tokenizer, tokens, loss_mask).endswith("[ab<|im_end|>]\n<|im_start|>user\nso<|im_end|>\n")
-    examples, _ = tokenize_demonstrations([{"messages": TALK[:4]}], tokenizer, ends(tokenizer, "<|im_end|>"), 999)
+    examples, _ = tokenize_demonstrations(
+        [{"messages": TALK[:4]}], "messages", tokenizer, ends(tokenizer, "<|im_end|>"), 999
+    )
     assert tokenizer.decode(examples[0].completion) == "ab<|im_end|>", "later tokens change nothing and are not run"
 
 
@@ -158,7 +162,7 @@ def test_the_tools_of_a_row_and_arguments_reach_the_template():
     template_kwargs = template_arguments(row, "row 0")
     assert template_kwargs == {"tools": [{"name": "sum"}], "loud": True}
     for learn in (None, "all"):
-        tokens, loss_mask = demonstration_tokens(tokenizer, row, ends(tokenizer, "<|im_end|>"), learn)
+        tokens, loss_mask = demonstration_tokens(tokenizer, row, "messages", ends(tokenizer, "<|im_end|>"), learn)
         assert tokenizer.decode(tokens).startswith("sum|LOUD|<|im_start|>system")
         assert any(loss_mask[:20]) == (learn == "all")
     assert tokenizer.decode(prompt_tokens(tokenizer, TALK[:2], "row 0", template_kwargs)).startswith("sum|LOUD|")
@@ -170,6 +174,10 @@ def test_the_tools_of_a_row_and_arguments_reach_the_template():
         with pytest.raises(ValueError, match=message):
             template_arguments({"messages": TALK, **wrong}, "row 0")
     assert template_arguments({"prompt": "plain", "tools": "hammer"}, "row 0") == {}
+
+
+def form_of(row):
+    return next(form for form in ("messages", "text", "completion") if form in row)
 
 
 PLAIN = {"prompt": "ab", "completion": "cd"}
@@ -194,14 +202,14 @@ CHAT = {"prompt": TALK[:4], "completion": TALK[4:]}
 )
 def test_the_learned_part_of_each_type_of_row(row, learn, expected):
     tokenizer = build_tokenizer(MARKED, adds="<bos> $A <eos>")
-    tokens, loss_mask = demonstration_tokens(tokenizer, row, (tokenizer.eos_token_id,), learn)
+    tokens, loss_mask = demonstration_tokens(tokenizer, row, form_of(row), (tokenizer.eos_token_id,), learn)
     assert shown(tokenizer, tokens, loss_mask) == expected
 
 
 @pytest.mark.parametrize(
     ("row", "learn", "message"),
     [
-        ({"text": "a"}, "assistant", "data: row 0: a row with 'text' has no assistant to learn; set data.learn to all"),
+        ({"text": "a"}, "assistant", "data: row 0: plain text has no assistant to learn; set data.learn to all"),
         (
             {"messages": TALK},
             "completion",
@@ -212,7 +220,7 @@ def test_the_learned_part_of_each_type_of_row(row, learn, expected):
 )
 def test_a_row_without_the_part_to_learn_is_refused(row, learn, message):
     with pytest.raises(ValueError) as error:
-        tokenize_demonstrations([row], build_tokenizer(MARKED), (1,), 99, learn=learn)
+        tokenize_demonstrations([row], form_of(row), build_tokenizer(MARKED), (1,), 99, learn=learn)
     assert str(error.value).startswith(message)
 
 
@@ -221,13 +229,19 @@ def test_a_truncated_conversation_loses_its_end_token_and_later_messages():
     whole, _ = conversation_tokens(tokenizer, TALK, (1,), "row 0", {})
     first = whole.index(1)  # the first end token: "U:s\nU:hi\nA:ab" stands before it
     for limit, expected in ((first, "ab"), (first + 1, "ab<eos>"), (first + 7, "ab<eos>"), (999, "abc")):
-        examples, stats = tokenize_demonstrations([{"messages": TALK}], tokenizer, (1,), limit)
+        examples, stats = tokenize_demonstrations([{"messages": TALK}], "messages", tokenizer, (1,), limit)
         batch = collate_examples(examples)
         text = tokenizer.decode(batch.tokens[0][batch.mask[0]])
         assert text.replace("<eos>", "" if limit == 999 else "<eos>") == expected
         assert (stats.truncated, stats.dropped, stats.tokens) == (int(limit < 999), 0, int(batch.mask.sum()))
         whole_row = [*batch.prompts[0].tolist(), *batch.tokens[0].tolist()]
         assert whole_row == whole[: len(whole_row)], "the tokens between are read, but not loss_mask"
-    examples, stats = tokenize_demonstrations([{"messages": TALK}, {"text": "abc"}], tokenizer, (1,), first - 2)
+    examples, stats = tokenize_demonstrations(
+        [{"messages": TALK}, {"messages": [*TALK[1:2], {"role": "assistant", "content": "x"}]}],
+        "messages",
+        tokenizer,
+        (1,),
+        first - 2,
+    )
     assert (len(examples), stats.dropped) == (1, 1)
     assert torch.equal(examples[0].loss_mask, torch.ones(len(examples[0].completion), dtype=torch.bool))

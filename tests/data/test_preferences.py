@@ -69,7 +69,10 @@ def test_named_columns_and_a_system_message():
         ({"prompt": "a", "chosen": "b", "rejected": ""}, "the completion ('rejected') is empty"),
         ({"prompt": "a", "chosen": 3, "rejected": "c"}, "the completion ('chosen') must be text or a list of messages"),
         ({"prompt": [USER], "chosen": "b", "rejected": "c"}, "the prompt is messages but the completion is plain text"),
-        ({"chosen": [USER, GOOD, USER], "rejected": [USER, BAD]}, "the completion must be one assistant message"),
+        (
+            {"chosen": [USER, GOOD, USER], "rejected": [USER, BAD]},
+            "the completion must begin and end with an assistant message",
+        ),
         ({"prompt": "", "chosen": "b", "rejected": "c"}, "the prompt ('prompt') is empty"),
     ],
 )

@@ -258,12 +258,11 @@ def test_keys_that_parquet_fills_in_are_dropped(tmp_path):
         ({"prompt": [{"role": "user", "content": None}]}, "each have a 'role' and a 'content'"),
         ({"prompt": [{"content": "hi"}]}, "each have a 'role' and a 'content'"),
         ({"prompt": ["hi"]}, "each have a 'role' and a 'content'"),
-        ({"prompt": [USER, ASSISTANT], "completion": [ASSISTANT]}, "ends with an assistant message"),
         ({"completion": None}, "the completion ('completion') must be text"),
         ({"completion": ""}, "the completion ('completion') is empty"),
         ({"completion": [ASSISTANT]}, "the prompt is plain text but the completion is messages"),
         ({"prompt": [USER]}, "the prompt is messages but the completion is plain text"),
-        ({"prompt": [USER], "completion": [ASSISTANT, USER]}, "must be one assistant message"),
+        ({"prompt": [USER], "completion": [ASSISTANT, USER]}, "must begin and end with an assistant message"),
     ],
 )
 def test_a_bad_row_is_named(bad, part):

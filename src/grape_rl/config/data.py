@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from grape_rl.config.section import Section
-from grape_rl.data.chat import Learn
+from grape_rl.data.demonstrations import Learn
 from grape_rl.maths.bounds import NonNegativeInt, UnitInterval
 
 
@@ -59,6 +59,8 @@ class DataConfig(Section):
     """Column of the steps' labels, a list of true (right) and false (wrong), for ``process_reward_model``."""
     system: str | None = None
     """System message before each prompt."""
+    chat_template_kwargs: dict[str, Any] = Field({})
+    """Arguments of the chat template, such as {enable_thinking: false}. A row's own column of this name comes first."""
     chat: bool = False
     """Turn plain prompts and completions into user and assistant messages, for a model with a chat template."""
     rows: PositiveInt | None = None

@@ -11,15 +11,16 @@ from grape_rl.schema import parsed
 EXCLUSIVE = (("name", "scratch"), ("source", "tasks"), ("rubric", "function", "model"))
 """Groups of settings that exclude each other within their section."""
 
-WHOLE = ("tasks", "styles")
+WHOLE = ("tasks", "styles", "chat_template_kwargs")
 """Settings whose value is a mapping that is replaced as a whole, never merged key by key."""
 
 
 def from_file(path: Path, method: str) -> dict[str, Any]:
     """Load a YAML or JSON configuration file as plain data, with the files that it ``extends``.
 
-    ``extends: other.yaml`` merges this file's settings over the other's. Paths in ``method`` and in ``reward``'s
-    ``rubric``, ``function`` and ``model`` are relative to the file that contains them, if such a file exists.
+    ``extends: other.yaml`` merges this file's settings over the other's. Paths in ``method``, in ``reward``'s
+    ``rubric``, ``function`` and ``model``, and in ``model.chat_template`` are relative to the file that contains them,
+    if such a file exists.
 
     Raises:
         ValueError: the file does not exist, does not parse, or sets another method than ``method``.
@@ -59,10 +60,10 @@ def _with_base(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]
     data = parsed(path)
     if not isinstance(data, dict):
         raise ValueError(f"{path}: should be keys with values")
-    reward = data.get("reward")
-    if isinstance(reward, dict):
-        for key in ("rubric", "function", "model"):
-            _make_relative(reward, key, path.parent)
+    for section, keys in (("reward", ("rubric", "function", "model")), ("model", ("chat_template",))):
+        if isinstance(data.get(section), dict):
+            for key in keys:
+                _make_relative(data[section], key, path.parent)
     if ":" in str(data.get("method")):
         _make_relative(data, "method", path.parent)
     base = data.pop("extends", None)

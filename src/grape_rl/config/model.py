@@ -40,6 +40,8 @@ class ModelConfig(Section):
 
     name: str = "Qwen/Qwen2.5-0.5B-Instruct"
     """A folder in Hugging Face layout, or a model on the Hub."""
+    chat_template: str | None = None
+    """A file with a chat template (Jinja) to use instead of the tokenizer's own. It is saved with the model."""
     scratch: ScratchConfig | None = None
     """A small model from scratch instead of ``name``."""
     lora: LoraConfig | None = None

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from grape_rl.data.chat import Tokenizer, TruncationStats, completion_tokens, prompt_tokens
+from grape_rl.data.chat_template import template_arguments
 from grape_rl.data.preferences import Pair
 from grape_rl.data.rows import finite_number
 
@@ -51,9 +52,11 @@ def tokenize_comparisons(
     pairs: list[PairWithMargin] = []
     for index, (row, margin) in enumerate(zip(rows, margins, strict=True)):
         where = f"{source}: row {index}"
-        prompt = prompt_tokens(tokenizer, row["prompt"], where)
+        arguments = template_arguments(row, where)
+        prompt = prompt_tokens(tokenizer, row["prompt"], where, arguments)
         chosen, rejected = (
-            completion_tokens(tokenizer, row["prompt"], row[key], end, where) for key in ("chosen", "rejected")
+            completion_tokens(tokenizer, row["prompt"], row[key], end, where, arguments)
+            for key in ("chosen", "rejected")
         )
         if len(prompt) + max(len(chosen), len(rejected)) <= max_length and not torch.equal(chosen, rejected):
             pairs.append(PairWithMargin(Pair(prompt, chosen, rejected), margin if present[0] else 0.0))

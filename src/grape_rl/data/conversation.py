@@ -1,10 +1,12 @@
 """Tokens of conversations, as a chat template writes them, and the mask of the tokens that the assistant wrote."""
 
-import json
 import re
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from grape_rl.data.chat_template import apply_chat_template, render, token_ids
 from grape_rl.data.messages import Messages
 
 if TYPE_CHECKING:
@@ -16,81 +18,90 @@ GENERATION_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 """The tag by which some chat templates mark the text of the assistant."""
 
 
-def template_arguments(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The row's arguments to the chat template in addition to its messages: ``tools`` and ``chat_template_kwargs``.
+class TemplateMismatchError(ValueError):
+    """The chat template writes the text before an answer, or the answer, differently once more messages follow."""
 
-    Empty if the prompt is plain text.
+
+def answer_tokens(
+    tokenizer: Tokenizer, prompt: Messages, answer: Messages, where: str, template_kwargs: Mapping[str, Any]
+) -> list[int]:
+    """The tokens that the template writes for the answer (and after it), to follow the tokens of the prompt.
+
+    If a token of the whole text spans the end of the prompt (``"\\n\\n"``, where the prompt ends and the answer begins
+    with a line break), the rest of the text is tokenized by itself: after the prompt's tokens, a policy can't write the
+    spanning token.
 
     Raises:
-        ValueError: ``tools`` is not a list (or a JSON list), or ``chat_template_kwargs`` is not a dict.
+        ValueError: as ``render``; ``TemplateMismatchError`` if the text of the prompt changes once the answer follows.
     """
-    if isinstance(row.get("prompt"), str):
-        return {}
-    tools, extra = row.get("tools"), row.get("chat_template_kwargs") or {}
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise ValueError(f"{where}: 'tools' is text, but not JSON: {error}") from error
-    if tools is not None and not isinstance(tools, list):
-        raise ValueError(f"{where}: 'tools' must be a list of tool definitions; got {tools!r:.80}")
-    if not isinstance(extra, dict):
-        raise ValueError(f"{where}: 'chat_template_kwargs' must map names to values; got {extra!r:.80}")
-    # Parquet fills in every key that occurs in any row: a None value means that the key was absent.
-    template_kwargs = {str(name): value for name, value in extra.items() if value is not None}
-    return template_kwargs | ({"tools": tools} if tools else {})
+    before = render(tokenizer, prompt, where, template_kwargs, as_prompt=True)
+    whole = render(tokenizer, joined_messages(prompt, answer), where, template_kwargs)
+    prefix, tokens = token_ids(tokenizer, before), token_ids(tokenizer, whole)
+    if tokens[: len(prefix)] == prefix:
+        return tokens[len(prefix) :]
+    if not whole.startswith(before):
+        raise TemplateMismatchError(
+            f"{where}: the chat template writes the prompt differently once an answer follows: "
+            f"{describe_difference(before, whole)}; set model.chat_template or data.chat_template_kwargs, or use "
+            "plain-text rows"
+        )
+    return token_ids(tokenizer, whole[len(before) :])
 
 
-def apply_chat_template(
-    tokenizer: Tokenizer, messages: Messages, where: str, template_kwargs: Mapping[str, Any], **options: Any
-) -> dict[str, list[int]]:
-    """The tokenizer's chat template applied to the messages: ``input_ids``, and the masks that ``options`` request.
+def joined_messages(prompt: Messages, answer: Messages) -> Messages:
+    """The conversation of a prompt and its answer. An assistant message at the end of the prompt begins the answer."""
+    if prompt[-1]["role"] != "assistant" or answer[0]["role"] != "assistant":
+        return [*prompt, *answer]
+    content = (prompt[-1].get("content") or "") + (answer[0].get("content") or "")
+    return [*prompt[:-1], {**prompt[-1], **answer[0], "content": content}, *answer[1:]]
+
+
+def assistant_turns(messages: Messages, where: str) -> list[int]:
+    """Indices of the assistant's messages that are learned: all but those of ``weight`` 0.
 
     Raises:
-        ValueError: there is no chat template, or it rejects the messages.
-    """
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"{where}: the prompt is a list of messages, but the tokenizer has no chat template; "
-            "use plain text, or set the tokenizer's chat_template"
-        )
-    from jinja2 import TemplateError
-
-    try:
-        encoding: Any = tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, **template_kwargs, **options
-        )
-        return dict(encoding)
-    except (TemplateError, TypeError) as error:
-        raise ValueError(f"{where}: the chat template rejects the messages: {error}") from error
-
-
-def conversation_tokens(
-    tokenizer: Tokenizer, messages: Messages, end: tuple[int, ...], where: str, template_kwargs: Mapping[str, Any]
-) -> tuple[list[int], list[bool]]:
-    """A conversation's tokens, and the loss mask: True for each assistant message up to its end token.
-
-    The template's own ``{% generation %}`` marks delimit the assistant's messages. In a template without them, a
-    message spans from the end of the prompt for it to the end of the conversation up to it. A message ends at its
-    first end token, which belongs to it. If the template writes none after the last message, ``end[0]`` is appended.
-
-    Raises:
-        ValueError: there is no assistant message, or one begins the conversation; the number of marked spans differs
-            from the number of assistant messages; their tokens cannot be identified without marks; and as
-            ``apply_chat_template``.
+        ValueError: there is none, or a weight is neither 0 nor 1.
     """
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
         raise ValueError(f"{where}: the conversation has no assistant message, so there is nothing to learn")
-    # The span [start, stop) of each assistant message, from the template's marks or by comparing prefixes.
+    weights = {i: messages[i].get("weight", 1) for i in turns}
+    if odd := [i for i, weight in weights.items() if weight not in (0, 1)]:
+        raise ValueError(f"{where}: message {odd[0]} has weight {weights[odd[0]]!r}; a weight is 1 (learned) or 0")
+    if not any(weights.values()):
+        raise ValueError(f"{where}: every assistant message has weight 0, so there is nothing to learn")
+    return [i for i in turns if weights[i]]
+
+
+def conversation_tokens(
+    tokenizer: Tokenizer, messages: Messages, end: tuple[int, ...], where: str, template_kwargs: Mapping[str, Any],
+    first: int = 0,
+) -> tuple[list[int], list[bool]]:  # fmt: skip
+    """A conversation's tokens, and the loss mask: True for each learned message up to its end token.
+
+    Learned are the ``assistant_turns`` from message ``first`` on. The template's own ``{% generation %}`` marks delimit
+    them. In a template without marks, a message spans from the end of the prompt for it to the end of the conversation
+    up to it, compared as text. A message ends at its first end token, which belongs to it. If the template writes none
+    after the last message, ``end[0]`` is appended.
+
+    Raises:
+        ValueError: no message is learned, or one begins the conversation; the number of marked spans differs from the
+            number of assistant messages; and as ``render``. ``TemplateMismatchError`` if a message cannot be
+            identified without marks.
+    """
+    turns = [turn for turn in assistant_turns(messages, where) if turn >= first]
+    # The span [start, stop) of each learned message, from the template's marks or by comparing prefixes.
     if GENERATION_MARK.search(
         tokenizer.get_chat_template(None, template_kwargs.get("tools")) if tokenizer.chat_template else ""
     ):
-        tokens, spans = _marked_spans(tokenizer, messages, len(turns), where, template_kwargs)
-        spans = [(start, _turn_end(tokenizer, tokens, start, stop, end)) for start, stop in spans]
+        tokens, spans = _marked_spans(tokenizer, messages, where, template_kwargs)
+        spans = [spans[turn] for turn in turns]
     else:
-        tokens = apply_chat_template(tokenizer, messages, where, template_kwargs)["input_ids"]
-        spans = [_prefix_span(tokenizer, messages, turn, tokens, end, where, template_kwargs) for turn in turns]
+        whole = render(tokenizer, messages, where, template_kwargs)
+        edges = [_text_span(tokenizer, messages, turn, whole, where, template_kwargs) for turn in turns]
+        tokens, index = _tokens_between(tokenizer, whole, [edge for span in edges for edge in span])
+        spans = [(index[start], index[stop]) for start, stop in edges]
+    spans = [(start, _turn_end(tokenizer, tokens, start, stop, end)) for start, stop in spans]
     if empty := [turn for turn, (start, stop) in zip(turns, spans, strict=True) if start >= stop]:
         raise ValueError(f"{where}: the chat template writes no tokens for message {empty[0]}, an assistant message")
     # An end token for the last message, unless the template wrote one or more text follows.
@@ -109,49 +120,80 @@ def with_end_token(tokenizer: Tokenizer, tokens: list[int], end: tuple[int, ...]
     return tokens[:stop] if stop and tokens[stop - 1] in end else [*tokens, end[0]]
 
 
-def describe_difference(tokenizer: Tokenizer, prefix: list[int], tokens: list[int]) -> str:
-    """A description of the first difference between ``prefix`` and ``tokens``, which should begin with it."""
-    first = next(
-        (i for i, (a, b) in enumerate(zip(prefix, tokens, strict=False)) if a != b), min(len(prefix), len(tokens))
-    )
-    alone, together = tokenizer.decode(prefix[first : first + 12]), tokenizer.decode(tokens[first : first + 12])
-    return f"{alone!r} alone, {together!r} in the whole, from token {first} on"
+def describe_difference(prefix: str, text: str) -> str:
+    """A description of the first difference between ``prefix`` and ``text``, which should begin with it."""
+    first = _common_length(prefix, text)
+    return f"{prefix[first : first + 40]!r} alone, {text[first : first + 40]!r} in the whole, from character {first} on"
 
 
 def _marked_spans(
-    tokenizer: Tokenizer, messages: Messages, turns: int, where: str, template_kwargs: Mapping[str, Any]
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """The conversation's tokens, and the spans that the template marks as the assistant's."""
-    encoding = apply_chat_template(tokenizer, messages, where, template_kwargs, return_assistant_tokens_mask=True)
-    tokens, marked = encoding["input_ids"], [0, *encoding["assistant_masks"], 0]
+    tokenizer: Tokenizer, messages: Messages, where: str, template_kwargs: Mapping[str, Any]
+) -> tuple[list[int], dict[int, tuple[int, int]]]:
+    """The conversation's tokens, and the spans that the template marks as the assistant's, by message."""
+    options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    encoding = apply_chat_template(tokenizer, messages, where, template_kwargs, **options)
+    tokens, marked = list(encoding["input_ids"]), [0, *encoding["assistant_masks"], 0]
     edges = [i for i in range(len(marked) - 1) if marked[i] != marked[i + 1]]
-    if len(edges) != 2 * turns:
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(edges) != 2 * len(turns):
         raise ValueError(
-            f"{where}: the conversation has {turns} assistant messages, but the chat template's {{% generation %}} "
-            f"marks {len(edges) // 2} spans of tokens; fix the template"
+            f"{where}: the conversation has {len(turns)} assistant messages, but the chat template's "
+            f"{{% generation %}} marks {len(edges) // 2} spans of tokens; fix the template"
         )
-    return tokens, list(zip(edges[::2], edges[1::2], strict=True))
+    return tokens, dict(zip(turns, zip(edges[::2], edges[1::2], strict=True), strict=True))
 
 
-def _prefix_span(
-    tokenizer: Tokenizer, messages: Messages, turn: int, tokens: list[int], end: tuple[int, ...], where: str,
-    template_kwargs: Mapping[str, Any],
-) -> tuple[int, int]:  # fmt: skip
-    """The span of one assistant message: the tokens that follow the prompt for it, up to its end token."""
+def _text_span(
+    tokenizer: Tokenizer, messages: Messages, turn: int, whole: str, where: str, template_kwargs: Mapping[str, Any]
+) -> tuple[int, int]:
+    """The span of one assistant message in the text of the whole conversation, with the text that ends its turn.
+
+    Raises:
+        ValueError: the message begins the conversation; ``TemplateMismatchError`` if the text before the message, the
+            message, or the end of its turn is another in the whole conversation.
+    """
     if turn == 0:
         raise ValueError(f"{where}: the conversation begins with an assistant message; begin it with a user message")
-    prompt = apply_chat_template(tokenizer, messages[:turn], where, template_kwargs, add_generation_prompt=True)
-    prefix = prompt["input_ids"]
-    answered = apply_chat_template(tokenizer, messages[: turn + 1], where, template_kwargs)["input_ids"]
-    stop = _turn_end(tokenizer, answered, len(prefix), len(answered), end)
-    for part in (prefix, answered[:stop]):
-        if tokens[: len(part)] != part:
-            raise ValueError(
+    before = render(tokenizer, messages[:turn], where, template_kwargs, as_prompt=True)
+    answered = render(tokenizer, messages[: turn + 1], where, template_kwargs)
+    agreed = _common_length(answered, whole)
+    for text, differs in ((before, not whole.startswith(before)), (answered, bool(answered[agreed:].strip()))):
+        if differs:
+            raise TemplateMismatchError(
                 f"{where}: the chat template writes message {turn}, an assistant message, or the text before it "
-                f"differently in a longer conversation: {describe_difference(tokenizer, part, tokens)}; so its tokens "
-                "cannot be identified: mark them with {% generation %} in the template, or use prompt-completion rows"
+                f"differently in a longer conversation: {describe_difference(text, whole)}; so its tokens cannot be "
+                "identified: mark them with {% generation %} in the template, or use prompt-completion rows"
             )
-    return len(prefix), stop
+    return len(before), agreed
+
+
+def _tokens_between(tokenizer: Tokenizer, text: str, cuts: Sequence[int]) -> tuple[list[int], dict[int, int]]:
+    """The tokens of a text without a token that spans a cut, and the index of the first token after each cut.
+
+    ``cuts`` are positions in the text. The text is tokenized as a whole, and again in parts only if a token spans a
+    cut. A tokenizer without offsets (a slow one) tokenizes the parts between all cuts.
+    """
+    spanned = set(cuts)
+    if tokenizer.is_fast:
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        ordered = sorted(spanned)
+        spanned = {
+            cut
+            for start, stop in offsets
+            for cut in ordered[bisect_left(ordered, start + 1) : bisect_left(ordered, stop)]
+        }
+    tokens: list[int] = []
+    starts: list[int] = []
+    index: dict[int, int] = {}
+    for part_start, part_stop in pairwise([0, *sorted(spanned - {0, len(text)}), len(text)]):
+        index[part_start] = len(tokens)
+        part = tokenizer(
+            text[part_start:part_stop], add_special_tokens=False, return_offsets_mapping=bool(tokenizer.is_fast)
+        )
+        tokens += part["input_ids"]
+        starts += [part_start + start for start, _ in part.get("offset_mapping", ())]
+    index[len(text)] = len(tokens)
+    return tokens, {cut: index.get(cut, bisect_left(starts, cut)) for cut in cuts}
 
 
 def _turn_end(tokenizer: Tokenizer, tokens: list[int], start: int, stop: int, end: tuple[int, ...]) -> int:
@@ -161,6 +203,13 @@ def _turn_end(tokenizer: Tokenizer, tokens: list[int], start: int, stop: int, en
         last -= 1
     end_positions = (p for p in range(last, min(stop + 1, len(tokens))) if tokens[p] in end)
     return next(end_positions, last - 1) + 1
+
+
+def _common_length(a: str, b: str) -> int:
+    """The number of characters with which both texts begin."""
+    if b.startswith(a):
+        return len(a)
+    return next((i for i, both in enumerate(zip(a, b, strict=False)) if both[0] != both[1]), min(len(a), len(b)))
 
 
 def _blank(tokenizer: Tokenizer, token: int) -> bool:

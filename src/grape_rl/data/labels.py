@@ -6,14 +6,8 @@ from typing import Any
 
 import torch
 
-from grape_rl.data.chat import (
-    Example,
-    Tokenizer,
-    TruncationStats,
-    collate_examples,
-    completion_tokens,
-    prompt_tokens,
-)
+from grape_rl.data.chat import Example, Tokenizer, TruncationStats, collate_examples, completion_tokens, prompt_tokens
+from grape_rl.data.chat_template import template_arguments
 from grape_rl.data.rows import Row
 from grape_rl.schema import did_you_mean
 from grape_rl.types import Sequences
@@ -82,8 +76,9 @@ def tokenize_labeled_responses(
     truncated = 0
     for index, row in enumerate(rows):
         where = f"{source}: row {index}"
-        prompt = prompt_tokens(tokenizer, row["prompt"], where)
-        completion = completion_tokens(tokenizer, row["prompt"], row["completion"], end, where)
+        arguments = template_arguments(row, where)
+        prompt = prompt_tokens(tokenizer, row["prompt"], where, arguments)
+        completion = completion_tokens(tokenizer, row["prompt"], row["completion"], end, where, arguments)
         room = max_length - len(prompt)
         if room > 0:
             truncated += len(completion) > room

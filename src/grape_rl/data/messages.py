@@ -1,5 +1,6 @@
 """Conversations: the accepted forms of a cell with text or messages, normalized to one form."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
@@ -34,9 +35,11 @@ def text_or_messages(value: Any, what: str) -> str | Messages:
 
 
 def _message(message: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The message with its content as one text."""
-    # Parquet fills in every key that occurs in any message: a None value means that the key was absent.
-    present = {key: _without_none(part) for key, part in message.items() if part is not None}
+    """The message with its content as one text, and the arguments of its tool calls as objects."""
+    # OpenAI's API writes null for the parts that a message does not have.
+    present = {key: part for key, part in message.items() if part is not None}
+    if isinstance(present.get("tool_calls"), list):
+        present["tool_calls"] = [_tool_call(call) for call in present["tool_calls"]]
     parts = present.get("content", "")
     if isinstance(parts, str):
         return present
@@ -53,10 +56,16 @@ def _is_text(part: Any) -> bool:
     return isinstance(part, dict) and (part.get("type") or "text") == "text" and isinstance(part.get("text"), str)
 
 
-def _without_none(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_none(part) for part in value]
-    return {k: _without_none(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+def _tool_call(call: Any) -> Any:
+    """The call with its arguments as an object: OpenAI's API writes them as JSON in a text."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
 
 
 def _is_message(value: Any) -> TypeGuard[dict[str, Any]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from grape_rl.data.chat import Tokenizer, TruncationStats, completion_tokens, prompt_tokens
-from grape_rl.data.conversation import template_arguments
+from grape_rl.data.chat_template import template_arguments
 from grape_rl.data.rows import Row, finite_number, with_prompts
 from grape_rl.schema import did_you_mean
 from grape_rl.types import Sequences

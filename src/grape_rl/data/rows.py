@@ -1,19 +1,15 @@
 """Data rows: read from a file or the Hugging Face Hub, and normalized to ``prompt`` and ``completion`` columns."""
 
-import csv
-import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from grape_rl.data.files import READERS, Row, file_rows, without_padding
 from grape_rl.data.messages import Messages, text_or_messages, with_system_prompt
 from grape_rl.schema import did_you_mean
-
-Row = dict[str, Any]
-"""A data row: column name → value."""
 
 LanguageModelingColumn = Literal["messages", "text"]
 """The forms of a demonstration without separate prompt and completion: a whole conversation, or plain text."""
@@ -39,7 +35,7 @@ def read_rows(source: str | Path, split: str = "train", limit: int | None = None
         reader = READERS.get(path.suffix.lower())
         if reader is None:
             raise ValueError(f"{source}: unsupported file type; the supported types are {', '.join(READERS)}")
-        rows = _file_rows(path, reader, limit)
+        rows = file_rows(path, reader, limit)
     elif path.is_dir():
         raise ValueError(f"{source}: is a folder; name a file in it")
     elif path.suffix.lower() in READERS or str(source).startswith(("/", ".", "~")):
@@ -75,13 +71,20 @@ def require_columns(rows: Sequence[Mapping[str, Any]], columns: Iterable[str], s
 
 
 def finite_number(value: Any, what: str) -> float:
-    """The value of a numeric cell; NaN if it is None.
+    """The value of a numeric cell; NaN if it is None or empty.
 
     Raises:
         ValueError: the value is not a finite number; the message begins with ``what``.
     """
     if value is None:
         return math.nan
+    if isinstance(value, str):  # a cell of a CSV file
+        try:
+            value = float(value) if value.strip() else math.nan
+        except ValueError:
+            raise ValueError(f"{what} must be a finite number; got {value!r:.80}") from None
+        if math.isnan(value):
+            return value
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{what} must be a finite number; got {value!r:.80}")
     return float(value)
@@ -97,12 +100,13 @@ def with_prompts(
     """The rows with a ``prompt`` (and a ``completion``) from the columns with these names; other columns are kept.
 
     Both are either plain text or messages, lists of ``{"role": …, "content": …}`` with text or text parts. TRL's
-    prompt-only and prompt-completion datasets load unchanged. A conversational completion is one assistant message.
+    prompt-only and prompt-completion datasets load unchanged. A conversational completion is one assistant message, or
+    several with the results of tools between them.
     ``system`` is prepended to every prompt: as a system message, or as text followed by a blank line.
 
     Raises:
         ValueError: a column is missing; a prompt or completion is empty or of another type; one of them is plain text
-            and the other messages; a prompt ends with an assistant message; ``system`` with a row that already has a
+            and the other messages; ``system`` with a row that already has a
             system message.
 
     >>> with_prompts([{"question": "1 + 1?", "answer": "2"}], "question", system="Be brief.")
@@ -118,21 +122,21 @@ def with_prompts(
             new["completion"] = _completion(
                 row[completion], question, f"{where}: the completion ({completion!r})", where
             )
-        if not isinstance(question, str) and question[-1]["role"] == "assistant":
-            raise ValueError(f"{where}: the prompt ends with an assistant message; move that to the completion")
         new["prompt"] = question if system is None else with_system_prompt(question, system, where)
         normalized.append(new)
     return normalized
 
 
 def _completion(value: Any, prompt: str | Messages, what: str, where: str) -> str | Messages:
-    """The completion in the form of its prompt: plain text, or one assistant message."""
+    """The completion in the form of its prompt: plain text, or the assistant's messages with tool results between."""
     answer = text_or_messages(value, what)
     if isinstance(prompt, str) != isinstance(answer, str):
         forms = ("plain text", "messages") if isinstance(prompt, str) else ("messages", "plain text")
         raise ValueError(f"{where}: the prompt is {forms[0]} but the completion is {forms[1]}; use one form for both")
-    if not isinstance(answer, str) and [message["role"] for message in answer] != ["assistant"]:
-        raise ValueError(f"{where}: the completion must be one assistant message; move other messages to the prompt")
+    if not isinstance(answer, str) and {answer[0]["role"], answer[-1]["role"]} != {"assistant"}:
+        raise ValueError(
+            f"{where}: the completion must begin and end with an assistant message; move other messages to the prompt"
+        )
     return answer
 
 
@@ -179,7 +183,7 @@ def _hub_rows(source: str, split: str, limit: int | None) -> list[Row]:
 
     try:
         dataset = datasets.load_dataset(name, configuration or None, split=split)
-        return [dict(row) for row in islice(dataset, limit)]
+        return [without_padding(dict(row)) for row in islice(dataset, limit)]
     except Exception as error:  # many causes: network, access rights, no such dataset, configuration or split
         reason = " ".join(str(error).split())
         raise ValueError(
@@ -195,76 +199,6 @@ def _lone_surrogate(value: Any) -> str:
         return f"\\u{ord(surrogate[0]):04x}" if surrogate else ""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return next((surrogate for part in parts if (surrogate := _lone_surrogate(part))), "")
-
-
-Reader = Callable[[Path], Iterator[Row]]
-
-
-def _file_rows(path: Path, reader: Reader, limit: int | None) -> list[Row]:
-    try:
-        return list(islice(reader(path), limit))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _jsonl(path: Path) -> Iterator[Row]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}:{number}: expected one object {{…}} per line; got {row!r:.80}")
-            yield row
-
-
-def _json(path: Path) -> Iterator[Row]:
-    try:
-        items = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except ValueError as error:
-        hint = " (one object per line? rename it to .jsonl)" if "Extra data" in str(error) else ""
-        raise ValueError(f"{path}: not JSON: {error}{hint}") from error
-    if not isinstance(items, list):
-        raise ValueError(f"{path}: expected a list of objects; got {type(items).__name__}")
-    for index, row in enumerate(items):
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}: row {index}: expected an object {{…}}; got {row!r:.80}")
-        yield row
-
-
-def _parquet(path: Path) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not Parquet: {' '.join(str(error).split())}") from error
-
-
-def _csv(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, strict=True)
-        try:
-            header = next(lines, [])
-            if len(set(header)) < len(header):
-                raise ValueError(f"{path}: duplicate column names: {', '.join(header)}")
-            for cells in lines:
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise ValueError(f"{path}:{lines.line_num}: {len(cells)} cells for {len(header)} columns")
-                yield dict(zip(header, cells, strict=True))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}:{lines.line_num}: not CSV: {error}") from error
-
-
-READERS: Mapping[str, Reader] = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet, ".csv": _csv}
 
 
 def _nearest_file(path: Path) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from grape_rl.data.chat import Tokenizer, TruncationStats, prompt_tokens
+from grape_rl.data.chat_template import template_arguments
 from grape_rl.data.rows import Row
 from grape_rl.data.unembedded_tokens import require_embeddings
 from grape_rl.schema import did_you_mean
@@ -103,7 +104,7 @@ def tokenize_solutions(
     for index, row in enumerate(rows):
         where = f"{source}: row {index}"
         # Tokens, with each step's label at its last token.
-        prompt = prompt_tokens(tokenizer, row["prompt"], where)
+        prompt = prompt_tokens(tokenizer, row["prompt"], where, template_arguments(row, where))
         steps = step_tokens(tokenizer, row["completions"], separator, where)
         ends = torch.tensor([len(step) for step in steps]).cumsum(0)
         tokens = torch.cat(steps)

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grape_rl.data.chat import completion_tokens, end_tokens, prompt_tokens
+from grape_rl.data.chat_template import template_arguments
 from grape_rl.data.messages import Messages
 from grape_rl.data.shared_prompts import shared_prompt_sequences
 from grape_rl.data.steps import response_steps, step_tokens
@@ -127,19 +128,22 @@ def check_prompts(grader: RewardModel, rows: Sequence[Mapping[str, Any]]) -> Non
     """
     for index, row in enumerate(rows):
         if isinstance(row.get("prompt"), list):
-            prompt_tokens(grader.tokenizer, row["prompt"], f"reward model {grader.name!r}: row {index}")
+            where = f"reward model {grader.name!r}: row {index}"
+            prompt_tokens(grader.tokenizer, row["prompt"], where, template_arguments(row, where))
 
 
 def _tokenized(grader: RewardModel, response: Response) -> TokenizedResponse:
     messages = response.row.get("prompt")
     prompt: str | Messages = messages if isinstance(messages, list) else response.prompt
-    before = prompt_tokens(grader.tokenizer, prompt)
+    where = f"reward model {grader.name!r}"
+    arguments = template_arguments(response.row, where) if isinstance(messages, list) else {}
+    before = prompt_tokens(grader.tokenizer, prompt, where, arguments)
     if grader.separator is not None:
         steps = step_tokens(grader.tokenizer, response_steps(response.text, grader.separator), grader.separator)
         ends = torch.tensor([len(step) for step in steps]).cumsum(0).tolist()
         return before, torch.cat(steps), ends
     answer: Any = [{"role": "assistant", "content": response.text}] if isinstance(prompt, list) else response.text
-    tokens = completion_tokens(grader.tokenizer, prompt, answer, grader.end)
+    tokens = completion_tokens(grader.tokenizer, prompt, answer, grader.end, where, arguments)
     tokens = tokens if response.finish == "stop" else tokens[:-1]  # a truncated response has no end token
     return before, tokens, [len(tokens)]
 

@@ -60,8 +60,10 @@ def start_policy(config: Config, train_rows: Sequence[Row], reward_model: bool =
     if reward_model and lora:
         raise ValueError(f"model.lora: {config.method} trains the whole reward model, head included: remove model.lora")
     if reward_model and not config.model.scratch and is_reward_model(config.model.name):
-        return make_policy(*load_reward_model(config.model.name, on))
+        model, tokenizer = load_reward_model(config.model.name, on)
+        return make_policy(model, with_chat_template(tokenizer, config.model.chat_template))
     model, tokenizer = _language_model(config, train_rows, on)
+    tokenizer = with_chat_template(tokenizer, config.model.chat_template)
     if lora:
         add_adapters(model, lora.rank, lora.alpha, lora.targets, config.seed)
     return make_policy(build_reward_model(model, tokenizer, config.seed) if reward_model else model, tokenizer)
@@ -95,6 +97,21 @@ def make_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> P
     return Policy(model, tokenizer, end, context)
 
 
+def with_chat_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer with the chat template of a file instead of its own; unchanged if there is no file.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    if file:
+        try:
+            tokenizer.chat_template = Path(file).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"model.chat_template: {file} cannot be read: {reason}") from error
+    return tokenizer
+
+
 def embedding_count(model: PreTrainedModel) -> int:
     """Number of tokens that the model has an input embedding for."""
     table: Any = model.get_input_embeddings()
@@ -104,7 +121,8 @@ def embedding_count(model: PreTrainedModel) -> int:
 def scratch_tokenizer(shape: ScratchConfig, data: DataConfig, train_rows: Sequence[Row]) -> Any:
     """A tokenizer for a model from scratch, built from the texts of the training rows."""
     columns = ("prompt", "completion", "chosen", "rejected", "messages", "text")
-    texts = [flat_text(row[column]) for row in train_rows for column in columns if column in row]
+    cells = (row.get(column) for row in train_rows for column in columns)
+    texts = [flat_text(cell) for cell in cells if isinstance(cell, str | list)]
     if shape.tokenizer == "bpe":
         return bpe_tokenizer(texts, shape.vocabulary)
     # Passages that all prompts of a task share, and the fixed parts of the teacher's styles, become one token each.

@@ -6,7 +6,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from grape_rl.data.chat import prompt_tokens
-from grape_rl.data.conversation import template_arguments
+from grape_rl.data.chat_template import template_arguments
 from grape_rl.model.reference_logprobs import reference_logprobs
 from grape_rl.model.sampler import SamplingParams
 from grape_rl.reward.critique import write_critique

@@ -18,6 +18,17 @@ def read_split(config: Config) -> tuple[list[Row], list[Row]]:
     Raises:
         ValueError: no row is left to train on, or as ``data.rows.rows`` and ``task_split``.
     """
+    train, test = _read_split(config)
+    if extra := config.data.chat_template_kwargs:
+        train, test = (
+            [{**row, "chat_template_kwargs": extra | (row.get("chat_template_kwargs") or {})} for row in rows]
+            for rows in (train, test)
+        )
+    return train, test
+
+
+def _read_split(config: Config) -> tuple[list[Row], list[Row]]:
+    """The training rows and held-out rows as they are stored, or as they are generated for tasks."""
     data = config.data
     if data.tasks:
         return task_split(data.tasks, data.rows or TASK_ROWS, data.held_out_rows, config.seed)

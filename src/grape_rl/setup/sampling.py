@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from grape_rl.data.chat import check_prompt_lengths, prompt_tokens
-from grape_rl.data.conversation import template_arguments
+from grape_rl.data.chat_template import template_arguments
 from grape_rl.model.sampler import OnResponse, SamplingParams, sample
 from grape_rl.rollout.collect import Sampler
 from grape_rl.rollout.decoded_responses import Prompt

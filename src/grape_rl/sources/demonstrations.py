@@ -10,8 +10,9 @@ from torch import nn
 
 from grape_rl.config.config import Config
 from grape_rl.config.data import DataConfig
-from grape_rl.data.chat import Example, collate_examples, tokenize_demonstrations
-from grape_rl.data.rows import LanguageModelingColumn, with_language_modeling
+from grape_rl.data.chat import Example, collate_examples
+from grape_rl.data.demonstrations import DemonstrationForm, tokenize_demonstrations
+from grape_rl.data.rows import with_language_modeling
 from grape_rl.data.teacher import synthesize_demonstrations
 from grape_rl.model.forward import ForwardContext
 from grape_rl.model.logprobs import row_lengths
@@ -96,9 +97,17 @@ def encode_demonstrations(setup: Setup, rows: Sequence[Row], origin: str) -> tup
     data, policy = setup.config.data, setup.policy
     limit = min(data.max_length, policy.context)
     demonstrations, counts = tokenize_demonstrations(
-        rows, policy.tokenizer, policy.end_tokens, limit, origin, data.learn
+        rows, demonstration_form(data, rows[0]), policy.tokenizer, policy.end_tokens, limit, origin, data.learn
     )
     warnings: StartWarnings = []
+    if counts.split:
+        warnings.append(
+            (
+                "split",
+                f"{counts.split} of {counts.rows} conversations became one example for each answer, because the chat "
+                "template writes earlier turns differently as the conversation grows",
+            )
+        )
     if counts.truncated:
         warnings.append(("cut", f"{counts.truncated} of {counts.rows} demonstrations are truncated to {limit} tokens"))
     if counts.dropped:
@@ -132,20 +141,36 @@ def summarize_demonstrations(
     return tuple(ItemSummary("demonstrations", name, len(demonstrations), mean, {}) for name, mean in means.items())
 
 
+def demonstration_form(data: DataConfig, row: Mapping[str, Any]) -> DemonstrationForm:
+    """The form in which a row is a demonstration, decided by its columns: the one place that decides it.
+
+    A column that the user has named comes first; then a completion, messages, and text. Rows of tasks have completions.
+    """
+    columns: dict[DemonstrationForm, str] = {
+        "completion": data.completion,
+        "messages": data.messages,
+        "text": data.text,
+    }
+    present = [form for form, column in columns.items() if column in row]
+    if data.prompt not in row and len(present) > 1:
+        present = [form for form in present if form != "completion"]
+    named = [form for form in present if columns[form] != form]
+    return "completion" if data.tasks else (named or present or ["completion"])[0]
+
+
 def _demonstration_rows(data: DataConfig, rows: list[Row], origin: str, prompt_suffices: bool = False) -> list[Row]:
     """The rows with prompt and completion, as whole conversations, or as texts: by the columns of the first row.
 
     Raises:
         ValueError: the first row has no demonstration, or a later row has other columns.
     """
-    first = rows[0]
+    first, form = rows[0], demonstration_form(data, rows[0])
+    if form != "completion":
+        column = data.messages if form == "messages" else data.text
+        if data.chat:
+            raise ValueError(f"data.chat needs columns of a prompt and a completion; {origin} has {column!r}")
+        return with_language_modeling(rows, column, form, data.system, origin)
     if data.completion not in first:
-        kinds: tuple[tuple[str, LanguageModelingColumn], ...] = ((data.messages, "messages"), (data.text, "text"))
-        for column, kind in kinds:
-            if column in first:
-                if data.chat:
-                    raise ValueError(f"data.chat needs columns of a prompt and a completion; {origin} has {column!r}")
-                return with_language_modeling(rows, column, kind, data.system, origin)
         if prompt_suffices:
             return with_prompt(data, rows, data.prompt, None, origin)
         if data.prompt not in first:

@@ -21,7 +21,7 @@ def python_callable(call: str, folder: Path, allow: Collection[str]) -> Callable
     Raises:
         ValueError: the name is malformed or not allowed, its file or module cannot be imported, or it is not callable.
     """
-    match = re.fullmatch(r"(?P<place>\w+\.py|[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)", call)
+    match = re.fullmatch(r"(?P<place>\w[\w. -]*\.py|[^\W\d]\w*(?:\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)", call)
     if match is None:
         raise ValueError(
             f"{call!r} names no function: write 'file.py:name' (a file in the rubric's folder) or 'package.module:name'"
