@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
+from statistics import mean, pstdev, stdev
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ def print_graded_example(run: "Run") -> None:
     from grape_rl.reward.rubric import load_rubric
     from grape_rl.training.display import table
 
-    # Among the groups with an unsure critic and no missing verdict, the one with the largest spread of rewards.
+    # Among the groups with an unsure critic and no missing verdict, the response whose scores differ most.
     file = min((run.folder / "rollouts").glob("step-*.jsonl"))
     records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     size = run.config.group_size
@@ -24,24 +24,26 @@ def print_graded_example(run: "Run") -> None:
     groups = [group for group in groups if _complete(group) and min(confidences(group).values()) < 1]
     if not groups or not run.config.reward.rubric:
         return
-    group = max(groups, key=lambda group: stdev(rewards(group)))
-    best = max(group, key=lambda record: record["reward"])
+    group, shown = max(
+        ((group, record) for group in groups for record in group),
+        key=lambda pair: (pstdev(verdict["score"] for verdict in pair[1]["verdicts"]), stdev(rewards(pair[0]))),
+    )
 
     # Its items: the score, the group's mean confidence, the weight, and the product.
     rubric = load_rubric(run.config.reward.rubric, run.config.reward.allow)
-    weights = {item.id: item.weight for item in rubric.categories[best["category"]].rewarded}
+    weights = {item.id: item.weight for item in rubric.categories[shown["category"]].rewarded}
     confidence = confidences(group)
     rows: list[list[str | float | int]] = [
         [verdict["item"], verdict["score"], confidence[verdict["item"]], f"{weights[verdict['item']]:g}"]
-        for verdict in best["verdicts"]
+        for verdict in shown["verdicts"]
         if verdict["item"] in weights
     ]
-    print(f"\nprompt: {' '.join(best['prompt'].split()):.90}\nresponse: {best['response']}")
+    print(f"\nprompt: {' '.join(shown['prompt'].split()):.90}\nresponse: {shown['response']}")
     table(f"one response of the first step, in a group of {size}", ["item", "score", "confidence", "weight"], rows)
-    print(f"reward = sum(weight x confidence x score) / sum(|weight| x confidence) = {best['reward']:.3f}")
+    print(f"reward = sum(weight x confidence x score) / sum(|weight| x confidence) = {shown['reward']:.3f}")
     print(
-        f"advantage = (reward - mean of the group) / std of the group = ({best['reward']:.4f} - "
-        f"{mean(rewards(group)):.4f}) / {stdev(rewards(group)):.4f} = {best['advantage']:+.2f}"
+        f"advantage = (reward - mean of the group) / std of the group = ({shown['reward']:.4f} - "
+        f"{mean(rewards(group)):.4f}) / {stdev(rewards(group)):.4f} = {shown['advantage']:+.2f}"
     )
 
 
