@@ -20,8 +20,8 @@ BLOCK = re.compile(r"^```(sh|sh needs-download|python)\n(.*?)^```$", re.MULTILIN
 README = ("README.md",)
 DOCS = ("docs/training.md", "docs/reward_models.md", "docs/gsm8k.md", "docs/rubrics.md")
 """Pages with commands, in an order in which each page has the files that it needs."""
-SMALL_EVALUATION = "--config demo --data.held_out_rows 6 --evaluation.samples 1"
-"""The built-in demos are evaluated on fewer prompts here; everything else is as on the page."""
+SMALL = "--config demo --data.held_out_rows 6 --evaluation.samples 1 --prompts_per_step 16"
+"""The built-in demos take fewer prompts here; everything else is as on the page."""
 
 
 def blocks_of(pages: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -55,7 +55,7 @@ def test_the_commands_of_the_pages(
             run([sys.executable, "-c", text], tmp_path)
         else:
             # What needs a download is resolved in full, and stops before it starts.
-            script = dry(text) if "needs-download" in kind else text.replace("--config demo", SMALL_EVALUATION)
+            script = dry(text) if "needs-download" in kind else text.replace("--config demo", SMALL)
             run_script(script, tmp_path)
     for folder in folders:
         assert (tmp_path / folder / "checkpoints/last/model.safetensors").is_file(), folder

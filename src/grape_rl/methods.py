@@ -133,8 +133,11 @@ def resolve_options(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: an option that the method does not have, with the nearest name; or a value of the wrong type or out
             of bounds.
     """
-    model = create_model(f"{method.name} options", __base__=Strict, **method_options(method))  # pyright: ignore[reportCallIssue, reportArgumentType]
-    return validated(model, dict(given), f"options of {method.name}", {}).model_dump()
+    known = method_options(method)
+    # A default needs no check, and may be outside the bounds of given values, such as a threshold of -inf.
+    given = {name: value for name, value in given.items() if name not in known or value != known[name][1]}
+    model = create_model(f"{method.name} options", __base__=Strict, **known)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return validated(model, given, f"options of {method.name}", {}).model_dump()
 
 
 def build_objective(method: Method, options: Mapping[str, Any]) -> Objective:

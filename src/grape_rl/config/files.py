@@ -51,7 +51,8 @@ def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
 
 def dump(config: Config) -> str:
     """The configuration as YAML, with every default."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    data = config.model_dump(mode="json") | {"options": dict(config.options)}  # JSON has no infinite numbers
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
 def _with_base(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -56,19 +56,16 @@ def setting_hint(name: str, options: Iterable[str]) -> str:
     dotted = [*(f"options.{option}" for option in options), *_dotted_names(Config, "")]
     last = {path.rpartition(".")[2]: path for path in reversed(dotted)}
     elsewhere = NAMES_ELSEWHERE.get(name.rpartition(".")[2])
-    found = last.get(name) or (elsewhere if elsewhere in dotted else None)
-    near = [found] if found else [last[key] for key in difflib.get_close_matches(name, last, n=1)]
+    exact = last.get(name) or (elsewhere if elsewhere in dotted else None)
+    near = [exact] if exact else [last[key] for key in difflib.get_close_matches(name, last, n=1)]
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _dotted_names(section: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in section.model_fields.items():
-        inner = [kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_section(kind)]
+        kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if inner:
             yield from _dotted_names(inner[0], f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
-
-
-def _is_section(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -151,11 +151,13 @@ def demonstration_form(data: DataConfig, row: Mapping[str, Any]) -> Demonstratio
         "messages": data.messages,
         "text": data.text,
     }
-    present = [form for form, column in columns.items() if column in row]
+    present: list[DemonstrationForm] = [form for form, column in columns.items() if column in row]
     if data.prompt not in row and len(present) > 1:
         present = [form for form in present if form != "completion"]
-    named = [form for form in present if columns[form] != form]
-    return "completion" if data.tasks else (named or present or ["completion"])[0]
+    named: list[DemonstrationForm] = [form for form in present if columns[form] != form]
+    if data.tasks or not present:
+        return "completion"
+    return (named or present)[0]
 
 
 def _demonstration_rows(data: DataConfig, rows: list[Row], origin: str, prompt_suffices: bool = False) -> list[Row]:
