@@ -25,9 +25,11 @@ def load_config(data: Config | Mapping[str, Any], origin: str = "config") -> Con
     Raises:
         ValueError: one line, which starts with ``origin``.
     """
-    if not isinstance(data, Config):
+    if isinstance(data, Config):
+        config = data
+    else:
         _require_known_settings(data, origin)
-    config = data if isinstance(data, Config) else validated(Config, dict(data), origin, {})
+        config = validated(Config, dict(data), origin, {})
     try:
         method = method_named(config.method)
         options = resolve_options(method, config.options)

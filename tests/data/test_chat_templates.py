@@ -26,7 +26,6 @@ TALK = [
     {"role": "user", "content": "so"},
     {"role": "assistant", "content": "cd"},
 ]
-LAST = TALK[:3], TALK[3:]
 
 
 def build_tokenizer(template):
@@ -184,6 +183,9 @@ def test_a_message_of_weight_0_is_read_and_not_learned():
         odd = [TALK[0], TALK[1] | {"weight": weights[0]}, TALK[2], TALK[3] | {"weight": weights[1]}]
         with pytest.raises(ValueError, match=message):
             examples(TURNS, {"messages": odd})
+    silent = {"prompt": TALK[:3], "completion": [TALK[3] | {"weight": 0}, TALK[0], TALK[3] | {"weight": 0}]}
+    with pytest.raises(ValueError, match="every assistant message has weight 0"):
+        examples(TURNS, silent, "completion")
 
 
 CALLS = (

@@ -2,7 +2,6 @@
 
 import inspect
 import textwrap
-from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -11,6 +10,7 @@ from pydantic.fields import FieldInfo
 from grape_rl.algorithms import method_named
 from grape_rl.cli.method_text import wrapped
 from grape_rl.config.config import Config
+from grape_rl.config.section import section_type, settings_of
 from grape_rl.methods import resolve_options
 
 
@@ -28,7 +28,7 @@ def _section_help(model: type[BaseModel], prefix: str) -> list[str]:
     own = ["", wrapped(f"{heading}: {' '.join((inspect.getdoc(model) or '').split(chr(10) * 2)[0].split())}")]
     nested: list[str] = []
     for name, field in model.model_fields.items():
-        if section := _section(field.annotation):
+        if section := section_type(field.annotation):
             nested += _section_help(section, f"{prefix}{name}.")
         elif name != "method":  # METHOD is a word of its own on the command line
             choices = "|".join(_choices(field.annotation))
@@ -38,23 +38,10 @@ def _section_help(model: type[BaseModel], prefix: str) -> list[str]:
     return own + nested if prefix else nested + own
 
 
-def text_settings(model: type[BaseModel] = Config, prefix: str = "") -> frozenset[str]:
+def text_settings() -> frozenset[str]:
     """The dotted names of the settings whose value is text, which the command line must not parse as a number."""
-    names: set[str] = set()
-    for name, field in model.model_fields.items():
-        section = _section(field.annotation)
-        if section:
-            names |= text_settings(section, f"{prefix}{name}.")
-        elif field.annotation is str or set(get_args(field.annotation)) == {str, NoneType}:
-            names.add(prefix + name)
-    return frozenset(names)
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    for kind in (annotation, *get_args(annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-    return None
+    texts = (str, str | None)
+    return frozenset(name for name, field in settings_of(Config) if field.annotation in texts)
 
 
 def _choices(annotation: Any) -> tuple[str, ...]:

@@ -1,11 +1,10 @@
 """Names of settings: the setting that a user probably meant."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
-
-from pydantic import BaseModel
+from collections.abc import Iterable, Mapping
 
 from grape_rl.config.config import Config
+from grape_rl.config.section import settings_of
 
 NAMES_ELSEWHERE: Mapping[str, str] = {
     "lr": "optimizer.learning_rate",
@@ -22,7 +21,6 @@ NAMES_ELSEWHERE: Mapping[str, str] = {
     "max_prompt_length": "data.max_length",
     "warmup_steps": "optimizer.warmup",
     "lr_scheduler_type": "optimizer.schedule",
-    "max_grad_norm": "optimizer.max_grad_norm",
     "bf16": "precision",
     "dtype": "precision",
     "output_dir": "output",
@@ -53,19 +51,9 @@ def setting_hint(name: str, options: Iterable[str]) -> str:
     >>> setting_hint("learning_rate", []), setting_hint("beta", ["beta"]), setting_hint("qwertz", [])
     ("; did you mean 'optimizer.learning_rate'?", "; did you mean 'options.beta'?", '')
     """
-    dotted = [*(f"options.{option}" for option in options), *_dotted_names(Config, "")]
+    dotted = [*(f"options.{option}" for option in options), *(name for name, _ in settings_of(Config))]
     last = {path.rpartition(".")[2]: path for path in reversed(dotted)}
-    elsewhere = NAMES_ELSEWHERE.get(name.rpartition(".")[2])
+    elsewhere = NAMES_ELSEWHERE.get(name)
     exact = last.get(name) or (elsewhere if elsewhere in dotted else None)
     near = [exact] if exact else [last[key] for key in difflib.get_close_matches(name, last, n=1)]
     return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _dotted_names(section: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
-        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if inner:
-            yield from _dotted_names(inner[0], f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"

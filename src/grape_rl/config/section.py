@@ -1,9 +1,10 @@
 """The base class of every section of the configuration."""
 
-from collections.abc import Mapping
-from typing import Any, get_origin
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args, get_origin
 
-from pydantic import ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic.fields import FieldInfo
 
 from grape_rl.schema import Strict
 
@@ -28,3 +29,20 @@ class Section(Strict):
             else value
             for key, value in data.items()
         }
+
+
+def settings_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting of a section and of the sections inside it, by its dotted name."""
+    for name, field in section.model_fields.items():
+        if inner := section_type(field.annotation):
+            yield from settings_of(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def section_type(annotation: Any) -> type[BaseModel] | None:
+    """The section that a setting of this type is, also an optional one; None for any other type."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from grape_rl.data.chat_template import render, token_ids
+from grape_rl.data.chat_template import continuation_ids, render, token_ids
 from grape_rl.data.conversation import answer_tokens, with_end_token
 from grape_rl.data.messages import Messages
 from grape_rl.data.unembedded_tokens import require_embeddings
@@ -114,11 +114,7 @@ def completion_tokens(
             so that no response could continue it as in the data; a token has no embedding in the model.
     """
     if isinstance(prompt, str) and isinstance(completion, str):
-        prefix, both = token_ids(tokenizer, prompt), token_ids(tokenizer, prompt + completion)
-        # Tokenized as a continuation of the prompt where tokens split at the seam, since some tokenizers add a leading
-        # space to text on its own.
-        continues = both[: len(prefix)] == prefix
-        tokens = both[len(prefix) :] if continues else token_ids(tokenizer, completion)
+        tokens = continuation_ids(tokenizer, prompt, prompt + completion)
     elif isinstance(prompt, list) and isinstance(completion, list):
         if [message["role"] for message in completion] != ["assistant"]:
             raise ValueError(f"{where}: a response must be one assistant message; only SFT learns from several")
@@ -174,7 +170,7 @@ def decode_text(tokenizer: Tokenizer, tokens: Int[Tensor, " t"]) -> str:
 def with_begin_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
     """Plain text with the special tokens that the tokenizer adds before it, each once, and none that it adds after."""
     tokens = tokenizer(text)["input_ids"]
-    bare = tokenizer(text, add_special_tokens=False)["input_ids"]
+    bare = token_ids(tokenizer, text)
     # An end token spelled in the text itself stays: only one after the whole text was added.
     if tokens[-1:] == [tokenizer.eos_token_id] and tokens[:-1][-len(bare) :] == bare:
         tokens = tokens[:-1]

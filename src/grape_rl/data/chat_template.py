@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from grape_rl.data.messages import Messages
+from grape_rl.data.messages import Messages, call_arguments, with_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -64,6 +64,17 @@ def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def continuation_ids(tokenizer: Tokenizer, before: str, whole: str) -> list[int]:
+    """The tokens of the part of ``whole`` that follows ``before``, with which it begins.
+
+    If a token of the whole text spans the end of ``before`` (``"\\n\\n"``, where ``before`` ends and the rest begins
+    with a line break), the rest is tokenized by itself: after the tokens of ``before``, a policy can't write the
+    spanning token. Elsewhere it is not, since some tokenizers add a leading space to a text of its own.
+    """
+    prefix, tokens = token_ids(tokenizer, before), token_ids(tokenizer, whole)
+    return tokens[len(prefix) :] if tokens[: len(prefix)] == prefix else token_ids(tokenizer, whole[len(before) :])
+
+
 def apply_chat_template(
     tokenizer: Tokenizer, messages: Messages, where: str, template_kwargs: Mapping[str, Any], **options: Any
 ) -> Any:
@@ -77,9 +88,10 @@ def apply_chat_template(
             f"{where}: the prompt is a list of messages, but the tokenizer has no chat template; "
             "use plain text, or set model.chat_template"
         )
-    calls = [call for message in messages for call in message.get("tool_calls") or () if _has_object(call)]
+    arguments = [call_arguments(call) for message in messages for call in message.get("tool_calls") or ()]
+    objects = [value for value in arguments if isinstance(value, dict)]
     try:
-        if calls and _needs_text_arguments(tokenizer, messages, calls, template_kwargs):
+        if objects and _needs_text_arguments(tokenizer, messages, objects, template_kwargs):
             messages = [_with_text_arguments(message) for message in messages]
         return tokenizer.apply_chat_template(messages, **template_kwargs, **options)
     except (TemplateError, TypeError, ValueError) as error:
@@ -88,7 +100,7 @@ def apply_chat_template(
 
 
 def _needs_text_arguments(
-    tokenizer: Tokenizer, messages: Messages, calls: Sequence[Any], template_kwargs: Mapping[str, Any]
+    tokenizer: Tokenizer, messages: Messages, arguments: Sequence[Any], template_kwargs: Mapping[str, Any]
 ) -> bool:
     """True if the template joins the arguments of a tool call to a text, so that they must be JSON in a text.
 
@@ -98,29 +110,17 @@ def _needs_text_arguments(
         text = str(tokenizer.apply_chat_template(messages, tokenize=False, **template_kwargs))
     except TypeError:
         return True
-    arguments = (call["function"]["arguments"] for call in calls)
     return any(str(value) != json.dumps(value) and str(value) in text for value in arguments)
-
-
-def _has_object(call: Any) -> bool:
-    function = call.get("function") if isinstance(call, dict) else None
-    return isinstance(function, dict) and isinstance(function.get("arguments"), dict)
 
 
 def _with_text_arguments(message: dict[str, Any]) -> dict[str, Any]:
     """The message with the arguments of its tool calls as JSON in a text."""
     if not message.get("tool_calls"):
         return message
-    calls = [
-        {
-            **call,
-            "function": {
-                **call["function"],
-                "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
-            },
-        }
-        if _has_object(call)
-        else call
-        for call in message["tool_calls"]
-    ]
-    return {**message, "tool_calls": calls}
+    calls = [(call, call_arguments(call)) for call in message["tool_calls"]]
+    return message | {
+        "tool_calls": [
+            with_arguments(call, json.dumps(value, ensure_ascii=False)) if isinstance(value, dict) else call
+            for call, value in calls
+        ]
+    }

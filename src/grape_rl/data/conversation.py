@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from grape_rl.data.chat_template import apply_chat_template, render, token_ids
+from grape_rl.data.chat_template import apply_chat_template, continuation_ids, render
 from grape_rl.data.messages import Messages
 
 if TYPE_CHECKING:
@@ -27,25 +27,18 @@ def answer_tokens(
 ) -> list[int]:
     """The tokens that the template writes for the answer (and after it), to follow the tokens of the prompt.
 
-    If a token of the whole text spans the end of the prompt (``"\\n\\n"``, where the prompt ends and the answer begins
-    with a line break), the rest of the text is tokenized by itself: after the prompt's tokens, a policy can't write the
-    spanning token.
-
     Raises:
         ValueError: as ``render``; ``TemplateMismatchError`` if the text of the prompt changes once the answer follows.
     """
     before = render(tokenizer, prompt, where, template_kwargs, as_prompt=True)
     whole = render(tokenizer, joined_messages(prompt, answer), where, template_kwargs)
-    prefix, tokens = token_ids(tokenizer, before), token_ids(tokenizer, whole)
-    if tokens[: len(prefix)] == prefix:
-        return tokens[len(prefix) :]
     if not whole.startswith(before):
         raise TemplateMismatchError(
             f"{where}: the chat template writes the prompt differently once an answer follows: "
             f"{describe_difference(before, whole)}; set model.chat_template or data.chat_template_kwargs, or use "
             "plain-text rows"
         )
-    return token_ids(tokenizer, whole[len(before) :])
+    return continuation_ids(tokenizer, before, whole)
 
 
 def joined_messages(prompt: Messages, answer: Messages) -> Messages:
@@ -56,11 +49,11 @@ def joined_messages(prompt: Messages, answer: Messages) -> Messages:
     return [*prompt[:-1], {**prompt[-1], **answer[0], "content": content}, *answer[1:]]
 
 
-def assistant_turns(messages: Messages, where: str) -> list[int]:
-    """Indices of the assistant's messages that are learned: all but those of ``weight`` 0.
+def learned_turns(messages: Messages, first: int, where: str) -> list[int]:
+    """Indices of the assistant's messages that are learned, from ``first`` on: all but those of ``weight`` 0.
 
     Raises:
-        ValueError: there is none, or a weight is neither 0 nor 1.
+        ValueError: the conversation has no assistant message, a weight is neither 0 nor 1, or all weights are 0.
     """
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
@@ -68,9 +61,10 @@ def assistant_turns(messages: Messages, where: str) -> list[int]:
     weights = {i: messages[i].get("weight", 1) for i in turns}
     if odd := [i for i, weight in weights.items() if weight not in (0, 1)]:
         raise ValueError(f"{where}: message {odd[0]} has weight {weights[odd[0]]!r}; a weight is 1 (learned) or 0")
-    if not any(weights.values()):
+    learned = [i for i in turns if i >= first and weights[i]]
+    if not learned:
         raise ValueError(f"{where}: every assistant message has weight 0, so there is nothing to learn")
-    return [i for i in turns if weights[i]]
+    return learned
 
 
 def conversation_tokens(
@@ -79,7 +73,7 @@ def conversation_tokens(
 ) -> tuple[list[int], list[bool]]:  # fmt: skip
     """A conversation's tokens, and the loss mask: True for each learned message up to its end token.
 
-    Learned are the ``assistant_turns`` from message ``first`` on. The template's own ``{% generation %}`` marks delimit
+    Learned are the ``learned_turns`` from message ``first`` on. The template's own ``{% generation %}`` marks delimit
     them. In a template without marks, a message spans from the end of the prompt for it to the end of the conversation
     up to it, compared as text. A message ends at its first end token, which belongs to it. If the template writes none
     after the last message, ``end[0]`` is appended.
@@ -89,7 +83,7 @@ def conversation_tokens(
             number of assistant messages; and as ``render``. ``TemplateMismatchError`` if a message cannot be
             identified without marks.
     """
-    turns = [turn for turn in assistant_turns(messages, where) if turn >= first]
+    turns = learned_turns(messages, first, where)
     # The span [start, stop) of each learned message, from the template's marks or by comparing prefixes.
     if GENERATION_MARK.search(
         tokenizer.get_chat_template(None, template_kwargs.get("tools")) if tokenizer.chat_template else ""
@@ -175,25 +169,31 @@ def _tokens_between(tokenizer: Tokenizer, text: str, cuts: Sequence[int]) -> tup
     """
     spanned = set(cuts)
     if tokenizer.is_fast:
-        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        tokens, offsets = _tokens_and_offsets(tokenizer, text)
         ordered = sorted(spanned)
         spanned = {
             cut
             for start, stop in offsets
             for cut in ordered[bisect_left(ordered, start + 1) : bisect_left(ordered, stop)]
         }
-    tokens: list[int] = []
-    starts: list[int] = []
+        if not spanned:
+            starts = [start for start, _ in offsets]
+            return tokens, {cut: bisect_left(starts, cut) for cut in cuts}
+    tokens, starts = list[int](), list[int]()
     index: dict[int, int] = {}
     for part_start, part_stop in pairwise([0, *sorted(spanned - {0, len(text)}), len(text)]):
         index[part_start] = len(tokens)
-        part = tokenizer(
-            text[part_start:part_stop], add_special_tokens=False, return_offsets_mapping=bool(tokenizer.is_fast)
-        )
-        tokens += part["input_ids"]
-        starts += [part_start + start for start, _ in part.get("offset_mapping", ())]
+        part, offsets = _tokens_and_offsets(tokenizer, text[part_start:part_stop])
+        tokens += part
+        starts += [part_start + start for start, _ in offsets]
     index[len(text)] = len(tokens)
     return tokens, {cut: index.get(cut, bisect_left(starts, cut)) for cut in cuts}
+
+
+def _tokens_and_offsets(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """The tokens of a text, with the position in the text where each begins and ends; no positions from a slow one."""
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=bool(tokenizer.is_fast))
+    return list(encoding["input_ids"]), list(encoding.get("offset_mapping", ()))
 
 
 def _turn_end(tokenizer: Tokenizer, tokens: list[int], start: int, stop: int, end: tuple[int, ...]) -> int:

@@ -9,9 +9,9 @@ from grape_rl.data.chat import Example, TruncationStats, completion_tokens, prom
 from grape_rl.data.chat_template import render, template_arguments, token_ids
 from grape_rl.data.conversation import (
     TemplateMismatchError,
-    assistant_turns,
     conversation_tokens,
     joined_messages,
+    learned_turns,
     with_end_token,
 )
 from grape_rl.data.messages import Messages
@@ -81,7 +81,7 @@ def answer_rows(
     messages follow.
     """
     messages, first = _conversation(row, form, learn)
-    turns = [turn for turn in assistant_turns(messages, where) if turn >= first]
+    turns = learned_turns(messages, first, where)
     return [{**row, "prompt": messages[:turn], "completion": [messages[turn]]} for turn in turns]
 
 

@@ -56,16 +56,27 @@ def _is_text(part: Any) -> bool:
     return isinstance(part, dict) and (part.get("type") or "text") == "text" and isinstance(part.get("text"), str)
 
 
+def call_arguments(call: Any) -> Any:
+    """The arguments of a tool call: an object, or JSON in a text; None if it has none."""
+    function = call.get("function") if isinstance(call, dict) else None
+    return function.get("arguments") if isinstance(function, dict) else None
+
+
+def with_arguments(call: dict[str, Any], arguments: Any) -> dict[str, Any]:
+    """The tool call with other arguments."""
+    return {**call, "function": {**call["function"], "arguments": arguments}}
+
+
 def _tool_call(call: Any) -> Any:
     """The call with its arguments as an object: OpenAI's API writes them as JSON in a text."""
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+    written = call_arguments(call)
+    if not isinstance(written, str):
         return call
     try:
-        arguments = json.loads(function["arguments"])
+        arguments = json.loads(written)
     except ValueError:
         return call
-    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
+    return with_arguments(call, arguments) if isinstance(arguments, dict) else call
 
 
 def _is_message(value: Any) -> TypeGuard[dict[str, Any]]:

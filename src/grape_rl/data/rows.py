@@ -101,13 +101,12 @@ def with_prompts(
 
     Both are either plain text or messages, lists of ``{"role": …, "content": …}`` with text or text parts. TRL's
     prompt-only and prompt-completion datasets load unchanged. A conversational completion is one assistant message, or
-    several with the results of tools between them.
-    ``system`` is prepended to every prompt: as a system message, or as text followed by a blank line.
+    several with the results of tools between them. ``system`` is prepended to every prompt: as a system message, or as
+    text followed by a blank line.
 
     Raises:
         ValueError: a column is missing; a prompt or completion is empty or of another type; one of them is plain text
-            and the other messages; ``system`` with a row that already has a
-            system message.
+            and the other messages; ``system`` with a row that already has a system message.
 
     >>> with_prompts([{"question": "1 + 1?", "answer": "2"}], "question", system="Be brief.")
     [{'question': '1 + 1?', 'answer': '2', 'prompt': 'Be brief.\\n\\n1 + 1?'}]

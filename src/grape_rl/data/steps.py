@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from grape_rl.data.chat import Tokenizer, TruncationStats, prompt_tokens
-from grape_rl.data.chat_template import template_arguments
+from grape_rl.data.chat_template import template_arguments, token_ids
 from grape_rl.data.rows import Row
 from grape_rl.data.unembedded_tokens import require_embeddings
 from grape_rl.schema import did_you_mean
@@ -76,7 +76,7 @@ def step_tokens(
     Raises:
         ValueError: a step without tokens, or with a token that has no embedding in the model.
     """
-    ids = [tokenizer(step + separator, add_special_tokens=False)["input_ids"] for step in steps]
+    ids = [token_ids(tokenizer, step + separator) for step in steps]
     if empty := [step for step, tokens in zip(steps, ids, strict=True) if not tokens]:
         raise ValueError(f"{where}: the step {empty[0] + separator!r} has no tokens")
     return [torch.tensor(require_embeddings(tokenizer, tokens, where), dtype=torch.int64) for tokens in ids]

@@ -117,9 +117,8 @@ def estimate_advantages(
     token_advantage = (
         token_advantage[:, None].expand_as(behavior) if per_response else token_advantage.masked_fill(~mask, 0)
     )
-    batch = TokenBatch(
-        mask, behavior, reference, inputs.rescale(token_advantage, mask) if inputs.rescale else token_advantage
-    )
+    rescaled = inputs.rescale(token_advantage, mask) if inputs.rescale else token_advantage
+    batch = TokenBatch(mask, behavior, reference, rescaled)
 
     # Value targets: the advantage before rescaling, plus the value.
     if inputs.values:
