@@ -51,8 +51,7 @@ def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
 
 def dump(config: Config) -> str:
     """The configuration as YAML, with every default."""
-    data = config.model_dump(mode="json") | {"options": dict(config.options)}  # JSON has no infinite numbers
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _with_base(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -15,7 +15,7 @@ class Section(Strict):
     A list may be given as one text with commas: ``q_proj,v_proj``.
     """
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True, ser_json_inf_nan="constants")
 
     @model_validator(mode="before")
     @classmethod
